@@ -1,0 +1,82 @@
+"""Feed-forward 3D geometry in PyTorch: independent blocks, and presets that match published weights.
+
+Names are loaded on first use (PEP 562), so that `import geomtx` costs nothing beyond `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. `tests/test_public_api.py` holds the inventory.
+_HOMES = {
+    "VGGT": "models.vggt",
+    "VGGTConfig": "models.vggt",
+    "AlternatingEncoder": "encoder.alternating",
+    "VisionTransformer": "encoder.vit",
+    "CameraHead": "heads.camera",
+    "DPTDecoder": "heads.dpt",
+    "DenseHead": "heads.dense",
+    "TrackHead": "heads.track",
+    "Tracker": "tracking.tracker",
+    "Attention": "layers.attention",
+    "TransformerBlock": "layers.block",
+    "encode_pose": "geometry.pose_encoding",
+    "decode_pose": "geometry.pose_encoding",
+    "unproject": "geometry.unproject",
+    "project": "geometry.unproject",
+    "invert_rigid": "geometry.camera",
+    "load_views": "views",
+    "Views": "views",
+    "reconstruct": "scene",
+    "Scene": "scene",
+    "Cameras": "types",
+    "DenseMap": "types",
+    "Predictions": "types",
+    "Tokens": "types",
+    "Tracks": "types",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'geomtx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"geomtx.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from geomtx.encoder.alternating import AlternatingEncoder as AlternatingEncoder
+    from geomtx.encoder.vit import VisionTransformer as VisionTransformer
+    from geomtx.geometry.camera import invert_rigid as invert_rigid
+    from geomtx.geometry.pose_encoding import decode_pose as decode_pose
+    from geomtx.geometry.pose_encoding import encode_pose as encode_pose
+    from geomtx.geometry.unproject import project as project
+    from geomtx.geometry.unproject import unproject as unproject
+    from geomtx.heads.camera import CameraHead as CameraHead
+    from geomtx.heads.dense import DenseHead as DenseHead
+    from geomtx.heads.dpt import DPTDecoder as DPTDecoder
+    from geomtx.heads.track import TrackHead as TrackHead
+    from geomtx.layers.attention import Attention as Attention
+    from geomtx.layers.block import TransformerBlock as TransformerBlock
+    from geomtx.models.vggt import VGGT as VGGT
+    from geomtx.models.vggt import VGGTConfig as VGGTConfig
+    from geomtx.scene import Scene as Scene
+    from geomtx.scene import reconstruct as reconstruct
+    from geomtx.tracking.tracker import Tracker as Tracker
+    from geomtx.types import Cameras as Cameras
+    from geomtx.types import DenseMap as DenseMap
+    from geomtx.types import Predictions as Predictions
+    from geomtx.types import Tokens as Tokens
+    from geomtx.types import Tracks as Tracks
+    from geomtx.views import Views as Views
+    from geomtx.views import load_views as load_views

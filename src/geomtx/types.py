@@ -1,0 +1,163 @@
+"""Every value that crosses a folder, and the axis legend.
+
+Axes in shapes, always in this order:
+
+| letter | meaning |
+|---|---|
+| b (B) | scenes |
+| s (S) | views of a scene |
+| p (P) | tokens of a view: special tokens first, then patches row by row |
+| c (C) | channels |
+| h, w (H, W) | pixels, rows then columns |
+| n (N) | tracks (query points) |
+| i | refinement iterations |
+
+Conventions are in the names: `cam_from_world` is 3x4, OpenCV axes (x right, y down, z forward), x_cam = R x_world + t;
+`coords_px` is (x, y) with pixel centres at integers; `quat_xyzw` has the scalar last; `*_hw` is (rows, columns).
+Lengths are in units of the scene (the mean distance of its points from the first camera is about 1).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING or os.environ.get("GEOMTX_CHECK_SHAPES"):
+    from jaxtyping import Bool, Float, Int, UInt8
+else:
+
+    class Bool:
+        """`Bool[Tensor, "b s"]` is plain `Tensor` at run time; the test suite checks the shapes with jaxtyping."""
+
+        def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+            return item[0]
+
+    Float = Int = UInt8 = Bool
+
+__all__ = [
+    "Bool",
+    "CameraPrediction",
+    "Cameras",
+    "DenseMap",
+    "Float",
+    "Int",
+    "Predictions",
+    "Tokens",
+    "TrackIterations",
+    "TrackPrediction",
+    "Tracks",
+    "UInt8",
+]
+
+
+class Tokens(NamedTuple):
+    """What an encoder hands to the heads.
+
+    Attributes:
+        layers: The tapped layers, index → (B, S, P, C). Only layers that were asked for are kept.
+        num_special: How many of the P tokens of a view come before its patches; token 0 is the camera token.
+        image_hw: Height and width of the images, pixels.
+        grid_hw: Rows and columns of patches.
+        mask: (B, S, P) bool, True = the token takes part; None = all do.
+    """
+
+    layers: dict[int, Tensor]
+    num_special: int
+    image_hw: tuple[int, int]
+    grid_hw: tuple[int, int]
+    mask: Tensor | None = None
+
+    def layer(self, index: int) -> Tensor:
+        """All tokens of one tapped layer, (B, S, P, C). ValueError names the layers that were kept."""
+        if index not in self.layers:
+            raise ValueError(f"layer must be one of the tapped layers {sorted(self.layers)}, got {index}")
+        return self.layers[index]
+
+
+class Cameras(NamedTuple):
+    """Pinhole cameras.
+
+    Attributes:
+        cam_from_world: (..., 3, 4), [R | t] with x_cam = R x_world + t, OpenCV axes. World = the first view's camera
+            as the model predicts it, up to scale.
+        intrinsics: (..., 3, 3) in pixels of the images that the cameras belong to, zero skew.
+    """
+
+    cam_from_world: Float[Tensor, "*batch 3 4"]
+    intrinsics: Float[Tensor, "*batch 3 3"]
+
+
+class DenseMap(NamedTuple):
+    """A value and a confidence a pixel.
+
+    Attributes:
+        value: (..., H, W) for depth (z-depth, scene units) or (..., H, W, 3) for points (first camera's frame).
+        confidence: (..., H, W), above 1; larger is surer. Not a probability: compare ranks within a scene.
+    """
+
+    value: Tensor
+    confidence: Tensor
+
+
+class Tracks(NamedTuple):
+    """Where query points are in every view.
+
+    Attributes:
+        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; may lie outside the image.
+        visibility: (B, S, N), probability that the point is seen.
+        confidence: (B, S, N), probability that the position is right.
+    """
+
+    coords_px: Float[Tensor, "*batch s n 2"]
+    visibility: Float[Tensor, "*batch s n"]
+    confidence: Float[Tensor, "*batch s n"]
+
+
+class TrackIterations(NamedTuple):
+    """What a track loss needs beyond `Tracks`: all refinements and the logits.
+
+    Attributes:
+        coords_px: (I, B, S, N, 2) after each iteration.
+        visibility_logits: (B, S, N) after the last.
+        confidence_logits: (B, S, N) after the last.
+    """
+
+    coords_px: Float[Tensor, "i b s n 2"]
+    visibility_logits: Float[Tensor, "b s n"]
+    confidence_logits: Float[Tensor, "b s n"]
+
+
+class CameraPrediction(NamedTuple):
+    """Output of `CameraHead`: the cameras of the last iteration and the encodings of all, (I, B, S, 9)."""
+
+    cameras: Cameras
+    pose_encodings: Float[Tensor, "i b s 9"]
+
+
+class TrackPrediction(NamedTuple):
+    """Output of `TrackHead`."""
+
+    tracks: Tracks
+    iterations: TrackIterations
+
+
+class Predictions(NamedTuple):
+    """Output of a model. A head that was not asked for gives None.
+
+    Attributes:
+        cameras: `cam_from_world` (B, S, 3, 4) and `intrinsics` (B, S, 3, 3) in pixels of the model's images.
+        pose_encodings: (I, B, S, 9), see `geomtx.encode_pose`; every refinement, for the loss.
+        depth: `value` and `confidence` (B, S, H, W).
+        points: `value` (B, S, H, W, 3) in the first camera's frame, `confidence` (B, S, H, W).
+        tracks: `coords_px` (B, S, N, 2), `visibility` and `confidence` (B, S, N).
+        track_iterations: Every refinement and the logits, for the loss.
+    """
+
+    cameras: Cameras | None = None
+    pose_encodings: Tensor | None = None
+    depth: DenseMap | None = None
+    points: DenseMap | None = None
+    tracks: Tracks | None = None
+    track_iterations: TrackIterations | None = None
