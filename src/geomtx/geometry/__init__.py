@@ -1,0 +1,22 @@
+"""Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection."""
+
+from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
+from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
+from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
+from geomtx.geometry.unproject import project, unproject
+
+__all__ = [
+    "activate_pose",
+    "compose_rigid",
+    "decode_pose",
+    "encode_pose",
+    "fov_to_intrinsics",
+    "intrinsics_to_fov",
+    "invert_rigid",
+    "matrix_to_quat",
+    "project",
+    "quat_to_matrix",
+    "rotation_angle",
+    "transform_points",
+    "unproject",
+]

@@ -1,0 +1,51 @@
+"""Rigid transforms and pinhole intrinsics.
+
+A camera is `cam_from_world`, [R | t] with x_cam = R x_world + t on OpenCV axes (x right, y down, z forward), and
+`intrinsics` in pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.types import Float
+
+__all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_rigid", "transform_points"]
+
+
+def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 3 4"]:
+    """Inverse of [R | t] in closed form, [Rᵀ | -Rᵀt]: exact where a general matrix inverse drifts.
+
+    Turns `cam_from_world` into `world_from_cam` and back.
+    """
+    rotation_t = transform[..., :3].transpose(-1, -2)
+    return torch.cat([rotation_t, -rotation_t @ transform[..., 3:]], dim=-1)
+
+
+def compose_rigid(a_from_b: Float[Tensor, "*batch 3 4"], b_from_c: Float[Tensor, "*batch 3 4"]) -> Tensor:
+    """`a_from_c` = `a_from_b` ∘ `b_from_c`, (..., 3, 4)."""
+    rotation = a_from_b[..., :3]
+    return torch.cat([rotation @ b_from_c[..., :3], rotation @ b_from_c[..., 3:] + a_from_b[..., 3:]], dim=-1)
+
+
+def transform_points(transform: Float[Tensor, "*batch 3 4"], points: Float[Tensor, "*batch n 3"]) -> Tensor:
+    """R x + t for N points a transform, (..., N, 3)."""
+    return points @ transform[..., :3].transpose(-1, -2) + transform[..., None, :, 3]
+
+
+def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 3 3"]:
+    """Intrinsics of a field of view, (vertical, horizontal) in radians, with the principal point at (W/2, H/2)."""
+    height, width = image_hw
+    f_y = (height / 2) / torch.tan(fov[..., 0] / 2)
+    f_x = (width / 2) / torch.tan(fov[..., 1] / 2)
+    zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)
+    rows = (f_x, zero, one * (width / 2), zero, f_y, one * (height / 2), zero, zero, one)
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def intrinsics_to_fov(intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 2"]:
+    """Field of view (vertical, horizontal) in radians, 2·atan(size/2 / f)."""
+    height, width = image_hw
+    half_tan = torch.stack([(height / 2) / intrinsics[..., 1, 1], (width / 2) / intrinsics[..., 0, 0]], dim=-1)
+    return 2 * torch.atan(half_tan)

@@ -1,0 +1,80 @@
+"""Depth maps to points and back.
+
+Pixel centres are at integer coordinates by default, as the published weights expect: the top left pixel's centre is
+(0, 0). With `pixel_center=0.5` it is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.geometry.camera import invert_rigid, transform_points
+from geomtx.types import Float
+
+__all__ = ["project", "unproject"]
+
+
+def unproject(
+    depth: Float[Tensor, "*batch h w"],
+    intrinsics: Float[Tensor, "*batch 3 3"],
+    cam_from_world: Float[Tensor, "*batch 3 4"] | None = None,
+    *,
+    pixel_center: float = 0.0,
+) -> Float[Tensor, "*batch h w 3"]:
+    """Lift every pixel of a depth map to a point.
+
+    Args:
+        depth: (..., H, W), z-depth in scene units.
+        intrinsics: (..., 3, 3) in pixels of the depth map; skew is honoured.
+        cam_from_world: (..., 3, 4). None = points in the camera's frame.
+        pixel_center: Coordinate of the centre of the first pixel, 0.0 or 0.5.
+
+    Returns:
+        (..., H, W, 3) points in world coordinates (or the camera's), in scene units. Differentiable.
+
+    Raises:
+        ValueError: For intrinsics or poses of another shape.
+    """
+    check_shape("intrinsics", intrinsics[(0,) * (intrinsics.ndim - 2)], (3, 3))
+    height, width = depth.shape[-2:]
+    rows = torch.arange(height, device=depth.device, dtype=depth.dtype) + pixel_center
+    columns = torch.arange(width, device=depth.device, dtype=depth.dtype) + pixel_center
+    k = intrinsics[..., None, None, :, :]
+    y = (rows[:, None] - k[..., 1, 2]) / k[..., 1, 1] * depth
+    x = (columns - k[..., 0, 2]) / k[..., 0, 0] * depth - k[..., 0, 1] / k[..., 0, 0] * y
+    points_cam = torch.stack([x, y, depth], dim=-1)
+    if cam_from_world is None:
+        return points_cam
+    points = transform_points(invert_rigid(cam_from_world), points_cam.flatten(-3, -2))
+    return points.unflatten(-2, (height, width))
+
+
+def project(
+    points_world: Float[Tensor, "*batch n 3"],
+    intrinsics: Float[Tensor, "*batch 3 3"],
+    cam_from_world: Float[Tensor, "*batch 3 4"] | None = None,
+) -> tuple[Float[Tensor, "*batch n 2"], Float[Tensor, "*batch n"]]:
+    """Project points into images; the inverse of `unproject`.
+
+    Args:
+        points_world: (..., N, 3).
+        intrinsics: (..., 3, 3).
+        cam_from_world: (..., 3, 4). None = the points are in the camera's frame.
+
+    Returns:
+        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N). A point on or behind the camera plane
+        (depth ≤ 0) has no image: its coordinates are finite but mean nothing, so test the depth.
+
+    Raises:
+        ValueError: For intrinsics or poses of another shape.
+    """
+    check_shape("intrinsics", intrinsics[(0,) * (intrinsics.ndim - 2)], (3, 3))
+    points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
+    depth = points_cam[..., 2]
+    # Selected, not clamped: points in front keep their exact quotient and gradient.
+    safe_depth = torch.where(depth.abs() > torch.finfo(depth.dtype).tiny, depth, 1.0)
+    rays = points_cam / safe_depth[..., None]
+    coords = rays @ intrinsics.transpose(-1, -2)
+    return coords[..., :2], depth
