@@ -10,17 +10,21 @@ __all__ = ["check_divisible", "check_option", "check_positive", "check_shape"]
 
 
 def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None:
-    """Require one of `shapes`; an int is an exact size, a string names a free axis.
+    """Require one of `shapes`; an int is an exact size, a string a free axis, a leading "..." any number of axes.
 
     Example: `check_shape("images", images, ("S", 3, "H", "W"), ("B", "S", 3, "H", "W"))`.
     """
-    for shape in shapes:
-        if tensor.ndim == len(shape) and all(
-            isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
-        ):
-            return
+    if any(_matches(tuple(tensor.shape), tuple(shape)) for shape in shapes):
+        return
     wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
     raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
+
+
+def _matches(got: tuple[int, ...], want: tuple[int | str, ...]) -> bool:
+    if want[0] == "...":
+        want = want[1:]
+        got = got[-len(want) :] if len(got) >= len(want) else ()
+    return len(got) == len(want) and all(isinstance(w, str) or g == w for g, w in zip(got, want, strict=True))
 
 
 def check_option(name: str, value: object, options: Iterable[object]) -> None:

@@ -36,8 +36,8 @@ def encode_pose(
     Raises:
         ValueError: For other shapes.
     """
-    check_shape("cam_from_world", cam_from_world[(0,) * (cam_from_world.ndim - 2)], (3, 4))
-    check_shape("intrinsics", intrinsics[(0,) * (intrinsics.ndim - 2)], (3, 3))
+    check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
     quat = matrix_to_quat(cam_from_world[..., :3])
     return torch.cat([cam_from_world[..., 3], quat, intrinsics_to_fov(intrinsics, image_hw)], dim=-1)
 

@@ -37,7 +37,7 @@ def unproject(
     Raises:
         ValueError: For intrinsics or poses of another shape.
     """
-    check_shape("intrinsics", intrinsics[(0,) * (intrinsics.ndim - 2)], (3, 3))
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
     height, width = depth.shape[-2:]
     rows = torch.arange(height, device=depth.device, dtype=depth.dtype) + pixel_center
     columns = torch.arange(width, device=depth.device, dtype=depth.dtype) + pixel_center
@@ -70,7 +70,7 @@ def project(
     Raises:
         ValueError: For intrinsics or poses of another shape.
     """
-    check_shape("intrinsics", intrinsics[(0,) * (intrinsics.ndim - 2)], (3, 3))
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
     depth = points_cam[..., 2]
     # Selected, not clamped: points in front keep their exact quotient and gradient.

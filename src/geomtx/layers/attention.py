@@ -1,0 +1,84 @@
+"""Multi-head attention, over itself or over a context."""
+
+from __future__ import annotations
+
+
+from torch import Tensor, nn
+
+from geomtx.checks import check_divisible
+from geomtx.layers.backends import BackendName, resolve_backend
+from geomtx.layers.rope import RotaryTable, apply_rotary
+from geomtx.types import Bool, Float
+
+__all__ = ["Attention", "key_mask"]
+
+
+def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
+    """Attention mask that keeps False tokens out as keys.
+
+    A sequence without any valid key lets all of them in: its own outputs mean nothing and nobody reads them, but they
+    stay finite.
+    """
+    return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with packed projections, optional qk-norm, rotary positions and mask.
+
+    Args:
+        dim: Width C of the tokens.
+        num_heads: Number of heads; must divide `dim`.
+        qk_norm: LayerNorm over the head dimension on queries and keys (Dehghani et al. 2023), before the rotation.
+        backend: See `geomtx.layers.backends`.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`, or the backend's name is unknown.
+        ImportError: If the backend is not installed.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False, backend: BackendName = "auto") -> None:
+        super().__init__()
+        check_divisible("dim", dim, num_heads)
+        self.num_heads = num_heads
+        self.attend = resolve_backend(backend)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch n c"],
+        context: Float[Tensor, "batch m c"] | None = None,
+        *,
+        rope: RotaryTable | None = None,
+        mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+    ) -> Float[Tensor, "batch n c"]:
+        """Attend.
+
+        Args:
+            x: (batch, N, C), the queries; keys and values too when there is no context.
+            context: (batch, M, C), where keys and values come from.
+            rope: Table of the N tokens; self-attention only.
+            mask: Bool, broadcastable to (batch, heads, N, M), True = attend. `key_mask` makes one from a token mask.
+        """
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self._project(x, context))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rotary(q, rope), apply_rotary(k, rope)
+        # Under autocast the norms return float32; the values tell the precision of the product.
+        out = self.attend(q.to(v.dtype), k.to(v.dtype), v, mask)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        if context is None:
+            return self.qkv(x).chunk(3, dim=-1)
+        # The rows of the packed projection are all of q, then k, then v.
+        dim = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = nn.functional.linear(x, weight[:dim], bias[:dim])
+        return (q, *nn.functional.linear(context, weight[dim:], bias[dim:]).chunk(2, dim=-1))
+
+    def extra_repr(self) -> str:
+        """Name the number of heads and the backend."""
+        return f"num_heads={self.num_heads}, backend={self.attend.__name__.removeprefix('attend_')}"

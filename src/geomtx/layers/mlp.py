@@ -1,0 +1,29 @@
+"""Two linear layers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from geomtx.types import Float
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, Linear.
+
+    Args:
+        dim: Width of the input.
+        hidden_dim: Width between.
+        out_dim: Width of the output; None = `dim`.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden_dim)
+        self.activation = nn.GELU()
+        self.contract = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
+
+    def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
+        """(..., dim) → (..., out_dim)."""
+        return self.contract(self.activation(self.expand(x)))

@@ -1,0 +1,71 @@
+"""Fixed sine-cosine signals of positions. Tables are float32 or better, computed where they are used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_divisible
+from geomtx.types import Float
+
+__all__ = ["aspect_grid", "fourier_features", "grid_signal", "sincos"]
+
+
+def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Float[Tensor, "*batch dim"]:
+    """[sin, cos] of position · base^(-i / (dim/2)), i = 0 … dim/2 - 1.
+
+    Raises:
+        ValueError: If `dim` is odd.
+    """
+    check_divisible("dim", dim, 2)
+    exponents = torch.arange(dim // 2, device=positions.device, dtype=positions.dtype) / (dim // 2)
+    angles = positions[..., None] * base**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def grid_signal(x: Float[Tensor, "w"], y: Float[Tensor, "h"], dim: int, *, base: float) -> Float[Tensor, "dim h w"]:
+    """Signal of a grid with columns at `x` and rows at `y`: the first half of the channels tells x, the second y.
+
+    Raises:
+        ValueError: If `dim` is not a multiple of 4.
+    """
+    check_divisible("dim", dim, 4)
+    height, width = y.shape[0], x.shape[0]
+    of_x = sincos(x, dim // 2, base=base).T[:, None, :].expand(-1, height, width)
+    of_y = sincos(y, dim // 2, base=base).T[:, :, None].expand(-1, height, width)
+    return torch.cat([of_x, of_y])
+
+
+def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Centred coordinates of a feature map's columns (W,) and rows (H,), scaled so that the image's half diagonal is 1.
+
+    The same point of the image has about the same coordinates at every resolution: the outermost centres lie half a
+    step inside the border, s·(size - 1)/size from the middle.
+    """
+    height, width = image_hw
+    aspect = width / height
+    diagonal = (aspect * aspect + 1) ** 0.5
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    axes = []
+    for size, extent in ((map_hw[1], aspect / diagonal), (map_hw[0], 1 / diagonal)):
+        steps = torch.arange(size, device=like.device, dtype=dtype)
+        axes.append((2 * steps - (size - 1)) * (extent / size))
+    return axes[0], axes[1]
+
+
+def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tensor, "*batch c"]:
+    """Sine and cosine, interleaved, of each coordinate times k · 1000/dim, k = 0, 2, …, dim - 2; x, then y, then both.
+
+    Used by trackers on displacements in feature-map pixels (CoTracker, Karaev et al. 2023).
+
+    Returns:
+        (..., 2·dim + 2): the last two channels are the coordinates themselves.
+
+    Raises:
+        ValueError: If `dim` is odd.
+    """
+    check_divisible("dim", dim, 2)
+    frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)
+    angles = coords[..., None] * frequencies
+    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
+    return torch.cat([waves, coords], dim=-1)
