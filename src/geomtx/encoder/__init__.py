@@ -1,0 +1,16 @@
+"""Images to tokens."""
+
+from geomtx.encoder.alternating import AlternatingEncoder, Scope
+from geomtx.encoder.patches import PatchEmbedding, normalize_images
+from geomtx.encoder.special import SpecialTokens
+from geomtx.encoder.vit import VisionTransformer, ViTFeatures
+
+__all__ = [
+    "AlternatingEncoder",
+    "PatchEmbedding",
+    "Scope",
+    "SpecialTokens",
+    "ViTFeatures",
+    "VisionTransformer",
+    "normalize_images",
+]

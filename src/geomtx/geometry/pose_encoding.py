@@ -35,6 +35,7 @@ def encode_pose(
 
     Raises:
         ValueError: For other shapes.
+
     """
     check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
@@ -51,6 +52,7 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
 
     Returns:
         `Cameras` with (..., 3, 4) and (..., 3, 3), in the encoding's dtype.
+
     """
     rotation = quat_to_matrix(encoding[..., 3:7])
     cam_from_world = torch.cat([rotation, encoding[..., :3, None]], dim=-1)

@@ -36,6 +36,7 @@ def unproject(
 
     Raises:
         ValueError: For intrinsics or poses of another shape.
+
     """
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
     height, width = depth.shape[-2:]
@@ -64,11 +65,13 @@ def project(
         cam_from_world: (..., 3, 4). None = the points are in the camera's frame.
 
     Returns:
-        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N). A point on or behind the camera plane
-        (depth ≤ 0) has no image: its coordinates are finite but mean nothing, so test the depth.
+        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N). A
+        point on or behind the camera plane (depth ≤ 0) has no image: its coordinates are finite but mean nothing, so
+        test the depth.
 
     Raises:
         ValueError: For intrinsics or poses of another shape.
+
     """
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)

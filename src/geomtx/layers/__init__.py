@@ -1,0 +1,33 @@
+"""Bricks that know nothing of images or cameras."""
+
+from geomtx.layers.attention import Attention, key_mask
+from geomtx.layers.backends import available_backends, resolve_backend
+from geomtx.layers.block import TransformerBlock
+from geomtx.layers.float32 import Float32Conv2d, Float32Linear, at_least_float32
+from geomtx.layers.mlp import MLP
+from geomtx.layers.modulation import Modulation
+from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
+from geomtx.layers.rope import RotaryTable, apply_rotary, grid_positions, rotary_table
+from geomtx.layers.scale import LayerScale
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Float32Conv2d",
+    "Float32Linear",
+    "LayerScale",
+    "Modulation",
+    "RotaryTable",
+    "TransformerBlock",
+    "apply_rotary",
+    "aspect_grid",
+    "at_least_float32",
+    "available_backends",
+    "fourier_features",
+    "grid_positions",
+    "grid_signal",
+    "key_mask",
+    "resolve_backend",
+    "rotary_table",
+    "sincos",
+]

@@ -16,13 +16,17 @@ class MLP(nn.Module):
         dim: Width of the input.
         hidden_dim: Width between.
         out_dim: Width of the output; None = `dim`.
+        out_type: Class of the second layer, for instance `Float32Linear`.
+
     """
 
-    def __init__(self, dim: int, hidden_dim: int, out_dim: int | None = None) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, out_dim: int | None = None, *, out_type: type[nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, hidden_dim)
         self.activation = nn.GELU()
-        self.contract = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
+        self.contract = out_type(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
         """(..., dim) → (..., out_dim)."""

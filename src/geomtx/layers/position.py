@@ -8,7 +8,7 @@ from torch import Tensor
 from geomtx.checks import check_divisible
 from geomtx.types import Float
 
-__all__ = ["aspect_grid", "fourier_features", "grid_signal", "sincos"]
+__all__ = ["aspect_grid", "fourier_features", "grid_signal", "sample_grid_signal", "sincos"]
 
 
 def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Float[Tensor, "*batch dim"]:
@@ -16,6 +16,7 @@ def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Floa
 
     Raises:
         ValueError: If `dim` is odd.
+
     """
     check_divisible("dim", dim, 2)
     exponents = torch.arange(dim // 2, device=positions.device, dtype=positions.dtype) / (dim // 2)
@@ -23,17 +24,43 @@ def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Floa
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def grid_signal(x: Float[Tensor, "w"], y: Float[Tensor, "h"], dim: int, *, base: float) -> Float[Tensor, "dim h w"]:
+def grid_signal(x: Float[Tensor, w], y: Float[Tensor, h], dim: int, *, base: float) -> Float[Tensor, "dim h w"]:
     """Signal of a grid with columns at `x` and rows at `y`: the first half of the channels tells x, the second y.
 
     Raises:
         ValueError: If `dim` is not a multiple of 4.
+
     """
     check_divisible("dim", dim, 4)
     height, width = y.shape[0], x.shape[0]
     of_x = sincos(x, dim // 2, base=base).T[:, None, :].expand(-1, height, width)
     of_y = sincos(y, dim // 2, base=base).T[:, :, None].expand(-1, height, width)
     return torch.cat([of_x, of_y])
+
+
+def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, int], dim: int, *, base: float) -> Tensor:
+    """What bilinear sampling of `grid_signal` at (x, y) gives, positions clamped to the grid, without its table.
+
+    The signal is separable, so two one-dimensional interpolations do; a table for a map of 259 x 259 would take 100 MB.
+
+    Args:
+        coords: (..., 2) in pixels of a grid of `grid_hw` whose first pixel is at (0, 0).
+        grid_hw: Rows and columns.
+        dim: Channels, a multiple of 4.
+        base: As in `sincos`.
+
+    Returns:
+        (..., dim).
+
+    """
+    check_divisible("dim", dim, 4)
+    signals = []
+    for value, size in zip(coords.unbind(-1), (grid_hw[1], grid_hw[0]), strict=True):
+        clamped = value.clamp(0, size - 1)
+        lower = clamped.floor()
+        weight = (clamped - lower)[..., None]
+        signals.append(torch.lerp(sincos(lower, dim // 2, base=base), sincos(lower + 1, dim // 2, base=base), weight))
+    return torch.cat(signals, dim=-1)
 
 
 def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,18 +81,18 @@ def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor
 
 
 def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tensor, "*batch c"]:
-    """Sine and cosine, interleaved, of each coordinate times k · 1000/dim, k = 0, 2, …, dim - 2; x, then y, then both.
+    """Sine and cosine, interleaved, of each coordinate times k · 1000/dim, k = 0, 2, …, dim - 2; of x, then of y.
 
     Used by trackers on displacements in feature-map pixels (CoTracker, Karaev et al. 2023).
 
     Returns:
-        (..., 2·dim + 2): the last two channels are the coordinates themselves.
+        (..., 2·dim).
 
     Raises:
         ValueError: If `dim` is odd.
+
     """
     check_divisible("dim", dim, 2)
     frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)
     angles = coords[..., None] * frequencies
-    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
-    return torch.cat([waves, coords], dim=-1)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)

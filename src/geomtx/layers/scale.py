@@ -16,6 +16,7 @@ class LayerScale(nn.Module):
     Args:
         dim: Channels.
         init: Initial factor.
+
     """
 
     def __init__(self, dim: int, init: float = 0.01) -> None:

@@ -1,0 +1,232 @@
+"""Build models on the meta device, load and save their weights, strictly.
+
+Reads .safetensors files, sharded or not, hub-style folders, pickles without code and the hub. Loading peaks at about
+the size of the model, because each tensor is copied and let go before the next is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from geomtx.checks import check_option
+from geomtx.models.keys import KeyTable
+from geomtx.models.registry import state_licence
+from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
+
+__all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model"]
+
+Model = TypeVar("Model", bound=nn.Module)
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
+
+
+class Checkpoint(NamedTuple):
+    """Open files, and the configuration beside or within them, if any."""
+
+    files: tuple[TensorFile, ...]
+    config: dict[str, Any] | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Stored name → shape, over all files."""
+        return {name: shape for file in self.files for name, shape in file.shapes.items()}
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    build: Callable[[dict[str, Any] | None], Model],
+    keys: KeyTable,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Build a model on the meta device and fill it.
+
+    Args:
+        source: Hub id, folder or file.
+        build: Makes the model from the stored configuration; None if there is none.
+        keys: Names, published ↔ geomtx; a checkpoint may have either.
+        device: Of the parameters; None = the CPU.
+        dtype: Of the parameters; None = as stored.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: If the tensors don't fit the model, or a file is broken.
+        FileNotFoundError: If the source isn't there.
+
+    """
+    checkpoint = open_checkpoint(source)
+    with torch.device("meta"):
+        model = build(checkpoint.config)
+    names = match_names(model, checkpoint.shapes, keys, source)
+    for file in checkpoint.files:
+        for stored, tensor in file.read([name for name in file.shapes if name in names]):
+            # A copy, in memory of its own: what `tensor` shows may be the file.
+            copy = torch.empty_like(tensor, device=device or "cpu", dtype=dtype).copy_(tensor)
+            fill_parameter(model, names[stored], copy)
+    state_licence(str(source))
+    return model.eval()
+
+
+def fill_parameter(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` in place of a parameter that is still on the meta device."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    requires_grad = getattr(module, leaf).requires_grad
+    setattr(module, leaf, nn.Parameter(value, requires_grad=requires_grad))
+
+
+def match_names(
+    model: nn.Module, shapes: dict[str, tuple[int, ...]], keys: KeyTable, source: str | os.PathLike[str]
+) -> dict[str, str]:
+    """Stored name → our name of every parameter. Tensors of parts that the model leaves out (None) are passed over.
+
+    Raises:
+        ValueError: Naming the first ten tensors that are missing, unexpected or misshapen.
+
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    left_out = {name for name, part in model._modules.items() if part is None}
+    matched: dict[str, str] = {}
+    problems = []
+    for stored, shape in shapes.items():
+        ours = stored if stored in expected else keys.to_geomtx(stored) or stored
+        if ours in expected:
+            matched[stored] = ours
+            if shape != expected[ours]:
+                problems.append(f"{stored} has shape {shape} instead of {expected[ours]}")
+        elif ours.partition(".")[0] not in left_out:
+            problems.append(f"{stored} is unexpected")
+    found = set(matched.values())
+    problems += [f"{name} is missing" for name in expected if name not in found]
+    if problems:
+        rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{source} doesn't fit the model: {', '.join(problems[:10])}{rest}")
+    return matched
+
+
+def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Find and open the weights of a file, a folder or a hub id.
+
+    Raises:
+        ValueError: For a broken file.
+        FileNotFoundError: If there is nothing.
+
+    """
+    path = Path(source)
+    if path.is_file():
+        file = open_tensor_file(path)
+        stored = file.metadata.get(CONFIG_KEY)
+        return Checkpoint((file,), None if stored is None else json.loads(stored))
+    folder = path if path.is_dir() else download(str(source))
+    config = folder / CONFIG
+    files = tuple(open_tensor_file(file) for file in _weight_files(folder))
+    return Checkpoint(files, _read_json(config) if config.is_file() else None)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The sharded weights of an index, else one file: `model.safetensors`, the only .safetensors, the only pickle."""
+    if (folder / INDEX).is_file():
+        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder / INDEX} names {missing[0]}, which is not in the folder")
+        return [folder / name for name in names]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    for suffixes in ((".safetensors",), PICKLE_SUFFIXES):
+        files = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+        if len(files) == 1:
+            return files
+        if files:
+            raise ValueError(f"{folder} has several weight files and no {INDEX}; name one of them")
+    raise FileNotFoundError(f"{folder} has no weights; looked for {WEIGHTS}, {INDEX} and {', '.join(PICKLE_SUFFIXES)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file ({error})") from error
+
+
+def download(repo: str) -> Path:
+    """Folder of a hub repository: downloaded, or from the cache when offline.
+
+    Raises:
+        FileNotFoundError: If `repo` is no hub id, or the hub doesn't have it or can't be reached.
+
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise FileNotFoundError(f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B', got '{repo}'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=["*.safetensors", "*.json"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repo, allow_patterns=[*(f"*{s}" for s in PICKLE_SUFFIXES), "*.json"]))
+    except Exception as error:  # the hub's client lets many kinds through, its transport's included
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"'{repo}' is no local path, and the hub gave: {reason}") from error
+    return folder
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    keys: KeyTable,
+    *,
+    config: dict[str, Any],
+    names: Literal["geomtx", "published"] = "geomtx",
+) -> Path:
+    """Write `model.safetensors` and `config.json`; files of these names are replaced when both are complete.
+
+    Args:
+        model: On any device.
+        folder: Is made if need be.
+        keys: Names, published ↔ geomtx.
+        config: Goes into `config.json`, and with names="geomtx" into the weights' own metadata too, so that the file
+            can be loaded alone.
+        names: Of the tensors.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If a parameter has no published name.
+
+    """
+    check_option("names", names, ("geomtx", "published"))
+    tensors = {}
+    for ours, parameter in model.named_parameters():
+        name = keys.to_published(ours) if names == "published" else ours
+        if name is None:
+            raise ValueError(f"{ours} has no published name; use names='geomtx'")
+        tensors[name] = parameter.detach().contiguous()
+    metadata = {"format": "pt"}
+    if names == "geomtx":
+        metadata[CONFIG_KEY] = json.dumps(config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+    try:
+        save_file(tensors, scratch / WEIGHTS, metadata=metadata)
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in (WEIGHTS, CONFIG):
+            (scratch / name).replace(folder / name)
+    finally:
+        shutil.rmtree(scratch)
+    return folder

@@ -1,0 +1,174 @@
+"""Alternating attention over the views of a scene (VGGT, Wang et al. 2025, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_option, check_shape
+from geomtx.encoder.patches import grid_of, normalize_images
+from geomtx.encoder.special import SpecialTokens
+from geomtx.layers.attention import key_mask
+from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
+from geomtx.types import Bool, Float, Tokens
+
+__all__ = ["AlternatingEncoder", "Scope"]
+
+Scope = Literal["frame", "global", "cross"]
+
+
+class AlternatingEncoder(nn.Module):
+    """A backbone a view, then blocks that attend within a view or across the views of a scene.
+
+    Which block comes when, and over what it attends, is data. `order` is a sequence of layers, each a
+    sequence of scopes:
+
+    - "frame": the next of `frame_blocks`, each view by itself;
+    - "global": the next of `global_blocks`, all tokens of all views;
+    - "cross": the next of `global_blocks`, each view over the tokens of all other views.
+
+    The output of a layer is the outputs of its blocks side by side on the channels. VGGT is `(("frame", "global"),)`
+    times 24; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
+
+    Args:
+        backbone: (N, 3, H, W) normalised images and an optional (N, P) patch mask → (N, P, C) patch tokens; with the
+            attributes `dim` and `patch_size`. `VisionTransformer` and `PatchEmbedding` are such modules.
+        frame_blocks: Modules `block(x, rope=, mask=)`, for instance `TransformerBlock`, in order of use.
+        global_blocks: Likewise.
+        order: See above; None = ("frame", "global") for every pair of blocks.
+        taps: Indices of the layers whose output the heads read; None = all.
+        num_registers: Register tokens a view, beside the camera token.
+        head_dim: Of the blocks' attention, for the rotary table.
+        rope_base: Of the rotary positions; None = no positions beyond the backbone's.
+
+    Raises:
+        ValueError: If `order` doesn't use up the blocks exactly, or a tap is not a layer.
+
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        frame_blocks: Iterable[nn.Module],
+        global_blocks: Iterable[nn.Module],
+        *,
+        order: tuple[tuple[Scope, ...], ...] | None = None,
+        taps: tuple[int, ...] | None = None,
+        num_registers: int = 4,
+        head_dim: int = 64,
+        rope_base: float | None = 100.0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.special = SpecialTokens(backbone.dim, num_registers=num_registers)
+        self.frame_blocks = nn.ModuleList(frame_blocks)
+        self.global_blocks = nn.ModuleList(global_blocks)
+        self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order
+        self.taps = tuple(range(len(self.order))) if taps is None else tuple(taps)
+        self.head_dim = head_dim
+        self.rope_base = rope_base
+        self._check_order()
+
+    def _check_order(self) -> None:
+        scopes = [scope for layer in self.order for scope in layer]
+        for scope in scopes:
+            check_option("scope", scope, ("frame", "global", "cross"))
+        num_frame = scopes.count("frame")
+        got = (num_frame, len(scopes) - num_frame)
+        want = (len(self.frame_blocks), len(self.global_blocks))
+        if got != want:
+            raise ValueError(f"order must use every (frame, global) block once, {want} of them, got {got}")
+        for tap in self.taps:
+            check_option("tap", tap, range(len(self.order)))
+
+    def forward(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        *,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+        taps: tuple[int, ...] | None = None,
+    ) -> Tokens:
+        """Encode scenes.
+
+        Args:
+            images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; the first view is the reference.
+            patch_mask: (B, S, H/patch, W/patch) bool, True = takes part. The others are keys to nothing, and nothing
+                of their content is read; a view without any patch drops out with its special tokens.
+            taps: Keep only these of the encoder's taps; nothing after the last of them is computed.
+
+        Raises:
+            ValueError: For other shapes, sides that are no multiples of the patch, or a layer that is no tap.
+
+        """
+        images = images[None] if images.ndim == 4 else images
+        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        taps = self.taps if taps is None else taps
+        for tap in taps:
+            check_option("tap", tap, self.taps)
+        image_hw = (images.shape[-2], images.shape[-1])
+        grid_hw = grid_of(image_hw, self.backbone.patch_size)
+        patch_mask = self._check_mask(patch_mask, images, grid_hw)
+        patches = self.backbone(
+            normalize_images(images).flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1)
+        )
+        x = self.special(patches.unflatten(0, images.shape[:2]))
+        mask = None if patch_mask is None else self._token_mask(patch_mask)
+        layers = dict(self._run_blocks(x, mask, grid_hw, taps))
+        return Tokens(layers, self.special.num_tokens, image_hw, grid_hw, mask)
+
+    def _check_mask(self, mask: Tensor | None, images: Tensor, grid_hw: tuple[int, int]) -> Tensor | None:
+        """Shape the patch mask to (B, S, P)."""
+        if mask is None:
+            return None
+        mask = mask[None] if mask.ndim == 3 else mask
+        check_shape("patch_mask", mask, (images.shape[0], images.shape[1], *grid_hw))
+        return mask.flatten(2)
+
+    def _token_mask(self, patch_mask: Tensor) -> Tensor:
+        """(B, S, patches) → (B, S, P): special tokens take part where any patch of their view does."""
+        special = patch_mask.any(dim=-1, keepdim=True).expand(-1, -1, self.special.num_tokens)
+        return torch.cat([special, patch_mask], dim=-1)
+
+    def _run_blocks(
+        self, x: Tensor, mask: Tensor | None, grid_hw: tuple[int, int], taps: tuple[int, ...]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index, output) of every tapped layer, up to the last."""
+        num_scenes, num_views = x.shape[:2]
+        ropes, masks = self._tables(x, grid_hw), self._masks(x, mask)
+        blocks = {"frame": iter(self.frame_blocks), "global": iter(self.global_blocks)}
+        for index, layer in enumerate(self.order[: max(taps, default=-1) + 1]):
+            outputs = []
+            for scope in layer:
+                block = next(blocks["frame" if scope == "frame" else "global"])
+                merged = x.flatten(0, 1) if scope == "frame" else x.flatten(1, 2)
+                merged = block(merged, rope=ropes[scope], mask=masks[scope])
+                x = merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
+                if index in taps:
+                    outputs.append(x)
+            if index in taps:
+                yield index, torch.cat(outputs, dim=-1)
+
+    def _tables(self, x: Tensor, grid_hw: tuple[int, int]) -> dict[Scope, RotaryTable | None]:
+        if self.rope_base is None:
+            return {"frame": None, "global": None, "cross": None}
+        positions = grid_positions(grid_hw, self.special.num_tokens, x.device)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        of_view = rotary_table(positions, self.head_dim, base=self.rope_base, dtype=dtype)
+        of_scene = of_view.repeat(x.shape[1])
+        return {"frame": of_view, "global": of_scene, "cross": of_scene}
+
+    def _masks(self, x: Tensor, mask: Tensor | None) -> dict[Scope, Tensor | None]:
+        masks: dict[Scope, Tensor | None] = {"frame": None, "global": None, "cross": None}
+        if mask is not None:
+            masks["frame"], masks["global"] = key_mask(mask.flatten(0, 1)), key_mask(mask.flatten(1, 2))
+        if any("cross" in layer for layer in self.order):
+            view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
+            others = view[:, None] != view
+            allowed = others if masks["global"] is None else others & masks["global"]
+            # A view without others to look at looks at everything that takes part.
+            fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
+            masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
+        return masks

@@ -1,0 +1,82 @@
+"""Images to patch tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_divisible, check_shape
+from geomtx.types import Bool, Float
+
+__all__ = ["PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize_images(
+    images: Float[Tensor, "*batch 3 h w"],
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Float[Tensor, "*batch 3 h w"]:
+    """(images - mean) / std a channel, images in [0, 1].
+
+    Channel by channel, with plain numbers: a tensor of constants would be copied from the host in every call.
+    """
+    channels = images.unbind(-3)
+    return torch.stack([(x - m) / s for x, m, s in zip(channels, mean, std, strict=True)], dim=-3)
+
+
+def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: If a side is not a multiple of the patch size.
+
+    """
+    check_divisible("image height", image_hw[0], patch_size)
+    check_divisible("image width", image_hw[1], patch_size)
+    return image_hw[0] // patch_size, image_hw[1] // patch_size
+
+
+def drop_masked(tokens: Float[Tensor, "n p c"], mask: Bool[Tensor, "n p"] | None) -> Float[Tensor, "n p c"]:
+    """Zero the tokens that don't take part, so that nothing of their content, not even a NaN, goes any further."""
+    return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution of patch size and stride: one token a patch, row by row.
+
+    Usable as the backbone of an `AlternatingEncoder`.
+
+    Args:
+        dim: Width C of the tokens.
+        patch_size: Side of a patch, pixels.
+        in_channels: Of the images.
+
+    """
+
+    def __init__(self, dim: int, *, patch_size: int = 14, in_channels: int = 3) -> None:
+        super().__init__()
+        self.dim = dim
+        self.patch_size = patch_size
+        self.project = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(
+        self, images: Float[Tensor, "n c_in h w"], patch_mask: Bool[Tensor, "n p"] | None = None
+    ) -> Float[Tensor, "n p c"]:
+        """Embed.
+
+        Args:
+            images: (N, in_channels, H, W), normalised, H and W multiples of the patch size.
+            patch_mask: (N, P), True = takes part; the others become zero.
+
+        Raises:
+            ValueError: For other sizes.
+
+        """
+        check_shape("images", images, ("N", self.project.in_channels, "H", "W"))
+        grid_of((images.shape[-2], images.shape[-1]), self.patch_size)
+        tokens = self.project(images.to(self.project.weight.dtype)).flatten(2).transpose(1, 2)
+        return drop_masked(tokens, patch_mask)

@@ -1,0 +1,40 @@
+"""Camera and register tokens that go before the patches of every view."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.types import Float
+
+__all__ = ["SpecialTokens"]
+
+
+class SpecialTokens(nn.Module):
+    """One camera token and some registers a view; the first view has its own set, which makes it the reference.
+
+    Args:
+        dim: Width C.
+        num_registers: Register tokens a view.
+
+    """
+
+    def __init__(self, dim: int, *, num_registers: int = 4) -> None:
+        super().__init__()
+        self.num_tokens = 1 + num_registers
+        self.camera = nn.Parameter(torch.zeros(1, 2, 1, dim))
+        self.registers = nn.Parameter(torch.zeros(1, 2, num_registers, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the tokens, small enough to leave the first layers to the patches."""
+        nn.init.normal_(self.camera, std=1e-2)
+        nn.init.normal_(self.registers, std=1e-2)
+
+    def forward(self, patches: Float[Tensor, "b s p c"]) -> Float[Tensor, "b s p2 c"]:
+        """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C)."""
+        num_scenes, num_views = patches.shape[:2]
+        # Which set a view takes: 0 for the first, 1 for all others; an index, so that one program serves any S.
+        kind = torch.arange(num_views, device=patches.device).clamp(max=1)
+        special = torch.cat([self.camera, self.registers], dim=2).to(patches.dtype)[:, kind]
+        return torch.cat([special.expand(num_scenes, -1, -1, -1), patches], dim=2)

@@ -1,0 +1,165 @@
+"""Dense prediction transformer decoder (Ranftl et al. 2021), as VGGT uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geomtx.checks import check_divisible, check_positive, check_shape
+from geomtx.heads.chunk import map_chunks
+from geomtx.layers.conv import ResidualConv
+from geomtx.layers.position import aspect_grid, grid_signal
+from geomtx.types import Float, Tokens
+
+__all__ = ["DPTDecoder"]
+
+
+class Fusion(nn.Module):
+    """Merge a skip into the coarser map and resize it to the next size."""
+
+    def __init__(self, dim: int, *, has_skip: bool) -> None:
+        super().__init__()
+        self.skip_unit = ResidualConv(dim) if has_skip else None
+        self.unit = ResidualConv(dim)
+        self.out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: Sequence[int]) -> Tensor:
+        if self.skip_unit is not None:
+            x = x + self.skip_unit(skip)
+        # A 1x1 convolution and bilinear resizing commute; before the resizing it has a quarter of the work.
+        return resize(self.out(self.unit(x)), size)
+
+
+class DPTDecoder(nn.Module):
+    """Four layers of tokens to one feature map.
+
+    Each layer is projected, brought to its own scale (4, 2, 1 and 1/2 pixels a patch) and merged from coarse to fine.
+
+    Args:
+        dim: Width C of the tokens.
+        features: Channels of the merged maps.
+        channels: Channels of the four projections.
+        taps: The four of the encoder's layers to read, from early to late.
+        out_channels: Channels of the output; None = features / 2.
+        stride: Pixels of the image a pixel of the output.
+        position_signal: Add a sine-cosine signal of the position, 0.1 strong, after the projections and at the end.
+
+    Raises:
+        ValueError: If there are not four taps and channels, or channels don't fit the signal.
+
+    """
+
+    def __init__(
+        self,
+        dim: int = 2048,
+        features: int = 256,
+        *,
+        channels: tuple[int, int, int, int] = (256, 512, 1024, 1024),
+        taps: tuple[int, int, int, int] = (4, 11, 17, 23),
+        out_channels: int | None = None,
+        stride: int = 1,
+        position_signal: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(channels) != 4 or len(taps) != 4:
+            raise ValueError(f"channels and taps must have four entries, got {channels} and {taps}")
+        check_positive("stride", stride)
+        self.taps = tuple(taps)
+        self.stride = stride
+        self.position_signal = position_signal
+        self.out_channels = features // 2 if out_channels is None else out_channels
+        if position_signal:
+            for count in (*channels, self.out_channels):
+                check_divisible("channels", count, 4)
+        self.norm = nn.LayerNorm(dim)
+        self.project = nn.ModuleList(nn.Conv2d(dim, count, 1) for count in channels)
+        self.rescale = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.reduce = nn.ModuleList(nn.Conv2d(count, features, 3, padding=1, bias=False) for count in channels)
+        self.fuse = nn.ModuleList(Fusion(features, has_skip=level < 3) for level in range(4))
+        self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
+
+    def decode(
+        self, tokens: Tokens, then: Callable[[Tensor], tuple[Tensor, ...]], *, view_chunk: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Decode the views of scenes, some at a time, and hand every feature map on.
+
+        Args:
+            tokens: Of an encoder that kept the taps.
+            then: From feature maps (N, out_channels, H / stride, W / stride) to a tuple of (N, …).
+            view_chunk: Views at a time; None = all.
+
+        Returns:
+            What `then` returns, with scenes and views as the first axes, (B, S, …).
+
+        Raises:
+            ValueError: If a tap wasn't kept or has another width.
+
+        """
+        layers = [tokens.layer(tap) for tap in self.taps]
+        for layer in layers:
+            check_shape("tokens", layer, ("B", "S", "P", self.norm.normalized_shape[0]))
+        layers = [layer[:, :, tokens.num_special :].flatten(0, 1) for layer in layers]
+        mask = tokens.patch_mask()
+
+        def decode_chunk(chunk: slice) -> tuple[Tensor, ...]:
+            part = [layer[chunk] for layer in layers]
+            return then(self(part, tokens.grid_hw, tokens.image_hw, None if mask is None else mask[chunk]))
+
+        outputs = map_chunks(decode_chunk, layers[0].shape[0], view_chunk)
+        return tuple(output.unflatten(0, tokens.views()) for output in outputs)
+
+    def forward(
+        self,
+        layers: Sequence[Float[Tensor, "n p c"]],
+        grid_hw: tuple[int, int],
+        image_hw: tuple[int, int],
+        patch_mask: Tensor | None = None,
+    ) -> Float[Tensor, "n c h w"]:
+        """Decode a batch of views; every view by itself.
+
+        Args:
+            layers: Patch tokens of the four taps, (N, P, C) each.
+            grid_hw: Rows and columns of patches.
+            image_hw: Of the images, pixels.
+            patch_mask: (N, P), True = takes part. The others become zero, as beyond the border.
+
+        Returns:
+            (N, out_channels, H / stride, W / stride).
+
+        """
+        maps = []
+        for level, tokens in enumerate(layers):
+            x = self.norm(tokens)
+            if patch_mask is not None:
+                x = x.masked_fill(~patch_mask[..., None], 0.0)
+            x = x.transpose(1, 2).unflatten(-1, grid_hw)
+            x = self.rescale[level](self._add_signal(self.project[level](x), image_hw))
+            maps.append(self.reduce[level](x))
+        merged = maps.pop()
+        for level in (3, 2, 1):
+            skip = None if level == 3 else maps.pop()
+            merged = self.fuse[level](merged, skip, maps[-1].shape[-2:])
+        height, width = maps[0].shape[-2:]
+        merged = self.fuse[0](merged, maps.pop(), (2 * height, 2 * width))
+        out = resize(self.smooth(merged), (image_hw[0] // self.stride, image_hw[1] // self.stride))
+        return self._add_signal(out, image_hw)
+
+    def _add_signal(self, x: Tensor, image_hw: tuple[int, int]) -> Tensor:
+        if not self.position_signal:
+            return x
+        columns, rows = aspect_grid((x.shape[-2], x.shape[-1]), image_hw, x)
+        return x + (0.1 * grid_signal(columns, rows, x.shape[1], base=100.0)).to(x.dtype)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, corners on corners."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

@@ -1,0 +1,59 @@
+"""Tracks of query points."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from geomtx.heads.dpt import DPTDecoder
+from geomtx.tracking.tracker import Tracker
+from geomtx.types import Float, Tokens, TrackPrediction, Tracks
+
+__all__ = ["TrackHead"]
+
+
+class TrackHead(nn.Module):
+    """A decoder that makes feature maps, and a tracker on them.
+
+    Args:
+        decoder: Tokens to maps with as many channels and the same stride as the tracker.
+        tracker: Maps and queries to tracks.
+
+    Raises:
+        ValueError: If decoder and tracker don't fit.
+
+    """
+
+    def __init__(self, decoder: DPTDecoder, tracker: Tracker) -> None:
+        super().__init__()
+        channels = tracker.map_norm.normalized_shape[0]
+        if (decoder.out_channels, decoder.stride) != (channels, tracker.stride):
+            raise ValueError(
+                f"decoder must have {channels} channels and stride {tracker.stride}, as the tracker, "
+                f"got {decoder.out_channels} and {decoder.stride}"
+            )
+        self.decoder = decoder
+        self.tracker = tracker
+
+    def forward(
+        self, tokens: Tokens, query_points: Float[Tensor, "b n q"], *, view_chunk: int | None = None
+    ) -> TrackPrediction:
+        """Track.
+
+        Args:
+            tokens: Of an encoder that kept the decoder's taps.
+            query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
+            view_chunk: Views to decode at a time; None = all.
+
+        Returns:
+            Tracks (B, S, N, …) and all iterations, see `Tracker`.
+
+        """
+        view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
+        result = self.tracker(self.extract(tokens, view_chunk=view_chunk), query_points, view_mask=view_mask)
+        tracks = Tracks(result.coords_px[-1], result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid())
+        return TrackPrediction(tracks, result)
+
+    def extract(self, tokens: Tokens, *, view_chunk: int | None = None) -> Float[Tensor, "b s c h w"]:
+        """The feature maps, (B, S, C, H / stride, W / stride). Keep them to track several sets of queries."""
+        (features,) = self.decoder.decode(tokens, lambda maps: (maps,), view_chunk=view_chunk)
+        return features

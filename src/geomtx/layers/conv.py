@@ -1,0 +1,31 @@
+"""Convolutional bricks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from geomtx.types import Float
+
+__all__ = ["ResidualConv"]
+
+
+class ResidualConv(nn.Module):
+    """r + conv(ReLU(conv(r))) with r = ReLU(x).
+
+    The skip carries the rectified input. The usual pre-activation unit (He et al. 2016) would carry x itself; published
+    DPT weights were trained this way.
+
+    Args:
+        dim: Channels.
+
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """(N, C, H, W) → (N, C, H, W)."""
+        rectified = x.relu()
+        return rectified + self.conv2(self.conv1(rectified).relu())

@@ -1,0 +1,130 @@
+"""The numbers of VGGT."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from geomtx.checks import check_option
+from geomtx.layers.backends import BackendName
+
+__all__ = ["HEADS", "HeadName", "VGGTConfig", "check_heads"]
+
+HeadName = Literal["camera", "depth", "points", "tracks"]
+HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
+
+
+def check_heads(heads: tuple[str, ...], available: tuple[str, ...] = HEADS) -> None:
+    """Require every name to be an available head."""
+    for head in heads:
+        check_option("head", head, available)
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGTConfig:
+    """Every number of a VGGT; the defaults are those of VGGT-1B.
+
+    Attributes:
+        heads: Which heads to build, of "camera", "depth", "points" and "tracks".
+        dim: Width of the tokens; the heads see twice that, a frame block's output beside a global one's.
+        depth: Pairs of frame and global blocks.
+        num_heads: Attention heads of these blocks; dim / num_heads must be a multiple of 4.
+        patch_size: Pixels.
+        num_registers: Register tokens a view, in encoder and ViT.
+        image_size: Side of the square images that the ViT's position table is for.
+        backbone: "vit", or "conv" for a patch embedding alone.
+        vit_depth: Blocks of the ViT.
+        vit_num_heads: Attention heads of the ViT.
+        rope_base: Of the rotary positions.
+        taps: The four layers that the dense heads read; the camera head reads the last one.
+        camera_depth: Blocks of the camera head's trunk.
+        camera_num_heads: Attention heads of the trunk.
+        camera_iterations: Refinements of the cameras.
+        dpt_features: Channels of the depth and point decoders.
+        dpt_channels: Channels of the four projections of all decoders.
+        track_features: Channels of the tracker's feature maps.
+        track_levels: Of the correlation pyramid.
+        track_radius: Of the correlation windows.
+        track_iterations: Refinements of the tracks.
+        track_dim: Width of the tracker's transformer.
+        track_num_heads: Attention heads of it.
+        track_depth: Rounds of it.
+        track_virtual: Virtual tracks of it.
+        attention: Backend, see `geomtx.layers.backends`.
+
+    """
+
+    heads: tuple[HeadName, ...] = HEADS
+    dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    patch_size: int = 14
+    num_registers: int = 4
+    image_size: int = 518
+    backbone: Literal["vit", "conv"] = "vit"
+    vit_depth: int = 24
+    vit_num_heads: int = 16
+    rope_base: float = 100.0
+    taps: tuple[int, int, int, int] = (4, 11, 17, 23)
+    camera_depth: int = 4
+    camera_num_heads: int = 16
+    camera_iterations: int = 4
+    dpt_features: int = 256
+    dpt_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    track_features: int = 128
+    track_levels: int = 7
+    track_radius: int = 4
+    track_iterations: int = 4
+    track_dim: int = 384
+    track_num_heads: int = 8
+    track_depth: int = 6
+    track_virtual: int = 64
+    attention: BackendName = "auto"
+
+    def __post_init__(self) -> None:
+        check_option("backbone", self.backbone, ("vit", "conv"))
+        check_heads(self.heads)
+        for name in ("heads", "taps", "dpt_channels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> VGGTConfig:
+        """A VGGT small enough for tests; `changes` replace single numbers."""
+        numbers: dict[str, Any] = {
+            "dim": 32,
+            "depth": 4,
+            "num_heads": 2,
+            "image_size": 70,
+            "vit_depth": 2,
+            "vit_num_heads": 2,
+            "taps": (0, 1, 2, 3),
+            "camera_depth": 2,
+            "camera_num_heads": 4,
+            "dpt_features": 16,
+            "dpt_channels": (16, 16, 32, 32),
+            "track_features": 16,
+            "track_levels": 3,
+            "track_radius": 2,
+            "track_dim": 32,
+            "track_num_heads": 2,
+            "track_depth": 2,
+            "track_virtual": 8,
+        }
+        return cls(**{**numbers, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VGGTConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For a key that is no attribute.
+
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            check_option("config key", key, sorted(known))
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,241 @@
+"""VGGT (Wang et al., CVPR 2025): cameras, depth, points and tracks of a scene in one pass. Assembly only."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_shape
+from geomtx.encoder.alternating import AlternatingEncoder
+from geomtx.encoder.patches import PatchEmbedding
+from geomtx.encoder.vit import VisionTransformer
+from geomtx.heads.camera import CameraHead
+from geomtx.heads.dense import DenseHead
+from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.track import TrackHead
+from geomtx.layers.block import TransformerBlock
+from geomtx.models.config import HeadName, VGGTConfig, check_heads
+from geomtx.tracking.tracker import Tracker
+from geomtx.types import Bool, Float, Predictions
+
+__all__ = ["VGGT", "VGGTConfig"]
+
+
+def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
+    """The backbone and the alternating blocks."""
+    backbone: nn.Module = PatchEmbedding(config.dim, patch_size=config.patch_size)
+    if config.backbone == "vit":
+        backbone = VisionTransformer(
+            config.dim,
+            config.vit_depth,
+            num_heads=config.vit_num_heads,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+            num_registers=config.num_registers,
+            backend=config.attention,
+        )
+
+    def block() -> TransformerBlock:
+        return TransformerBlock(config.dim, config.num_heads, qk_norm=True, backend=config.attention)
+
+    return AlternatingEncoder(
+        backbone,
+        [block() for _ in range(config.depth)],
+        [block() for _ in range(config.depth)],
+        taps=config.taps,
+        num_registers=config.num_registers,
+        head_dim=config.dim // config.num_heads,
+        rope_base=config.rope_base,
+    )
+
+
+def build_camera_head(config: VGGTConfig) -> CameraHead:
+    """Reads the last tap."""
+    return CameraHead(
+        2 * config.dim,
+        config.camera_depth,
+        num_heads=config.camera_num_heads,
+        num_iterations=config.camera_iterations,
+        layer=config.taps[-1],
+        backend=config.attention,
+    )
+
+
+def build_dense_head(config: VGGTConfig, value_dim: int, activation: Literal["exp", "signed_expm1"]) -> DenseHead:
+    """Depth (1, "exp") or points (3, "signed_expm1")."""
+    decoder = DPTDecoder(2 * config.dim, config.dpt_features, channels=config.dpt_channels, taps=config.taps)
+    return DenseHead(decoder, value_dim, activation=activation)
+
+
+def build_track_head(config: VGGTConfig) -> TrackHead:
+    """Feature maps of half the images' size, and the tracker."""
+    decoder = DPTDecoder(
+        2 * config.dim,
+        config.track_features,
+        channels=config.dpt_channels,
+        taps=config.taps,
+        out_channels=config.track_features,
+        stride=2,
+        position_signal=False,
+    )
+    tracker = Tracker(
+        config.track_features,
+        num_levels=config.track_levels,
+        radius=config.track_radius,
+        num_iterations=config.track_iterations,
+        hidden_dim=config.track_dim,
+        num_heads=config.track_num_heads,
+        depth=config.track_depth,
+        num_virtual=config.track_virtual,
+        stride=2,
+        backend=config.attention,
+    )
+    return TrackHead(decoder, tracker)
+
+
+class VGGT(nn.Module):
+    """An encoder and up to four heads, each usable alone: `model.camera_head(model.encoder(images))`.
+
+    Args:
+        config: All numbers; `VGGTConfig()` is VGGT-1B, `VGGTConfig.tiny()` a model for tests.
+
+    """
+
+    def __init__(self, config: VGGTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.camera_head = build_camera_head(config) if "camera" in config.heads else None
+        self.depth_head = build_dense_head(config, 1, "exp") if "depth" in config.heads else None
+        self.point_head = build_dense_head(config, 3, "signed_expm1") if "points" in config.heads else None
+        self.track_head = build_track_head(config) if "tracks" in config.heads else None
+
+    @property
+    def heads(self) -> tuple[HeadName, ...]:
+        """Names of the heads that this model has."""
+        return self.config.heads
+
+    def forward(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        query_points: Tensor | None = None,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+        *,
+        heads: tuple[HeadName, ...] | None = None,
+        view_chunk: int | None = None,
+    ) -> Predictions:
+        """Predict; differentiable.
+
+        Args:
+            images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; sides are multiples of the patch size.
+                The first view is the reference: its camera is the world.
+            query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without the B axis for
+                one scene. Without queries there are no tracks.
+            patch_mask: (B, S, H/patch, W/patch) bool, True = takes part; without the B axis for one scene.
+            heads: Run only these; None = all that the model has.
+            view_chunk: Views that the dense heads decode at a time; None = all.
+
+        Returns:
+            `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
+
+        Raises:
+            ValueError: For wrong shapes or a head that the model doesn't have. Values are not looked at, which would
+                make an accelerator wait; `geomtx.reconstruct` does that.
+
+        """
+        heads = self.heads if heads is None else heads
+        check_heads(heads, self.heads)
+        images = images[None] if images.ndim == 4 else images
+        if query_points is not None:
+            query_points = query_points[None] if query_points.ndim == 2 else query_points
+            check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
+        return self._predict(images, query_points, patch_mask, heads, view_chunk)
+
+    def _predict(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        patch_mask: Tensor | None,
+        heads: tuple[HeadName, ...],
+        view_chunk: int | None,
+    ) -> Predictions:
+        with_tracks = self.track_head is not None and "tracks" in heads and query_points is not None
+        is_dense = with_tracks or "depth" in heads or "points" in heads
+        tokens = self.encoder(
+            images, patch_mask=patch_mask, taps=self.config.taps if is_dense else self.config.taps[-1:]
+        )
+        predictions = Predictions()
+        if self.camera_head is not None and "camera" in heads:
+            predictions = predictions._replace(**self.camera_head(tokens)._asdict())
+        if self.depth_head is not None and "depth" in heads:
+            predictions = predictions._replace(depth=self.depth_head(tokens, view_chunk=view_chunk))
+        if self.point_head is not None and "points" in heads:
+            predictions = predictions._replace(points=self.point_head(tokens, view_chunk=view_chunk))
+        if with_tracks:
+            tracks, iterations = self.track_head(tokens, query_points, view_chunk=view_chunk)
+            predictions = predictions._replace(tracks=tracks, track_iterations=iterations)
+        return predictions
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        heads: tuple[HeadName, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: VGGTConfig | None = None,
+    ) -> VGGT:
+        """Load weights, strictly; in evaluation mode.
+
+        Args:
+            source: A hub id ("facebook/VGGT-1B"), a folder (`model.safetensors`, sharded or not, with or without
+                `config.json`), or a .safetensors, .pt, .pth or .bin file; with published or geomtx names.
+            heads: Build and load only these; None = all of the checkpoint's configuration.
+            device: Where to; None = the CPU.
+            dtype: Of all parameters; None = as stored.
+            config: Overrides the configuration found beside the weights. Without either it is VGGT-1B's.
+
+        Raises:
+            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
+                pickle with code in it.
+            FileNotFoundError: If the source is no file and not to be had from the hub.
+
+        """
+        from geomtx.checkpoint import load_model
+        from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published
+
+        def build(stored: dict | None) -> VGGT:
+            numbers = config
+            if numbers is None:
+                numbers = VGGTConfig() if stored is None else config_from_published(stored)
+            if heads is not None:
+                check_heads(heads, numbers.heads)
+                numbers = dataclasses.replace(numbers, heads=heads)
+            return cls(numbers)
+
+        return load_model(source, build, VGGT_KEYS, device=device, dtype=dtype)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, names: Literal["geomtx", "published"] = "geomtx"
+    ) -> Path:
+        """Write `model.safetensors` and `config.json` into a folder.
+
+        Args:
+            folder: Is made if need be; nothing is left half-written.
+            names: "published" files load in the published code.
+
+        Returns:
+            The folder.
+
+        """
+        from geomtx.checkpoint import save_model
+        from geomtx.models.vggt_keys import VGGT_KEYS, published_config
+
+        config = self.config.to_dict() if names == "geomtx" else published_config(self.config)
+        return save_model(self, folder, VGGT_KEYS, config=config, names=names)

@@ -1,0 +1,66 @@
+"""Correlation of track features with windows of a feature pyramid (RAFT, Teed & Deng 2020; CoTracker)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geomtx.tracking.sampling import sample_map
+from geomtx.types import Float
+
+__all__ = ["build_pyramid", "correlate"]
+
+
+def build_pyramid(features: Float[Tensor, "n c h w"], num_levels: int) -> list[Tensor]:
+    """Maps halved by 2x2 averaging, an odd last row or column dropped; level 0 is the map itself.
+
+    Raises:
+        ValueError: If the map is too small for the number of levels.
+
+    """
+    smallest = 2 ** (num_levels - 1)
+    if min(features.shape[-2:]) < smallest:
+        raise ValueError(
+            f"features must have at least {smallest} pixels a side for {num_levels} levels, "
+            f"got {tuple(features.shape[-2:])}; use larger images"
+        )
+    levels = [features]
+    for _ in range(num_levels - 1):
+        levels.append(F.avg_pool2d(levels[-1], kernel_size=2, stride=2))
+    return levels
+
+
+def correlate(
+    pyramid: Sequence[Tensor],
+    targets: Float[Tensor, "n t c"],
+    coords: Float[Tensor, "n t 2"],
+    *,
+    radius: int,
+) -> Float[Tensor, "n t k"]:
+    """Dot products, over sqrt(C), of each target with a window of every level around its coordinates.
+
+    Sampling is linear, so the features of the window are sampled and then multiplied: no volume of all locations is
+    ever built.
+
+    Args:
+        pyramid: Levels (N, C, H/2^l, W/2^l).
+        targets: (N, T, C), a feature a track.
+        coords: (N, T, 2), (x, y) in pixels of level 0.
+        radius: Of the window in pixels of each level.
+
+    Returns:
+        (N, T, levels · (2·radius + 1)²): levels in order; entry a·(2·radius + 1) + b of a window is at
+        (x + a - radius, y + b - radius). Zero outside the maps.
+
+    """
+    steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
+    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
+    scaled = targets * targets.shape[-1] ** -0.5
+    correlations = []
+    for level, maps in enumerate(pyramid):
+        around = (coords / 2**level)[:, :, None] + window
+        correlations.append(torch.einsum("ntc,nctk->ntk", scaled, sample_map(maps, around, padding_mode="zeros")))
+    return torch.cat(correlations, dim=-1)

@@ -1,0 +1,161 @@
+"""Point tracking over unordered views by iterated correlation (VGGT, section 3.3; after CoTracker)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_divisible, check_positive, check_shape
+from geomtx.layers.backends import BackendName
+from geomtx.layers.float32 import Float32Linear, at_least_float32
+from geomtx.layers.mlp import MLP
+from geomtx.layers.position import fourier_features, sample_grid_signal
+from geomtx.tracking.correlation import build_pyramid, correlate
+from geomtx.tracking.sampling import sample_map
+from geomtx.tracking.updater import TrackUpdater
+from geomtx.types import Bool, Float, TrackIterations
+
+__all__ = ["Tracker"]
+
+# Displacements, in feature-map pixels, are also given to the network over this length, whatever the image's size.
+MAX_DISPLACEMENT = 518.0
+
+
+class Tracker(nn.Module):
+    """Follow query points through feature maps.
+
+    Args:
+        dim: Channels C of the feature maps, a multiple of 4.
+        num_levels: Of the correlation pyramid; the maps need 2^(num_levels - 1) pixels a side.
+        radius: Of the correlation windows, pixels of each level.
+        num_iterations: Refinements.
+        hidden_dim: Width of the updating transformer and of the correlation's MLP.
+        num_heads: Of the transformer.
+        depth: Of the transformer.
+        num_virtual: Virtual tracks of the transformer.
+        stride: Pixels of the image a pixel of the maps.
+        backend: See `geomtx.layers.backends`.
+
+    """
+
+    def __init__(
+        self,
+        dim: int = 128,
+        *,
+        num_levels: int = 7,
+        radius: int = 4,
+        num_iterations: int = 4,
+        hidden_dim: int = 384,
+        num_heads: int = 8,
+        depth: int = 6,
+        num_virtual: int = 64,
+        stride: int = 2,
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        check_divisible("dim", dim, 4)
+        check_positive("num_iterations", num_iterations)
+        self.num_levels = num_levels
+        self.radius = radius
+        self.num_iterations = num_iterations
+        self.stride = stride
+        token_dim = 3 * dim + 4  # displacement (dim + 4), correlation (dim), feature (dim)
+        self.map_norm = nn.LayerNorm(dim)
+        self.query_token = nn.Parameter(torch.empty(1, 2, token_dim))
+        self.correlation_mlp = MLP(num_levels * (2 * radius + 1) ** 2, hidden_dim, dim)
+        self.updater = TrackUpdater(
+            token_dim,
+            dim + 2,
+            dim=hidden_dim,
+            num_heads=num_heads,
+            depth=depth,
+            num_virtual=num_virtual,
+            backend=backend,
+        )
+        self.feature_norm = nn.LayerNorm(dim)
+        self.feature_update = nn.Linear(dim, dim)
+        self.visibility = Float32Linear(dim, 1)
+        self.confidence = Float32Linear(dim, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the tokens that tell the query's view from the others."""
+        nn.init.normal_(self.query_token)
+
+    def forward(
+        self,
+        features: Float[Tensor, "b s c h w"],
+        query_points: Float[Tensor, "b n q"],
+        *,
+        view_mask: Bool[Tensor, "b s"] | None = None,
+    ) -> TrackIterations:
+        """Track.
+
+        Args:
+            features: (B, S, C, H, W).
+            query_points: (B, N, 2), (x, y) in pixels of the images in view 0, or (B, N, 3) as (view, x, y).
+            view_mask: (B, S) bool, True = the view takes part. The others get tracks that mean nothing.
+
+        Returns:
+            Coordinates (I, B, S, N, 2) in pixels of the images after every iteration; in its own view a query stays
+            where it is. Logits (B, S, N). Float32 or better.
+
+        Raises:
+            ValueError: For other shapes, or maps too small for the pyramid.
+
+        """
+        check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
+        num_scenes, num_views = features.shape[:2]
+        check_shape("query_points", query_points, (num_scenes, "N", 2), (num_scenes, "N", 3))
+        maps = self.map_norm(features.to(self.map_norm.weight.dtype).movedim(2, -1)).movedim(-1, 2)
+        with torch.autocast(features.device.type, enabled=False):
+            maps = at_least_float32(maps)
+            pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
+            query, query_view = self._split_query(query_points.to(maps.dtype))
+            track = self._sample_query(maps, query, query_view)
+        track = track[:, None].expand(-1, num_views, -1, -1)
+        in_own_view = (torch.arange(num_views, device=query.device)[:, None] == query_view[:, None])[..., None]
+        fixed = self._fixed_signal(query, in_own_view, (features.shape[-2], features.shape[-1]))
+        coords, history = query[:, None].expand(-1, num_views, -1, -1), []
+        for _ in range(self.num_iterations):
+            coords = coords.detach()
+            tokens = self._tokens(pyramid, track, coords, query) + fixed
+            update = self.updater(tokens.to(self.query_token.dtype).transpose(1, 2), view_mask).transpose(1, 2)
+            step, change = update[..., :2], update[..., 2:].to(self.query_token.dtype)
+            track = track + nn.functional.gelu(self.feature_update(self.feature_norm(change)))
+            coords = torch.where(in_own_view, query[:, None], coords + step)
+            history.append(coords * self.stride)
+        return TrackIterations(
+            torch.stack(history), self.visibility(track).squeeze(-1), self.confidence(track).squeeze(-1)
+        )
+
+    def _split_query(self, query_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, N, 2) in pixels of the maps, and views (B, N)."""
+        if query_points.shape[-1] == 2:
+            return query_points / self.stride, query_points.new_zeros(query_points.shape[:2], dtype=torch.long)
+        return query_points[..., 1:] / self.stride, query_points[..., 0].round().long()
+
+    def _sample_query(self, maps: Tensor, query: Tensor, query_view: Tensor) -> Tensor:
+        """Feature of each query in its own view, (B, N, C)."""
+        num_scenes, num_views = maps.shape[:2]
+        everywhere = query[:, None].expand(-1, num_views, -1, -1).flatten(0, 1)[:, :, None]
+        sampled = sample_map(maps.flatten(0, 1), everywhere)[..., 0].unflatten(0, (num_scenes, num_views))
+        index = query_view[:, None, None, :].expand(-1, 1, sampled.shape[2], -1)
+        return sampled.gather(1, index)[:, 0].transpose(1, 2)
+
+    def _fixed_signal(self, query: Tensor, in_own_view: Tensor, map_hw: tuple[int, int]) -> Tensor:
+        """What every iteration adds to the tokens: where the query is, and in which view, (B, S, N, token_dim)."""
+        own, other = at_least_float32(self.query_token).unbind(1)
+        position = sample_grid_signal(query, map_hw, self.query_token.shape[-1], base=10000.0)
+        return position[:, None] + torch.where(in_own_view, own, other)
+
+    def _tokens(self, pyramid: list[Tensor], track: Tensor, coords: Tensor, query: Tensor) -> Tensor:
+        """(B, S, N, token_dim) in float32 or better."""
+        with torch.autocast(coords.device.type, enabled=False):
+            targets = track.to(coords.dtype).flatten(0, 1)
+            correlation = correlate(pyramid, targets, coords.flatten(0, 1), radius=self.radius)
+        correlation = self.correlation_mlp(correlation.to(self.query_token.dtype)).unflatten(0, coords.shape[:2])
+        displacement = coords - query[:, None]
+        waves = fourier_features(displacement, track.shape[-1] // 2)
+        relative = displacement / MAX_DISPLACEMENT
+        return torch.cat([waves, relative, relative, correlation.to(coords.dtype), track.to(coords.dtype)], dim=-1)

@@ -1,0 +1,370 @@
+"""Compare every component with golden files: `python tests/check_goldens.py DIR`.
+
+A golden file holds inputs, outputs and, in its metadata, the numbers of the component that made them. The component is
+built from those numbers, its weights are made from their published names, and the worst relative error of its outputs
+is printed. Exits 1 if one is above 1e-4. Which component a file is for, its name says: the longest of the known names
+that it begins with, so `tracker_wide.safetensors` is a tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import geomtx
+from geomtx.encoder import PatchEmbedding
+from geomtx.layers import apply_rotary, rotary_table
+from geomtx.models import vggt_keys
+from geomtx.models.keys import KeyTable
+from geomtx.tracking import build_pyramid, correlate
+from geomtx.types import Tokens
+
+TOLERANCE = 1e-4
+LATER = ("losses", "normalization", "track_loss", "vggt_omega_1b_text")
+
+
+class Golden(NamedTuple):
+    """Tensors and metadata of a golden file, floats in the precision it asks for."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        with safe_open(path, framework="pt") as file:
+            meta = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "note"}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        dtype = getattr(torch, meta.get("dtype", "float32"))
+        return cls(path, {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, meta, dtype)
+
+    def numbered(self, stem: str) -> dict[int, Tensor]:
+        """Tensors `STEM.i` by i."""
+        found = {n.removeprefix(f"{stem}."): t for n, t in self.tensors.items() if n.startswith(f"{stem}.")}
+        return {int(i): found[i] for i in sorted(found, key=int)}
+
+
+class Check(NamedTuple):
+    """One output: ours, the golden one, and what the error is relative to (None = the golden one)."""
+
+    name: str
+    ours: Tensor
+    golden: Tensor
+    baseline: Tensor | None = None
+
+    def error(self) -> float:
+        """||ours - golden|| / ||golden - baseline||; infinite for another shape or a NaN."""
+        if self.ours.shape != self.golden.shape:
+            return float("inf")
+        golden = self.golden.double()
+        scale = (golden if self.baseline is None else golden - self.baseline.double()).norm()
+        error = (self.ours.double() - golden).norm() / scale.clamp(min=1e-30)
+        return error.item() if error.isfinite() else float("inf")
+
+
+def weight_by_rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The made-up weight of a published name, prefix included."""
+    x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
+    leaf = name.rpartition(".")[-1]
+    if leaf.endswith("weight"):
+        return x / np.sqrt(np.prod(shape[1:]), dtype=np.float32) if len(shape) > 1 else 1 + np.float32(0.1) * x
+    if leaf == "gamma":
+        return np.float32(0.3) + np.float32(0.05) * x
+    return np.float32(0.05 if leaf.endswith("bias") else 0.2) * x
+
+
+def fill_by_rule(module: nn.Module, keys: KeyTable, prefix: str = "", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Give every parameter its made-up weight; the module may be on the meta device."""
+    for name, parameter in list(module.named_parameters()):
+        published = keys.to_published(name)
+        assert published is not None, f"{name} has no published name"
+        path, _, leaf = name.rpartition(".")
+        value = torch.from_numpy(weight_by_rule(prefix + published, tuple(parameter.shape))).to(dtype)
+        setattr(module.get_submodule(path), leaf, nn.Parameter(value, requires_grad=parameter.requires_grad))
+    return module.eval()
+
+
+def make(golden: Golden, build: Callable[[], nn.Module], keys: KeyTable) -> nn.Module:
+    """Build a component on the meta device, check its names and shapes against the file's, fill it."""
+    with torch.device("meta"):
+        module = build()
+    wanted = {name: tuple(shape) for name, shape in golden.meta["weights"]["shapes"].items()}
+    ours = {keys.to_published(name): tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    if ours != wanted:
+        different = sorted(map(str, set(ours.items()) ^ set(wanted.items())))
+        raise ValueError(f"{golden.path.name}: parameters differ from the file's: {', '.join(different[:4])}")
+    return fill_by_rule(module, keys, golden.meta["weights"]["prefix"], golden.dtype)
+
+
+def check_rope2d(golden: Golden) -> Iterator[Check]:
+    tokens = golden.tensors["tokens"]
+    table = rotary_table(golden.tensors["positions"], tokens.shape[-1], base=golden.meta["frequency"])
+    table = type(table)(*(t[:, None] for t in table))
+    yield Check("out", apply_rotary(tokens, table), golden.tensors["out"])
+
+
+def check_attention_block(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    block = make(
+        golden,
+        lambda: geomtx.TransformerBlock(
+            meta["dim"], meta["num_heads"], mlp_ratio=meta["mlp_ratio"], qk_norm=meta["qk_norm"]
+        ),
+        vggt_keys.BLOCK_KEYS,
+    )
+    head_dim = meta["dim"] // meta["num_heads"]
+    table = rotary_table(tensors["positions"], head_dim, base=meta["rope_frequency"], dtype=golden.dtype)
+    yield Check("out", block(tensors["tokens"], rope=type(table)(*(t[:, None] for t in table))), tensors["out"])
+
+
+def check_dinov2_vit(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    vit = make(
+        golden,
+        lambda: geomtx.VisionTransformer(
+            meta["dim"],
+            meta["depth"],
+            num_heads=meta["num_heads"],
+            patch_size=meta["patch_size"],
+            image_size=meta["img_size"],
+            num_registers=meta["num_register_tokens"],
+        ),
+        vggt_keys.VIT_KEYS,
+    )
+    features = vit.forward_features(tensors["images"])
+    yield Check("cls_token", features.cls, tensors["cls_token"])
+    yield Check("patch_tokens", features.patches, tensors["patch_tokens"])
+    yield Check("register_tokens", features.registers, tensors["register_tokens"])
+    if "images_native" in tensors:
+        yield Check("patch_tokens_native", vit(tensors["images_native"]), tensors["patch_tokens_native"])
+
+
+def check_aggregator(golden: Golden) -> Iterator[Check]:
+    meta = golden.meta
+
+    def build() -> nn.Module:
+        vit = meta.get("vit")
+        backbone: nn.Module = PatchEmbedding(meta["dim"], patch_size=meta["patch_size"])
+        if vit is not None:
+            backbone = geomtx.VisionTransformer(
+                vit["dim"],
+                vit["depth"],
+                num_heads=vit["num_heads"],
+                patch_size=meta["patch_size"],
+                image_size=meta["img_size"],
+                num_registers=vit.get("num_register_tokens", meta["num_register_tokens"]),
+            )
+        blocks = [
+            geomtx.TransformerBlock(meta["dim"], meta["num_heads"], qk_norm=True) for _ in range(2 * meta["depth"])
+        ]
+        return geomtx.AlternatingEncoder(
+            backbone,
+            blocks[::2],
+            blocks[1::2],
+            num_registers=meta["num_register_tokens"],
+            head_dim=meta["dim"] // meta["num_heads"],
+            rope_base=meta.get("rope_frequency", 100),
+        )
+
+    tokens = make(golden, build, vggt_keys.ENCODER_KEYS)(golden.tensors["images"])
+    for index, reference in golden.numbered("tokens").items():
+        yield Check(f"tokens.{index}", tokens.layer(index), reference)
+
+
+def check_camera_head(golden: Golden) -> Iterator[Check]:
+    meta = golden.meta
+    head = make(
+        golden,
+        lambda: geomtx.CameraHead(
+            meta["dim"], meta["depth"], num_heads=meta["num_heads"], num_iterations=meta["num_iterations"]
+        ),
+        vggt_keys.CAMERA_HEAD_KEYS,
+    )
+    tokens = Tokens({0: golden.tensors["tokens"]}, 1, (14, 14), (1, golden.tensors["tokens"].shape[2] - 1))
+    for index, encoding in enumerate(head(tokens).pose_encodings):
+        yield Check(f"pose_encoding.{index}", encoding, golden.tensors[f"pose_encoding.{index}"])
+
+
+def check_dpt(golden: Golden) -> Iterator[Check]:
+    meta = golden.meta
+    features_only = meta.get("feature_only", False)
+    patch, image_hw = meta["patch_size"], tuple(meta["image_size"])
+    grid_hw = (image_hw[0] // patch, image_hw[1] // patch)
+
+    def build_decoder() -> geomtx.DPTDecoder:
+        return geomtx.DPTDecoder(
+            meta["dim"],
+            meta["features"],
+            channels=tuple(meta["out_channels"]),
+            taps=tuple(meta["taps"]),
+            out_channels=meta["features"] if features_only else None,
+            stride=meta.get("down_ratio", 1),
+            position_signal=meta.get("pos_embed", True),
+        )
+
+    def build_head() -> geomtx.DenseHead:
+        activation = {"exp": "exp", "inv_log": "signed_expm1", "linear": "linear"}[meta["activation"]]
+        return geomtx.DenseHead(build_decoder(), meta["output_dim"] - 1, activation=activation)
+
+    tokens = Tokens(golden.numbered("tokens"), meta["patch_start"], image_hw, grid_hw)
+    if features_only:
+        (out,) = make(golden, build_decoder, vggt_keys.DECODER_KEYS).decode(tokens, lambda maps: (maps,))
+        yield Check("out", out, golden.tensors["out"])
+        return
+    value, confidence = make(golden, build_head, vggt_keys.DENSE_HEAD_KEYS)(tokens)
+    yield Check("out", value[..., None] if meta["output_dim"] == 2 else value, golden.tensors["out"])
+    yield Check("confidence", confidence, golden.tensors["confidence"])
+
+
+def check_correlation(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    pyramid = build_pyramid(tensors["features"].flatten(0, 1), golden.meta["num_levels"])
+    targets, coords = tensors["targets"].flatten(0, 1), tensors["coords"].flatten(0, 1)
+    out = correlate(pyramid, targets, coords, radius=golden.meta["radius"])
+    yield Check("out", out.unflatten(0, tensors["targets"].shape[:2]), tensors["out"])
+
+
+def check_tracker(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    tracker = make(
+        golden,
+        lambda: geomtx.Tracker(
+            meta["dim"],
+            num_levels=meta["corr_levels"],
+            radius=meta["corr_radius"],
+            num_iterations=meta["iterations"],
+            hidden_dim=meta["hidden_dim"],
+            num_heads=meta["num_heads"],
+            depth=meta["depth"],
+            num_virtual=meta["num_virtual_tracks"],
+            stride=meta["stride"],
+        ),
+        vggt_keys.TRACKER_KEYS,
+    )
+    result = tracker(tensors["features"], tensors["query_points"])
+    query = tensors["query_points"][:, None, :, -2:]
+    for index, coords in enumerate(result.coords_px):
+        yield Check(f"tracks.{index}", coords, tensors[f"tracks.{index}"], query)
+    yield Check("visibility", result.visibility_logits.sigmoid(), tensors["visibility"])
+    yield Check("confidence", result.confidence_logits.sigmoid(), tensors["confidence"])
+
+
+def check_vggt_1b(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    with torch.device("meta"):
+        model = geomtx.VGGT(geomtx.VGGTConfig())
+    fill_by_rule(model, vggt_keys.VGGT_KEYS, dtype=golden.dtype)
+    tokens = model.encoder(tensors["images"])
+    for index, reference in golden.numbered("tap").items():
+        yield Check(f"tap.{index}", tokens.layer(index)[:, :, : reference.shape[2]], reference)
+    yield Check("pose_enc", model.camera_head(tokens).pose_encodings[-1], tensors["pose_enc"])
+    depth, points = model.depth_head(tokens), model.point_head(tokens)
+    yield Check("depth", depth.value[..., None], tensors["depth"])
+    yield Check("depth_conf", depth.confidence, tensors["depth_conf"])
+    yield Check("world_points", points.value, tensors["world_points"])
+    yield Check("world_points_conf", points.confidence, tensors["world_points_conf"])
+    tracks, _ = model.track_head(tokens, tensors["query_points"])
+    yield Check("track", tracks.coords_px, tensors["track"])
+    yield Check("vis", tracks.visibility, tensors["vis"])
+    yield Check("conf", tracks.confidence, tensors["conf"])
+
+
+def check_pose_encoding(golden: Golden) -> Iterator[Check]:
+    tensors, image_hw = golden.tensors, tuple(golden.meta["image_size"])
+    encoding = geomtx.encode_pose(tensors["extrinsics"], tensors["intrinsics"], image_hw)
+    yield Check("encoding", encoding, tensors["encoding"])
+    for source, result in (("encoding", "decoded"), ("raw_encoding", "raw")):
+        cameras = geomtx.decode_pose(tensors[source], image_hw)
+        yield Check(f"{result}_extrinsics", cameras.cam_from_world, tensors[f"{result}_extrinsics"])
+        yield Check(f"{result}_intrinsics", cameras.intrinsics, tensors[f"{result}_intrinsics"])
+
+
+def check_unprojection(golden: Golden) -> Iterator[Check]:
+    depth, extrinsics, intrinsics = (golden.tensors[name].double() for name in ("depth", "extrinsics", "intrinsics"))
+    yield Check("points", geomtx.unproject(depth[..., 0], intrinsics, extrinsics), golden.tensors["points"])
+
+
+def check_preprocessing(golden: Golden) -> Iterator[Check]:
+    folder = golden.path.parent / "images"
+    for name, reference in golden.tensors.items():
+        stem, kind, *rest = name.split(".")
+        paths = sorted(folder.glob("*.png")) if stem == "all" else [folder / f"{stem}.png"]
+        mode, size = ("square", int(kind[6:])) if kind.startswith("square") else (kind, 518)
+        views = geomtx.load_views(paths, mode=mode, size=size)
+        if not rest:
+            pixels = (views.images * 255).round()[..., ::7, ::7]
+            yield Check(name, pixels if stem == "all" else pixels[0], reference)
+        elif rest == ["size"]:
+            yield Check(name, torch.tensor(views.images.shape[-2:]), reference)
+        elif rest == ["coords"]:
+            yield Check(name, torch.stack([content_corners(t) for t in views.transforms]), reference)
+
+
+def content_corners(transform: Any) -> Tensor:
+    """(x1, y1, x2, y2) of the photo's borders in the model's image, and the photo's width and height."""
+    height, width = transform.original_hw
+    # Borders lie half a pixel outside the outermost pixel centres.
+    borders = torch.tensor([[-0.5, -0.5], [width - 0.5, height - 0.5]], dtype=torch.float64)
+    corners = transform.from_original(borders) + 0.5
+    return torch.cat([corners.flatten(), torch.tensor([width, height])]).float()
+
+
+CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
+    "rope2d": check_rope2d,
+    "attention_block": check_attention_block,
+    "dinov2_vit": check_dinov2_vit,
+    "aggregator": check_aggregator,
+    "camera_head": check_camera_head,
+    "dpt": check_dpt,
+    "correlation": check_correlation,
+    "tracker": check_tracker,
+    "vggt_1b": check_vggt_1b,
+    "pose_encoding": check_pose_encoding,
+    "unprojection": check_unprojection,
+    "preprocessing": check_preprocessing,
+}
+
+
+def errors_of(path: Path) -> dict[str, float] | None:
+    """Output → relative error; None if no component is known for the file."""
+    names = [name for name in CHECKS if path.stem.startswith(name)]
+    if not names:
+        return None
+    with torch.no_grad():
+        return {check.name: check.error() for check in CHECKS[max(names, key=len)](Golden.load(path))}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python tests/check_goldens.py DIR", file=sys.stderr)
+        return 2
+    paths = sorted(Path(arguments[0]).glob("*.safetensors"))
+    if not paths:
+        print(f"no .safetensors files in {arguments[0]}", file=sys.stderr)
+        return 2
+    failed = False
+    for path in paths:
+        errors = None if path.stem.startswith(LATER) else errors_of(path)
+        if errors is None:
+            print(f"{path.stem:32} not covered", flush=True)
+            failed |= not path.stem.startswith(LATER)
+            continue
+        worst = max(errors, key=errors.__getitem__)
+        passed = errors[worst] <= TOLERANCE
+        failed |= not passed
+        print(f"{path.stem:32} {errors[worst]:.1e}  {worst:24} {'ok' if passed else 'FAIL'}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
