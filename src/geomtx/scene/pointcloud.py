@@ -1,0 +1,86 @@
+"""Point clouds from point maps: which pixels count, which are kept."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geomtx.types import Bool, Float, Int, UInt8
+
+__all__ = ["PointCloud", "confidence_threshold", "select_points"]
+
+
+class PointCloud(NamedTuple):
+    """Coloured points, up to scale, in the first camera's frame (OpenCV axes: x right, y down, z forward).
+
+    Attributes:
+        xyz: (M, 3) float32, scene units.
+        rgb: (M, 3) uint8.
+        confidence: (M,) float32, larger is surer; compare ranks within a scene.
+        view: (M,) int64, the index of the view that a point comes from.
+
+    """
+
+    xyz: Float[Tensor, "m 3"]
+    rgb: UInt8[Tensor, "m 3"]
+    confidence: Float[Tensor, m]
+    view: Int[Tensor, m]
+
+
+def confidence_threshold(confidence: Float[Tensor, n], percentile: float) -> float:
+    """The confidence at a percentile: one of the values, so that the values at or above it are never none.
+
+    A percentile and not a fixed value, because the range of confidences differs from model to model.
+
+    Raises:
+        ValueError: For a percentile outside [0, 100].
+
+    """
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile must be between 0 and 100, got {percentile}")
+    return float(np.percentile(confidence.numpy(), percentile, method="lower"))
+
+
+def select_points(
+    points: Float[Tensor, "s h w 3"],
+    confidence: Float[Tensor, "s h w"],
+    images: UInt8[Tensor, "s 3 h w"],
+    valid: Bool[Tensor, "s h w"],
+    *,
+    percentile: float = 20.0,
+    max_points: int | None = None,
+) -> PointCloud:
+    """Keep the sure pixels of point maps.
+
+    Args:
+        points: (S, H, W, 3).
+        confidence: (S, H, W).
+        images: (S, 3, H, W), the colours.
+        valid: (S, H, W), True = may be kept. Pixels that aren't finite never are.
+        percentile: Keep valid pixels with a confidence at or above this percentile of all valid pixels' confidences.
+            Ties are kept: the cloud is never empty.
+        max_points: At most so many; which ones is random, but the same in every call. None = all.
+
+    Raises:
+        ValueError: If no valid pixel is finite, for a percentile outside [0, 100], or max_points below 1.
+
+    """
+    if max_points is not None and max_points < 1:
+        raise ValueError(f"max_points must be at least 1, got {max_points}")
+    valid = valid & points.isfinite().all(dim=-1) & confidence.isfinite()
+    if not valid.any():
+        raise ValueError("points must have at least one valid pixel with finite values, got none")
+    keep = valid & (confidence >= confidence_threshold(confidence[valid], percentile))
+    index = keep.flatten().nonzero()[:, 0]
+    if max_points is not None and len(index) > max_points:
+        chosen = np.random.default_rng(0).permutation(len(index))[:max_points]
+        index = index[torch.from_numpy(np.sort(chosen))]
+    return PointCloud(
+        xyz=points.reshape(-1, 3)[index].float(),
+        rgb=images.movedim(1, -1).reshape(-1, 3)[index],
+        confidence=confidence.flatten()[index].float(),
+        view=index // confidence[0].numel(),
+    )

@@ -1,0 +1,188 @@
+"""From a model and photos to a scene."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from geomtx.checks import check_divisible, check_option
+from geomtx.scene.query import queries_to_model
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras, DenseMap, Predictions, Tracks
+from geomtx.views import Views
+
+__all__ = ["reconstruct"]
+
+logger = logging.getLogger(__name__)
+
+# Pixels that the dense heads hold at once with view_chunk="auto". A fixed number, not what happens to be free, so that
+# a scene gives the same result and needs the same memory every time.
+_PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
+_PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
+_HEAD_MODULES = {"camera": "camera_head", "depth": "depth_head", "points": "point_head", "tracks": "track_head"}
+
+
+def reconstruct(
+    model: nn.Module,
+    views: Views | Tensor,
+    *,
+    query_points: Tensor | Sequence[Sequence[float]] | None = None,
+    heads: Sequence[str] | None = None,
+    view_chunk: int | Literal["auto"] = "auto",
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Scene:
+    """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
+
+    Args:
+        model: For instance `geomtx.VGGT`.
+        views: From `geomtx.load_views`, or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the patch.
+        query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
+        heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
+        view_chunk: How many views the dense heads process at once; "auto" limits their memory.
+        dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
+
+    Raises:
+        ValueError: For images that are not finite or of the wrong size, a query point outside its photo or for a view
+            that doesn't exist, a head that the model doesn't have.
+
+    """
+    if isinstance(views, Tensor):
+        views = Views.from_images(views, patch_size=model.config.patch_size)
+    else:
+        _check_views(views, model.config.patch_size)
+    queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
+    heads = _choose_heads(model.heads, heads, queries is not None)
+    model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
+    parameter = next(model.parameters())
+    options = {
+        "query_points": _to_device(model_queries, parameter.device),
+        "patch_mask": _to_device(views.patch_mask, parameter.device),
+        "heads": heads,
+        "view_chunk": _choose_chunk(view_chunk, views.images, parameter.device),
+    }
+    with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
+        predictions = model(views.images.to(parameter.device), **options)
+    return Scene(
+        names=views.names,
+        transforms=views.transforms,
+        images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
+        masks=views.masks.cpu(),
+        predictions=_single_scene(predictions),
+        query_points=queries,
+    )
+
+
+def _check_views(views: Views, patch_size: int) -> None:
+    """What `Views.from_images` checks of a tensor, for views that may have been changed since they were loaded."""
+    check_divisible("image height", views.images.shape[-2], patch_size)
+    check_divisible("image width", views.images.shape[-1], patch_size)
+    for image, name in zip(views.images, views.names, strict=True):
+        if not image.isfinite().all():
+            raise ValueError(f"images must be finite, got NaN or infinity in {name}")
+    low, high = (value.item() for value in views.images.aminmax())
+    if low < -0.1 or high > 1.1:
+        logger.warning("images should be in [0, 1], got %.3g to %.3g", low, high)
+
+
+def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_queries: bool) -> tuple[str, ...]:
+    """Heads to run: all that can, or those asked for."""
+    if asked is None:
+        if has_queries:
+            check_option("heads for query_points", "tracks", available)
+        return tuple(head for head in available if head != "tracks" or has_queries)
+    for head in asked:
+        check_option("head", head, available)
+    if has_queries != ("tracks" in asked):
+        raise ValueError(
+            f"heads and query_points must come together: tracks {'is not' if has_queries else 'is'} among the heads, "
+            f"got query_points {'given' if has_queries else 'None'}"
+        )
+    return tuple(asked)
+
+
+def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -> int:
+    if view_chunk == "auto":
+        pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
+        return max(1, min(len(images), pixels // images[0, 0].numel()))
+    if not isinstance(view_chunk, int) or view_chunk < 1:
+        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
+    return view_chunk
+
+
+def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, afterwards each module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
+    halves = (torch.bfloat16, torch.float16)
+    if dtype not in (None, parameter.dtype) and not (parameter.dtype == torch.float32 and dtype in halves):
+        raise ValueError(f"dtype must be the model's own {parameter.dtype}, or half of a float32 model, got {dtype}")
+    enabled = dtype is not None and dtype != parameter.dtype
+    return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterator[None]:
+    """Count the encoder's blocks and the heads as they finish."""
+    if not show:
+        yield
+        return
+    steps = _steps(model, heads)
+    with tqdm(total=len(steps), desc="encoder and heads", unit="step", leave=False) as bar:
+        hooks = [module.register_forward_hook(lambda *_: _advance(bar)) for module in steps]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _steps(model: nn.Module, heads: Sequence[str]) -> list[nn.Module]:
+    """Modules that run once each: the blocks in the encoder's lists, and the heads."""
+    lists = [module for name, module in model.named_modules() if _is_block_list(name, module)]
+    parts = (getattr(model, name, None) for head, name in _HEAD_MODULES.items() if head in heads)
+    return [block for blocks in lists for block in blocks] + [part for part in parts if part is not None]
+
+
+def _is_block_list(name: str, module: nn.Module) -> bool:
+    return name.startswith("encoder.") and isinstance(module, nn.ModuleList)
+
+
+def _advance(bar: Any) -> None:
+    bar.update(1)
+
+
+def _single_scene(predictions: Predictions) -> Predictions:
+    """Without the batch axis, on the CPU, without what only a loss needs."""
+    cameras, encodings, depth, points, tracks, _ = predictions
+    return Predictions(
+        cameras=None if cameras is None else Cameras(*(each[0].cpu() for each in cameras)),
+        pose_encodings=None if encodings is None else encodings[:, 0].cpu(),
+        depth=None if depth is None else DenseMap(*(each[0].cpu() for each in depth)),
+        points=None if points is None else DenseMap(*(each[0].cpu() for each in points)),
+        tracks=None if tracks is None else Tracks(*(each[0].cpu() for each in tracks)),
+    )
