@@ -10,15 +10,16 @@ from geomtx.types import Bool, Float
 
 __all__ = ["PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Rounded to float32, as they were in training: the tracker magnifies the difference 10^7-fold, float64 would show it.
+IMAGENET_MEAN = tuple(torch.tensor((0.485, 0.456, 0.406)).tolist())
+IMAGENET_STD = tuple(torch.tensor((0.229, 0.224, 0.225)).tolist())
 
 
 def normalize_images(
     images: Float[Tensor, "*batch 3 h w"],
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Float[Tensor, "*batch 3 h w"]:
     """(images - mean) / std a channel, images in [0, 1].
 

@@ -52,7 +52,7 @@ def _to_model(index: int, query: Tensor, transforms: Sequence[ViewTransform], na
     if not _inside(x, y, (height, width)):
         raise ValueError(f"{where} must lie inside {names[view]}, {width} x {height} pixels, got x {x:g}, y {y:g}")
     coords = transforms[view].from_original(query[1:])
-    if not _inside(*coords.tolist(), transforms[view].image_hw):
+    if not _inside(coords[0].item(), coords[1].item(), transforms[view].image_hw):
         raise ValueError(f"{where} must lie in the part of {names[view]} that the model sees, but was cropped away")
     return torch.cat([query[:1], coords])
 

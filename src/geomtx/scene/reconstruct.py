@@ -57,12 +57,14 @@ def reconstruct(
             that doesn't exist, a head that the model doesn't have.
 
     """
+    config: Any = model.config
+    available: Any = model.heads
     if isinstance(views, Tensor):
-        views = Views.from_images(views, patch_size=model.config.patch_size)
+        views = Views.from_images(views, patch_size=config.patch_size)
     else:
-        _check_views(views, model.config.patch_size)
+        _check_views(views, config.patch_size)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
-    heads = _choose_heads(model.heads, heads, queries is not None)
+    heads = _choose_heads(available, heads, queries is not None)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
     options = {

@@ -114,6 +114,7 @@ class Scene:
 
         Raises:
             ValueError: Without both (depth, cameras) and points.
+
         """
         depth, cameras = self.predictions.depth, self.predictions.cameras
         if depth is not None and cameras is not None:
@@ -136,7 +137,7 @@ class Scene:
         """
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be finite and positive, got {factor}")
-        cameras, encodings, depth, points, *rest = self.predictions
+        cameras, encodings, depth, points, _, _ = self.predictions
         if cameras is not None:
             cameras = cameras._replace(cam_from_world=_scale_translation(cameras.cam_from_world, factor))
         if encodings is not None:
@@ -145,7 +146,7 @@ class Scene:
             depth = depth._replace(value=depth.value * factor)
         if points is not None:
             points = points._replace(value=points.value * factor)
-        predictions = Predictions(cameras, encodings, depth, points, *rest)
+        predictions = self.predictions._replace(cameras=cameras, pose_encodings=encodings, depth=depth, points=points)
         return replace(self, predictions=predictions, units=self.units if units is None else units)
 
     def save(

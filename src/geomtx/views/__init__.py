@@ -1,0 +1,9 @@
+"""Photos → `Views`: loading, EXIF, every pixel format, and an invertible transform to the original pixels for each view."""
+
+from geomtx.views.error import PhotoError
+from geomtx.views.loading import EXTENSIONS, load_views
+from geomtx.views.placement import Mode
+from geomtx.views.transform import ViewTransform
+from geomtx.views.views import Views
+
+__all__ = ["EXTENSIONS", "Mode", "PhotoError", "ViewTransform", "Views", "load_views"]
