@@ -1,0 +1,177 @@
+"""Files → `Views`: which files, in which order, decoded and upright."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.views.color import convert_to_rgb
+from geomtx.views.error import PhotoError
+from geomtx.views.placement import MODES, Mode, place_photo
+from geomtx.views.views import Views
+
+__all__ = ["EXTENSIONS", "load_views"]
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+"""What counts as an image in a folder. A file that Pillow cannot decode is an error, never left out silently."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders raise on damaged data.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, struct.error)
+
+PathLike = str | os.PathLike[str]
+
+
+def load_views(
+    source: PathLike | Iterable[PathLike],
+    *,
+    mode: Mode | str = "fit",
+    size: int = 518,
+    patch_size: int = 14,
+) -> Views:
+    """Load photos for a model, with the way back to their original pixels.
+
+    The EXIF orientation is applied; transparency is composed onto white; of an animation the first frame is taken;
+    16-bit grey keeps its range. Resizing is Pillow's bicubic. Photos that come out in different sizes are padded with
+    white to the largest height and width, centred, the smaller half first; `Views.masks` says where.
+
+    | mode | image | what is lost |
+    |---|---|---|
+    | "fit" | longer side `size`, the other rounded to whole patches | nothing |
+    | "crop" | width `size`, height rounded to whole patches, centre-cropped to `size` | rows of tall photos |
+    | "pad" | as "fit", then padded with white to a square | nothing |
+    | "square" | padded with black to a square, then resized | nothing |
+
+    Args:
+        source: A folder (its images in natural order: img2 before img10; hidden files and subfolders are not read), a
+            file, or several files in the order of the views. The first is the reference view.
+        mode: See the table.
+        size: Side in pixels, a multiple of `patch_size`.
+        patch_size: Side of the model's patches.
+
+    Raises:
+        PhotoError: A ValueError of one line that names the folder without images, or the file that is missing, damaged,
+            no image, too thin, or over Pillow's limit `PIL.Image.MAX_IMAGE_PIXELS`.
+        ValueError: An unknown mode, or a size that is no multiple of `patch_size`.
+
+    """
+    check_option("mode", mode, MODES)
+    check_positive("patch_size", patch_size)
+    check_positive("size", size)
+    check_divisible("size", size, patch_size)
+    paths = _list_files(source)
+    images, transforms = [], []
+    for path in paths:  # one photo in full resolution at a time
+        photo, orientation = _read_photo(path)
+        image, transform = place_photo(photo, mode, size, patch_size, name=str(path), orientation=orientation)
+        images.append(image)
+        transforms.append(transform)
+    views = Views.assemble(images, transforms, _name_files(paths), paths, patch_size)
+    logger.info("loaded %d views of %dx%d pixels", len(views), views.image_hw[1], views.image_hw[0])
+    return views
+
+
+def _list_files(source: PathLike | Iterable[PathLike]) -> list[Path]:
+    if not isinstance(source, str | os.PathLike):
+        paths = [Path(path).expanduser() for path in source]
+        if not paths:
+            raise PhotoError("source must hold at least one photo, got an empty list")
+        return paths
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
+        files = sorted((file for file in files if file.is_file()), key=_natural_key)
+        if not files:
+            raise PhotoError(f"folder '{path}' must hold images, got none with extension {', '.join(EXTENSIONS)}")
+        return files
+    if not path.exists():
+        raise PhotoError(f"source must be an existing folder or image, got '{path}'")
+    return [path]
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    """Runs of digits compare as numbers; text and digits alternate, so that like meets like."""
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
+def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
+    """File names, with as many parent folders as it takes to tell them apart; a file listed again gets a number."""
+    parts = [path.absolute().parts[1:] for path in paths]
+    longest = max(map(len, parts))
+    depths = [1] * len(paths)
+    while True:
+        names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+        shared = {name for name, count in Counter(names).items() if count > 1}
+        if not any(name in shared and depth < longest for name, depth in zip(names, depths, strict=True)):
+            break
+        depths = [depth + (name in shared) for name, depth in zip(names, depths, strict=True)]
+    return tuple(_number_copies(names))
+
+
+def _number_copies(names: list[str]) -> list[str]:
+    """ "a.png", "a.png" → "a.png", "a_2.png"."""
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        path, number = PurePosixPath(name), 1
+        while names[index] in taken:
+            number += 1
+            names[index] = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
+        taken.add(names[index])
+    return names
+
+
+def _read_photo(path: Path) -> tuple[Image.Image, int]:
+    """An upright RGB picture, and the EXIF orientation that was applied."""
+    if not path.is_file():
+        raise PhotoError(f"photo '{path}' must be an existing file, got {'a folder' if path.is_dir() else 'none'}")
+    try:
+        with _refuse_truncated(), Image.open(path) as file:
+            file.load()
+            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+            photo = convert_to_rgb(file, str(path))
+    except PhotoError:
+        raise
+    except UnidentifiedImageError as error:
+        hint = " (HEIC needs the package pillow-heif)" if path.suffix.lower() in (".heic", ".heif") else ""
+        raise PhotoError(f"photo '{path}' must be an image that Pillow can read, got another format{hint}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PhotoError(f"photo '{path}' must be under PIL.Image.MAX_IMAGE_PIXELS, got more: {error}") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise PhotoError(f"photo '{path}' must be a whole image, got a damaged one: {reason}") from error
+    if orientation not in _UPRIGHT:
+        return photo, 1
+    return photo.transpose(_UPRIGHT[orientation]), orientation
+
+
+@contextmanager
+def _refuse_truncated() -> Iterator[None]:
+    """Half a photo is an error, also where another library told Pillow to let it pass."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -1,0 +1,211 @@
+"""The invertible map between the pixels of a photo and the pixels of the model's image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_option, check_positive
+from geomtx.types import Bool, Float
+from geomtx.views.resampling import RESAMPLING, Axis, resample
+
+__all__ = ["ViewTransform"]
+
+
+@dataclass(frozen=True)
+class ViewTransform:
+    """Original pixels ↔ the model's pixels: a scale and an offset an axis.
+
+    Pixel centres are at integers, so x_model = (x_original + 0.5)·scale + offset - 0.5, and the same for y. "Original"
+    is the upright photo, as a viewer shows it: after its EXIF orientation.
+
+    Tensors keep dtype and device, may have any leading axes, and gradients flow through.
+
+    Attributes:
+        original_hw: Height and width of the upright photo, pixels.
+        image_hw: Height and width of the model's image, padding included.
+        scale: (x, y), model pixels an original pixel. They differ slightly where sides were rounded to whole patches.
+        offset: (x, y), where the photo's upper left corner lies in the model's image; positive is padding, negative
+            is cropping.
+        exif_orientation: The orientation (1 … 8) that was applied in loading. For the record: no method uses it.
+
+    """
+
+    original_hw: tuple[int, int]
+    image_hw: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+    exif_orientation: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("original_hw", "image_hw", "scale"):
+            for value in getattr(self, name):
+                check_positive(name, value)
+
+    @classmethod
+    def identity(cls, hw: tuple[int, int]) -> ViewTransform:
+        """The transform of an image that is used as it is."""
+        return cls(hw, hw)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViewTransform:
+        """The inverse of `to_dict`; JSON's lists are welcome."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as plain numbers and lists, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def shift(self, offset_xy: tuple[float, float], image_hw: tuple[int, int]) -> ViewTransform:
+        """The transform after the model's image was put at `offset_xy` of a larger (or smaller) one."""
+        offset = (self.offset[0] + offset_xy[0], self.offset[1] + offset_xy[1])
+        return replace(self, offset=offset, image_hw=image_hw)
+
+    @property
+    def matrix(self) -> Float[Tensor, "3 3"]:
+        """(3, 3) float64: homogeneous original pixels → the model's pixels, pixel centres at integers."""
+        (sx, tx), (sy, ty) = self._forward
+        return torch.tensor([[sx, 0, tx], [0, sy, ty], [0, 0, 1]], dtype=torch.float64)
+
+    @property
+    def content_box(self) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2): the photo's corners in the model's image, not rounded.
+
+        Corners count from the image's own corner, so that a photo without padding has (0, 0, W, H). Outside the image
+        where the photo was cropped.
+        """
+        (x, y), (sx, sy), (h, w) = self.offset, self.scale, self.original_hw
+        return x, y, x + sx * w, y + sy * h
+
+    @property
+    def mask(self) -> Bool[Tensor, "h w"]:
+        """(H, W) bool over the model's image: True = the pixel's centre lies in the photo, False = padding."""
+        (top, bottom), (left, right) = self._content_rows, self._content_columns
+        mask = torch.zeros(self.image_hw, dtype=torch.bool)
+        mask[top : bottom + 1, left : right + 1] = True
+        return mask
+
+    def to_original(self, coords_px: Tensor) -> Tensor:
+        """The model's pixels → original pixels: points or tracks (..., 2) as (x, y)."""
+        return _map_points(coords_px, self._backward)
+
+    def from_original(self, coords_px: Tensor) -> Tensor:
+        """Original pixels → the model's pixels: points, tracks or queries (..., 2) as (x, y)."""
+        return _map_points(coords_px, self._forward)
+
+    def intrinsics_to_original(self, intrinsics: Tensor) -> Tensor:
+        """Intrinsics (..., 3, 3) of the model's image → of the photo.
+
+        Projecting with the result equals `to_original` of projecting with `intrinsics`.
+        """
+        return _map_intrinsics(intrinsics, self._backward)
+
+    def intrinsics_from_original(self, intrinsics: Tensor) -> Tensor:
+        """Intrinsics (..., 3, 3) of the photo → of the model's image."""
+        return _map_intrinsics(intrinsics, self._forward)
+
+    def depth_to_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> Tensor:
+        """A map over the model's image (..., H, W) → over the photo (..., h, w).
+
+        For depth, confidence, or any other value a pixel. Padding never mixes into the photo: beyond the last pixel
+        of the photo its value is repeated.
+
+        Args:
+            depth: (..., H, W) with H, W = `image_hw`. Floating point, or any dtype with "nearest".
+            mode: "bilinear", or "nearest" for masks and for maps with holes.
+            fill: Value of the photo's pixels that the model did not see (cropped).
+
+        Raises:
+            ValueError: Another size, an unknown mode, or "bilinear" for a map that is not floating point.
+
+        """
+        _check_map("depth", depth, self.image_hw, mode)
+        axes = []
+        for (scale, shift), length, size, content in self._axes:
+            position = torch.arange(length, dtype=torch.float64) * scale + shift
+            seen = (position >= -0.5) & (position <= size - 0.5)
+            axes.append(Axis(position.clamp(*content), seen))
+        return resample(depth, axes[0], axes[1], mode, fill)
+
+    def depth_from_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> Tensor:
+        """A map over the photo (..., h, w) → over the model's image (..., H, W).
+
+        Each pixel is sampled at its centre, not averaged over its area: an average across an edge is no depth.
+
+        Args:
+            depth: (..., h, w) with h, w = `original_hw`. Floating point, or any dtype with "nearest".
+            mode: "bilinear", or "nearest" for masks and for maps with holes.
+            fill: Value of the padding.
+
+        Raises:
+            ValueError: As in `depth_to_original`.
+
+        """
+        _check_map("depth", depth, self.original_hw, mode)
+        axes = []
+        for (scale, shift), length, size, (first, last) in self._axes:
+            index = torch.arange(size)
+            position = (index.double() - shift) / scale
+            axes.append(Axis(position.clamp(0, length - 1), (index >= first) & (index <= last)))
+        return resample(depth, axes[0], axes[1], mode, fill)
+
+    @property
+    def _forward(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(factor, shift) for x and y: model = factor·original + shift, both with pixel centres at integers."""
+        (sx, sy), (x, y) = self.scale, self.offset
+        return (sx, 0.5 * sx + x - 0.5), (sy, 0.5 * sy + y - 0.5)
+
+    @property
+    def _backward(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        (sx, sy), (x, y) = self.scale, self.offset
+        return (1 / sx, (0.5 - x) / sx - 0.5), (1 / sy, (0.5 - y) / sy - 0.5)
+
+    @property
+    def _content_rows(self) -> tuple[int, int]:
+        """First and last row of the model's image whose centre lies in the photo."""
+        _, y1, _, y2 = self.content_box
+        return max(math.ceil(y1 - 0.5), 0), min(math.ceil(y2 - 0.5), self.image_hw[0]) - 1
+
+    @property
+    def _content_columns(self) -> tuple[int, int]:
+        x1, _, x2, _ = self.content_box
+        return max(math.ceil(x1 - 0.5), 0), min(math.ceil(x2 - 0.5), self.image_hw[1]) - 1
+
+    @property
+    def _axes(self) -> tuple[tuple[tuple[float, float], int, int, tuple[int, int]], ...]:
+        """Rows, then columns: (factor, shift), length of the photo and of the image, first and last pixel of the photo."""
+        column_map, row_map = self._forward
+        return (
+            (row_map, self.original_hw[0], self.image_hw[0], self._content_rows),
+            (column_map, self.original_hw[1], self.image_hw[1], self._content_columns),
+        )
+
+
+def _map_points(coords_px: Tensor, maps: tuple[tuple[float, float], tuple[float, float]]) -> Tensor:
+    if coords_px.shape[-1:] != (2,):
+        raise ValueError(f"coords_px must have shape (..., 2), got {tuple(coords_px.shape)}")
+    (sx, tx), (sy, ty) = maps
+    return torch.stack([coords_px[..., 0] * sx + tx, coords_px[..., 1] * sy + ty], dim=-1)
+
+
+def _map_intrinsics(intrinsics: Tensor, maps: tuple[tuple[float, float], tuple[float, float]]) -> Tensor:
+    if intrinsics.shape[-2:] != (3, 3):
+        raise ValueError(f"intrinsics must have shape (..., 3, 3), got {tuple(intrinsics.shape)}")
+    (sx, tx), (sy, ty) = maps
+    x, y, one = intrinsics.unbind(-2)  # row by row, not a matrix product, which autocast would round
+    return torch.stack([sx * x + tx * one, sy * y + ty * one, one], dim=-2)
+
+
+def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> None:
+    check_option("mode", mode, RESAMPLING)
+    if tuple(values.shape[-2:]) != tuple(hw):
+        raise ValueError(f"{name} must have shape (..., {hw[0]}, {hw[1]}), got {tuple(values.shape)}")
+    if mode == "bilinear" and not values.is_floating_point():
+        raise ValueError(f"{name} must be floating point for mode 'bilinear', got {values.dtype}")

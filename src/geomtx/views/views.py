@@ -1,0 +1,200 @@
+"""`Views`: the images of one scene, with the way back to the original pixels of each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geomtx.checks import check_divisible, check_positive, check_shape
+from geomtx.types import Bool
+from geomtx.views.color import convert_to_rgb
+from geomtx.views.placement import stack_padded
+from geomtx.views.transform import ViewTransform
+
+__all__ = ["Views"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The S views of one scene, ready for a model; the first one is the reference view.
+
+    Methods that end in `_original` take the model's outputs, whose axis of views is at the place that they state, and
+    apply each view's own transform.
+
+    Attributes:
+        images: (S, 3, H, W) float32 in [0, 1], RGB, both sides multiples of `patch_size`.
+        transforms: S transforms between original pixels and the pixels of `images`.
+        masks: (S, H, W) bool, True = a pixel of the photo, False = padding.
+        names: S different names: the file's, with its folder where two photos would share one.
+        paths: S files; None for a view that came from no file.
+        patch_size: Side of a patch, pixels.
+
+    """
+
+    images: Tensor
+    transforms: tuple[ViewTransform, ...]
+    masks: Tensor
+    names: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        check_shape("images", self.images, ("S", 3, "H", "W"))
+        num_views, _, height, width = self.images.shape
+        check_shape("masks", self.masks, (num_views, height, width))
+        for name in ("transforms", "names", "paths"):
+            if len(getattr(self, name)) != num_views:
+                raise ValueError(f"{name} must have one entry a view ({num_views}), got {len(getattr(self, name))}")
+        if len(set(self.names)) != num_views:
+            raise ValueError(f"names must differ from one another, got {self.names}")
+
+    @classmethod
+    def from_images(cls, images: Any, *, names: Sequence[str] | None = None, patch_size: int = 14) -> Views:
+        """Views from images that already have the size for the model; nothing is resized (for that, `load_views`).
+
+        Images of different sizes are padded with white to the largest, centred, as in `load_views`.
+
+        Args:
+            images: (S, 3, H, W) floating point in [0, 1], or a sequence of S images: tensors (3, H, W), Pillow
+                pictures, arrays (H, W, 3) of uint8 or of floats in [0, 1]. Both sides multiples of `patch_size`.
+            names: S different names; "view_000.png", "view_001.png", … by default.
+            patch_size: Side of a patch.
+
+        Raises:
+            ValueError: Not three channels, not floating point, sides that are no multiples, NaN or infinity.
+
+        """
+        check_positive("patch_size", patch_size)
+        tensors = [_to_tensor(image, index) for index, image in enumerate(images)]
+        if not tensors:
+            raise ValueError("images must hold at least one view, got none")
+        for index, tensor in enumerate(tensors):
+            _check_image(f"images[{index}]", tensor, patch_size)
+        transforms = [ViewTransform.identity((image.shape[1], image.shape[2])) for image in tensors]
+        names = tuple(names) if names is not None else tuple(f"view_{index:03}.png" for index in range(len(tensors)))
+        return cls.assemble(tensors, transforms, names, [None] * len(tensors), patch_size)
+
+    @classmethod
+    def assemble(
+        cls,
+        images: Sequence[Tensor],
+        transforms: Sequence[ViewTransform],
+        names: Sequence[str],
+        paths: Sequence[Path | None],
+        patch_size: int,
+    ) -> Views:
+        """Views from images (3, H, W) and their transforms, padded together and with masks."""
+        stacked, padded = stack_padded(images, transforms)
+        masks = torch.stack([transform.mask for transform in padded])
+        return cls(stacked, padded, masks, tuple(names), tuple(paths), patch_size)
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Views:
+        """Views of one index, a slice or a list of indices, in that order. The padding stays."""
+        indices = range(len(self))
+        picked = indices[index] if isinstance(index, int | slice) else [indices[i] for i in index]
+        picked = [picked] if isinstance(picked, int) else list(picked)
+        if not picked:
+            raise ValueError(f"index must pick at least one of {len(self)} views, got {index}")
+        return Views(
+            images=self.images[picked],
+            transforms=tuple(self.transforms[i] for i in picked),
+            masks=self.masks[picked],
+            names=tuple(self.names[i] for i in picked),
+            paths=tuple(self.paths[i] for i in picked),
+            patch_size=self.patch_size,
+        )
+
+    def __iter__(self) -> Iterator[Views]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the images, padding included."""
+        return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def patch_mask(self) -> Bool[Tensor, "s rows columns"] | None:
+        """(S, H/patch, W/patch) bool, True where at least half of the patch is photo; None when that is everywhere.
+
+        Give it to the model, and padding takes no part. None lets the model skip masking.
+        """
+        patch, (height, width) = self.patch_size, self.image_hw
+        blocks = self.masks.reshape(len(self), height // patch, patch, width // patch, patch)
+        mask = blocks.sum(dim=(2, 4)) * 2 >= patch * patch
+        return None if mask.all() else mask
+
+    def tracks_to_original(self, coords_px: Tensor) -> Tensor:
+        """(..., S, N, 2) in the model's pixels → in each view's original pixels."""
+        return self._stack("coords_px", coords_px, -3, ViewTransform.to_original)
+
+    def tracks_from_original(self, coords_px: Tensor) -> Tensor:
+        """(..., S, N, 2) in each view's original pixels → in the model's pixels."""
+        return self._stack("coords_px", coords_px, -3, ViewTransform.from_original)
+
+    def intrinsics_to_original(self, intrinsics: Tensor) -> Tensor:
+        """(..., S, 3, 3) of the model's images → of the photos."""
+        return self._stack("intrinsics", intrinsics, -3, ViewTransform.intrinsics_to_original)
+
+    def intrinsics_from_original(self, intrinsics: Tensor) -> Tensor:
+        """(..., S, 3, 3) of the photos → of the model's images."""
+        return self._stack("intrinsics", intrinsics, -3, ViewTransform.intrinsics_from_original)
+
+    def depth_to_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> list[Tensor]:
+        """(..., S, H, W) → S maps (..., h, w), each at its photo's size; see `ViewTransform.depth_to_original`."""
+        self._check_views("depth", depth, -3)
+        pairs = zip(self.transforms, depth.unbind(-3), strict=True)
+        return [transform.depth_to_original(view, mode=mode, fill=fill) for transform, view in pairs]
+
+    def _stack(self, name: str, values: Tensor, dim: int, apply: Callable[[ViewTransform, Tensor], Tensor]) -> Tensor:
+        self._check_views(name, values, dim)
+        pairs = zip(self.transforms, values.unbind(dim), strict=True)
+        return torch.stack([apply(transform, view) for transform, view in pairs], dim=dim)
+
+    def _check_views(self, name: str, values: Tensor, dim: int) -> None:
+        if values.ndim < -dim or values.shape[dim] != len(self):
+            raise ValueError(f"{name} must have {len(self)} views on axis {dim}, got shape {tuple(values.shape)}")
+
+
+def _to_tensor(image: Any, index: int) -> Tensor:
+    """(3, H, W): uint8 or floating point."""
+    if isinstance(image, Tensor):
+        if not image.is_floating_point():
+            raise ValueError(f"images[{index}] must be floating point in [0, 1], got {image.dtype}")
+        return image
+    if isinstance(image, Image.Image):
+        image = np.array(convert_to_rgb(image, f"images[{index}]"))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"images[{index}] must be a tensor, an array or a Pillow picture, got {type(image).__name__}")
+    if image.dtype != np.uint8 and image.dtype.kind != "f":
+        raise ValueError(f"images[{index}] must be uint8, or floating point in [0, 1], got {image.dtype}")
+    if image.ndim != 3:
+        raise ValueError(f"images[{index}] must have shape (H, W, 3), got {image.shape}")
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def _check_image(name: str, image: Tensor, patch_size: int) -> None:
+    check_shape(name, image, (3, "H", "W"))
+    check_divisible(f"height of {name}", image.shape[1], patch_size)
+    check_divisible(f"width of {name}", image.shape[2], patch_size)
+    if min(image.shape) == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return
+    low, high = image.detach().aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if low < -0.1 or high > 1.1:
+        logger.warning("%s should be in [0, 1], got %.3g to %.3g", name, low.item(), high.item())
