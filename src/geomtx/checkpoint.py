@@ -99,7 +99,6 @@ def match_names(
 
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    left_out = {name for name, part in model._modules.items() if part is None}
     matched: dict[str, str] = {}
     problems = []
     for stored, shape in shapes.items():
@@ -108,7 +107,7 @@ def match_names(
             matched[stored] = ours
             if shape != expected[ours]:
                 problems.append(f"{stored} has shape {shape} instead of {expected[ours]}")
-        elif ours.partition(".")[0] not in left_out:
+        elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
     found = set(matched.values())
     problems += [f"{name} is missing" for name in expected if name not in found]

@@ -123,7 +123,7 @@ class DPTDecoder(nn.Module):
         grid_hw: tuple[int, int],
         image_hw: tuple[int, int],
         patch_mask: Tensor | None = None,
-    ) -> Float[Tensor, "n c h w"]:
+    ) -> Float[Tensor, "n c_out h w"]:
         """Decode a batch of views; every view by itself.
 
         Args:

@@ -1,0 +1,43 @@
+"""Shared fixtures; shape annotations are checked in every test."""
+
+from __future__ import annotations
+
+import os
+
+# Before the first import of geomtx: annotations become jaxtyping's, and an import hook checks them at every call.
+os.environ["GEOMTX_CHECK_SHAPES"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("geomtx", "shape_checker.checker")
+
+import pytest
+import torch
+
+import geomtx
+
+
+@pytest.fixture
+def tiny_model() -> geomtx.VGGT:
+    """A tiny VGGT with random weights that are not all near their initial value, in evaluation mode."""
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.uniform_(0.2, 0.6)  # at their start, LayerScales hide most of what the blocks do
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Two scenes of three views, (2, 3, 3, 56, 84)."""
+    return torch.rand(2, 3, 3, 56, 84)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine can't run, with the reason."""
+    no_cuda = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(no_cuda)
