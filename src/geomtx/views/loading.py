@@ -39,7 +39,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders raise on damaged data.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, struct.error)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -95,7 +105,13 @@ def load_views(
 
 def _list_files(source: PathLike | Iterable[PathLike]) -> list[Path]:
     if not isinstance(source, str | os.PathLike):
-        paths = [Path(path).expanduser() for path in source]
+        if not isinstance(source, Iterable):
+            raise PhotoError(f"source must be a folder, a file or a list of files, got {type(source).__name__}")
+        paths = []
+        for path in source:
+            if not isinstance(path, str | os.PathLike):
+                raise PhotoError(f"source must hold paths, got {type(path).__name__}; for images see Views.from_images")
+            paths.append(Path(path).expanduser())
         if not paths:
             raise PhotoError("source must hold at least one photo, got an empty list")
         return paths
@@ -132,7 +148,7 @@ def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _number_copies(names: list[str]) -> list[str]:
-    """ "a.png", "a.png" → "a.png", "a_2.png"."""
+    """Two of "a.png" become "a.png" and "a_2.png"."""
     taken: set[str] = set()
     for index, name in enumerate(names):
         path, number = PurePosixPath(name), 1
@@ -149,8 +165,9 @@ def _read_photo(path: Path) -> tuple[Image.Image, int]:
         raise PhotoError(f"photo '{path}' must be an existing file, got {'a folder' if path.is_dir() else 'none'}")
     try:
         with _refuse_truncated(), Image.open(path) as file:
+            tiff_orientation = _read_orientation(file, path) if file.format == "TIFF" else 1
             file.load()
-            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = _read_orientation(file, path)
             photo = convert_to_rgb(file, str(path))
     except PhotoError:
         raise
@@ -162,9 +179,19 @@ def _read_photo(path: Path) -> tuple[Image.Image, int]:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise PhotoError(f"photo '{path}' must be a whole image, got a damaged one: {reason}") from error
-    if orientation not in _UPRIGHT:
-        return photo, 1
+    if orientation == 1:
+        return photo, tiff_orientation  # Pillow turns a TIFF upright itself in load()
     return photo.transpose(_UPRIGHT[orientation]), orientation
+
+
+def _read_orientation(file: Image.Image, path: Path) -> int:
+    """1 … 8; 1 where the photo states none, or something else."""
+    try:
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE as error:
+        logger.warning("photo '%s' has damaged EXIF data, taken as upright: %s", path, error)
+        return 1
+    return int(orientation) if orientation in _UPRIGHT else 1
 
 
 @contextmanager

@@ -71,12 +71,13 @@ def stack_padded(
     """
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
-    stacked = torch.ones(len(images), 3, height, width)
+    stacked = torch.ones(len(images), 3, height, width, device=images[0].device)
     shifted = []
-    for canvas, image, transform in zip(stacked, images, transforms, strict=True):
+    for index, (image, transform) in enumerate(zip(images, transforms, strict=True)):
         h, w = image.shape[1:]
         top, left = (height - h) // 2, (width - w) // 2
-        canvas[:, top : top + h, left : left + w] = image / 255 if image.dtype == torch.uint8 else image
+        content = image / 255 if image.dtype == torch.uint8 else image
+        stacked[index, :, top : top + h, left : left + w] = content
         shifted.append(transform.shift((left, top), (height, width)))
     return stacked, tuple(shifted)
 

@@ -63,7 +63,7 @@ class ViewTransform:
         """The attributes as plain numbers and lists, ready for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def shift(self, offset_xy: tuple[float, float], image_hw: tuple[int, int]) -> ViewTransform:
+    def shift(self, offset_xy: tuple[int, int], image_hw: tuple[int, int]) -> ViewTransform:
         """The transform after the model's image was put at `offset_xy` of a larger (or smaller) one."""
         offset = (self.offset[0] + offset_xy[0], self.offset[1] + offset_xy[1])
         return replace(self, offset=offset, image_hw=image_hw)
@@ -180,7 +180,7 @@ class ViewTransform:
 
     @property
     def _axes(self) -> tuple[tuple[tuple[float, float], int, int, tuple[int, int]], ...]:
-        """Rows, then columns: (factor, shift), length of the photo and of the image, first and last pixel of the photo."""
+        """Rows, columns: (factor, shift), length of the photo and of the image, its first and last pixel of photo."""
         column_map, row_map = self._forward
         return (
             (row_map, self.original_hw[0], self.image_hw[0], self._content_rows),

@@ -75,6 +75,8 @@ class Views:
 
         """
         check_positive("patch_size", patch_size)
+        if isinstance(images, Tensor):
+            check_shape("images", images, ("S", 3, "H", "W"))
         tensors = [_to_tensor(image, index) for index, image in enumerate(images)]
         if not tensors:
             raise ValueError("images must hold at least one view, got none")
@@ -82,7 +84,11 @@ class Views:
             _check_image(f"images[{index}]", tensor, patch_size)
         transforms = [ViewTransform.identity((image.shape[1], image.shape[2])) for image in tensors]
         names = tuple(names) if names is not None else tuple(f"view_{index:03}.png" for index in range(len(tensors)))
-        return cls.assemble(tensors, transforms, names, [None] * len(tensors), patch_size)
+        views = cls.assemble(tensors, transforms, names, [None] * len(tensors), patch_size)
+        low, high = views.images.detach().aminmax()
+        if low < -0.1 or high > 1.1:
+            logger.warning("images should be in [0, 1], got %.3g to %.3g", low.item(), high.item())
+        return views
 
     @classmethod
     def assemble(
@@ -95,7 +101,7 @@ class Views:
     ) -> Views:
         """Views from images (3, H, W) and their transforms, padded together and with masks."""
         stacked, padded = stack_padded(images, transforms)
-        masks = torch.stack([transform.mask for transform in padded])
+        masks = torch.stack([transform.mask for transform in padded]).to(stacked.device)
         return cls(stacked, padded, masks, tuple(names), tuple(paths), patch_size)
 
     def __len__(self) -> int:
@@ -180,7 +186,7 @@ def _to_tensor(image: Any, index: int) -> Tensor:
         raise ValueError(f"images[{index}] must be a tensor, an array or a Pillow picture, got {type(image).__name__}")
     if image.dtype != np.uint8 and image.dtype.kind != "f":
         raise ValueError(f"images[{index}] must be uint8, or floating point in [0, 1], got {image.dtype}")
-    if image.ndim != 3:
+    if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"images[{index}] must have shape (H, W, 3), got {image.shape}")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
@@ -191,10 +197,5 @@ def _check_image(name: str, image: Tensor, patch_size: int) -> None:
     check_divisible(f"width of {name}", image.shape[2], patch_size)
     if min(image.shape) == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(image.shape)}")
-    if image.dtype == torch.uint8:
-        return
-    low, high = image.detach().aminmax()
-    if not (low.isfinite() and high.isfinite()):
+    if not image.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if low < -0.1 or high > 1.1:
-        logger.warning("%s should be in [0, 1], got %.3g to %.3g", name, low.item(), high.item())

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from safetensors.torch import load_file
+
+from geomtx.views import PhotoError, Views, load_views
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+PHOTOS = GOLDENS / "images"
+GOLDEN = load_file(GOLDENS / "preprocessing.safetensors") if GOLDENS.exists() else {}
+
+
+def _every_seventh(views: Views) -> torch.Tensor:
+    return (views.images * 255).round().to(torch.uint8)[..., ::7, ::7]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+@pytest.mark.parametrize("mode", ["crop", "pad"])
+def test_one_photo_equals_the_golden(name: str, mode: str) -> None:
+    views = load_views(PHOTOS / f"{name}.png", mode=mode)
+    assert torch.equal(_every_seventh(views)[0], GOLDEN[f"{name}.{mode}"])
+    assert views.image_hw == tuple(GOLDEN[f"{name}.{mode}.size"].tolist())
+
+
+def test_several_photos_equal_the_golden() -> None:
+    views = load_views(PHOTOS, mode="crop")
+    assert views.names == ("a.png", "b.png", "c.png")
+    assert torch.equal(_every_seventh(views), GOLDEN["all.crop"])
+    assert views.image_hw == tuple(GOLDEN["all.crop.size"].tolist())
+
+
+def test_squares_and_their_corners_equal_the_golden() -> None:
+    views = load_views(PHOTOS, mode="square", size=224)
+    assert torch.equal(_every_seventh(views), GOLDEN["all.square224"])
+    corners = [[*t.content_box, t.original_hw[1], t.original_hw[0]] for t in views.transforms]
+    assert torch.equal(torch.tensor(corners), GOLDEN["all.square224.coords"])
+
+
+def test_images_are_float32_from_0_to_1() -> None:
+    views = load_views(PHOTOS)
+    assert views.images.dtype == torch.float32
+    assert 0 <= views.images.min() < views.images.max() <= 1
+
+
+@pytest.mark.parametrize("patch_size", [14, 16])
+@pytest.mark.parametrize("mode", ["fit", "crop", "pad", "square"])
+def test_sides_are_whole_patches(mode: str, patch_size: int) -> None:
+    views = load_views(PHOTOS, mode=mode, size=patch_size * 10, patch_size=patch_size)
+    assert all(side % patch_size == 0 for side in views.image_hw)
+    assert max(views.image_hw) == patch_size * 10
+
+
+def test_fit_keeps_the_whole_photo(save_photo) -> None:
+    views = load_views(save_photo("tall.png", 300, 800), size=140)
+    assert views.image_hw == (140, 56)
+    assert views.transforms[0].content_box == pytest.approx((0, 0, 56, 140))
+    assert views.transforms[0].scale == pytest.approx((56 / 300, 140 / 800))
+    assert views.masks.all()
+
+
+def test_a_folder_is_read_in_natural_order(save_photo, tmp_path: Path) -> None:
+    for name in ["img10.png", "img2.PNG", "IMG1.png", "img2b.jpg", "9.png", "x.png"]:
+        save_photo(name, 20, 20)
+    save_photo(".hidden.png", 20, 20)
+    save_photo("deeper/img0.png", 20, 20)
+    (tmp_path / "notes.txt").write_text("no photo")
+    (tmp_path / "folder.png").mkdir()
+    names = load_views(tmp_path, size=28).names
+    assert names == ("9.png", "IMG1.png", "img2.PNG", "img2b.jpg", "img10.png", "x.png")
+
+
+def test_a_list_keeps_its_order(save_photo) -> None:
+    paths = [save_photo(f"{name}.png", 20, 20) for name in "cab"]
+    views = load_views([str(path) for path in paths], size=28)
+    assert views.names == ("c.png", "a.png", "b.png")
+    assert views.paths == tuple(paths)
+
+
+def test_one_file_is_one_view(save_photo) -> None:
+    assert len(load_views(str(save_photo("a.png", 20, 20)), size=28)) == 1
+
+
+def test_names_are_unique(save_photo) -> None:
+    one = save_photo("one/left/a.png", 20, 20)
+    paths = [one, save_photo("two/left/a.png", 20, 20), save_photo("a.png", 20, 20), save_photo("b.png", 20, 20), one]
+    names = load_views(paths, size=28).names
+    assert len(set(names)) == 5
+    assert names[0].endswith("one/left/a.png")
+    assert names[1] == "two/left/a.png"
+    assert names[3] == "b.png"
+    assert names[4] == names[0].replace("a.png", "a_2.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+def test_exif_orientation_is_applied(save_photo, orientation: int, extension: str) -> None:
+    upright = np.zeros((24, 36, 3), dtype=np.uint8)
+    upright[:12, :18], upright[:12, 18:], upright[12:, :18] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    # How a camera held so stores the upright picture, from the EXIF specification: (row 0, column 0) is the visual …
+    stored = {
+        1: upright,  # top, left
+        2: upright[:, ::-1],  # top, right
+        3: upright[::-1, ::-1],  # bottom, right
+        4: upright[::-1],  # bottom, left
+        5: upright.transpose(1, 0, 2),  # left, top
+        6: upright[:, ::-1].transpose(1, 0, 2),  # right, top
+        7: upright[::-1, ::-1].transpose(1, 0, 2),  # right, bottom
+        8: upright[::-1].transpose(1, 0, 2),  # left, bottom
+    }[orientation]
+    path = save_photo(f"photo.{extension}", 8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+    views = load_views(path, size=84)
+    transform = views.transforms[0]
+    assert transform.original_hw == (24, 36)
+    assert transform.exif_orientation == orientation
+    corners = views.images[0][:, [10, 10, 45], [10, 70, 10]].T
+    torch.testing.assert_close(corners, torch.eye(3), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_unknown_orientation_is_upright(save_photo, orientation: int) -> None:
+    transform = load_views(save_photo("a.jpg", 30, 20, orientation), size=28).transforms[0]
+    assert (transform.original_hw, transform.exif_orientation) == ((20, 30), 1)
+
+
+def test_damaged_exif_is_upright(save_photo, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image) -> Image.Exif:
+        raise SyntaxError("not a TIFF file")
+
+    path = save_photo("a.jpg", 30, 20)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    with caplog.at_level(logging.WARNING):
+        assert load_views(path, size=28).transforms[0].exif_orientation == 1
+    assert "damaged EXIF" in caplog.text
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), color) for color in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    image = load_views(tmp_path, size=28).images[0]
+    torch.testing.assert_close(image.mean(dim=(1, 2)), torch.tensor([1.0, 0, 0]))
+
+
+def test_views_of_different_sizes_are_centered_in_white(save_photo) -> None:
+    views = load_views([save_photo("wide.png", 100, 50), save_photo("tall.png", 50, 100)], size=70)
+    assert views.image_hw == (70, 70)
+    rows = views.masks[0].any(dim=1).nonzero()[:, 0]
+    assert (rows[0], rows[-1]) == (21, 48)  # 50 of 100 rows are 2.5 patches of 14, rounded to even: 28 rows
+    assert (views.images[0][:, ~views.masks[0]] == 1).all()
+    assert (views.images[1][:, ~views.masks[1]] == 1).all()
+
+
+def test_the_smaller_half_of_the_padding_comes_first(save_photo) -> None:
+    views = load_views([save_photo("a.png", 51, 51), save_photo("b.png", 51, 17)], size=63, patch_size=21)
+    assert views.transforms[1].offset == (0, 21)
+    views = load_views([save_photo("a.png", 51, 51), save_photo("b.png", 51, 34)], size=63, patch_size=21)
+    assert views.transforms[1].offset == (0, 10)
+
+
+ERRORS = {
+    "missing": "source must be an existing folder or image, got '.*missing'",
+    "missing.png": "source must be an existing folder or image, got '.*missing.png'",
+    "empty": r"folder '.*empty' must hold images, got none with extension .*\.jpg",
+    "text.png": "photo '.*text.png' must be an image that Pillow can read",
+    "notes.txt": "photo '.*notes.txt' must be an image that Pillow can read",
+    "phone.heic": "photo '.*phone.heic' must be an image .*HEIC needs the package pillow-heif",
+    "nothing.jpg": "photo '.*nothing.jpg' must be an image that Pillow can read",
+    "half.jpg": "photo '.*half.jpg' must be a whole image, got a damaged one: .*truncated",
+    "half.png": "photo '.*half.png' must be a whole image, got a damaged one: .*truncated",
+    "line.png": "photo '.*line.png' must be at least 2 pixels wide and high .*, got 1x500",
+    "thin.png": "photo '.*thin.png' must be at least 2 pixels .* at most 74 times longer than short, got 4x500",
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_bad_files_are_named(
+    save_photo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lenient: bool
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    (tmp_path / "empty").mkdir()
+    for text in ("text.png", "notes.txt", "phone.heic"):
+        (tmp_path / text).write_text("no photo")
+    (tmp_path / "nothing.jpg").touch()
+    for half in ("half.jpg", "half.png"):
+        path = save_photo(half, 200, 200)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    save_photo("line.png", 1, 500)
+    save_photo("thin.png", 4, 500)
+    with pytest.raises(PhotoError, match=ERRORS[name]) as error:
+        load_views(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
+
+
+def test_a_bad_file_in_a_folder_is_never_left_out(save_photo, tmp_path: Path) -> None:
+    save_photo("good.png", 20, 20)
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    with pytest.raises(PhotoError, match="bad"):
+        load_views(tmp_path)
+
+
+def test_a_missing_or_odd_entry_of_a_list_is_named(save_photo, tmp_path: Path) -> None:
+    good = save_photo("good.png", 20, 20)
+    with pytest.raises(PhotoError, match=r"photo '.*gone.png' must be an existing file, got none"):
+        load_views([good, tmp_path / "gone.png"])
+    with pytest.raises(PhotoError, match=r"photo '.*' must be an existing file, got a folder"):
+        load_views([good, tmp_path])
+    with pytest.raises(PhotoError, match="source must hold paths, got Image; for images see"):
+        load_views([good, Image.new("RGB", (20, 20))])  # type: ignore[list-item]
+    with pytest.raises(PhotoError, match="source must hold at least one photo, got an empty list"):
+        load_views([])
+
+
+def test_a_picture_over_the_limit_is_named(save_photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_photo("large.png", 100, 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(PhotoError, match=r"large.png' must be under PIL.Image.MAX_IMAGE_PIXELS, got more: .*10000"):
+        load_views(path)
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match="mode must be one of 'fit', 'crop', 'pad', 'square', got 'stretch'"):
+        load_views(PHOTOS, mode="stretch")
+    with pytest.raises(ValueError, match="size must be a multiple of 14, got 500"):
+        load_views(PHOTOS, size=500)
+    with pytest.raises(ValueError, match="size must be positive, got 0"):
+        load_views(PHOTOS, size=0)
+    with pytest.raises(ValueError, match="patch_size must be positive, got -14"):
+        load_views(PHOTOS, patch_size=-14)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copy(PHOTOS / "a.png", tmp_path / "a.png")
+    load_views(tmp_path, size=28)
+    assert capfd.readouterr() == ("", "")
