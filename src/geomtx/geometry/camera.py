@@ -35,10 +35,15 @@ def transform_points(transform: Float[Tensor, "*batch 3 4"], points: Float[Tenso
 
 
 def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics of a field of view, (vertical, horizontal) in radians, with the principal point at (W/2, H/2)."""
+    """Intrinsics of a field of view, (vertical, horizontal) in radians, with the principal point at (W/2, H/2).
+
+    A field of view of zero, which a rectified network output can be, gives a focal length of about 10^6 image sizes
+    instead of an infinite one.
+    """
     height, width = image_hw
-    f_y = (height / 2) / torch.tan(fov[..., 0] / 2)
-    f_x = (width / 2) / torch.tan(fov[..., 1] / 2)
+    half_tan = torch.tan(fov / 2).clamp(min=5e-7)
+    f_y = (height / 2) / half_tan[..., 0]
+    f_x = (width / 2) / half_tan[..., 1]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)
     rows = (f_x, zero, one * (width / 2), zero, f_y, one * (height / 2), zero, zero, one)
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
