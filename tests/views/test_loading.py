@@ -88,14 +88,20 @@ def test_one_file_is_one_view(save_photo) -> None:
 
 
 def test_names_are_unique(save_photo) -> None:
-    one = save_photo("one/left/a.png", 20, 20)
-    paths = [one, save_photo("two/left/a.png", 20, 20), save_photo("a.png", 20, 20), save_photo("b.png", 20, 20), one]
-    names = load_views(paths, size=28).names
-    assert len(set(names)) == 5
-    assert names[0].endswith("one/left/a.png")
-    assert names[1] == "two/left/a.png"
-    assert names[3] == "b.png"
-    assert names[4] == names[0].replace("a.png", "a_2.png")
+    one, two = save_photo("one/left/a.png", 20, 20), save_photo("two/left/a.png", 20, 20)
+    other = save_photo("b.png", 20, 20)
+    names = load_views([one, two, other, one, other, other], size=28).names
+    assert names == ("one/left/a.png", "two/left/a.png", "b.png", "one/left/a_2.png", "b_2.png", "b_3.png")
+
+
+def test_a_file_that_may_not_be_read_is_named(save_photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path) -> Image.Image:
+        raise PermissionError
+
+    path = save_photo("a.png", 20, 20)
+    monkeypatch.setattr(Image, "open", deny)
+    with pytest.raises(PhotoError, match=r"photo '.*a.png' must be readable, got no permission"):
+        load_views(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -135,16 +135,16 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
     """File names, with as many parent folders as it takes to tell them apart; a file listed again gets a number."""
-    parts = [path.absolute().parts[1:] for path in paths]
-    longest = max(map(len, parts))
-    depths = [1] * len(paths)
+    all_parts = [path.absolute().parts[1:] for path in paths]
+    depths = dict.fromkeys(all_parts, 1)
     while True:
-        names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
-        shared = {name for name, count in Counter(names).items() if count > 1}
-        if not any(name in shared and depth < longest for name, depth in zip(names, depths, strict=True)):
+        names = {parts: "/".join(parts[-depth:]) for parts, depth in depths.items()}
+        counts = Counter(names.values())
+        short = [parts for parts, depth in depths.items() if counts[names[parts]] > 1 and depth < len(parts)]
+        if not short:
             break
-        depths = [depth + (name in shared) for name, depth in zip(names, depths, strict=True)]
-    return tuple(_number_copies(names))
+        depths.update({parts: depths[parts] + 1 for parts in short})
+    return tuple(_number_copies([names[parts] for parts in all_parts]))
 
 
 def _number_copies(names: list[str]) -> list[str]:
@@ -171,6 +171,8 @@ def _read_photo(path: Path) -> tuple[Image.Image, int]:
             photo = convert_to_rgb(file, str(path))
     except PhotoError:
         raise
+    except PermissionError as error:
+        raise PhotoError(f"photo '{path}' must be readable, got no permission to read it") from error
     except UnidentifiedImageError as error:
         hint = " (HEIC needs the package pillow-heif)" if path.suffix.lower() in (".heic", ".heif") else ""
         raise PhotoError(f"photo '{path}' must be an image that Pillow can read, got another format{hint}") from error
