@@ -1,12 +1,13 @@
 """Images to tokens."""
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
-from geomtx.encoder.patches import PatchEmbedding, normalize_images
+from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.encoder.vit import VisionTransformer, ViTFeatures
 
 __all__ = [
     "AlternatingEncoder",
+    "Backbone",
     "PatchEmbedding",
     "Scope",
     "SpecialTokens",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_option, check_shape
-from geomtx.encoder.patches import grid_of, normalize_images
+from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import key_mask
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
@@ -34,8 +34,8 @@ class AlternatingEncoder(nn.Module):
     times 24; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
 
     Args:
-        backbone: (N, 3, H, W) normalised images and an optional (N, P) patch mask → (N, P, C) patch tokens; with the
-            attributes `dim` and `patch_size`. `VisionTransformer` and `PatchEmbedding` are such modules.
+        backbone: Normalised images to patch tokens, see `Backbone`; `VisionTransformer` and `PatchEmbedding` are such
+            modules.
         frame_blocks: Modules `block(x, rope=, mask=)`, for instance `TransformerBlock`, in order of use.
         global_blocks: Likewise.
         order: See above; None = ("frame", "global") for every pair of blocks.
@@ -51,7 +51,7 @@ class AlternatingEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         frame_blocks: Iterable[nn.Module],
         global_blocks: Iterable[nn.Module],
         *,

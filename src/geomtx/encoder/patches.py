@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_shape
 from geomtx.types import Bool, Float
 
-__all__ = ["PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
+__all__ = ["Backbone", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
 
 # Rounded to float32, as they were in training: the tracker magnifies the difference 10^7-fold, float64 would show it.
 IMAGENET_MEAN = tuple(torch.tensor((0.485, 0.456, 0.406)).tolist())
@@ -44,6 +46,23 @@ def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
 def drop_masked(tokens: Float[Tensor, "n p c"], mask: Bool[Tensor, "n p"] | None) -> Float[Tensor, "n p c"]:
     """Zero the tokens that don't take part, so that nothing of their content, not even a NaN, goes any further."""
     return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0)
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What an `AlternatingEncoder` asks of its backbone, a module.
+
+    Attributes:
+        dim: Width C of the tokens.
+        patch_size: Side of a patch, pixels.
+    """
+
+    dim: int
+    patch_size: int
+
+    def __call__(self, images: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        """Normalised images (N, 3, H, W) and a mask (N, P), True = takes part → patch tokens (N, P, C)."""
+        ...
 
 
 class PatchEmbedding(nn.Module):

@@ -127,4 +127,5 @@ class VGGTConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             check_option("config key", key, sorted(known))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**numbers)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.encoder.patches import PatchEmbedding
+from geomtx.encoder.patches import Backbone, PatchEmbedding
 from geomtx.encoder.vit import VisionTransformer
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
@@ -28,7 +28,7 @@ __all__ = ["VGGT", "VGGTConfig"]
 
 def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
     """The backbone and the alternating blocks."""
-    backbone: nn.Module = PatchEmbedding(config.dim, patch_size=config.patch_size)
+    backbone: Backbone = PatchEmbedding(config.dim, patch_size=config.patch_size)
     if config.backbone == "vit":
         backbone = VisionTransformer(
             config.dim,
@@ -164,8 +164,8 @@ class VGGT(nn.Module):
         heads: tuple[HeadName, ...],
         view_chunk: int | None,
     ) -> Predictions:
-        with_tracks = self.track_head is not None and "tracks" in heads and query_points is not None
-        is_dense = with_tracks or "depth" in heads or "points" in heads
+        heads = tuple(head for head in heads if head != "tracks" or query_points is not None)
+        is_dense = set(heads) > {"camera"} or "camera" not in heads
         tokens = self.encoder(
             images, patch_mask=patch_mask, taps=self.config.taps if is_dense else self.config.taps[-1:]
         )
@@ -176,7 +176,7 @@ class VGGT(nn.Module):
             predictions = predictions._replace(depth=self.depth_head(tokens, view_chunk=view_chunk))
         if self.point_head is not None and "points" in heads:
             predictions = predictions._replace(points=self.point_head(tokens, view_chunk=view_chunk))
-        if with_tracks:
+        if self.track_head is not None and "tracks" in heads:
             tracks, iterations = self.track_head(tokens, query_points, view_chunk=view_chunk)
             predictions = predictions._replace(tracks=tracks, track_iterations=iterations)
         return predictions
