@@ -222,9 +222,7 @@ def test_a_missing_or_odd_entry_of_a_list_is_named(save_photo, tmp_path: Path) -
     with pytest.raises(PhotoError, match=r"photo '.*' must be an existing file, got a folder"):
         load_views([good, tmp_path])
     with pytest.raises(PhotoError, match="source must hold paths, got Image; for images see"):
-        load_views(
-            iter([good, Image.new("RGB", (20, 20))])
-        )  # an iterator: its entries escape the type checker of the tests
+        load_views(iter([good, Image.new("RGB", (20, 20))]))  # the type checker would stop a list
     with pytest.raises(PhotoError, match="source must hold at least one photo, got an empty list"):
         load_views([])
 
