@@ -1,0 +1,176 @@
+"""A whole scene in one .safetensors file, and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_option
+from geomtx.export.cameras import CAMERA_CONVENTIONS
+from geomtx.scene.scene import Scene
+from geomtx.tensor_file import open_tensor_file
+from geomtx.types import Cameras, DenseMap, Predictions, Tracks
+from geomtx.views import ViewTransform
+
+__all__ = ["ARCHIVE", "load_scene", "write_archive"]
+
+ARCHIVE = "scene.safetensors"
+FORMAT, VERSION = "geomtx.scene", "1"
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.uint8: "U8", torch.bool: "BOOL"}
+
+
+class _Entry(NamedTuple):
+    """A tensor of the file, made only when its turn comes: maps in original pixels can be larger than memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
+def write_archive(path: str | Path, scene: Scene, *, maps: Literal["original", "network"] = "original") -> None:
+    """Write every map of a scene.
+
+    Tensors, where the scene has them (S views, H and W the model's images, N tracks):
+
+    - `images` (S, 3, H, W) uint8, `mask` (S, H, W) bool, `transforms` (S, 3, 3) from original to model pixels;
+    - `cam_from_world` (S, 3, 4), `intrinsics` (S, 3, 3) in original pixels, `intrinsics_model` in model pixels,
+      `pose_encodings` (I, S, 9);
+    - `depth`, `depth_confidence` (S, H, W), `points` (S, H, W, 3), `points_confidence` (S, H, W);
+    - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
+      `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
+    - `original/NAME/depth`, `original/NAME/depth_confidence` in original pixels, 0 where the model saw nothing.
+
+    Metadata: format, version, units, notice, conventions, and names and transforms of the views as JSON.
+
+    Args:
+        path: Overwritten if it exists.
+        scene: To write.
+        maps: "network" leaves out the maps in original pixels.
+
+    """
+    check_option("maps", maps, ("original", "network"))
+    entries = {name: _Entry(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in _tensors_of(scene)}  # type: ignore[misc]
+    if maps == "original" and scene.predictions.depth is not None:
+        entries |= _original_maps(scene)
+    views = [
+        {"name": name, **transform.to_dict()} for name, transform in zip(scene.names, scene.transforms, strict=True)
+    ]
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "units": scene.units,
+        "notice": scene.notice,
+        "conventions": json.dumps(CAMERA_CONVENTIONS),
+        "views": json.dumps(views),
+    }
+    _write_safetensors(Path(path), entries, metadata)
+
+
+def load_scene(source: str | Path) -> Scene:
+    """Read a scene from a folder that `Scene.save` wrote, or from its scene.safetensors.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the file is broken, isn't a scene, or has a newer format.
+
+    """
+    path = Path(source)
+    path = path / ARCHIVE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"a scene must be a folder with {ARCHIVE} or such a file, got '{source}'")
+    file = open_tensor_file(path)
+    if (file.metadata.get("format"), file.metadata.get("version")) != (FORMAT, VERSION):
+        found = f"{file.metadata.get('format')} {file.metadata.get('version')}"
+        raise ValueError(f"{path} must hold a scene of format {FORMAT} {VERSION}, got {found}")
+    names = [name for name in file.shapes if not name.startswith("original/")]
+    tensors = {name: tensor.clone() for name, tensor in file.read(names)}
+    views = json.loads(file.metadata["views"])
+    return Scene(
+        names=tuple(view.pop("name") for view in views),
+        transforms=tuple(ViewTransform.from_dict(view) for view in views),
+        images=tensors["images"],
+        masks=tensors["mask"],
+        predictions=_predictions_from(tensors),
+        query_points=tensors.get("query_points"),
+        units=file.metadata["units"],
+        notice=file.metadata["notice"],
+    )
+
+
+def _tensors_of(scene: Scene) -> Iterator[tuple[str, Tensor]]:
+    model, original = scene.predictions, scene.cameras
+    yield "images", scene.images
+    yield "mask", scene.masks
+    yield "transforms", torch.stack([transform.matrix for transform in scene.transforms])
+    if model.cameras is not None and original is not None:
+        yield "cam_from_world", model.cameras.cam_from_world
+        yield "intrinsics", original.intrinsics
+        yield "intrinsics_model", model.cameras.intrinsics
+    if model.pose_encodings is not None:
+        yield "pose_encodings", model.pose_encodings
+    for name, dense in (("depth", model.depth), ("points", model.points)):
+        if dense is not None:
+            yield name, dense.value
+            yield f"{name}_confidence", dense.confidence
+    if scene.query_points is not None:
+        yield "query_points", scene.query_points
+    tracks = scene.tracks
+    if tracks is not None and model.tracks is not None:
+        yield "track_coords_px", tracks.coords_px
+        yield "track_coords_px_model", model.tracks.coords_px
+        yield "track_visibility", tracks.visibility
+        yield "track_confidence", tracks.confidence
+
+
+def _predictions_from(tensors: dict[str, Tensor]) -> Predictions:
+    def dense(name: str) -> DenseMap | None:
+        return DenseMap(tensors[name], tensors[f"{name}_confidence"]) if name in tensors else None
+
+    cameras = tracks = None
+    if "cam_from_world" in tensors:
+        cameras = Cameras(tensors["cam_from_world"], tensors["intrinsics_model"])
+    if "track_coords_px_model" in tensors:
+        tracks = Tracks(*(tensors[f"track_{part}"] for part in ("coords_px_model", "visibility", "confidence")))
+    return Predictions(cameras, tensors.get("pose_encodings"), dense("depth"), dense("points"), tracks)
+
+
+def _original_maps(scene: Scene) -> dict[str, _Entry]:
+    depth = scene.predictions.depth
+    assert depth is not None
+    entries = {}
+    for index, (name, transform) in enumerate(zip(scene.names, scene.transforms, strict=True)):
+        for maps, suffix in ((depth.value, "depth"), (depth.confidence, "depth_confidence")):
+            make = functools.partial(transform.depth_to_original, maps[index])
+            entries[f"original/{name}/{suffix}"] = _Entry(transform.original_hw, maps.dtype, make)
+    return entries
+
+
+def _write_safetensors(path: Path, entries: dict[str, _Entry], metadata: dict[str, str]) -> None:
+    """The safetensors format, one tensor in memory at a time.
+
+    The safetensors package wants all tensors at once, and orders the metadata at random.
+    """
+    # Wide dtypes first, as the format's readers expect of aligned tensors.
+    names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        shape, dtype, _ = entries[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            tensor = entries[name].make()
+            assert (tuple(tensor.shape), tensor.dtype) == entries[name][:2], name
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,161 @@
+"""Point clouds as pictures: splats with a depth buffer and shaded edges, in numpy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Viewpoint", "overview", "render_points"]
+
+_SUPERSAMPLING = 2
+_EDGE_STRENGTH = 25.0
+
+
+class Viewpoint(NamedTuple):
+    """A virtual camera; arrays of float64.
+
+    Attributes:
+        cam_from_world: (3, 4), OpenCV axes.
+        intrinsics: (3, 3), pixels of the picture.
+
+    """
+
+    cam_from_world: np.ndarray
+    intrinsics: np.ndarray
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) world points → (N, 2) pixels and (N,) depths; pixels mean nothing where the depth isn't positive."""
+        points_cam = points @ self.cam_from_world[:, :3].T + self.cam_from_world[:, 3]
+        depth = points_cam[:, 2]
+        safe = np.where(np.abs(depth) > 1e-12, depth, 1e-12)
+        return (points_cam / safe[:, None]) @ self.intrinsics[:2].T, depth
+
+
+def overview(
+    points: np.ndarray,
+    cam_from_world: np.ndarray,
+    image_wh: tuple[int, int],
+    *,
+    also: np.ndarray | None = None,
+    yaw: float = 22.0,
+    elevation: float = 16.0,
+    fov: float = 42.0,
+) -> Viewpoint:
+    """A viewpoint behind and above the cameras, turned to the side, from which nearly all points are in the picture.
+
+    Args:
+        points: (N, 3).
+        cam_from_world: (S, 3, 4), the scene's cameras.
+        image_wh: Width and height of the picture.
+        also: (M, 3), such as camera centres: all of them are in the picture too, if they aren't far from the points.
+        yaw: Degrees around the vertical.
+        elevation: Degrees above the cameras' mean direction.
+        fov: Vertical field of view, degrees.
+
+    """
+    forward, down = cam_from_world[:, 2, :3].mean(axis=0), cam_from_world[:, 1, :3].mean(axis=0)
+    mean_axes = _orthonormal(forward, down)
+    yaw, elevation = np.deg2rad(yaw), np.deg2rad(elevation)
+    turn = np.array([[np.cos(yaw), 0, -np.sin(yaw)], [0, 1, 0], [np.sin(yaw), 0, np.cos(yaw)]])
+    tilt = np.array([[1, 0, 0], [0, np.cos(elevation), -np.sin(elevation)], [0, np.sin(elevation), np.cos(elevation)]])
+    rotation = tilt @ turn @ mean_axes
+    tan_y = np.tan(np.deg2rad(fov / 2))
+    tan_xy = np.array([tan_y * image_wh[0] / image_wh[1], tan_y])
+    rotated = points @ rotation.T
+    low, high = np.percentile(rotated, [3, 97], axis=0)
+    if also is not None and len(also):
+        near = (also @ rotation.T).clip(low - (high - low), 2 * high - low)
+        low, high = np.minimum(low, near.min(axis=0)), np.maximum(high, near.max(axis=0))
+    middle = (low + high) / 2
+    distance = np.percentile(_needed_distance(rotated - middle, tan_xy), 98)
+    if also is not None and len(also):
+        wanted = _needed_distance(also @ rotation.T - middle, tan_xy).max()
+        distance = np.clip(wanted, distance, 2 * abs(distance))
+    translation = [0, 0, 1.04 * distance] - middle
+    width, height = image_wh
+    focal = height / 2 / tan_y
+    intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+    return Viewpoint(np.concatenate([rotation, translation[:, None]], axis=1), intrinsics)
+
+
+def _needed_distance(points: np.ndarray, tan_xy: np.ndarray) -> np.ndarray:
+    """How far back a camera that looks along z must be to see each point."""
+    return (np.abs(points[:, :2]) / tan_xy).max(axis=1) - points[:, 2]
+
+
+def render_points(
+    xyz: np.ndarray,
+    rgb: np.ndarray,
+    viewpoint: Viewpoint,
+    image_wh: tuple[int, int],
+    *,
+    radius: float = 1.0,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """Draw points as round splats, nearer ones over farther ones, with depth edges darkened.
+
+    Args:
+        xyz: (N, 3).
+        rgb: (N, 3) uint8.
+        viewpoint: From where.
+        image_wh: Width and height of the picture, pixels.
+        radius: Of a splat, pixels of the picture.
+        background: Colour where there are no points.
+
+    """
+    width, height = image_wh[0] * _SUPERSAMPLING, image_wh[1] * _SUPERSAMPLING
+    coords, depth = viewpoint.project(np.asarray(xyz, dtype=np.float64))
+    coords = np.where(depth[:, None] > 0, (coords + 0.5) * _SUPERSAMPLING - 0.5, -1e6)
+    order = np.argsort(depth, kind="stable")
+    nearest = _splat(coords[order], (width, height), radius * _SUPERSAMPLING)
+    hit = nearest < len(order)
+    index = order[np.where(hit, nearest, 0)] if len(order) else np.zeros_like(nearest)
+    picture = np.full((height, width, 3), background, dtype=np.float64)
+    if hit.any():
+        shade = _shade_edges(np.where(hit, depth[index], np.inf))
+        picture[hit] = rgb[index[hit]] * shade[hit][:, None]
+    image = Image.fromarray(picture.round().astype(np.uint8))
+    return image.resize(image_wh, Image.Resampling.BOX)
+
+
+def _splat(coords: np.ndarray, wh: tuple[int, int], radius: float) -> np.ndarray:
+    """(H, W) rank of the first point that covers each pixel; points come near to far, N = none."""
+    width, height = wh
+    nearest = np.full(height * width, len(coords), dtype=np.int64)
+    center = np.rint(coords.clip(-1e6, 1e6)).astype(np.int64)
+    rank = np.arange(len(coords))
+    reach = int(radius)
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            if dx * dx + dy * dy > radius * radius:
+                continue
+            x, y = center[:, 0] + dx, center[:, 1] + dy
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            np.minimum.at(nearest, (y * width + x)[inside], rank[inside])
+    return nearest.reshape(height, width)
+
+
+def _shade_edges(depth: np.ndarray) -> np.ndarray:
+    """Eye-dome lighting (Boucheny 2009): darken a pixel by how far it lies behind its neighbours."""
+    log_depth = np.log2(depth)
+    padded = np.pad(log_depth, _SUPERSAMPLING, mode="edge")
+    step, (height, width) = _SUPERSAMPLING, depth.shape
+    behind = np.zeros(depth.shape)
+    for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        neighbor = padded[dy * step : dy * step + height, dx * step : dx * step + width]
+        with np.errstate(invalid="ignore"):
+            difference = log_depth - neighbor
+        behind += np.clip(np.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0), 0, 0.08)
+    return 0.55 + 0.45 * np.exp(-_EDGE_STRENGTH / 4 * behind)
+
+
+def _orthonormal(forward: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Rows x, y, z of a rotation that looks along `forward` with `down` below; identity where they vanish."""
+    if np.linalg.norm(forward) < 1e-6 or np.linalg.norm(np.cross(down, forward)) < 1e-6:
+        return np.eye(3)
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(down, forward)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(forward, right), forward])

@@ -1,0 +1,72 @@
+"""Tracks as a JSON file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomtx.export.json_file import to_plain, write_json
+from geomtx.scene.scene import Scene
+from geomtx.types import Bool
+from geomtx.views import ViewTransform
+
+__all__ = ["TRACK_CONVENTIONS", "write_tracks"]
+
+TRACK_CONVENTIONS = {
+    "x, y": "pixels of the original photo, upright (after its EXIF orientation)",
+    "pixel_centers": "at integers: the centre of the upper left pixel is (0, 0)",
+    "visibility": "probability that the point is seen in the view",
+    "confidence": "probability that the position is right",
+    "inside": "whether the position lies on the photo",
+}
+
+
+def write_tracks(path: str | Path, scene: Scene) -> None:
+    """Write `tracks.json`: for each query point its position in every view, in original pixels.
+
+    Raises:
+        ValueError: If the scene has no tracks.
+
+    """
+    tracks, queries = scene.tracks, scene.query_points
+    if tracks is None or queries is None:
+        raise ValueError("scene must have tracks, but the model ran without query points")
+    x, y = (to_plain(part) for part in tracks.coords_px.unbind(-1))
+    visibility, confidence = to_plain(tracks.visibility), to_plain(tracks.confidence)
+    inside = torch.stack(
+        [lies_inside(coords, transform) for coords, transform in zip(tracks.coords_px, scene.transforms, strict=True)]
+    ).tolist()
+
+    def entry(view: int, track: int) -> dict[str, Any]:
+        return {
+            "name": scene.names[view],
+            "x": x[view][track],
+            "y": y[view][track],
+            "visibility": visibility[view][track],
+            "confidence": confidence[view][track],
+            "inside": inside[view][track],
+        }
+
+    content = {
+        "format": "geomtx.tracks",
+        "version": 1,
+        **({"notice": scene.notice} if scene.notice else {}),
+        "conventions": TRACK_CONVENTIONS,
+        "tracks": [
+            {
+                "query": {"view": int(query[0]), "name": scene.names[int(query[0])], "x": query[1], "y": query[2]},
+                "views": [entry(view, index) for view in range(len(scene))],
+            }
+            for index, query in enumerate(to_plain(queries))
+        ],
+    }
+    write_json(path, content)
+
+
+def lies_inside(coords_px: torch.Tensor, transform: ViewTransform) -> Bool[torch.Tensor, n]:
+    """(N, 2) original pixels → (N,) whether they lie on the photo, whose pixels reach half a pixel beyond centres."""
+    height, width = transform.original_hw
+    x, y = coords_px.unbind(-1)
+    return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
