@@ -1,0 +1,40 @@
+"""The command line: `geomtx COMMAND`, one file a command.
+
+Commands import torch when they run, so that `geomtx --help` doesn't wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from geomtx import __version__
+from geomtx.cli import demo, info, reconstruct
+from geomtx.cli.failure import run_command
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Arguments without the program's name; None = those of the process.
+
+    Returns:
+        The exit code: 0; 1 after an unexpected error; 2 after an expected one (a line on stderr says which) or wrong
+        usage; 130 after Ctrl-C. With GEOMTX_DEBUG=1 in the environment, errors are raised instead.
+
+    """
+    parser = argparse.ArgumentParser(
+        prog="geomtx", description="Cameras, depth, points and tracks from photos, in one pass of a network."
+    )
+    parser.add_argument("--version", action="version", version=f"geomtx {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for module in (reconstruct, demo, info):
+        module.add_parser(commands)
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as exit_:  # argparse has said what there is to say
+        return int(exit_.code or 0)
+    return run_command(arguments.run, arguments)

@@ -1,0 +1,94 @@
+"""What a checkpoint holds, from its headers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from geomtx.models.registry import LICENCES
+from geomtx.models.vggt_keys import VGGT_KEYS
+
+__all__ = ["CheckpointSummary", "summarize_checkpoint"]
+
+_HEAD_OF_PART = {"camera_head": "camera", "depth_head": "depth", "point_head": "points", "track_head": "tracks"}
+
+
+class CheckpointSummary(NamedTuple):
+    """Facts about a checkpoint.
+
+    Attributes:
+        num_tensors: How many.
+        num_parameters: Numbers in them.
+        dtypes: Name of a dtype → how many tensors have it.
+        naming: "published", "geomtx" or "unknown".
+        heads: Those that it has tensors for.
+        licence: Of the weights, if we know it.
+
+    """
+
+    num_tensors: int
+    num_parameters: int
+    dtypes: dict[str, int]
+    naming: str
+    heads: tuple[str, ...]
+    licence: str | None
+
+
+def summarize_checkpoint(source: str) -> CheckpointSummary:
+    """Read the headers of a file, a folder or a hub id; downloads no weights.
+
+    Raises:
+        ValueError: For a broken file.
+        FileNotFoundError: If there is nothing.
+
+    """
+    headers = _read_local(source) if Path(source).exists() else _read_hub(source)
+    names = list(headers)
+    parts = {name.partition(".")[0] for name in names}
+    return CheckpointSummary(
+        num_tensors=len(names),
+        num_parameters=sum(math.prod(shape) for shape, _ in headers.values()),
+        dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
+        naming=_naming(names),
+        heads=tuple(head for part, head in _HEAD_OF_PART.items() if part in parts),
+        licence=LICENCES.get(source),
+    )
+
+
+def _read_local(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → shape and dtype."""
+    from geomtx.checkpoint import open_checkpoint
+
+    files = open_checkpoint(source).files
+    return {
+        name: (shape, str(file.dtypes[name]).removeprefix("torch."))
+        for file in files
+        for name, shape in file.shapes.items()
+    }
+
+
+def _read_hub(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """From the local cache, else the headers that the hub gives."""
+    import huggingface_hub
+
+    try:
+        return _read_local(huggingface_hub.snapshot_download(source, local_files_only=True))
+    except Exception:  # not in the cache, or not all of it; the hub's client raises many kinds
+        pass
+    try:
+        files = huggingface_hub.get_safetensors_metadata(source).files_metadata.values()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(f"'{source}' is no local path, and the hub gave: {reason}") from error
+    return {name: (tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items()}
+
+
+def _naming(names: list[str]) -> str:
+    """Whose names they are; some are the same in both, so count those that only one has."""
+    published = sum(VGGT_KEYS.to_published(name) is None and VGGT_KEYS.to_geomtx(name) is not None for name in names)
+    ours = sum(VGGT_KEYS.to_geomtx(name) is None and VGGT_KEYS.to_published(name) is not None for name in names)
+    if max(published, ours) < len(names) / 2:
+        return "unknown"
+    return "published" if published > ours else "geomtx"

@@ -1,0 +1,60 @@
+"""What commands that make a scene share: stages with a progress bar, and the files at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from geomtx.scene import Scene
+
+__all__ = ["RANDOM_WEIGHTS", "Stages", "write_scene"]
+
+RANDOM_WEIGHTS = "RANDOM WEIGHTS: nothing was learned, the geometry is meaningless"
+
+
+class Stages:
+    """A progress bar on stderr over named stages."""
+
+    def __init__(self, total: int) -> None:
+        self.started = time.monotonic()
+        self._bar = tqdm(total=total, unit="stage", bar_format="{desc:<24}{bar:20} {n_fmt}/{total_fmt} [{elapsed}]")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a stage while the block runs."""
+        self._bar.set_description_str(name)
+        try:
+            yield
+        except BaseException:
+            self._bar.close()
+            raise
+        self._bar.update()
+
+    def finish(self) -> float:
+        """Close the bar; returns the seconds since the start."""
+        self._bar.set_description_str("done")
+        self._bar.close()
+        return time.monotonic() - self.started
+
+
+def write_scene(
+    scene: Scene,
+    folder: Path,
+    *,
+    percentile: float = 20.0,
+    max_points: int | None = None,
+    maps: Literal["original", "network"] = "original",
+) -> str:
+    """Write all files of a scene into a folder that exists; returns a summary of one or two lines."""
+    from geomtx.export.files import scene_cloud, write_scene_files
+
+    cloud = scene_cloud(scene, percentile, max_points)
+    names = write_scene_files(scene, cloud, folder, maps=maps)
+    points = "no points" if cloud is None else f"{len(cloud.xyz)} points"
+    return f"{', '.join(names)}\n{len(scene)} views, {points}, lengths {scene.units}"

@@ -1,0 +1,169 @@
+"""`geomtx reconstruct`: photos to cameras, depth, a point cloud and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+from geomtx.cli.device import choose_device
+from geomtx.cli.output import RANDOM_WEIGHTS, Stages, write_scene
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from geomtx.models.vggt import VGGT, VGGTConfig
+    from geomtx.views import Views
+
+__all__ = ["add_parser"]
+
+_HEADS = ("camera", "depth", "points", "tracks")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="photos to cameras, depth, a point cloud and pictures",
+        description="Write scene.safetensors, cameras.json, points.ply and report.png; with --query, tracks.json too. "
+        "All lengths are up to scale, in the first photo's camera frame.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "photos", nargs="+", metavar="PHOTOS", help="a folder, or several files; the first is the reference"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", metavar="W", help="hub id, folder, or a .safetensors or .pt file")
+    weights.add_argument("--preset", choices=("tiny",), help="a model with random weights instead, to try things out")
+    parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="of the random weights (0)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as stored)")
+    parser.add_argument("--heads", type=_parse_heads, default=_HEADS[:3], metavar="HEADS", help="camera,depth,points")
+    parser.add_argument(
+        "--query", type=_parse_query, action="append", metavar="VIEW,X,Y",
+        help="track the point at x, y of a photo (view counts from 0); repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", choices=("fit", "crop", "pad", "square"), default="fit", help="photos to images (fit)"
+    )
+    parser.add_argument("--size", type=_parse_count, default=518, metavar="N", help="longer side of the images (518)")
+    parser.add_argument(
+        "--percentile", type=float, default=20.0, metavar="P", help="points left out, least sure first (20)"
+    )
+    parser.add_argument("--max-points", type=_parse_count, metavar="N", help="at most so many points")
+    parser.add_argument("--view-chunk", type=_parse_count, default="auto", metavar="N", help="photos decoded at once")
+    parser.add_argument(
+        "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check everything that is quick to check, then do the work, then write."""
+    _check_arguments(arguments)
+    from geomtx.export import SCENE_FILES, check_writable, staged_folder
+    from geomtx.scene import reconstruct
+    from geomtx.scene.query import queries_to_model
+    from geomtx.views import load_views
+
+    check_writable(arguments.output)
+    device = choose_device(arguments.device)
+    stages = Stages(4)
+    source = arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos
+    with stages.stage("load photos"):
+        views = load_views(source, mode=arguments.mode, size=arguments.size)
+        if arguments.query:
+            queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
+    with stages.stage("load weights"):
+        model = _load_model(arguments, device)
+    if model.config.patch_size != views.patch_size:
+        views = _reload(views, arguments, model.config.patch_size)
+    with stages.stage("encode and run heads"):
+        scene = reconstruct(
+            model, views, query_points=arguments.query, view_chunk=arguments.view_chunk, progress=sys.stderr.isatty()
+        )
+    if arguments.preset:
+        scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS)
+    with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES) as folder:
+        summary = write_scene(
+            scene, folder, percentile=arguments.percentile, max_points=arguments.max_points, maps=arguments.maps
+        )
+    seconds = stages.finish()
+    if scene.notice:
+        print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
+    print(f"wrote {arguments.output}: {summary}, {seconds:.1f} s")
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.weights is None and arguments.preset is None:
+        raise ValueError(
+            "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
+            "or --preset tiny for random weights"
+        )
+    if not 0 <= arguments.percentile <= 100:
+        raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")
+    if arguments.query:
+        arguments.heads = (*(head for head in arguments.heads if head != "tracks"), "tracks")
+    elif "tracks" in arguments.heads:
+        raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
+
+
+def _load_model(arguments: argparse.Namespace, device: torch.device) -> VGGT:
+    """The model with the heads that are needed, and no others."""
+    import torch
+
+    from geomtx.models.vggt import VGGT, VGGTConfig
+
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    if arguments.preset is None:
+        return VGGT.from_pretrained(arguments.weights, heads=arguments.heads, device=device, dtype=dtype)
+    return random_model(VGGTConfig.tiny(heads=arguments.heads), arguments.random_seed).to(device=device, dtype=dtype)
+
+
+def random_model(config: VGGTConfig, seed: int) -> VGGT:
+    """A model with random weights, the same for the same seed."""
+    import torch
+
+    from geomtx.models.vggt import VGGT
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return VGGT(config).eval()
+
+
+def _reload(views: Views, arguments: argparse.Namespace, patch_size: int) -> Views:
+    from geomtx.views import load_views
+
+    paths = [path for path in views.paths if path is not None]
+    return load_views(paths, mode=arguments.mode, size=arguments.size, patch_size=patch_size)
+
+
+def _as_tensor(queries: list[tuple[float, ...]]) -> Tensor:
+    import torch
+
+    return torch.tensor(queries)
+
+
+def _parse_heads(text: str) -> tuple[str, ...]:
+    heads = tuple(part.strip() for part in text.split(","))
+    for head in heads:
+        if head not in _HEADS:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(_HEADS)}, separated by commas, got '{head}'")
+    return tuple(dict.fromkeys(heads))
+
+
+def _parse_query(text: str) -> tuple[float, float, float]:
+    try:
+        view, x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be VIEW,X,Y, three numbers, got '{text}'") from None
+    return view, x, y
+
+
+def _parse_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
+    return int(text)
