@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--percentile", type=float, default=20.0, metavar="P", help="points left out, least sure first (20)"
     )
     parser.add_argument("--max-points", type=_parse_count, metavar="N", help="at most so many points")
-    parser.add_argument("--view-chunk", type=_parse_count, default="auto", metavar="N", help="photos decoded at once")
+    parser.add_argument("--view-chunk", type=_parse_chunk, default="auto", metavar="N", help="photos decoded at once")
     parser.add_argument(
         "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
     )
@@ -167,3 +167,7 @@ def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
     return int(text)
+
+
+def _parse_chunk(text: str) -> int | str:
+    return text if text == "auto" else _parse_count(text)

@@ -8,7 +8,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
     make: Callable[[], Tensor]
 
 
-def write_archive(path: str | Path, scene: Scene, *, maps: Literal["original", "network"] = "original") -> None:
+def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> None:
     """Write every map of a scene.
 
     Tensors, where the scene has them (S views, H and W the model's images, N tracks):
@@ -53,7 +53,10 @@ def write_archive(path: str | Path, scene: Scene, *, maps: Literal["original", "
     Args:
         path: Overwritten if it exists.
         scene: To write.
-        maps: "network" leaves out the maps in original pixels.
+        maps: "original", or "network", which leaves out the maps in original pixels.
+
+    Raises:
+        ValueError: For other `maps`.
 
     """
     check_option("maps", maps, ("original", "network"))

@@ -55,6 +55,8 @@ def draw_plan(
 
     """
     size = (wh[0] * _SUPERSAMPLING, wh[1] * _SUPERSAMPLING)
+    if len(points) == len(centers) == 0:
+        return _empty(wh)
     scale, shift = _fit(size, points, np.concatenate([centers, corners.reshape(-1, 3)]))
 
     def to_pixels(xyz: np.ndarray) -> np.ndarray:
@@ -75,6 +77,12 @@ def draw_plan(
         _label(draw, index, positions[index], wedges[index].mean(axis=0), len(positions))
     _scale_bar(draw, size, scale, units)
     return image.resize(wh, Image.Resampling.LANCZOS)
+
+
+def _empty(wh: tuple[int, int]) -> Image.Image:
+    image = Image.new("RGB", wh, PANEL)
+    draw_text(ImageDraw.Draw(image), (wh[0] / 2, wh[1] / 2), "no finite camera", color=MUTED, anchor="mm")
+    return image
 
 
 def _fit(size: tuple[int, int], points: np.ndarray, cameras: np.ndarray) -> tuple[float, np.ndarray]:

@@ -87,9 +87,9 @@ def _columns(scene: Scene, shown: list[int], cloud: PointCloud | None) -> list[_
     boxes = [_content_box(scene.masks[view].numpy()) for view in shown]
     photos = []
     for view, box in zip(shown, boxes, strict=True):
-        photo = Image.fromarray(scene.images[view].permute(1, 2, 0).contiguous().numpy())
-        photos.append(_with_tracks(scene, view, photo).crop(box))
-    columns = [_Column("photo", photos)]
+        photo = Image.fromarray(scene.images[view].permute(1, 2, 0).contiguous().numpy()).crop(box)
+        photos.append(_with_tracks(scene, view, photo, (box[0], box[1])))
+    columns = [_Column("photo" if scene.tracks is None else "photo, tracks", photos)]
     depth, points = scene.predictions.depth, scene.predictions.points
     threshold = None if cloud is None or len(cloud.confidence) == 0 else cloud.confidence.min().item()
     if depth is not None:
@@ -128,19 +128,20 @@ def _content_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _with_tracks(scene: Scene, view: int, photo: Image.Image) -> Image.Image:
-    """The photo with the tracks that are seen in it."""
+def _with_tracks(scene: Scene, view: int, photo: Image.Image, corner: tuple[int, int]) -> Image.Image:
+    """The photo with the tracks that are seen in it; `corner` is where the photo lies in the model's image."""
     tracks, original = scene.predictions.tracks, scene.tracks
     if tracks is None or original is None:
         return photo
-    seen = (tracks.visibility[view] > 0.5) & lies_inside(original.coords_px[view], scene.transforms[view])
+    zoom = max(1, round(960 / photo.width))  # for round dots
+    photo = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(photo)
-    radius = max(2.0, photo.width / 90)
+    radius = max(photo.size) / 60
+    seen = (tracks.visibility[view] > 0.5) & lies_inside(original.coords_px[view], scene.transforms[view])
     for index in seen.nonzero()[:, 0].tolist():
-        x, y = tracks.coords_px[view, index].tolist()
-        draw.circle(
-            (x, y), radius, fill=view_color(index, len(seen)), outline=(255, 255, 255), width=max(1, int(radius / 3))
-        )
+        x, y = ((tracks.coords_px[view, index] - torch.tensor(corner) + 0.5) * zoom).tolist()
+        draw.circle((x, y), radius, fill=(255, 255, 255))
+        draw.circle((x, y), 0.7 * radius, fill=view_color(index, len(seen)))
     return photo
 
 

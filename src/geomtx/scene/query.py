@@ -15,7 +15,7 @@ __all__ = ["queries_to_model"]
 
 
 def queries_to_model(
-    query_points: Float[Tensor, "n 3"],
+    query_points: Tensor,
     transforms: Sequence[ViewTransform],
     names: Sequence[str],
 ) -> Float[Tensor, "n 3"]:

@@ -67,14 +67,15 @@ def reconstruct(
     heads = _choose_heads(available, heads, queries is not None)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
+    device = parameter.device
     options = {
-        "query_points": _to_device(model_queries, parameter.device),
-        "patch_mask": _to_device(views.patch_mask, parameter.device),
+        "query_points": _to_batch(model_queries, device),
+        "patch_mask": _to_batch(views.patch_mask, device),
         "heads": heads,
-        "view_chunk": _choose_chunk(view_chunk, views.images, parameter.device),
+        "view_chunk": _choose_chunk(view_chunk, views.images, device),
     }
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        predictions = model(views.images.to(parameter.device), **options)
+        predictions = model(_to_batch(views.images, device), **options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
@@ -122,8 +123,8 @@ def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -
     return view_chunk
 
 
-def _to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
+def _to_batch(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor[None].to(device)
 
 
 @contextmanager

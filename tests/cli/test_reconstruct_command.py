@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import geomtx
+from geomtx.cli import main
+from geomtx.cli.demo_scene import render_room, save_photos
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    save_photos(render_room(3, (90, 120)), tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def run(photos: Path | str, *options: str) -> int:
+    return main(["reconstruct", str(photos), "-o", str(Path(photos).parent / "out"), *options])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_photos_to_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos, "--preset", "tiny", "--size", "112", "--query", "1,60,45", "--max-points", "500") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(
+        f"wrote {photos.parent / 'out'}: scene.safetensors, cameras.json, tracks.json, points.ply, rep"
+    )
+    assert "3 views, 500 points, lengths up to scale" in out
+    assert "geomtx: warning: RANDOM WEIGHTS" in err
+    assert "4/4" in err
+    assert names(photos.parent) == ["out", "photos"]
+    assert names(photos.parent / "out") == [
+        "cameras.json", "points.ply", "report.png", "scene.safetensors", "tracks.json",
+    ]  # fmt: skip
+    scene = geomtx.Scene.load(photos.parent / "out")
+    assert "RANDOM WEIGHTS" in scene.notice
+    assert scene.predictions.points is not None
+    assert (json.loads((photos.parent / "out" / "cameras.json").read_text())["views"][0]["width"]) == 120
+
+
+def test_weights_from_a_file_and_several_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    geomtx.VGGT(geomtx.VGGTConfig.tiny()).save_pretrained(photos.parent / "weights")
+    paths = [str(photos / f"view_{index}.png") for index in (2, 0)]
+    argv = ["reconstruct", *paths, "-o", str(photos.parent / "out"), "--weights", str(photos.parent / "weights")]
+    argv += ["--size", "56", "--heads", "camera,depth", "--maps", "network", "--device", "cpu", "--dtype", "bfloat16"]
+    assert main([*argv, "--view-chunk", "1"]) == 0
+    assert "RANDOM" not in capsys.readouterr().err
+    scene = geomtx.Scene.load(photos.parent / "out")
+    assert scene.names == ("view_2.png", "view_0.png")
+    assert scene.predictions.points is scene.predictions.tracks is None
+    assert scene.notice == ""
+
+
+def test_the_same_seed_gives_the_same_bytes(photos: Path) -> None:
+    written = []
+    for seed in ("1", "1", "2"):
+        assert run(photos, "--preset", "tiny", "--size", "56", "--random-seed", seed) == 0
+        written.append((photos.parent / "out" / "scene.safetensors").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file"),
+        (("--weights", "nowhere.safetensors"), "weights must be a file, a folder or a hub id"),
+        (("--weights", "nobody/nothing"), "'nobody/nothing' is no local path, and the hub gave: "),
+        (("--preset", "tiny", "--device", "cuda:77"), "--device must be a device of this machine, got 'cuda:77'"),
+        (("--preset", "tiny", "--device", "meta"), "--device must be a device that computes"),
+        (("--preset", "tiny", "--device", "toaster"), "--device must be a device of this machine, got 'toaster'"),
+        (("--preset", "tiny", "--percentile", "101"), "--percentile must be between 0 and 100, got 101"),
+        (("--preset", "tiny", "--heads", "tracks"), "--heads tracks needs points to track"),
+        (("--preset", "tiny", "--size", "100"), "size must be a multiple of 14, got 100"),
+        (("--preset", "tiny", "--query", "3,1,1"), "query 0 (3, 1, 1) must name a view from 0 to 2"),
+        (("--preset", "tiny", "--query", "0,120,1"), "query 0 (0, 120, 1) must lie inside view_0.png, 120 x 90 pixels"),
+    ],
+)
+def test_expected_errors(
+    photos: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(photos, *options) == 2
+    err = capsys.readouterr().err
+    assert f"geomtx: error: {message}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert names(photos.parent) == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--query", "1,2"), r"argument --query: must be VIEW,X,Y, three numbers, got '1,2'"),
+        (("--query", "a,b,c"), r"argument --query: must be VIEW,X,Y"),
+        (("--heads", "camera,normals"), "argument --heads: must be of camera, depth, points, tracks, .* got 'normals'"),
+        (("--max-points", "0"), "argument --max-points: must be a whole number above 0, got '0'"),
+        (("--mode", "stretch"), "argument --mode: invalid choice"),
+        (("--preset", "tiny", "--weights", "w"), "not allowed with argument"),
+    ],
+)
+def test_wrong_options(
+    photos: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    assert run(photos, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_wrong_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (200, 200)).save(tmp_path / "half.png")
+    os.truncate(tmp_path / "half.png", 90)
+    for name, message in (
+        ("empty", "must hold images, got none"),
+        ("missing", "source must be an existing folder or image"),
+        ("text.png", "must be an image that Pillow can read"),
+        ("half.png", "photo '.*half.png' must be"),
+    ):
+        assert run(tmp_path / name, "--preset", "tiny") == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert err.startswith("geomtx: error: ")
+        assert message.split(".*")[-1] in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos.parent / "out").write_text("a file")
+    assert run(photos, "--weights", "nobody/nothing") == 2
+    assert "must be a folder, but" in capsys.readouterr().err
+    assert (photos.parent / "out").read_text() == "a file"
+
+
+def test_ctrl_c_leaves_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geomtx.export.files.draw_report", interrupt)
+    assert run(photos, "--preset", "tiny", "--size", "56") == 130
+    assert "geomtx: stopped" in capsys.readouterr().err
+    assert names(photos.parent) == ["photos"]
