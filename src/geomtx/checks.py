@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-__all__ = ["check_divisible", "check_option", "check_positive", "check_shape"]
+__all__ = ["check_divisible", "check_floating", "check_option", "check_positive", "check_shape"]
 
 
 def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None:
@@ -27,6 +27,12 @@ def _matches(got: tuple[int, ...], want: tuple[int | str, ...]) -> bool:
     return len(got) == len(want) and all(isinstance(w, str) or g == w for g, w in zip(got, want, strict=True))
 
 
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Require a floating point tensor: bytes in 0 … 255 are no numbers in 0 … 1."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
 def check_option(name: str, value: object, options: Iterable[object]) -> None:
     """Require `value` to be one of `options`."""
     options = tuple(options)
@@ -42,5 +48,5 @@ def check_positive(name: str, value: float) -> None:
 
 def check_divisible(name: str, value: int, divisor: int) -> None:
     """Require `value` to be a multiple of `divisor`."""
-    if value % divisor != 0:
+    if divisor < 1 or value % divisor != 0:
         raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 READ_GROUP = 32
 
 
+@runtime_checkable
 class TensorFile(Protocol):
     """A file of named tensors.
 

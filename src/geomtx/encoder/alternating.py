@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_option, check_shape
+from geomtx.checks import check_floating, check_option, check_positive, check_shape
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import key_mask
@@ -105,6 +105,8 @@ class AlternatingEncoder(nn.Module):
         """
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        check_floating("images", images)
+        check_positive("number of views", images.shape[1])
         taps = self.taps if taps is None else taps
         for tap in taps:
             check_option("tap", tap, self.taps)
@@ -166,7 +168,7 @@ class AlternatingEncoder(nn.Module):
             masks["frame"], masks["global"] = key_mask(mask.flatten(0, 1)), key_mask(mask.flatten(1, 2))
         if any("cross" in layer for layer in self.order):
             view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
-            others = view[:, None] != view
+            others = (view[:, None] != view)[None, None]
             allowed = others if masks["global"] is None else others & masks["global"]
             # A view without others to look at looks at everything that takes part.
             fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]

@@ -43,9 +43,18 @@ def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
     return image_hw[0] // patch_size, image_hw[1] // patch_size
 
 
-def drop_masked(tokens: Float[Tensor, "n p c"], mask: Bool[Tensor, "n p"] | None) -> Float[Tensor, "n p c"]:
-    """Zero the tokens that don't take part, so that nothing of their content, not even a NaN, goes any further."""
-    return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0.0)
+def drop_masked(
+    images: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n p"], patch_size: int
+) -> Float[Tensor, "n c h w"]:
+    """Zero the patches that don't take part.
+
+    Before the embedding, so that nothing of their content, not even a NaN, goes any further: neither forward nor, as a
+    factor of the weights' gradient, backward.
+    """
+    rows, columns = images.shape[-2] // patch_size, images.shape[-1] // patch_size
+    blocks = images.unflatten(-1, (columns, patch_size)).unflatten(-3, (rows, patch_size))
+    out = ~mask.unflatten(-1, (rows, columns))[:, None, :, None, :, None]
+    return blocks.masked_fill(out, 0.0).flatten(-2).flatten(-3, -2)
 
 
 @runtime_checkable
@@ -90,7 +99,7 @@ class PatchEmbedding(nn.Module):
 
         Args:
             images: (N, in_channels, H, W), normalised, H and W multiples of the patch size.
-            patch_mask: (N, P), True = takes part; the others become zero.
+            patch_mask: (N, P), True = takes part; the others are embedded as zeros.
 
         Raises:
             ValueError: For other sizes.
@@ -98,5 +107,6 @@ class PatchEmbedding(nn.Module):
         """
         check_shape("images", images, ("N", self.project.in_channels, "H", "W"))
         grid_of((images.shape[-2], images.shape[-1]), self.patch_size)
-        tokens = self.project(images.to(self.project.weight.dtype)).flatten(2).transpose(1, 2)
-        return drop_masked(tokens, patch_mask)
+        if patch_mask is not None:
+            images = drop_masked(images, patch_mask, self.patch_size)
+        return self.project(images.to(self.project.weight.dtype)).flatten(2).transpose(1, 2)

@@ -27,7 +27,8 @@ class Float32Linear(nn.Linear):
         """(..., in_features) → (..., out_features), float32 or better."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(at_least_float32(x).dtype, self.weight.dtype)
-            return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return F.linear(x.to(dtype), self.weight.to(dtype), bias)
 
 
 class Float32Conv2d(nn.Conv2d):

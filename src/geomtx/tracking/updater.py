@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from geomtx.layers.attention import Attention
+from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.float32 import Float32Linear
 from geomtx.layers.mlp import MLP
@@ -110,7 +110,7 @@ class TrackUpdater(nn.Module):
         virtual = self.virtual_tracks.to(projected.dtype).expand(num_scenes, -1, num_views, -1)
         x = torch.cat([projected, virtual], dim=1)
         num_tracks = num_points + self.virtual_tracks.shape[1]
-        mask = None if view_mask is None else view_mask.repeat_interleave(num_tracks, dim=0)[:, None, None, :]
+        mask = None if view_mask is None else key_mask(view_mask.repeat_interleave(num_tracks, dim=0))
         rounds = zip(
             self.view_blocks, self.virtual_from_point, self.virtual_blocks, self.point_from_virtual, strict=True
         )
