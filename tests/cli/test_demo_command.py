@@ -12,7 +12,8 @@ from geomtx.cli.demo_scene import render_room
 from geomtx.geometry import project, unproject
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geomtx.cli.demo_scene.render_room", lambda: render_room(5, (168, 224)))
     (tmp_path / "out" / "photos").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "mine.txt").write_text("keep")
     assert main(["demo", "-o", str(tmp_path / "out")]) == 0

@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
     stages = Stages(3)
     with staged_folder(arguments.output, SCENE_FILES) as folder:
         with stages.stage("draw photos"):
-            views = load_views(save_photos(render_room(), folder / "photos"), size=224)
+            views = load_views(save_photos(render_room(), folder / "photos"), size=168)
         with stages.stage("encode and run heads"):
             model = random_model(VGGTConfig.tiny(), seed=0)
-            scene = reconstruct(model, views, query_points=[(0, 224, 168), (0, 120, 190)])
+            scene = reconstruct(model, views, query_points=[(0, 200, 150), (0, 105, 160)])
             scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS)
         with stages.stage("write"):
             summary = write_scene(scene, folder)
