@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Before the first import of geomtx: annotations become jaxtyping's, and an import hook checks them at every call.
 os.environ["GEOMTX_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook("geomtx", "shape_checker.checker")
+jaxtyping.install_import_hook("geomtx", "shape_checker.checker")
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-import geomtx
+import geomtx  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shape annotations are not checked, as at a user's: wrong shapes meet the library's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
