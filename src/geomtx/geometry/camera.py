@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomtx.checks import check_shape
 from geomtx.types import Float
 
 __all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_rigid", "transform_points"]
@@ -18,7 +19,12 @@ def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
     """Inverse of [R | t] in closed form, [Rᵀ | -Rᵀt]: exact where a general matrix inverse drifts.
 
     Turns `cam_from_world` into `world_from_cam` and back.
+
+    Raises:
+        ValueError: For another shape than (..., 3, 4), 4x4 matrices included.
+
     """
+    check_shape("transform", transform, ("...", 3, 4))
     rotation_t = transform[..., :3].transpose(-1, -2)
     return torch.cat([rotation_t, -rotation_t @ transform[..., 3:]], dim=-1)
 

@@ -53,7 +53,11 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
     Returns:
         `Cameras` with (..., 3, 4) and (..., 3, 3), in the encoding's dtype.
 
+    Raises:
+        ValueError: For another shape.
+
     """
+    check_shape("encoding", encoding, ("...", POSE_DIM))
     rotation = quat_to_matrix(encoding[..., 3:7])
     cam_from_world = torch.cat([rotation, encoding[..., :3, None]], dim=-1)
     return Cameras(cam_from_world, fov_to_intrinsics(encoding[..., 7:], image_hw))

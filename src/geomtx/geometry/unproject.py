@@ -35,10 +35,13 @@ def unproject(
         (..., H, W, 3) points in world coordinates (or the camera's), in scene units. Differentiable.
 
     Raises:
-        ValueError: For intrinsics or poses of another shape.
+        ValueError: For other shapes.
 
     """
+    check_shape("depth", depth, ("...", "H", "W"))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
+    if cam_from_world is not None:
+        check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     height, width = depth.shape[-2:]
     rows = torch.arange(height, device=depth.device, dtype=depth.dtype) + pixel_center
     columns = torch.arange(width, device=depth.device, dtype=depth.dtype) + pixel_center
@@ -70,10 +73,13 @@ def project(
         test the depth.
 
     Raises:
-        ValueError: For intrinsics or poses of another shape.
+        ValueError: For other shapes.
 
     """
+    check_shape("points_world", points_world, ("...", "N", 3))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
+    if cam_from_world is not None:
+        check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
     depth = points_cam[..., 2]
     # Selected, not clamped: points in front keep their exact quotient and gradient.
