@@ -1,0 +1,63 @@
+"""Every ```python block of README.md and docs/ runs, each page as one program; those titled "needs weights" don't."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def python_blocks(page: Path) -> Iterator[tuple[str, int]]:
+    """Code, and how many lines of the page come before it."""
+    text = page.read_text(encoding="utf-8")
+    for block in FENCE.finditer(text):
+        if block["info"].strip() == "python":
+            yield block["code"], text.count("\n", 0, block.start("code"))
+
+
+def draw_photos(folder: Path) -> None:
+    """Three small photos, two landscape and one portrait."""
+    folder.mkdir()
+    for index, (width, height) in enumerate(((160, 120), (160, 120), (120, 160))):
+        photo = Image.new("RGB", (width, height), (90, 120 + 20 * index, 160))
+        draw = ImageDraw.Draw(photo)
+        draw.ellipse((20 + 10 * index, 30, 80 + 10 * index, 90), fill=(210, 80, 60))
+        draw.rectangle((0, height - 30, width, height), fill=(120, 100, 70))
+        photo.save(folder / f"img_{index + 1}.jpg")
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are faster without threads, on a busy machine tenfold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if any(python_blocks(page))],
+)
+def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__page__"}
+    for code, lines_before in python_blocks(page):
+        # The empty lines make a traceback point to the line of the page.
+        exec(compile("\n" * lines_before + code, page, "exec"), namespace)
+
+
+def test_fences_are_known() -> None:
+    """A misspelt info string would leave a block out without a word."""
+    infos = {block["info"].strip() for page in PAGES for block in FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert infos <= {"python", 'python title="needs weights"', "bash", ""}
