@@ -152,6 +152,8 @@ class VGGT(nn.Module):
         check_heads(heads, self.heads)
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        if patch_mask is not None and patch_mask.ndim == 3:
+            patch_mask = patch_mask[None]
         if query_points is not None:
             query_points = query_points[None] if query_points.ndim == 2 else query_points
             check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
