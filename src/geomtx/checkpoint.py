@@ -66,7 +66,6 @@ def load_model(
     Raises:
         ValueError: If the tensors don't fit the model, or a file is broken.
         FileNotFoundError: If the source isn't there.
-
     """
     checkpoint = open_checkpoint(source)
     with torch.device("meta"):
@@ -96,7 +95,6 @@ def match_names(
 
     Raises:
         ValueError: Naming the first ten tensors that are missing, unexpected or misshapen.
-
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     matched: dict[str, str] = {}
@@ -123,7 +121,6 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         ValueError: For a broken file.
         FileNotFoundError: If there is nothing.
-
     """
     path = Path(source)
     if path.is_file():
@@ -167,7 +164,6 @@ def download(repo: str) -> Path:
 
     Raises:
         FileNotFoundError: If `repo` is no hub id, or the hub doesn't have it or can't be reached.
-
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise FileNotFoundError(f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B', got '{repo}'")
@@ -206,7 +202,6 @@ def save_model(
 
     Raises:
         ValueError: If a parameter has no published name.
-
     """
     check_option("names", names, ("geomtx", "published"))
     tensors = {}

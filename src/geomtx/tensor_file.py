@@ -28,7 +28,6 @@ class TensorFile(Protocol):
         shapes: Name → shape.
         dtypes: Name → dtype.
         metadata: Strings that the file carries.
-
     """
 
     path: Path
@@ -62,7 +61,6 @@ class SafetensorsFile:
 
     Raises:
         ValueError: If the file is truncated or no safetensors file.
-
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +88,6 @@ class PickleFile:
 
     Raises:
         ValueError: If the file holds code, is broken or holds no state dict.
-
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,7 +133,6 @@ def open_tensor_file(path: Path) -> TensorFile:
 
     Raises:
         ValueError: For another suffix, or a broken file.
-
     """
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)

@@ -61,7 +61,6 @@ class Tokens(NamedTuple):
         image_hw: Height and width of the images, pixels.
         grid_hw: Rows and columns of patches.
         mask: (B, S, P) bool, True = the token takes part; None = all do.
-
     """
 
     layers: dict[int, Tensor]
@@ -93,7 +92,6 @@ class Cameras(NamedTuple):
         cam_from_world: (..., 3, 4), [R | t] with x_cam = R x_world + t, OpenCV axes. World = the first view's camera
             as the model predicts it, up to scale.
         intrinsics: (..., 3, 3) in pixels of the images that the cameras belong to, zero skew.
-
     """
 
     cam_from_world: Float[Tensor, "*batch 3 4"]
@@ -106,7 +104,6 @@ class DenseMap(NamedTuple):
     Attributes:
         value: (..., H, W) for depth (z-depth, scene units) or (..., H, W, 3) for points (first camera's frame).
         confidence: (..., H, W), above 1; larger is surer. Not a probability: compare ranks within a scene.
-
     """
 
     value: Tensor
@@ -120,7 +117,6 @@ class Tracks(NamedTuple):
         coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; may lie outside the image.
         visibility: (B, S, N), probability that the point is seen.
         confidence: (B, S, N), probability that the position is right.
-
     """
 
     coords_px: Float[Tensor, "*batch s n 2"]
@@ -135,7 +131,6 @@ class TrackIterations(NamedTuple):
         coords_px: (I, B, S, N, 2) after each iteration.
         visibility_logits: (B, S, N) after the last.
         confidence_logits: (B, S, N) after the last.
-
     """
 
     coords_px: Float[Tensor, "i b s n 2"]
@@ -167,7 +162,6 @@ class Predictions(NamedTuple):
         points: `value` (B, S, H, W, 3) in the first camera's frame, `confidence` (B, S, H, W).
         tracks: `coords_px` (B, S, N, 2), `visibility` and `confidence` (B, S, N).
         track_iterations: Every refinement and the logits, for the loss.
-
     """
 
     cameras: Cameras | None = None

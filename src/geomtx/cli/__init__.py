@@ -24,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0; 1 after an unexpected error; 2 after an expected one (a line on stderr says which) or wrong
         usage; 130 after Ctrl-C. With GEOMTX_DEBUG=1 in the environment, errors are raised instead.
-
     """
     parser = argparse.ArgumentParser(
         prog="geomtx", description="Cameras, depth, points and tracks from photos, in one pass of a network."

@@ -25,7 +25,6 @@ class CheckpointSummary(NamedTuple):
         naming: "published", "geomtx" or "unknown".
         heads: Those that it has tensors for.
         licence: Of the weights, if we know it.
-
     """
 
     num_tensors: int
@@ -42,7 +41,6 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
     Raises:
         ValueError: For a broken file.
         FileNotFoundError: If there is nothing.
-
     """
     headers = _read_local(source) if Path(source).exists() else _read_hub(source)
     names = list(headers)

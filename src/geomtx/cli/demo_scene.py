@@ -29,7 +29,6 @@ class RenderedView(NamedTuple):
         depth: (H, W) float64, z-depth.
         intrinsics: (3, 3), pixel centres at integers, principal point (W/2, H/2).
         cam_from_world: (3, 4); the first view's is the identity.
-
     """
 
     image: np.ndarray
@@ -44,7 +43,6 @@ def render_room(num_views: int = 5, image_hw: tuple[int, int] = (336, 448)) -> t
     Args:
         num_views: How many pictures.
         image_hw: Their height and width, pixels.
-
     """
     height, width = image_hw
     focal = 0.9 * width

@@ -15,7 +15,6 @@ def choose_device(name: str | None) -> torch.device:
 
     Raises:
         ValueError: If there is no such device.
-
     """
     import torch
 

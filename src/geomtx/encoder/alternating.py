@@ -46,7 +46,6 @@ class AlternatingEncoder(nn.Module):
 
     Raises:
         ValueError: If `order` doesn't use up the blocks exactly, or a tap is not a layer.
-
     """
 
     def __init__(
@@ -101,7 +100,6 @@ class AlternatingEncoder(nn.Module):
 
         Raises:
             ValueError: For other shapes, sides that are no multiples of the patch, or a layer that is no tap.
-
         """
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))

@@ -36,7 +36,6 @@ def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
     Raises:
         ValueError: If a side is not a multiple of the patch size.
-
     """
     check_divisible("image height", image_hw[0], patch_size)
     check_divisible("image width", image_hw[1], patch_size)
@@ -83,7 +82,6 @@ class PatchEmbedding(nn.Module):
         dim: Width C of the tokens.
         patch_size: Side of a patch, pixels.
         in_channels: Of the images.
-
     """
 
     def __init__(self, dim: int, *, patch_size: int = 14, in_channels: int = 3) -> None:
@@ -103,7 +101,6 @@ class PatchEmbedding(nn.Module):
 
         Raises:
             ValueError: For other sizes.
-
         """
         check_shape("images", images, ("N", self.project.in_channels, "H", "W"))
         grid_of((images.shape[-2], images.shape[-1]), self.patch_size)

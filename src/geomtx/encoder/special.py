@@ -16,7 +16,6 @@ class SpecialTokens(nn.Module):
     Args:
         dim: Width C.
         num_registers: Register tokens a view.
-
     """
 
     def __init__(self, dim: int, *, num_registers: int = 4) -> None:

@@ -42,7 +42,6 @@ class VisionTransformer(nn.Module):
         mlp_ratio: Of the blocks.
         layer_scale: Initial factor of the blocks' branches.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(
@@ -101,7 +100,6 @@ class VisionTransformer(nn.Module):
 
         Raises:
             ValueError: For other sizes.
-
         """
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers

@@ -57,7 +57,6 @@ def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> 
 
     Raises:
         ValueError: For other `maps`.
-
     """
     check_option("maps", maps, ("original", "network"))
     entries = {name: _Entry(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in _tensors_of(scene)}  # type: ignore[misc]
@@ -83,7 +82,6 @@ def load_scene(source: str | Path) -> Scene:
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If the file is broken, isn't a scene, or has a newer format.
-
     """
     path = Path(source)
     path = path / ARCHIVE if path.is_dir() else path

@@ -24,7 +24,6 @@ def write_cameras(path: str | Path, scene: Scene) -> None:
 
     Raises:
         ValueError: If the scene has no cameras.
-
     """
     cameras = scene.cameras
     if cameras is None:

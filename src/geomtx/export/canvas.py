@@ -67,7 +67,6 @@ def draw_text(
         bold: Heavier letters.
         max_width: Pixels.
         halo: Colour of an outline that keeps the text legible on pictures.
-
     """
     font = _font(size)
     text = _drawable(text)
@@ -98,7 +97,6 @@ def draw_color_bar(
         colormap: Whose colours.
         value_range: Values of the left and the right end.
         mark: The value from which pixels are kept, ignored outside the range.
-
     """
     left, top, right, bottom = box
     draw = ImageDraw.Draw(image)

@@ -52,7 +52,6 @@ def draw_plan(
         corners: (S, 4, 3) of the cameras' images, see `frustum_corners`.
         labels: Cameras that get their number.
         units: For the scale bar.
-
     """
     size = (wh[0] * _SUPERSAMPLING, wh[1] * _SUPERSAMPLING)
     if len(points) == len(centers) == 0:

@@ -32,7 +32,6 @@ def write_ply(path: str | Path, cloud: PointCloud, *, units: str = "up to scale"
         cloud: Any number of points.
         units: Of lengths, for the header.
         notice: A line for the header, or "".
-
     """
     frame = "frame: first camera, OpenCV axes (x right, y down, z forward)"
     comments = ["geomtx point cloud", f"units: {units}", frame, *([f"notice: {notice}"] if notice else [])]

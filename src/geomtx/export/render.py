@@ -19,7 +19,6 @@ class Viewpoint(NamedTuple):
     Attributes:
         cam_from_world: (3, 4), OpenCV axes.
         intrinsics: (3, 3), pixels of the picture.
-
     """
 
     cam_from_world: np.ndarray
@@ -53,7 +52,6 @@ def overview(
         yaw: Degrees around the vertical.
         elevation: Degrees above the cameras' mean direction.
         fov: Vertical field of view, degrees.
-
     """
     forward, down = cam_from_world[:, 2, :3].mean(axis=0), cam_from_world[:, 1, :3].mean(axis=0)
     mean_axes = _orthonormal(forward, down)
@@ -103,7 +101,6 @@ def render_points(
         image_wh: Width and height of the picture, pixels.
         radius: Of a splat, pixels of the picture.
         background: Colour where there are no points.
-
     """
     width, height = image_wh[0] * _SUPERSAMPLING, image_wh[1] * _SUPERSAMPLING
     coords, depth = viewpoint.project(np.asarray(xyz, dtype=np.float64))

@@ -58,7 +58,6 @@ def draw_report(
         cloud: Points to draw; None = no points.
         title: First line.
         max_views: More views than that are represented by as many, evenly spaced.
-
     """
     shown = np.unique(np.linspace(0, len(scene) - 1, min(max_views, len(scene))).round().astype(int)).tolist()
     columns = _columns(scene, shown, cloud)

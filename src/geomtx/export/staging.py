@@ -16,7 +16,6 @@ def check_writable(folder: str | Path) -> None:
 
     Raises:
         OSError: If it can't: a file in the way, no permission, a read-only disk.
-
     """
     _remove(_make_stage(Path(folder)))
 
@@ -35,7 +34,6 @@ def staged_folder(folder: str | Path, owned: Iterable[str] = ()) -> Iterator[Pat
 
     Raises:
         OSError: If `folder` can't be written.
-
     """
     folder = Path(folder)
     stage = _make_stage(folder)

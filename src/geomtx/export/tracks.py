@@ -28,7 +28,6 @@ def write_tracks(path: str | Path, scene: Scene) -> None:
 
     Raises:
         ValueError: If the scene has no tracks.
-
     """
     tracks, queries = scene.tracks, scene.query_points
     if tracks is None or queries is None:

@@ -22,7 +22,6 @@ def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
 
     Raises:
         ValueError: For another shape than (..., 3, 4), 4x4 matrices included.
-
     """
     check_shape("transform", transform, ("...", 3, 4))
     rotation_t = transform[..., :3].transpose(-1, -2)

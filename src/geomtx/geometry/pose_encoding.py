@@ -35,7 +35,6 @@ def encode_pose(
 
     Raises:
         ValueError: For other shapes.
-
     """
     check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
@@ -55,7 +54,6 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
 
     Raises:
         ValueError: For another shape.
-
     """
     check_shape("encoding", encoding, ("...", POSE_DIM))
     rotation = quat_to_matrix(encoding[..., 3:7])

@@ -36,7 +36,6 @@ def unproject(
 
     Raises:
         ValueError: For other shapes.
-
     """
     check_shape("depth", depth, ("...", "H", "W"))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
@@ -74,7 +73,6 @@ def project(
 
     Raises:
         ValueError: For other shapes.
-
     """
     check_shape("points_world", points_world, ("...", "N", 3))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))

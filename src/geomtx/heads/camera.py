@@ -32,7 +32,6 @@ class CameraHead(nn.Module):
         mlp_ratio: Of the blocks.
         layer: Which of the encoder's layers to read; None = the last of those that were kept.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class CameraHead(nn.Module):
 
         Raises:
             ValueError: If the layer wasn't kept or has another width.
-
         """
         layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
         check_shape("tokens", layer, ("B", "S", "P", self.token_norm.normalized_shape[0]))

@@ -24,7 +24,6 @@ class DenseHead(nn.Module):
 
     Raises:
         ValueError: For an unknown activation.
-
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class DenseHead(nn.Module):
 
         Raises:
             ValueError: If a tap wasn't kept or has another width.
-
         """
         return DenseMap(*self.decoder.decode(tokens, self._predict, view_chunk=view_chunk))
 

@@ -48,7 +48,6 @@ class DPTDecoder(nn.Module):
 
     Raises:
         ValueError: If there are not four taps and channels, or channels don't fit the signal.
-
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class DPTDecoder(nn.Module):
 
         Raises:
             ValueError: If a tap wasn't kept or has another width.
-
         """
         layers = [tokens.layer(tap) for tap in self.taps]
         for layer in layers:
@@ -134,7 +132,6 @@ class DPTDecoder(nn.Module):
 
         Returns:
             (N, out_channels, H / stride, W / stride).
-
         """
         maps = []
         for level, tokens in enumerate(layers):

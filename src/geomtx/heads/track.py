@@ -20,7 +20,6 @@ class TrackHead(nn.Module):
 
     Raises:
         ValueError: If decoder and tracker don't fit.
-
     """
 
     def __init__(self, decoder: DPTDecoder, tracker: Tracker) -> None:
@@ -46,7 +45,6 @@ class TrackHead(nn.Module):
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
-
         """
         view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         result = self.tracker(self.extract(tokens, view_chunk=view_chunk), query_points, view_mask=view_mask)

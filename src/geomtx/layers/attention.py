@@ -33,7 +33,6 @@ class Attention(nn.Module):
     Raises:
         ValueError: If `num_heads` does not divide `dim`, or the backend's name is unknown.
         ImportError: If the backend is not installed.
-
     """
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False, backend: BackendName = "auto") -> None:
@@ -61,7 +60,6 @@ class Attention(nn.Module):
             context: (batch, M, C), where keys and values come from.
             rope: Table of the N tokens; self-attention only.
             mask: Bool, broadcastable to (batch, heads, N, M), True = attend. `key_mask` makes one from a token mask.
-
         """
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self._project(x, context))
         q, k = self.q_norm(q), self.k_norm(k)

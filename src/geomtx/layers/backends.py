@@ -64,7 +64,6 @@ def resolve_backend(name: BackendName) -> AttentionBackend:
     Raises:
         ValueError: For an unknown name.
         ImportError: For a backend that is not installed; the message names the extra that brings it.
-
     """
     check_option("backend", name, ("auto", *_BACKENDS))
     if name == "auto":

@@ -25,7 +25,6 @@ class TransformerBlock(nn.Module):
         layer_scale: Initial factor of both residual branches.
         norm_eps: Of both LayerNorms.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(

@@ -17,7 +17,6 @@ class ResidualConv(nn.Module):
 
     Args:
         dim: Channels.
-
     """
 
     def __init__(self, dim: int) -> None:

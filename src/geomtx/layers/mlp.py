@@ -17,7 +17,6 @@ class MLP(nn.Module):
         hidden_dim: Width between.
         out_dim: Width of the output; None = `dim`.
         out_type: Class of the second layer, for instance `Float32Linear`.
-
     """
 
     def __init__(

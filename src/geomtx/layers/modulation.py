@@ -15,7 +15,6 @@ class Modulation(nn.Module):
     Args:
         dim: Channels of tokens and condition.
         norm_eps: Of the LayerNorm, which has no affine part.
-
     """
 
     def __init__(self, dim: int, *, norm_eps: float = 1e-6) -> None:

@@ -16,7 +16,6 @@ def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Floa
 
     Raises:
         ValueError: If `dim` is odd.
-
     """
     check_divisible("dim", dim, 2)
     exponents = torch.arange(dim // 2, device=positions.device, dtype=positions.dtype) / (dim // 2)
@@ -29,7 +28,6 @@ def grid_signal(x: Float[Tensor, w], y: Float[Tensor, h], dim: int, *, base: flo
 
     Raises:
         ValueError: If `dim` is not a multiple of 4.
-
     """
     check_divisible("dim", dim, 4)
     height, width = y.shape[0], x.shape[0]
@@ -51,7 +49,6 @@ def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, in
 
     Returns:
         (..., dim).
-
     """
     check_divisible("dim", dim, 4)
     signals = []
@@ -90,7 +87,6 @@ def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tenso
 
     Raises:
         ValueError: If `dim` is odd.
-
     """
     check_divisible("dim", dim, 2)
     frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)

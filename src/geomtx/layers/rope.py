@@ -50,7 +50,6 @@ def rotary_table(
 
     Raises:
         ValueError: If `head_dim` is not a multiple of 4.
-
     """
     check_divisible("head_dim", head_dim, 4)
     half = head_dim // 2

@@ -16,7 +16,6 @@ class LayerScale(nn.Module):
     Args:
         dim: Channels.
         init: Initial factor.
-
     """
 
     def __init__(self, dim: int, init: float = 0.01) -> None:

@@ -51,7 +51,6 @@ class VGGTConfig:
         track_depth: Rounds of it.
         track_virtual: Virtual tracks of it.
         attention: Backend, see `geomtx.layers.backends`.
-
     """
 
     heads: tuple[HeadName, ...] = HEADS
@@ -122,7 +121,6 @@ class VGGTConfig:
 
         Raises:
             ValueError: For a key that is no attribute.
-
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:

@@ -103,7 +103,6 @@ class VGGT(nn.Module):
 
     Args:
         config: All numbers; `VGGTConfig()` is VGGT-1B, `VGGTConfig.tiny()` a model for tests.
-
     """
 
     def __init__(self, config: VGGTConfig) -> None:
@@ -146,7 +145,6 @@ class VGGT(nn.Module):
         Raises:
             ValueError: For wrong shapes or a head that the model doesn't have. Values are not looked at, which would
                 make an accelerator wait; `geomtx.reconstruct` does that.
-
         """
         heads = self.heads if heads is None else heads
         check_heads(heads, self.heads)
@@ -168,10 +166,9 @@ class VGGT(nn.Module):
         view_chunk: int | None,
     ) -> Predictions:
         heads = tuple(head for head in heads if head != "tracks" or query_points is not None)
-        is_dense = set(heads) > {"camera"} or "camera" not in heads
-        tokens = self.encoder(
-            images, patch_mask=patch_mask, taps=self.config.taps if is_dense else self.config.taps[-1:]
-        )
+        # The dense heads read all taps, the camera head the last.
+        taps = self.config.taps[-1:] if heads == ("camera",) else self.config.taps
+        tokens = self.encoder(images, patch_mask=patch_mask, taps=taps)
         predictions = Predictions()
         if self.camera_head is not None and "camera" in heads:
             predictions = predictions._replace(**self.camera_head(tokens)._asdict())
@@ -208,7 +205,6 @@ class VGGT(nn.Module):
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
                 pickle with code in it.
             FileNotFoundError: If the source is no file and not to be had from the hub.
-
         """
         from geomtx.checkpoint import load_model
         from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published
@@ -235,7 +231,6 @@ class VGGT(nn.Module):
 
         Returns:
             The folder.
-
         """
         from geomtx.checkpoint import save_model
         from geomtx.models.vggt_keys import VGGT_KEYS, published_config

@@ -164,7 +164,6 @@ def config_from_published(values: dict[str, Any]) -> VGGTConfig:
 
     Raises:
         ValueError: For an unknown key in one of ours.
-
     """
     if not values.keys() & _NUMBERS.keys() - {"patch_size"}:
         return VGGTConfig.from_dict(values)

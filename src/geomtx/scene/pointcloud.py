@@ -21,7 +21,6 @@ class PointCloud(NamedTuple):
         rgb: (M, 3) uint8.
         confidence: (M,) float32, larger is surer; compare ranks within a scene.
         view: (M,) int64, the index of the view that a point comes from.
-
     """
 
     xyz: Float[Tensor, "m 3"]
@@ -37,7 +36,6 @@ def confidence_threshold(confidence: Float[Tensor, n], percentile: float) -> flo
 
     Raises:
         ValueError: For a percentile outside [0, 100].
-
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile must be between 0 and 100, got {percentile}")
@@ -66,7 +64,6 @@ def select_points(
 
     Raises:
         ValueError: If no valid pixel is finite, for a percentile outside [0, 100], or max_points below 1.
-
     """
     if max_points is not None and max_points < 1:
         raise ValueError(f"max_points must be at least 1, got {max_points}")

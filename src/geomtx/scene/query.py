@@ -32,7 +32,6 @@ def queries_to_model(
     Raises:
         ValueError: Names the query whose view doesn't exist, that lies outside its photo, or in a part of the photo
             that the model doesn't see.
-
     """
     check_shape("query_points", query_points, ("N", 3))
     if len(query_points) == 0:

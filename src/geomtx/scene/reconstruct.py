@@ -55,7 +55,6 @@ def reconstruct(
     Raises:
         ValueError: For images that are not finite or of the wrong size, a query point outside its photo or for a view
             that doesn't exist, a head that the model doesn't have.
-
     """
     config: Any = model.config
     available: Any = model.heads

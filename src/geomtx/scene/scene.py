@@ -35,7 +35,6 @@ class Scene:
         query_points: (N, 3) as (view, x, y) in original pixels, or None.
         units: Of lengths, "up to scale" unless `rescale` says otherwise.
         notice: A warning that every exported file repeats, or "".
-
     """
 
     names: tuple[str, ...]
@@ -73,7 +72,6 @@ class Scene:
 
         Raises:
             ValueError: Without a depth head.
-
         """
         if self.predictions.depth is None:
             raise ValueError("scene must have depth, but the model ran without its depth head")
@@ -102,7 +100,6 @@ class Scene:
 
         Raises:
             ValueError: Without both (depth, cameras) and points; if no pixel is finite; for other arguments.
-
         """
         points, confidence = self.point_map()
         return select_points(points, confidence, self.images, self.masks, percentile=percentile, max_points=max_points)
@@ -114,7 +111,6 @@ class Scene:
 
         Raises:
             ValueError: Without both (depth, cameras) and points.
-
         """
         depth, cameras = self.predictions.depth, self.predictions.cameras
         if depth is not None and cameras is not None:
@@ -133,7 +129,6 @@ class Scene:
 
         Raises:
             ValueError: Unless factor is finite and positive.
-
         """
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be finite and positive, got {factor}")
@@ -175,7 +170,6 @@ class Scene:
 
         Raises:
             OSError: If the folder can't be written.
-
         """
         from geomtx.export import save_scene
 
@@ -188,7 +182,6 @@ class Scene:
         Raises:
             FileNotFoundError: If there is none.
             ValueError: If the file isn't a scene.
-
         """
         from geomtx.export import load_scene
 

@@ -19,7 +19,6 @@ def build_pyramid(features: Float[Tensor, "n c h w"], num_levels: int) -> list[T
 
     Raises:
         ValueError: If the map is too small for the number of levels.
-
     """
     smallest = 2 ** (num_levels - 1)
     if min(features.shape[-2:]) < smallest:
@@ -54,7 +53,6 @@ def correlate(
     Returns:
         (N, T, levels · (2·radius + 1)²): levels in order; entry a·(2·radius + 1) + b of a window is at
         (x + a - radius, y + b - radius). Zero outside the maps.
-
     """
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)

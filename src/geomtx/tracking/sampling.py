@@ -27,7 +27,6 @@ def sample_map(
         maps: (N, C, H, W).
         coords: (N, P, Q, 2).
         padding_mode: What lies outside: zeros, or the nearest pixel.
-
     """
     height, width = maps.shape[-2:]
     x, y = coords.unbind(-1)

@@ -35,7 +35,6 @@ class Tracker(nn.Module):
         num_virtual: Virtual tracks of the transformer.
         stride: Pixels of the image a pixel of the maps.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class Tracker(nn.Module):
 
         Raises:
             ValueError: For other shapes, or maps too small for the pyramid.
-
         """
         check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
         num_scenes, num_views = features.shape[:2]

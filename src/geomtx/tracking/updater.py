@@ -22,7 +22,6 @@ class TrackBlock(nn.Module):
         num_heads: Heads of the attention.
         with_context: Attend to a context, which gets a norm of its own.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(self, dim: int, num_heads: int, *, with_context: bool = False, backend: BackendName = "auto") -> None:
@@ -59,7 +58,6 @@ class TrackUpdater(nn.Module):
         depth: Rounds of view and point attention.
         num_virtual: Virtual tracks.
         backend: See `geomtx.layers.backends`.
-
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class TrackUpdater(nn.Module):
         Args:
             tokens: (B, N, S, in_dim).
             view_mask: (B, S) bool, True = the view takes part.
-
         """
         num_scenes, num_points, num_views, _ = tokens.shape
         projected = self.input_project(self.input_norm(tokens))

@@ -23,7 +23,6 @@ def convert_to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
     Raises:
         PhotoError: A grey value that is not finite or outside the range above.
-
     """
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _quantize_gray(np.asarray(picture), name)

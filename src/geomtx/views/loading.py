@@ -85,7 +85,6 @@ def load_views(
         PhotoError: A ValueError of one line that names the folder without images, or the file that is missing, damaged,
             no image, too thin, or over Pillow's limit `PIL.Image.MAX_IMAGE_PIXELS`.
         ValueError: An unknown mode, or a size that is no multiple of `patch_size`.
-
     """
     check_option("mode", mode, MODES)
     check_positive("patch_size", patch_size)

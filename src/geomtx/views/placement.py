@@ -41,7 +41,6 @@ def place_photo(
 
     Raises:
         PhotoError: The photo is under 2 pixels wide or high, or so thin that it would fill less than half a patch.
-
     """
     _check_extent(photo, size, patch_size, name)
     if mode == "square":
@@ -67,7 +66,6 @@ def stack_padded(
 
     Returns:
         (S, 3, H, W) float32 in [0, 1], and the transforms with the padding in them.
-
     """
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)

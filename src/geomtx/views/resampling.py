@@ -18,7 +18,6 @@ class Axis(NamedTuple):
     Attributes:
         position: (L,) float64 on the CPU, source pixels (centres at integers), inside the source.
         valid: (L,) bool; False = the output pixel is filled.
-
     """
 
     position: Tensor

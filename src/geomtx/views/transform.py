@@ -32,7 +32,6 @@ class ViewTransform:
         offset: (x, y), where the photo's upper left corner lies in the model's image; positive is padding, negative
             is cropping.
         exif_orientation: The orientation (1 … 8) that was applied in loading. For the record: no method uses it.
-
     """
 
     original_hw: tuple[int, int]
@@ -124,7 +123,6 @@ class ViewTransform:
 
         Raises:
             ValueError: Another size, an unknown mode, or "bilinear" for a map that is not floating point.
-
         """
         _check_map("depth", depth, self.image_hw, mode)
         axes = []
@@ -146,7 +144,6 @@ class ViewTransform:
 
         Raises:
             ValueError: As in `depth_to_original`.
-
         """
         _check_map("depth", depth, self.original_hw, mode)
         axes = []

@@ -38,7 +38,6 @@ class Views:
         names: S different names: the file's, with its folder where two photos would share one.
         paths: S files; None for a view that came from no file.
         patch_size: Side of a patch, pixels.
-
     """
 
     images: Tensor
@@ -72,7 +71,6 @@ class Views:
 
         Raises:
             ValueError: Not three channels, not floating point, sides that are no multiples, NaN or infinity.
-
         """
         check_positive("patch_size", patch_size)
         if isinstance(images, Tensor):
