@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from geomtx.checks import check_option
 from geomtx.models.keys import KeyTable
 from geomtx.models.registry import state_licence
+from geomtx.staging import staged_folder
 from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
 
 __all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model"]
@@ -187,7 +186,7 @@ def save_model(
     config: dict[str, Any],
     names: Literal["geomtx", "published"] = "geomtx",
 ) -> Path:
-    """Write `model.safetensors` and `config.json`; files of these names are replaced when both are complete.
+    """Write `model.safetensors` and `config.json`: both or none.
 
     Args:
         model: On any device.
@@ -202,6 +201,7 @@ def save_model(
 
     Raises:
         ValueError: If a parameter has no published name.
+        OSError: If the folder can't be written.
     """
     check_option("names", names, ("geomtx", "published"))
     tensors = {}
@@ -213,14 +213,7 @@ def save_model(
     metadata = {"format": "pt"}
     if names == "geomtx":
         metadata[CONFIG_KEY] = json.dumps(config)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
-    try:
-        save_file(tensors, scratch / WEIGHTS, metadata=metadata)
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
-            (scratch / name).replace(folder / name)
-    finally:
-        shutil.rmtree(scratch)
-    return folder
+    with staged_folder(folder) as stage:
+        save_file(tensors, stage / WEIGHTS, metadata=metadata)
+        (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return Path(folder)

@@ -29,9 +29,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Draw, reconstruct, write."""
     from geomtx.cli.demo_scene import render_room, save_photos
-    from geomtx.export import SCENE_FILES, check_writable, staged_folder
+    from geomtx.export import SCENE_FILES
     from geomtx.models.vggt import VGGTConfig
     from geomtx.scene import reconstruct
+    from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
 
     check_writable(arguments.output)

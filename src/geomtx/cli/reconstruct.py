@@ -64,9 +64,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that is quick to check, then do the work, then write."""
     _check_arguments(arguments)
-    from geomtx.export import SCENE_FILES, check_writable, staged_folder
+    from geomtx.export import SCENE_FILES
     from geomtx.scene import reconstruct
     from geomtx.scene.query import queries_to_model
+    from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
 
     check_writable(arguments.output)

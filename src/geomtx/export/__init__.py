@@ -6,19 +6,16 @@ from geomtx.export.files import SCENE_FILES, save_scene
 from geomtx.export.pointcloud import write_ply
 from geomtx.export.render import Viewpoint, overview, render_points
 from geomtx.export.report import draw_report
-from geomtx.export.staging import check_writable, staged_folder
 from geomtx.export.tracks import write_tracks
 
 __all__ = [
     "SCENE_FILES",
     "Viewpoint",
-    "check_writable",
     "draw_report",
     "load_scene",
     "overview",
     "render_points",
     "save_scene",
-    "staged_folder",
     "write_archive",
     "write_cameras",
     "write_ply",

@@ -10,10 +10,10 @@ from geomtx.export.archive import ARCHIVE, write_archive
 from geomtx.export.cameras import write_cameras
 from geomtx.export.pointcloud import write_ply
 from geomtx.export.report import draw_report
-from geomtx.export.staging import staged_folder
 from geomtx.export.tracks import write_tracks
 from geomtx.scene.pointcloud import PointCloud
 from geomtx.scene.scene import Scene
+from geomtx.staging import staged_folder
 
 __all__ = ["SCENE_FILES", "save_scene", "write_scene_files"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from geomtx.export.staging import check_writable, staged_folder
+from geomtx.staging import check_writable, staged_folder
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 __all__ = ["check_writable", "staged_folder"]
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | os.PathLike[str]) -> None:
     """Find out before the work whether `folder` can be made and written to; leaves nothing behind.
 
     Raises:
@@ -21,7 +22,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 @contextmanager
-def staged_folder(folder: str | Path, owned: Iterable[str] = ()) -> Iterator[Path]:
+def staged_folder(folder: str | os.PathLike[str], owned: Iterable[str] = ()) -> Iterator[Path]:
     """Yield an empty folder, whose files replace those of `folder` if the block succeeds.
 
     If the block raises, or moving the files into place fails, `folder` is as it was before. A process that is killed
