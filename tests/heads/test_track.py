@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from geomtx import DPTDecoder, Tracker, TrackHead
+from heads.random_tokens import random_tokens
+from reference import randomize, without_gradient
+
+
+def head(**options) -> TrackHead:
+    decoder = DPTDecoder(
+        16, 8, channels=(8, 12, 16, 4), taps=(0, 1, 2, 3), out_channels=8, stride=2, position_signal=False
+    )
+    numbers = {"num_levels": 3, "radius": 1, "num_iterations": 2, "hidden_dim": 16, "num_heads": 2, "depth": 1}
+    tracker = Tracker(8, **{**numbers, "num_virtual": 3, **options})
+    return randomize(TrackHead(decoder, tracker)).double().eval()
+
+
+def queries(num_scenes: int = 2, num_points: int = 4) -> torch.Tensor:
+    return torch.rand(num_scenes, num_points, 2, dtype=torch.float64) * torch.tensor([41, 27])
+
+
+def test_tracks_are_the_last_iteration_and_probabilities():
+    model, tokens, query = head(), random_tokens(), queries()
+    tracks, iterations = model(tokens, query)
+    assert iterations.coords_px.shape == (2, 2, 3, 4, 2)
+    assert torch.equal(tracks.coords_px, iterations.coords_px[-1])
+    for ours, logits in (
+        (tracks.visibility, iterations.visibility_logits),
+        (tracks.confidence, iterations.confidence_logits),
+    ):
+        torch.testing.assert_close(ours, 1 / (1 + (-logits).exp()), rtol=0, atol=1e-14)
+
+
+def test_features_can_be_kept_for_several_sets_of_queries():
+    model, tokens = head(), random_tokens()
+    features = model.extract(tokens)
+    assert features.shape == (2, 3, 8, 14, 21)
+    for _ in range(2):
+        query = queries()
+        assert torch.equal(model.tracker(features, query).coords_px, model(tokens, query).iterations.coords_px)
+
+
+@pytest.mark.parametrize("view_chunk", [1, 4, 100])
+def test_chunks_change_nothing(view_chunk):
+    model, tokens, query = head(num_iterations=1), random_tokens(), queries()
+    whole, chunked = model(tokens, query), model(tokens, query, view_chunk=view_chunk)
+    for ours, reference in zip(chunked.tracks, whole.tracks, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+def test_every_parameter_gets_a_gradient():
+    """Of the decoder too, through the correlations of the last iteration."""
+    model = head()
+    iterations = model(random_tokens(), queries()).iterations
+    sum((part * torch.randn_like(part)).sum() for part in iterations).backward()
+    assert without_gradient(model) == []
+
+
+def test_a_masked_view_is_no_view():
+    model, tokens, query = head(), random_tokens(1, 3), queries(1)
+    mask = torch.ones(1, 3, 9, dtype=torch.bool)
+    mask[:, 1] = False
+    masked = model(tokens._replace(mask=mask), query).tracks
+    without = model(tokens._replace(layers={k: v[:, [0, 2]] for k, v in tokens.layers.items()}), query).tracks
+    for ours, reference in zip(masked, without, strict=True):
+        torch.testing.assert_close(ours[:, [0, 2]], reference, rtol=0, atol=1e-6)
+        assert ours.isfinite().all()
+
+
+def test_decoder_and_tracker_must_fit():
+    decoder = DPTDecoder(16, 8, channels=(8, 8, 8, 8), out_channels=8, stride=1)
+    with pytest.raises(ValueError, match=r"^decoder must have 8 channels and stride 2, as the tracker, got 8 and 1$"):
+        TrackHead(decoder, Tracker(8, num_levels=2))
+    with pytest.raises(ValueError, match=r"^decoder must have 12 channels and stride 1, .* got 8 and 1$"):
+        TrackHead(decoder, Tracker(12, num_levels=2, stride=1))
