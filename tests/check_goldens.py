@@ -172,7 +172,6 @@ def check_aggregator(golden: Golden) -> Iterator[Check]:
             blocks[::2],
             blocks[1::2],
             num_registers=meta["num_register_tokens"],
-            head_dim=meta["dim"] // meta["num_heads"],
             rope_base=meta.get("rope_frequency", 100),
         )
 

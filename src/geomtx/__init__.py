@@ -25,8 +25,8 @@ _HOMES = {
     "TransformerBlock": "layers.block",
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
-    "unproject": "geometry.unproject",
-    "project": "geometry.unproject",
+    "unproject": "geometry.projection",
+    "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "load_views": "views",
     "Views": "views",
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from geomtx.geometry.camera import invert_rigid as invert_rigid
     from geomtx.geometry.pose_encoding import decode_pose as decode_pose
     from geomtx.geometry.pose_encoding import encode_pose as encode_pose
-    from geomtx.geometry.unproject import project as project
-    from geomtx.geometry.unproject import unproject as unproject
+    from geomtx.geometry.projection import project as project
+    from geomtx.geometry.projection import unproject as unproject
     from geomtx.heads.camera import CameraHead as CameraHead
     from geomtx.heads.dense import DenseHead as DenseHead
     from geomtx.heads.dpt import DPTDecoder as DPTDecoder

@@ -110,7 +110,8 @@ def match_names(
     problems += [f"{name} is missing" for name in expected if name not in found]
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{source} doesn't fit the model: {', '.join(problems[:10])}{rest}")
+        hint = "; does it need a config of its own?" if len(problems) > len(expected) / 2 else ""
+        raise ValueError(f"{source} doesn't fit the model: {', '.join(problems[:10])}{rest}{hint}")
     return matched
 
 

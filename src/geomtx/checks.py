@@ -46,7 +46,7 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
-def check_divisible(name: str, value: int, divisor: int) -> None:
+def check_divisible(name: str, value: float, divisor: int) -> None:
     """Require `value` to be a multiple of `divisor`."""
     if divisor < 1 or value % divisor != 0:
         raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")

@@ -41,7 +41,7 @@ class AlternatingEncoder(nn.Module):
         order: See above; None = ("frame", "global") for every pair of blocks.
         taps: Indices of the layers whose output the heads read; None = all.
         num_registers: Register tokens a view, beside the camera token.
-        head_dim: Of the blocks' attention, for the rotary table.
+        head_dim: Of the blocks' attention, for the rotary table; None = ask the first block's `attention.head_dim`.
         rope_base: Of the rotary positions; None = no positions beyond the backbone's.
 
     Raises:
@@ -57,7 +57,7 @@ class AlternatingEncoder(nn.Module):
         order: tuple[tuple[Scope, ...], ...] | None = None,
         taps: tuple[int, ...] | None = None,
         num_registers: int = 4,
-        head_dim: int = 64,
+        head_dim: int | None = None,
         rope_base: float | None = 100.0,
     ) -> None:
         super().__init__()
@@ -67,6 +67,8 @@ class AlternatingEncoder(nn.Module):
         self.global_blocks = nn.ModuleList(global_blocks)
         self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order
         self.taps = tuple(range(len(self.order))) if taps is None else tuple(taps)
+        if head_dim is None and rope_base is not None:
+            head_dim = _ask_head_dim([*self.frame_blocks, *self.global_blocks])
         self.head_dim = head_dim
         self.rope_base = rope_base
         self._check_order()
@@ -79,7 +81,10 @@ class AlternatingEncoder(nn.Module):
         got = (num_frame, len(scopes) - num_frame)
         want = (len(self.frame_blocks), len(self.global_blocks))
         if got != want:
-            raise ValueError(f"order must use every (frame, global) block once, {want} of them, got {got}")
+            raise ValueError(
+                f"order must use every block once, {want[0]} frame and {want[1]} global ones, got {got[0]} and {got[1]}; "
+                "without an order they are taken in pairs"
+            )
         for tap in self.taps:
             check_option("tap", tap, range(len(self.order)))
 
@@ -152,7 +157,7 @@ class AlternatingEncoder(nn.Module):
                 yield index, torch.cat(outputs, dim=-1)
 
     def _tables(self, x: Tensor, grid_hw: tuple[int, int]) -> dict[Scope, RotaryTable | None]:
-        if self.rope_base is None:
+        if self.rope_base is None or self.head_dim is None:
             return {"frame": None, "global": None, "cross": None}
         positions = grid_positions(grid_hw, self.special.num_tokens, x.device)
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -172,3 +177,11 @@ class AlternatingEncoder(nn.Module):
             fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
             masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
         return masks
+
+
+def _ask_head_dim(blocks: list[nn.Module]) -> int:
+    for block in blocks:
+        head_dim = getattr(getattr(block, "attention", None), "head_dim", None)
+        if isinstance(head_dim, int):
+            return head_dim
+    raise ValueError("head_dim must be given for blocks without an `attention.head_dim`, got None")

@@ -37,12 +37,13 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False, backend: BackendName = "auto") -> None:
         super().__init__()
-        check_divisible("dim", dim, num_heads)
+        check_divisible(f"dim (for {num_heads} heads)", dim, num_heads)
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.attend = resolve_backend(backend)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
+        self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim)
 
     def forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from geomtx.checks import check_option
+from geomtx.checks import check_divisible, check_option
 from geomtx.layers.backends import BackendName
 
 __all__ = ["HEADS", "HeadName", "VGGTConfig", "check_heads"]
@@ -81,10 +81,14 @@ class VGGTConfig:
     attention: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        check_option("backbone", self.backbone, ("vit", "conv"))
-        check_heads(self.heads)
+        if isinstance(self.heads, str):
+            raise ValueError(f"heads must be a tuple of names, got {self.heads!r}")
         for name in ("heads", "taps", "dpt_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_option("backbone", self.backbone, ("vit", "conv"))
+        check_heads(self.heads)
+        # Rotary positions turn pairs of channels along two axes.
+        check_divisible("dim / num_heads", self.dim / self.num_heads, 4)
 
     @classmethod
     def tiny(cls, **changes: Any) -> VGGTConfig:

@@ -49,7 +49,6 @@ def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
         [block() for _ in range(config.depth)],
         taps=config.taps,
         num_registers=config.num_registers,
-        head_dim=config.dim // config.num_heads,
         rope_base=config.rope_base,
     )
 
@@ -195,7 +194,7 @@ class VGGT(nn.Module):
 
         Args:
             source: A hub id ("facebook/VGGT-1B"), a folder (`model.safetensors`, sharded or not, with or without
-                `config.json`), or a .safetensors, .pt, .pth or .bin file; with published or geomtx names.
+                `config.json`), or a .safetensors, .pt, .pth, .bin or .ckpt file; with published or geomtx names.
             heads: Build and load only these; None = all of the checkpoint's configuration.
             device: Where to; None = the CPU.
             dtype: Of all parameters; None = as stored.

@@ -1,7 +1,7 @@
 """Predictions and the photos they belong to, as one scene in original pixels."""
 
 from geomtx.scene.pointcloud import PointCloud
-from geomtx.scene.reconstruct import reconstruct
+from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
 
 __all__ = ["PointCloud", "Scene", "reconstruct"]

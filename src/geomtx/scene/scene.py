@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geomtx.geometry.unproject import unproject
+from geomtx.geometry.projection import unproject
 from geomtx.scene.pointcloud import PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
 from geomtx.views import ViewTransform

@@ -17,12 +17,12 @@ __all__ = ["project", "unproject"]
 
 
 def unproject(
-    depth: Float[Tensor, "*batch h w"],
-    intrinsics: Float[Tensor, "*batch 3 3"],
-    cam_from_world: Float[Tensor, "*batch 3 4"] | None = None,
+    depth: Float[Tensor, "*#batch h w"],
+    intrinsics: Float[Tensor, "*#batch 3 3"],
+    cam_from_world: Float[Tensor, "*#batch 3 4"] | None = None,
     *,
     pixel_center: float = 0.0,
-) -> Float[Tensor, "*batch h w 3"]:
+) -> Float[Tensor, "*out h w 3"]:
     """Lift every pixel of a depth map to a point.
 
     Args:
@@ -55,10 +55,10 @@ def unproject(
 
 
 def project(
-    points_world: Float[Tensor, "*batch n 3"],
-    intrinsics: Float[Tensor, "*batch 3 3"],
-    cam_from_world: Float[Tensor, "*batch 3 4"] | None = None,
-) -> tuple[Float[Tensor, "*batch n 2"], Float[Tensor, "*batch n"]]:
+    points_world: Float[Tensor, "*#batch n 3"],
+    intrinsics: Float[Tensor, "*#batch 3 3"],
+    cam_from_world: Float[Tensor, "*#batch 3 4"] | None = None,
+) -> tuple[Float[Tensor, "*out n 2"], Float[Tensor, "*out n"]]:
     """Project points into images; the inverse of `unproject`.
 
     Args:
