@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -71,10 +72,9 @@ def test_gradients_equal_those_of_the_full_volume():
     inputs = [*pyramid, targets, coords]
     for x in inputs:
         x.requires_grad_()
-    results = []
     weights = torch.randn(2, 9, 3 * 9, dtype=torch.float64)
-    for out in (correlate(pyramid, targets, coords, radius=1), correlate_by_formula(pyramid, targets, coords, 1)):
-        results.append(torch.autograd.grad((out * weights).sum(), inputs))
+    outputs = correlate(pyramid, targets, coords, radius=1), correlate_by_formula(pyramid, targets, coords, 1)
+    results = [torch.autograd.grad((out * weights).sum(), inputs) for out in outputs]
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
 
@@ -84,7 +84,7 @@ def test_pyramid_averages_and_drops_an_odd_last_row_or_column():
     levels = build_pyramid(features, 3)
     assert levels[0] is features
     assert [tuple(level.shape[-2:]) for level in levels] == [(9, 7), (4, 3), (2, 1)]
-    for finer, coarser in zip(levels, levels[1:], strict=False):
+    for finer, coarser in itertools.pairwise(levels):
         height, width = coarser.shape[-2:]
         for row in range(height):
             for column in range(width):
