@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import geomtx
 from geomtx.encoder import PatchEmbedding
+from geomtx.key_table import KeyTable
 from geomtx.layers import apply_rotary, rotary_table
 from geomtx.models import vggt_keys
-from geomtx.models.keys import KeyTable
 from geomtx.tracking import build_pyramid, correlate
 from geomtx.types import Tokens
 

@@ -99,3 +99,15 @@ def without_gradient(module: nn.Module, skip: Sequence[str] = ()) -> list[str]:
         and parameter.numel()
         and (parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any())
     ]
+
+
+def named_tensors(value: object, name: str = "") -> dict[str, Tensor]:
+    """Tensors of nested named tuples by their dotted names; None is left out."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if value is None:
+        return {}
+    found = {}
+    for field, part in value._asdict().items():
+        found.update(named_tensors(part, f"{name}.{field}".lstrip(".")))
+    return found

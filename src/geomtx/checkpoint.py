@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
-from geomtx.models.keys import KeyTable
-from geomtx.models.registry import state_licence
+from geomtx.key_table import KeyTable
 from geomtx.staging import staged_folder
 from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
 
@@ -31,8 +30,9 @@ CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
 
 
 class Checkpoint(NamedTuple):
-    """Open files, and the configuration beside or within them, if any."""
+    """Open files, and the configuration beside or within them, if any; `source` is what they were asked for as."""
 
+    source: str
     files: tuple[TensorFile, ...]
     config: dict[str, Any] | None
 
@@ -43,8 +43,8 @@ class Checkpoint(NamedTuple):
 
 
 def load_model(
-    source: str | os.PathLike[str],
-    build: Callable[[dict[str, Any] | None], Model],
+    checkpoint: Checkpoint,
+    build: Callable[[], Model],
     keys: KeyTable,
     *,
     device: torch.device | str | None = None,
@@ -53,8 +53,8 @@ def load_model(
     """Build a model on the meta device and fill it.
 
     Args:
-        source: Hub id, folder or file.
-        build: Makes the model from the stored configuration; None if there is none.
+        checkpoint: From `open_checkpoint`.
+        build: Makes the model.
         keys: Names, published ↔ geomtx; a checkpoint may have either.
         device: Of the parameters; None = the CPU.
         dtype: Of the parameters; None = as stored.
@@ -63,19 +63,16 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        ValueError: If the tensors don't fit the model, or a file is broken.
-        FileNotFoundError: If the source isn't there.
+        ValueError: If the tensors don't fit the model.
     """
-    checkpoint = open_checkpoint(source)
     with torch.device("meta"):
-        model = build(checkpoint.config)
-    names = match_names(model, checkpoint.shapes, keys, source)
+        model = build()
+    names = match_names(model, checkpoint, keys)
     for file in checkpoint.files:
         for stored, tensor in file.read([name for name in file.shapes if name in names]):
             # A copy, in memory of its own: what `tensor` shows may be the file.
             copy = torch.empty_like(tensor, device=device or "cpu", dtype=dtype).copy_(tensor)
             fill_parameter(model, names[stored], copy)
-    state_licence(str(source))
     return model.eval()
 
 
@@ -87,9 +84,7 @@ def fill_parameter(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, leaf, nn.Parameter(value, requires_grad=requires_grad))
 
 
-def match_names(
-    model: nn.Module, shapes: dict[str, tuple[int, ...]], keys: KeyTable, source: str | os.PathLike[str]
-) -> dict[str, str]:
+def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable) -> dict[str, str]:
     """Stored name → our name of every parameter. Tensors of parts that the model leaves out (None) are passed over.
 
     Raises:
@@ -98,7 +93,7 @@ def match_names(
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     matched: dict[str, str] = {}
     problems = []
-    for stored, shape in shapes.items():
+    for stored, shape in checkpoint.shapes.items():
         ours = stored if stored in expected else keys.to_geomtx(stored) or stored
         if ours in expected:
             matched[stored] = ours
@@ -111,7 +106,7 @@ def match_names(
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         hint = "; does it need a config of its own?" if len(problems) > len(expected) / 2 else ""
-        raise ValueError(f"{source} doesn't fit the model: {', '.join(problems[:10])}{rest}{hint}")
+        raise ValueError(f"{checkpoint.source} doesn't fit the model: {', '.join(problems[:10])}{rest}{hint}")
     return matched
 
 
@@ -126,11 +121,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if path.is_file():
         file = open_tensor_file(path)
         stored = file.metadata.get(CONFIG_KEY)
-        return Checkpoint((file,), None if stored is None else json.loads(stored))
+        return Checkpoint(str(source), (file,), None if stored is None else json.loads(stored))
     folder = path if path.is_dir() else download(str(source))
     config = folder / CONFIG
     files = tuple(open_tensor_file(file) for file in _weight_files(folder))
-    return Checkpoint(files, _read_json(config) if config.is_file() else None)
+    return Checkpoint(str(source), files, _read_json(config) if config.is_file() else None)
 
 
 def _weight_files(folder: Path) -> list[Path]:

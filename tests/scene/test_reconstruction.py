@@ -201,3 +201,11 @@ def test_the_progress_bar_counts_blocks_and_heads(
     assert not any(module._forward_hooks for module in tiny_model.modules())
     geomtx.reconstruct(tiny_model, views, heads=("camera",))
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_is_loaded(tmp_path: Path) -> None:
+    save_photos(render_room(2, IMAGE_HW), tmp_path)
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    scene = geomtx.reconstruct(model, tmp_path)
+    assert scene.names == ("view_0.png", "view_1.png")
+    assert repr(scene) == "Scene(2 views of 518x392, cameras, pose_encodings; up to scale)"

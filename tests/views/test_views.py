@@ -146,3 +146,27 @@ def test_images_of_0_to_255_give_one_warning(caplog: pytest.LogCaptureFixture) -
         Views.from_images(torch.rand(3, 3, 14, 14) * 255)
     assert len(caplog.records) == 1
     assert "images should be in [0, 1], got" in caplog.text
+
+
+def test_masks_of_the_photos_are_mapped_and_added(mixed: Views) -> None:
+    masks = [torch.ones(transform.original_hw, dtype=torch.bool) for transform in mixed.transforms]
+    masks[2][:, :45] = False
+    masked = mixed.with_masks(masks)
+    assert torch.equal(masked.masks[:2], mixed.masks[:2])
+    assert not masked.masks[2, :, :35].any()
+    assert masked.masks[2, :, 35:].all()
+    assert torch.equal(mixed.masks[2], torch.ones(70, 70, dtype=torch.bool))  # the original is as it was
+
+
+def test_masks_that_do_not_fit_are_named(mixed: Views, unchecked: None) -> None:
+    masks = [torch.ones(transform.original_hw, dtype=torch.bool) for transform in mixed.transforms]
+    with pytest.raises(ValueError, match=r"masks must have one entry a view \(3\), got 2"):
+        mixed.with_masks(masks[:2])
+    with pytest.raises(ValueError, match=r"masks\[1\] must have shape \(140, 70\), got \(70, 140\)"):
+        mixed.with_masks([masks[0], masks[1].T, masks[2]])
+    with pytest.raises(ValueError, match=r"masks\[0\] must be bool, got torch.float32"):
+        mixed.with_masks([masks[0].float(), *masks[1:]])
+
+
+def test_repr_is_one_short_line(mixed: Views) -> None:
+    assert repr(mixed) == "Views(3 of 70x70: wide.png, tall.png, square.png)"

@@ -7,12 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from geomtx.models.config import HEAD_MODULES
 from geomtx.models.registry import LICENCES
 from geomtx.models.vggt_keys import VGGT_KEYS
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
-
-_HEAD_OF_PART = {"camera_head": "camera", "depth_head": "depth", "point_head": "points", "track_head": "tracks"}
 
 
 class CheckpointSummary(NamedTuple):
@@ -50,7 +49,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
         num_parameters=sum(math.prod(shape) for shape, _ in headers.values()),
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=_naming(names),
-        heads=tuple(head for part, head in _HEAD_OF_PART.items() if part in parts),
+        heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts),
         licence=LICENCES.get(source),
     )
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from geomtx.models.config import HeadName
     from geomtx.models.vggt import VGGT, VGGTConfig
     from geomtx.views import Views
 
 __all__ = ["add_parser"]
 
-_HEADS = ("camera", "depth", "points", "tracks")
+_HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,7 +43,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="of the random weights (0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as stored)")
-    parser.add_argument("--heads", type=_parse_heads, default=_HEADS[:3], metavar="HEADS", help="camera,depth,points")
+    parser.add_argument(
+        "--heads",
+        type=_parse_heads,
+        metavar="HEADS",
+        help="of camera, depth, points and tracks, with commas (all that the weights have; tracks only with --query)",
+    )
     parser.add_argument(
         "--query", type=_parse_query, action="append", metavar="VIEW,X,Y",
         help="track the point at x, y of a photo (view counts from 0); repeatable",
@@ -106,9 +112,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
     if not 0 <= arguments.percentile <= 100:
         raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")
-    if arguments.query:
-        arguments.heads = (*(head for head in arguments.heads if head != "tracks"), "tracks")
-    elif "tracks" in arguments.heads:
+    if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
 
 
@@ -120,8 +124,17 @@ def _load_model(arguments: argparse.Namespace, device: torch.device) -> VGGT:
 
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
-        return VGGT.from_pretrained(arguments.weights, heads=arguments.heads, device=device, dtype=dtype)
-    return random_model(VGGTConfig.tiny(heads=arguments.heads), arguments.random_seed).to(device=device, dtype=dtype)
+        heads = _choose_heads(arguments, VGGT.read_config(arguments.weights).heads)
+        return VGGT.from_pretrained(arguments.weights, heads=heads, device=device, dtype=dtype)
+    config = VGGTConfig.tiny(heads=_choose_heads(arguments, _HEADS))
+    return random_model(config, arguments.random_seed).to(device=device, dtype=dtype)
+
+
+def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
+    """Those asked for, or all there are; tracks where there is something to track."""
+    heads = available if arguments.heads is None else arguments.heads
+    wanted: list[HeadName] = [head for head in heads if head != "tracks"]
+    return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 
 def random_model(config: VGGTConfig, seed: int) -> VGGT:

@@ -82,8 +82,8 @@ class AlternatingEncoder(nn.Module):
         want = (len(self.frame_blocks), len(self.global_blocks))
         if got != want:
             raise ValueError(
-                f"order must use every block once, {want[0]} frame and {want[1]} global ones, got {got[0]} and {got[1]}; "
-                "without an order they are taken in pairs"
+                f"order must use each block once, {want[0]} frame and {want[1]} global ones, "
+                f"got {got[0]} and {got[1]}; without an order they are taken in pairs"
             )
         for tap in self.taps:
             check_option("tap", tap, range(len(self.order)))

@@ -2,8 +2,8 @@
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
 from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
-from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.projection import project, unproject
+from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 
 __all__ = [
     "activate_pose",

@@ -8,10 +8,17 @@ from typing import Any, Literal
 from geomtx.checks import check_divisible, check_option
 from geomtx.layers.backends import BackendName
 
-__all__ = ["HEADS", "HeadName", "VGGTConfig", "check_heads"]
+__all__ = ["HEADS", "HEAD_MODULES", "HeadName", "VGGTConfig", "check_heads"]
 
 HeadName = Literal["camera", "depth", "points", "tracks"]
-HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
+HEAD_MODULES: dict[HeadName, str] = {
+    "camera": "camera_head",
+    "depth": "depth_head",
+    "points": "point_head",
+    "tracks": "track_head",
+}
+"""Name of a head → the module that it is in a model, in geomtx as in published names."""
+HEADS: tuple[HeadName, ...] = tuple(HEAD_MODULES)
 
 
 def check_heads(heads: tuple[str, ...], available: tuple[str, ...] = HEADS) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
 from geomtx.checks import check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.patches import Backbone, PatchEmbedding
@@ -19,7 +20,9 @@ from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.track import TrackHead
 from geomtx.layers.block import TransformerBlock
-from geomtx.models.config import HeadName, VGGTConfig, check_heads
+from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
+from geomtx.models.registry import state_licence
+from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published, published_config
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, Predictions
 
@@ -95,6 +98,14 @@ def build_track_head(config: VGGTConfig) -> TrackHead:
         backend=config.attention,
     )
     return TrackHead(decoder, tracker)
+
+
+def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
+    """The stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
+    if checkpoint.config is not None:
+        return config_from_published(checkpoint.config)
+    parts = {name.partition(".")[0] for name in checkpoint.shapes}
+    return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
 
 
 class VGGT(nn.Module):
@@ -195,29 +206,29 @@ class VGGT(nn.Module):
         Args:
             source: A hub id ("facebook/VGGT-1B"), a folder (`model.safetensors`, sharded or not, with or without
                 `config.json`), or a .safetensors, .pt, .pth, .bin or .ckpt file; with published or geomtx names.
-            heads: Build and load only these; None = all of the checkpoint's configuration.
+            heads: Build and load only these; None = all that the checkpoint has.
             device: Where to; None = the CPU.
             dtype: Of all parameters; None = as stored.
-            config: Overrides the configuration found beside the weights. Without either it is VGGT-1B's.
+            config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
                 pickle with code in it.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        from geomtx.checkpoint import load_model
-        from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published
+        checkpoint = open_checkpoint(source)
+        numbers = config_of_checkpoint(checkpoint) if config is None else config
+        if heads is not None:
+            check_heads(heads, numbers.heads)
+            numbers = dataclasses.replace(numbers, heads=heads)
+        model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype)
+        state_licence(checkpoint.source)
+        return model
 
-        def build(stored: dict | None) -> VGGT:
-            numbers = config
-            if numbers is None:
-                numbers = VGGTConfig() if stored is None else config_from_published(stored)
-            if heads is not None:
-                check_heads(heads, numbers.heads)
-                numbers = dataclasses.replace(numbers, heads=heads)
-            return cls(numbers)
-
-        return load_model(source, build, VGGT_KEYS, device=device, dtype=dtype)
+    @staticmethod
+    def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
+        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
+        return config_of_checkpoint(open_checkpoint(source))
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, names: Literal["geomtx", "published"] = "geomtx"
@@ -231,8 +242,5 @@ class VGGT(nn.Module):
         Returns:
             The folder.
         """
-        from geomtx.checkpoint import save_model
-        from geomtx.models.vggt_keys import VGGT_KEYS, published_config
-
         config = self.config.to_dict() if names == "geomtx" else published_config(self.config)
         return save_model(self, folder, VGGT_KEYS, config=config, names=names)

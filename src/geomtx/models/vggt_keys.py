@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from geomtx.key_table import KeyTable
 from geomtx.models.config import HEADS, HeadName, VGGTConfig
-from geomtx.models.keys import KeyTable
 
 __all__ = [
     "BLOCK_KEYS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.models.config import HEAD_MODULES
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
-from geomtx.views import Views
+from geomtx.views import Views, load_views
 
 __all__ = ["reconstruct"]
 
@@ -25,12 +27,11 @@ logger = logging.getLogger(__name__)
 # a scene gives the same result and needs the same memory every time.
 _PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
 _PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
-_HEAD_MODULES = {"camera": "camera_head", "depth": "depth_head", "points": "point_head", "tracks": "track_head"}
 
 
 def reconstruct(
     model: nn.Module,
-    views: Views | Tensor,
+    views: Views | Tensor | str | os.PathLike[str],
     *,
     query_points: Tensor | Sequence[Sequence[float]] | None = None,
     heads: Sequence[str] | None = None,
@@ -41,8 +42,9 @@ def reconstruct(
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
 
     Args:
-        model: For instance `geomtx.VGGT`.
-        views: From `geomtx.load_views`, or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the patch.
+        model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names) and the same forward arguments.
+        views: From `geomtx.load_views`; or a folder, which it loads; or a tensor (S, 3, H, W) in [0, 1] with H and W
+            multiples of the patch.
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
         heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
         view_chunk: How many views the dense heads process at once; "auto" limits their memory.
@@ -58,7 +60,9 @@ def reconstruct(
     """
     config: Any = model.config
     available: Any = model.heads
-    if isinstance(views, Tensor):
+    if isinstance(views, str | os.PathLike):
+        views = load_views(views, patch_size=config.patch_size)
+    elif isinstance(views, Tensor):
         views = Views.from_images(views, patch_size=config.patch_size)
     else:
         _check_views(views, config.patch_size)
@@ -166,7 +170,7 @@ def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterato
 def _steps(model: nn.Module, heads: Sequence[str]) -> list[nn.Module]:
     """Modules that run once each: the blocks in the encoder's lists, and the heads."""
     lists = [module for name, module in model.named_modules() if _is_block_list(name, module)]
-    parts = (getattr(model, name, None) for head, name in _HEAD_MODULES.items() if head in heads)
+    parts = (getattr(model, name, None) for head, name in HEAD_MODULES.items() if head in heads)
     return [block for blocks in lists for block in blocks] + [part for part in parts if part is not None]
 
 

@@ -49,6 +49,11 @@ class Scene:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        found = [name for name, value in self.predictions._asdict().items() if value is not None]
+        height, width = self.images.shape[-2:]
+        return f"Scene({len(self)} views of {width}x{height}, {', '.join(found) or 'empty'}; {self.units})"
+
     @property
     def cameras(self) -> Cameras | None:
         """`cam_from_world` (S, 3, 4), up to scale, and `intrinsics` (S, 3, 3) in original pixels."""

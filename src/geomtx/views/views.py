@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,10 @@ class Views:
             patch_size=self.patch_size,
         )
 
+    def __repr__(self) -> str:
+        height, width = self.image_hw
+        return f"Views({len(self)} of {width}x{height}: {', '.join(self.names[:3])}{', …' if len(self) > 3 else ''})"
+
     def __iter__(self) -> Iterator[Views]:
         return (self[index] for index in range(len(self)))
 
@@ -139,6 +143,27 @@ class Views:
         blocks = self.masks.reshape(len(self), height // patch, patch, width // patch, patch)
         mask = blocks.sum(dim=(2, 4)) * 2 >= patch * patch
         return None if mask.all() else mask
+
+    def with_masks(self, masks: Sequence[Tensor]) -> Views:
+        """Leave out parts of the photos: sky, people, whatever moves.
+
+        What is masked takes no part in any attention, patch by patch, and gives no points.
+
+        Args:
+            masks: S masks (h, w), bool, each of the size of its original photo; True = takes part.
+
+        Raises:
+            ValueError: Another number of masks, another size or dtype.
+        """
+        if len(masks) != len(self):
+            raise ValueError(f"masks must have one entry a view ({len(self)}), got {len(masks)}")
+        mapped = []
+        for index, (mask, transform) in enumerate(zip(masks, self.transforms, strict=True)):
+            check_shape(f"masks[{index}]", mask, transform.original_hw)
+            if mask.dtype != torch.bool:
+                raise ValueError(f"masks[{index}] must be bool, got {mask.dtype}")
+            mapped.append(transform.depth_from_original(mask, mode="nearest"))
+        return replace(self, masks=self.masks & torch.stack(mapped).to(self.masks.device))
 
     def tracks_to_original(self, coords_px: Tensor) -> Tensor:
         """(..., S, N, 2) in the model's pixels → in each view's original pixels."""
