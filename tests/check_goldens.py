@@ -298,8 +298,10 @@ def check_preprocessing(golden: Golden) -> Iterator[Check]:
     for name, reference in golden.tensors.items():
         stem, kind, *rest = name.split(".")
         paths = sorted(folder.glob("*.png")) if stem == "all" else [folder / f"{stem}.png"]
-        mode, size = ("square", int(kind[6:])) if kind.startswith("square") else (kind, 518)
-        views = geomtx.load_views(paths, mode=mode, size=size)
+        if kind.startswith("square"):  # any size, not only whole patches
+            views = geomtx.load_views(paths, mode="square", size=int(kind.removeprefix("square")), patch_size=1)
+        else:
+            views = geomtx.load_views(paths, mode=kind, size=518)
         if not rest:
             pixels = (views.images * 255).round()[..., ::7, ::7]
             yield Check(name, pixels if stem == "all" else pixels[0], reference)
