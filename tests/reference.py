@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +90,12 @@ def randomize(module: nn.Module, scale: float = 0.3) -> nn.Module:
     return module
 
 
-def without_gradient(module: nn.Module, skip: Sequence[str] = ()) -> list[str]:
+def without_gradient(module: nn.Module) -> list[str]:
     """Names of parameters that a backward pass left without a gradient, with a zero or a non-finite one."""
     return [
         name
         for name, parameter in module.named_parameters()
-        if not name.endswith(tuple(skip) or ("\0",))
-        and parameter.numel()
+        if parameter.numel()
         and (parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any())
     ]
 

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,6 +123,24 @@ def test_nothing_after_the_last_tap_is_computed():
     assert runs == ["frame_blocks.0", "global_blocks.0", "frame_blocks.1", "global_blocks.1"]
 
 
+def test_outputs_of_blocks_are_let_go():
+    """At no time more of them are kept than those of the layer at work and the one before."""
+    model, outputs, alive = encoder(6, 6, taps=(1, 5)), [], []
+
+    def count(_, __, out):
+        outputs.append(weakref.ref(out))
+        alive.append(sum(output() is not None for output in outputs))
+
+    for module in (*model.frame_blocks, *model.global_blocks):
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        tokens = model(draw_images(1, 2))
+    assert len(alive) == 12
+    assert max(alive) <= 3
+    assert not any(output() is not None for output in outputs)
+    assert list(tokens.layers) == [1, 5]
+
+
 def test_layers_that_are_no_taps():
     model = encoder(taps=(0, 2))
     with pytest.raises(ValueError, match=r"^tap must be one of 0, 2, got 1$"):
@@ -238,12 +258,23 @@ def test_cross_with_all_other_views_masked_stays_finite():
 
 
 def test_order_must_use_up_the_blocks():
-    with pytest.raises(
-        ValueError, match=r"^order must use every \(frame, global\) block once, \(3, 3\) of them, got \(3, 2\)$"
-    ):
+    wanted = r"^order must use each block once, 3 frame and 3 global ones, got 3 and 2; without an order they are "
+    with pytest.raises(ValueError, match=wanted):
         encoder(order=(("frame", "global"), ("frame", "cross"), ("frame",)))
-    with pytest.raises(ValueError, match=r"^order must use every .* \(3, 2\) of them, got \(3, 3\)$"):
+    with pytest.raises(ValueError, match=r"^order must use each block once, 3 frame and 2 global ones, got 3 and 3;"):
         encoder(3, 2)
+
+
+def test_head_dim_is_read_from_the_blocks():
+    assert encoder(head_dim=None).head_dim == 8
+    assert encoder(0, 2, order=(("global",),) * 2, head_dim=None).head_dim == 8
+    assert encoder(head_dim=None, rope_base=None).head_dim is None
+    images, given = draw_images(1, 2), encoder()
+    asked = encoder(head_dim=None)
+    asked.load_state_dict(given.state_dict())
+    assert_same(asked(images), given(images), atol=0)
+    with pytest.raises(ValueError, match=r"^head_dim must be given for blocks without an `attention.head_dim`"):
+        AlternatingEncoder(PatchEmbedding(4), [nn.Identity()], [nn.Identity()])
 
 
 @pytest.mark.usefixtures("unchecked")

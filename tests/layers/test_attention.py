@@ -127,9 +127,9 @@ def test_pickles_and_names_its_backend():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"^dim must be a multiple of 5, got 24$"):
+    with pytest.raises(ValueError, match=r"^dim \(for 5 heads\) must be a multiple of 5, got 24$"):
         Attention(24, 5)
-    with pytest.raises(ValueError, match=r"^dim must be a multiple of 0, got 24$"):
+    with pytest.raises(ValueError, match=r"^dim \(for 0 heads\) must be a multiple of 0, got 24$"):
         Attention(24, 0)
 
 

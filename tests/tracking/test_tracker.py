@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -201,7 +200,6 @@ def test_half_precision_ends_in_float32(dtype, how):
     torch.testing.assert_close(result.coords_px[:, :, 0], reference.coords_px[:, :, 0].float(), rtol=0, atol=1e-5)
     moved = (reference.coords_px - query[None, :, None]).norm()
     error = (result.coords_px - reference.coords_px).norm() / moved
-    assert math.isfinite(error)
     assert error < 100 * torch.finfo(dtype).eps
 
 

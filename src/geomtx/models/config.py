@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from geomtx.checks import check_divisible, check_option
+from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.layers.backends import BackendName
 
 __all__ = ["HEADS", "HEAD_MODULES", "HeadName", "VGGTConfig", "check_heads"]
@@ -94,6 +94,7 @@ class VGGTConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_option("backbone", self.backbone, ("vit", "conv"))
         check_heads(self.heads)
+        check_positive("num_heads", self.num_heads)
         # Rotary positions turn pairs of channels along two axes.
         check_divisible("dim / num_heads", self.dim / self.num_heads, 4)
 
