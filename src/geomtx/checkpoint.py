@@ -92,16 +92,19 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable) -> dic
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     matched: dict[str, str] = {}
+    found: set[str] = set()
     problems = []
     for stored, shape in checkpoint.shapes.items():
         ours = stored if stored in expected else keys.to_geomtx(stored) or stored
         if ours in expected:
+            if ours in found:
+                problems.append(f"{stored} is {ours} a second time")
+            found.add(ours)
             matched[stored] = ours
             if shape != expected[ours]:
                 problems.append(f"{stored} has shape {shape} instead of {expected[ours]}")
         elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
-    found = set(matched.values())
     problems += [f"{name} is missing" for name in expected if name not in found]
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -121,17 +124,20 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     if path.is_file():
         file = open_tensor_file(path)
         stored = file.metadata.get(CONFIG_KEY)
-        return Checkpoint(str(source), (file,), None if stored is None else json.loads(stored))
+        return Checkpoint(str(source), (file,), None if stored is None else _parse_json(stored, path))
     folder = path if path.is_dir() else download(str(source))
     config = folder / CONFIG
     files = tuple(open_tensor_file(file) for file in _weight_files(folder))
-    return Checkpoint(str(source), files, _read_json(config) if config.is_file() else None)
+    return Checkpoint(str(source), files, _parse_json(config.read_bytes(), config) if config.is_file() else None)
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The sharded weights of an index, else one file: `model.safetensors`, the only .safetensors, the only pickle."""
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        weight_map = _parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map")
+        names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder / INDEX} names {missing[0]}, which is not in the folder")
@@ -147,11 +153,14 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no weights; looked for {WEIGHTS}, {INDEX} and {', '.join(PICKLE_SUFFIXES)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error})") from error
+        raise ValueError(f"{path} holds broken JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds JSON that is no object")
+    return value
 
 
 def download(repo: str) -> Path:
@@ -209,7 +218,8 @@ def save_model(
     metadata = {"format": "pt"}
     if names == "geomtx":
         metadata[CONFIG_KEY] = json.dumps(config)
-    with staged_folder(folder) as stage:
+    # An index of shards, which would be read in place of the new file, goes.
+    with staged_folder(folder, owned=(INDEX,)) as stage:
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Path(folder)

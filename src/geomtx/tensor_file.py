@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -51,9 +52,19 @@ _DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
+
+
+def _dtype_of(name: str, path: Path) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ValueError(f"{path} has tensors of a type that is not supported, {name}")
+    return _DTYPES[name]
 
 
 class SafetensorsFile:
@@ -69,7 +80,7 @@ class SafetensorsFile:
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
                 self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-                self.dtypes = {name: _DTYPES[part.get_dtype()] for name, part in slices.items()}
+                self.dtypes = {name: _dtype_of(part.get_dtype(), path) for name, part in slices.items()}
                 self.metadata = file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or no safetensors file ({error})") from error
@@ -110,13 +121,16 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 can't be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # broken pickles fail in many ways: IndexError, KeyError, struct.error, …
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is None:
+            raise ValueError(f"{path} is truncated or no file of torch.save") from error
         raise ValueError(
-            f"{path} is a pickle with more than tensors in it, which could run code; "
+            f"{path} is a pickle with more than tensors in it ({refused[1]}), which could run code; "
             "save its state dict as .safetensors where you trust it"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or no file of torch.save ({str(error).splitlines()[0]})") from error
 
 
 def _find_state_dict(content: Any) -> dict[str, Tensor]:
