@@ -215,11 +215,12 @@ def save_model(
         if name is None:
             raise ValueError(f"{ours} has no published name; use names='geomtx'")
         tensors[name] = parameter.detach().contiguous()
-    metadata = {"format": "pt"}
-    if names == "geomtx":
-        metadata[CONFIG_KEY] = json.dumps(config)
+    # One entry: safetensors writes several in any order, and the same model should give the same bytes.
+    metadata = {CONFIG_KEY: json.dumps(config)} if names == "geomtx" else {"format": "pt"}
     # An index of shards, which would be read in place of the new file, goes.
     with staged_folder(folder, owned=(INDEX,)) as stage:
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
         (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors makes files that only their owner can read.
+        (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)
     return Path(folder)
