@@ -1,7 +1,8 @@
 """Build models on the meta device, load and save their weights, strictly.
 
 Reads .safetensors files, sharded or not, hub-style folders, pickles without code and the hub. Loading peaks at about
-the size of the model, because each tensor is copied and let go before the next is read.
+the size of the model, because each tensor is copied and let go before the next is read; a pickle, which is mapped or
+read as a whole, adds its own size.
 """
 
 from __future__ import annotations
