@@ -1,0 +1,104 @@
+"""Compile and export the components of a small model: `python tests/compile_components.py`.
+
+Prints one JSON object, component → largest difference from eager. It runs in a process of its own, without the hook
+that checks shapes in the tests, as at a user's; any break of a graph is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, export
+
+import geomtx
+from reference import named_tensors
+
+CONFIG = geomtx.VGGTConfig.tiny(
+    depth=2,
+    taps=(0, 0, 1, 1),
+    vit_depth=1,
+    camera_depth=1,
+    camera_iterations=2,
+    track_depth=1,
+    track_iterations=2,
+)
+
+
+def tensors_of(value: Any) -> dict[str, Tensor]:
+    return {str(k): v for k, v in value.layers.items()} if isinstance(value, geomtx.Tokens) else named_tensors(value)
+
+
+def difference(ours: Any, reference: Any) -> float:
+    """The largest, relative to the largest number of a tensor; infinite for other tensors."""
+    ours, reference = tensors_of(ours), tensors_of(reference)
+    shapes = [{name: (t.shape, t.dtype) for name, t in side.items()} for side in (ours, reference)]
+    if shapes[0] != shapes[1] or not reference:
+        return float("inf")
+    return max(((ours[n] - t).abs().max() / t.abs().max()).item() for n, t in reference.items())
+
+
+def compiled(function: Callable, *arguments: Any, **options: Any) -> float:
+    torch._dynamo.reset()
+    program = torch.compile(function, fullgraph=True, backend="aot_eager")
+    return difference(program(*arguments, **options), function(*arguments, **options))
+
+
+def compiled_gradients(function: torch.nn.Module, tokens: geomtx.Tokens) -> float:
+    """Of a compiled module's parameters, against those of eager."""
+    gradients = []
+    torch._dynamo.reset()
+    for run in (torch.compile(function, fullgraph=True, backend="aot_eager"), function):
+        with torch.enable_grad():
+            total = sum(tensor.sum() for tensor in named_tensors(run(tokens)).values())
+            gradients.append(torch.autograd.grad(total, list(function.parameters())))
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in zip(*gradients, strict=True))
+
+
+def exported(model: geomtx.VGGT) -> dict[str, float]:
+    """One program for 1 to 8 views of several sizes."""
+    views, rows, columns = Dim("views", min=1, max=8), Dim("rows", min=1, max=16), Dim("columns", min=1, max=16)
+    queries = torch.rand(1, 4, 2, dtype=torch.float64) * 50
+    images = torch.rand(1, 3, 3, 56, 84, dtype=torch.float64)
+    shapes = {"images": {1: views, 3: 14 * rows, 4: 14 * columns}, "query_points": None}
+    program = export(model, (images, queries), dynamic_shapes=shapes, strict=False).module()
+    errors = {}
+    for num_views in (1, 2, 5, 8):
+        for height, width in ((56, 84), (98, 70)):
+            images = torch.rand(1, num_views, 3, height, width, dtype=torch.float64)
+            name = f"exported, {num_views} views of {height} x {width}"
+            errors[name] = difference(program(images, queries), model(images, queries))
+    return errors
+
+
+def main() -> int:
+    torch.manual_seed(0)
+    # In float64, where only a wrong program is far from the right one.
+    model = geomtx.VGGT(CONFIG).double().eval()
+    images = torch.rand(2, 3, 3, 56, 84, dtype=torch.float64)
+    queries = torch.rand(2, 4, 2, dtype=torch.float64) * 50
+    mask = torch.rand(2, 3, 4, 6) < 0.7
+    with torch.no_grad():
+        tokens = model.encoder(images)
+        encodings = torch.rand(2, 3, 9, dtype=torch.float64)
+        errors = {
+            "decode_pose": compiled(geomtx.decode_pose, encodings, (56, 84)),
+            "encoder": compiled(model.encoder, images),
+            "camera_head": compiled(model.camera_head, tokens),
+            "gradients of camera_head": compiled_gradients(model.camera_head, tokens),
+            "depth_head": compiled(model.depth_head, tokens),
+            "point_head": compiled(model.point_head, tokens),
+            "track_head": compiled(model.track_head, tokens, queries),
+            "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
+        }
+        errors |= exported(model)
+    print(json.dumps(errors))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
