@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from geomtx.checks import check_divisible, check_floating, check_option, check_positive, check_shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((2, 3), ("N", 3)),
+        ((2, 3), (2, 3)),
+        ((3, 4), ("...", 3, 4)),
+        ((7, 3, 4), ("...", 3, 4)),
+        ((7, 0, 2, 3, 4), ("...", "N", 4)),
+        ((5,), ("...", "N")),
+        ((0, 3), ("N", 3)),
+    ],
+)
+def test_shapes_that_fit(shape, wanted):
+    check_shape("x", torch.zeros(shape), wanted)
+    check_shape("x", torch.zeros(shape), ("A", "B", "C", "D", "E", "F", "G"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((2, 4), ("N", 3)),
+        ((2, 3, 1), ("N", 3)),
+        ((3,), ("N", 3)),
+        ((4,), ("...", 3, 4)),
+        ((4, 3), ("...", 3, 4)),
+        ((), ("...", "N")),
+        ((), ("N",)),
+    ],
+)
+def test_shapes_that_do_not(shape, wanted):
+    with pytest.raises(ValueError, match=r"^x must have shape \("):
+        check_shape("x", torch.zeros(shape), wanted)
+
+
+def test_all_shapes_that_would_do_are_named():
+    with pytest.raises(ValueError, match=r"^query must have shape \(2, N, 2\) or \(\.\.\., 3\), got \(2, 5, 4\)$"):
+        check_shape("query", torch.zeros(2, 5, 4), (2, "N", 2), ("...", 3))
+
+
+def test_options():
+    check_option("mode", "b", ("a", "b"))
+    check_option("tap", 2, range(3))
+    with pytest.raises(ValueError, match=r"^mode must be one of 'a', 'b', got 'c'$"):
+        check_option("mode", "c", ("a", "b"))
+    with pytest.raises(ValueError, match=r"^mode must be one of 1, 2, got None$"):
+        check_option("mode", None, iter([1, 2]))
+
+
+def test_positive():
+    check_positive("count", 1)
+    check_positive("factor", 1e-9)
+    for value in (0, -1, math.nan):
+        with pytest.raises(ValueError, match=rf"^count must be positive, got {value}$"):
+            check_positive("count", value)
+
+
+def test_divisible():
+    check_divisible("width", 28, 14)
+    check_divisible("width", 0, 14)
+    for value, divisor in ((29, 14), (4, 0), (10.5, 4)):
+        with pytest.raises(ValueError, match=rf"^width must be a multiple of {divisor}, got {value}$"):
+            check_divisible("width", value, divisor)
+
+
+def test_floating():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        check_floating("images", torch.zeros(1, dtype=dtype))
+    for dtype in (torch.uint8, torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=rf"^images must be floating point, got {dtype}$"):
+            check_floating("images", torch.zeros(1, dtype=dtype))

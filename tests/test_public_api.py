@@ -1,0 +1,157 @@
+import ast
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import geomtx
+
+# Every public name and what it is. A change here is a change for users: it belongs into the CHANGELOG.
+INVENTORY = {
+    "AlternatingEncoder": "module",
+    "Attention": "module",
+    "CameraHead": "module",
+    "Cameras": "named tuple",
+    "DPTDecoder": "module",
+    "DenseHead": "module",
+    "DenseMap": "named tuple",
+    "Predictions": "named tuple",
+    "Scene": "class",
+    "Tokens": "named tuple",
+    "TrackHead": "module",
+    "Tracker": "module",
+    "Tracks": "named tuple",
+    "TransformerBlock": "module",
+    "VGGT": "module",
+    "VGGTConfig": "class",
+    "Views": "class",
+    "VisionTransformer": "module",
+    "__version__": "string",
+    "decode_pose": "function",
+    "encode_pose": "function",
+    "invert_rigid": "function",
+    "load_views": "function",
+    "project": "function",
+    "reconstruct": "function",
+    "unproject": "function",
+}
+NAMES = sorted(INVENTORY.keys() - {"__version__"})
+
+# The parameters of what the README and the docs call; keyword-only ones after the star.
+SIGNATURES = {
+    "VGGT": "(config)",
+    "VGGT.forward": "(self, images, query_points, patch_mask, *, heads, view_chunk)",
+    "VGGT.from_pretrained": "(source, *, heads, device, dtype, config)",
+    "VGGT.save_pretrained": "(self, folder, *, names)",
+    "VGGTConfig.tiny": "(**changes)",
+    "CameraHead.forward": "(self, tokens)",
+    "DenseHead.forward": "(self, tokens, *, view_chunk)",
+    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk)",
+    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps)",
+    "encode_pose": "(cam_from_world, intrinsics, image_hw)",
+    "decode_pose": "(encoding, image_hw)",
+    "unproject": "(depth, intrinsics, cam_from_world, *, pixel_center)",
+    "project": "(points_world, intrinsics, cam_from_world)",
+    "invert_rigid": "(transform)",
+}
+FIELDS = {
+    "Cameras": ("cam_from_world", "intrinsics"),
+    "DenseMap": ("value", "confidence"),
+    "Predictions": ("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations"),
+    "Tokens": ("layers", "num_special", "image_hw", "grid_hw", "mask"),
+    "Tracks": ("coords_px", "visibility", "confidence"),
+}
+
+
+def kind_of(value: object) -> str:
+    if isinstance(value, str):
+        return "string"
+    if not inspect.isclass(value):
+        return "function" if callable(value) else type(value).__name__
+    if issubclass(value, nn.Module):
+        return "module"
+    return "named tuple" if issubclass(value, tuple) else "class"
+
+
+def test_inventory():
+    assert {name: kind_of(getattr(geomtx, name)) for name in geomtx.__all__} == INVENTORY
+    assert dir(geomtx) == sorted(geomtx.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_has_a_docstring(name):
+    doc = getattr(geomtx, name).__doc__
+    assert doc
+    assert len(doc.splitlines()[0]) > 10
+    assert not doc.startswith(f"{name}("), "a docstring of its own, not the one that is generated"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_methods_have_docstrings(name):
+    value = getattr(geomtx, name)
+    if not inspect.isclass(value):
+        return
+    own = [n for n, m in vars(value).items() if not n.startswith("_") and inspect.isfunction(getattr(value, n, None))]
+    assert [method for method in own if not getattr(value, method).__doc__] == []
+
+
+@pytest.mark.parametrize("path", SIGNATURES)
+def test_signatures(path):
+    value = geomtx
+    for name in path.split("."):
+        value = getattr(value, name)
+    parts, starred = [], False
+    for parameter in inspect.signature(value).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        parts.append(f"**{parameter.name}" if parameter.kind is parameter.VAR_KEYWORD else parameter.name)
+    assert f"({', '.join(parts)})" == SIGNATURES[path]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_of_values(name):
+    assert getattr(geomtx, name)._fields == FIELDS[name]
+
+
+def test_each_name_loads_by_itself():
+    """In a process where nothing else has been loaded."""
+    code = """
+import sys, geomtx
+for name in geomtx._HOMES:
+    for module in [m for m in sys.modules if m.startswith("geomtx.")]:
+        del sys.modules[module]
+        vars(geomtx).pop(module.split(".")[1], None)
+    for other in geomtx._HOMES:
+        vars(geomtx).pop(other, None)
+    value = getattr(geomtx, name)
+    assert vars(geomtx)[name] is value, name
+    assert value.__module__.startswith("geomtx."), name
+from geomtx import *
+print(VGGT.__name__, len(geomtx.__all__))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["VGGT", str(len(INVENTORY))]
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match=r"^module 'geomtx' has no attribute 'VGGTT'$"):
+        geomtx.VGGTT  # noqa: B018
+    assert not hasattr(geomtx, "anything")
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(geomtx.__file__).read_text(encoding="utf-8"))
+    (block,) = [n for n in tree.body if isinstance(n, ast.If)]
+    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    assert {n: f"geomtx.{home}" for n, home in geomtx._HOMES.items()} == {n: home for n, (home, _) in seen.items()}
+    assert all(name == alias for alias, (_, name) in seen.items())
+
+
+def test_version_is_that_of_the_package():
+    assert geomtx.__version__ == importlib.metadata.version("geomtx")
