@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_leaves, tree_map
 
 import geomtx
 from geomtx.cli.demo_scene import render_room, save_photos
+from geomtx.scene.reconstruction import _to_views
+from geomtx.types import Predictions
 from geomtx.views import Views, ViewTransform
 from scene.known_scene import IMAGE_HW, KnownScene
 
@@ -209,3 +213,59 @@ def test_a_folder_is_loaded(tmp_path: Path) -> None:
     scene = geomtx.reconstruct(model, tmp_path)
     assert scene.names == ("view_0.png", "view_1.png")
     assert repr(scene) == "Scene(2 views of 518x392, cameras, pose_encodings; up to scale)"
+
+
+def test_pixels_of_patches_that_the_model_left_out_are_not_in_the_scene(model: KnownScene, views: Views) -> None:
+    masks = [torch.ones(IMAGE_HW, dtype=torch.bool) for _ in range(2)]
+    masks[0][:10] = False  # the first row of patches keeps 4 of its 14 rows of pixels: too few
+    masks[1][:5] = False  # and here 9: it stays
+    scene = geomtx.reconstruct(model, views.with_masks(masks))
+    assert model.calls[0]["patch_mask"].sum() == (6 + 5) * 8
+    assert not scene.masks[0, :14].any()
+    assert scene.masks[0, 14:].all()
+    assert torch.equal(scene.masks[1], masks[1])
+    cloud = scene.points(0)
+    assert torch.bincount(cloud.view).tolist() == [(84 - 14) * 112, (84 - 5) * 112]
+
+
+def test_views_for_another_patch_size(model: KnownScene, views: Views) -> None:
+    with pytest.raises(ValueError, match="patch_size of views must be the model's 14, got 28"):
+        geomtx.reconstruct(model, dataclasses.replace(views, patch_size=28))
+
+
+def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(source: object, *, patch_size: int) -> Views:
+        assert patch_size == 14
+        return geomtx.load_views(source, size=IMAGE_HW[1], patch_size=patch_size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("geomtx.scene.reconstruction.load_views", load)
+    first, second = (path for path in views.paths if path is not None)
+    for source in (first.parent, str(first.parent), [first, str(second)], iter((first, second))):
+        assert geomtx.reconstruct(model, source).names == views.names  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "views must be Views, a tensor, a folder or photos, got NoneType"),
+        (3, "views must be Views, a tensor, a folder or photos, got int"),
+    ],
+)
+def test_what_is_neither_views_nor_photos(source: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _to_views(source, 14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_predictions_become_float32(
+    model: KnownScene, views: Views, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model.forward
+
+    def forward_in_half(*args: object, **options: object) -> Predictions:
+        return tree_map(lambda t: None if t is None else t.to(dtype), forward(*args, **options))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "forward", forward_in_half)
+    scene = geomtx.reconstruct(model, views, query_points=[(0, 3, 4)])
+    assert {leaf.dtype for leaf in tree_leaves(scene.predictions) if leaf is not None} == {torch.float32}
+    scene.save(tmp_path / "out")

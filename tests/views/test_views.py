@@ -170,3 +170,10 @@ def test_masks_that_do_not_fit_are_named(mixed: Views, unchecked: None) -> None:
 
 def test_repr_is_one_short_line(mixed: Views) -> None:
     assert repr(mixed) == "Views(3 of 70x70: wide.png, tall.png, square.png)"
+
+
+@pytest.mark.parametrize("index", [[True, False, True], True, [0, True]])
+def test_booleans_are_no_indices(index: bool | list[bool]) -> None:
+    views = Views.from_images(torch.rand(3, 3, 14, 14))
+    with pytest.raises(ValueError, match="index must hold whole numbers, got booleans"):
+        views[index]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,20 +17,20 @@ from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import Views, load_views
+from geomtx.views.views import warn_of_range
 
 __all__ = ["reconstruct"]
-
-logger = logging.getLogger(__name__)
 
 # Pixels that the dense heads hold at once with view_chunk="auto". A fixed number, not what happens to be free, so that
 # a scene gives the same result and needs the same memory every time.
 _PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
 _PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def reconstruct(
     model: nn.Module,
-    views: Views | Tensor | str | os.PathLike[str],
+    views: Views | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     query_points: Tensor | Sequence[Sequence[float]] | None = None,
     heads: Sequence[str] | None = None,
@@ -43,8 +42,8 @@ def reconstruct(
 
     Args:
         model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names) and the same forward arguments.
-        views: From `geomtx.load_views`; or a folder, which it loads; or a tensor (S, 3, H, W) in [0, 1] with H and W
-            multiples of the patch.
+        views: From `geomtx.load_views`; or a folder, a photo or a list of photos, which it loads; or a tensor
+            (S, 3, H, W) in [0, 1] with H and W multiples of the patch.
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
         heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
         view_chunk: How many views the dense heads process at once; "auto" limits their memory.
@@ -55,17 +54,12 @@ def reconstruct(
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
 
     Raises:
-        ValueError: For images that are not finite or of the wrong size, a query point outside its photo or for a view
-            that doesn't exist, a head that the model doesn't have.
+        ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have.
     """
     config: Any = model.config
     available: Any = model.heads
-    if isinstance(views, str | os.PathLike):
-        views = load_views(views, patch_size=config.patch_size)
-    elif isinstance(views, Tensor):
-        views = Views.from_images(views, patch_size=config.patch_size)
-    else:
-        _check_views(views, config.patch_size)
+    views = _to_views(views, config.patch_size)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
@@ -83,22 +77,41 @@ def reconstruct(
         names=views.names,
         transforms=views.transforms,
         images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
-        masks=views.masks.cpu(),
+        masks=_seen_pixels(views).cpu(),
         predictions=_single_scene(predictions),
         query_points=queries,
     )
 
 
+def _to_views(source: Any, patch_size: int) -> Views:
+    if isinstance(source, Views):
+        _check_views(source, patch_size)
+        return source
+    if isinstance(source, Tensor):
+        return Views.from_images(source, patch_size=patch_size)
+    if not isinstance(source, Iterable | os.PathLike):
+        raise ValueError(f"views must be Views, a tensor, a folder or photos, got {type(source).__name__}")
+    return load_views(source, patch_size=patch_size)
+
+
 def _check_views(views: Views, patch_size: int) -> None:
     """What `Views.from_images` checks of a tensor, for views that may have been changed since they were loaded."""
+    if views.patch_size != patch_size:
+        raise ValueError(f"patch_size of views must be the model's {patch_size}, got {views.patch_size}")
     check_divisible("image height", views.images.shape[-2], patch_size)
     check_divisible("image width", views.images.shape[-1], patch_size)
     for image, name in zip(views.images, views.names, strict=True):
         if not image.isfinite().all():
             raise ValueError(f"images must be finite, got NaN or infinity in {name}")
-    low, high = (value.item() for value in views.images.aminmax())
-    if low < -0.1 or high > 1.1:
-        logger.warning("images should be in [0, 1], got %.3g to %.3g", low, high)
+    warn_of_range(views.images)
+
+
+def _seen_pixels(views: Views) -> Tensor:
+    """(S, H, W) bool: photo pixels, without those of patches that the model leaves out."""
+    if views.patch_mask is None:
+        return views.masks
+    patches = views.patch_mask.repeat_interleave(views.patch_size, dim=1).repeat_interleave(views.patch_size, dim=2)
+    return views.masks & patches
 
 
 def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_queries: bool) -> tuple[str, ...]:
@@ -144,8 +157,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
-    halves = (torch.bfloat16, torch.float16)
-    if dtype not in (None, parameter.dtype) and not (parameter.dtype == torch.float32 and dtype in halves):
+    if dtype not in (None, parameter.dtype) and not (parameter.dtype == torch.float32 and dtype in _HALVES):
         raise ValueError(f"dtype must be the model's own {parameter.dtype}, or half of a float32 model, got {dtype}")
     enabled = dtype is not None and dtype != parameter.dtype
     return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
@@ -183,12 +195,16 @@ def _advance(bar: Any) -> None:
 
 
 def _single_scene(predictions: Predictions) -> Predictions:
-    """Without the batch axis, on the CPU, without what only a loss needs."""
+    """Without the batch axis, without what only a loss needs; on the CPU, and no half precision, which files lack."""
     cameras, encodings, depth, points, tracks, _ = predictions
     return Predictions(
-        cameras=None if cameras is None else Cameras(*(each[0].cpu() for each in cameras)),
-        pose_encodings=None if encodings is None else encodings[:, 0].cpu(),
-        depth=None if depth is None else DenseMap(*(each[0].cpu() for each in depth)),
-        points=None if points is None else DenseMap(*(each[0].cpu() for each in points)),
-        tracks=None if tracks is None else Tracks(*(each[0].cpu() for each in tracks)),
+        cameras=None if cameras is None else Cameras(*(_to_plain(each[0]) for each in cameras)),
+        pose_encodings=None if encodings is None else _to_plain(encodings[:, 0]),
+        depth=None if depth is None else DenseMap(*(_to_plain(each[0]) for each in depth)),
+        points=None if points is None else DenseMap(*(_to_plain(each[0]) for each in points)),
+        tracks=None if tracks is None else Tracks(*(_to_plain(each[0]) for each in tracks)),
     )
+
+
+def _to_plain(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float32 if tensor.dtype in _HALVES else tensor.dtype)

@@ -30,7 +30,7 @@ class Scene:
         names: Of the views, unique.
         transforms: From original to model pixels, one a view.
         images: (S, 3, H, W) uint8, as the model saw them.
-        masks: (S, H, W) bool, True = photo, False = padding.
+        masks: (S, H, W) bool, True = photo, False = padding, masked, or in a patch that the model left out for that.
         predictions: Without the batch axis; no `track_iterations`.
         query_points: (N, 3) as (view, x, y) in original pixels, or None.
         units: Of lengths, "up to scale" unless `rescale` says otherwise.
@@ -96,8 +96,8 @@ class Scene:
         """The sure points of all views, up to scale, in the first camera's frame.
 
         They are the depth maps unprojected with the predicted cameras, or the point head's if one of the two is
-        missing. Kept are photo pixels (no padding) in front of the camera, with finite values and a confidence at or
-        above the percentile over all such pixels; never none.
+        missing. Kept are pixels in `masks` and in front of the camera, with finite values and a confidence at or above
+        the percentile over all such pixels.
 
         Args:
             percentile: 0 to 100; 20 leaves out the least sure fifth.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from geomtx.views.color import convert_to_rgb
 from geomtx.views.placement import stack_padded
 from geomtx.views.transform import ViewTransform
 
-__all__ = ["Views"]
+__all__ = ["Views", "warn_of_range"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,7 @@ class Views:
         transforms = [ViewTransform.identity((image.shape[1], image.shape[2])) for image in tensors]
         names = tuple(names) if names is not None else tuple(f"view_{index:03}.png" for index in range(len(tensors)))
         views = cls.assemble(tensors, transforms, names, [None] * len(tensors), patch_size)
-        low, high = views.images.detach().aminmax()
-        if low < -0.1 or high > 1.1:
-            logger.warning("images should be in [0, 1], got %.3g to %.3g", low.item(), high.item())
+        warn_of_range(views.images)
         return views
 
     @classmethod
@@ -106,7 +104,13 @@ class Views:
         return len(self.transforms)
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Views:
-        """Views of one index, a slice or a list of indices, in that order. The padding stays."""
+        """Views of one index, a slice or a list of indices, in that order. The padding stays.
+
+        Raises:
+            ValueError: For no index, or for booleans, which would be taken as the indices 0 and 1.
+        """
+        if any(_is_bool(i) for i in (index if isinstance(index, Iterable) else [index])):
+            raise ValueError(f"index must hold whole numbers, got booleans: {index}")
         indices = range(len(self))
         picked = indices[index] if isinstance(index, int | slice) else [indices[i] for i in index]
         picked = [picked] if isinstance(picked, int) else list(picked)
@@ -197,6 +201,13 @@ class Views:
             raise ValueError(f"{name} must have {len(self)} views on axis {dim}, got shape {tuple(values.shape)}")
 
 
+def warn_of_range(images: Tensor) -> None:
+    """Log a warning for images that are far outside [0, 1], such as those in 0 … 255."""
+    low, high = (value.item() for value in images.detach().aminmax())
+    if low < -0.1 or high > 1.1:
+        logger.warning("images should be in [0, 1], got %.3g to %.3g", low, high)
+
+
 def _to_tensor(image: Any, index: int) -> Tensor:
     """(3, H, W): uint8 or floating point."""
     if isinstance(image, Tensor):
@@ -212,6 +223,10 @@ def _to_tensor(image: Any, index: int) -> Tensor:
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"images[{index}] must have shape (H, W, 3), got {image.shape}")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def _is_bool(index: object) -> bool:
+    return isinstance(index, bool | np.bool_) or getattr(index, "dtype", None) == torch.bool
 
 
 def _check_image(name: str, image: Tensor, patch_size: int) -> None:
