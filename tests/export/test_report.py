@@ -9,7 +9,7 @@ import torch
 
 import geomtx
 from geomtx.export import draw_report
-from geomtx.export.canvas import WARNING, format_value, round_length
+from geomtx.export.canvas import WARNING, count, format_value, round_length
 from geomtx.export.colormap import color_table, colorize
 from geomtx.export.plan import camera_centers, frustum_corners
 from geomtx.geometry import project
@@ -81,3 +81,10 @@ def test_numbers_on_pictures() -> None:
         "0", "2.00", "12.3", "123", "0.0123", "1.00e-05", "2.00e+06", "-3.00",
     ]  # fmt: skip
     assert [round_length(v) for v in (1, 4.9, 0.7, 30, 0.05)] == [1, 2, 0.5, 20, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 points"), (1, "1 point"), (2, "2 points"), (12345, "12 345 points")]
+)
+def test_counts(number: int, text: str) -> None:
+    assert count(number, "point") == text

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.views import ViewTransform, load_views
+from geomtx.views.transform import lies_inside
 
 # width, height, EXIF orientation: even, odd, 4:1, portrait, tiny, rotated, mirrored.
 SIZES = [
@@ -230,3 +231,8 @@ def test_errors() -> None:
         transform.depth_to_original(torch.zeros(28, 42, dtype=torch.bool))
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         ViewTransform((20, 30), (28, 42), (0.0, 1.0))
+
+
+def test_points_lie_inside_up_to_half_a_pixel_beyond_centres() -> None:
+    coords = torch.tensor([[-0.5, -0.5], [9.5, 4.5], [9.6, 0], [0, 4.6], [-0.6, 0], [torch.nan, 0], [0, torch.nan]])
+    assert lies_inside(coords, (5, 10)).tolist() == [True, True, False, False, False, False, False]

@@ -17,6 +17,7 @@ __all__ = [
     "PANEL",
     "RULE",
     "WARNING",
+    "count",
     "draw_color_bar",
     "draw_text",
     "format_value",
@@ -117,6 +118,11 @@ def format_value(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
     return f"{value:.2e}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 view", "10 000 points"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", " ")
 
 
 def round_length(length: float) -> float:

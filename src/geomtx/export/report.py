@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from geomtx.export.canvas import INK, MUTED, PANEL, RULE, WARNING, draw_color_bar, draw_text, view_color
+from geomtx.export.canvas import INK, MUTED, PANEL, RULE, WARNING, count, draw_color_bar, draw_text, view_color
 from geomtx.export.colormap import ColormapName, colorize
 from geomtx.export.panel import cloud_panel, plan_panel
-from geomtx.export.tracks import lies_inside
 from geomtx.scene.pointcloud import PointCloud
 from geomtx.scene.scene import Scene
+from geomtx.views.transform import lies_inside
 
 __all__ = ["draw_report"]
 
@@ -136,7 +136,7 @@ def _with_tracks(scene: Scene, view: int, photo: Image.Image, corner: tuple[int,
     photo = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(photo)
     radius = max(photo.size) / 60
-    seen = (tracks.visibility[view] > 0.5) & lies_inside(original.coords_px[view], scene.transforms[view])
+    seen = (tracks.visibility[view] > 0.5) & lies_inside(original.coords_px[view], scene.transforms[view].original_hw)
     for index in seen.nonzero()[:, 0].tolist():
         x, y = ((tracks.coords_px[view, index] - torch.tensor(corner) + 0.5) * zoom).tolist()
         draw.circle((x, y), radius, fill=(255, 255, 255))
@@ -177,9 +177,9 @@ def _draw_heading(page: Image.Image, scene: Scene, cloud: PointCloud | None, tit
     height, width = scene.masks.shape[1:]
     num_views = len(scene)
     facts = [
-        f"{num_shown} of {num_views} views" if num_shown < num_views else f"{num_views} view{'s' * (num_views > 1)}",
+        f"{num_shown} of {num_views} views" if num_shown < num_views else count(num_views, "view"),
         f"model images {width} x {height}",
-        *([f"{len(cloud.xyz):,} points".replace(",", " ")] if cloud is not None else []),
+        *([count(len(cloud.xyz), "point")] if cloud is not None else []),
         f"lengths {scene.units}" if scene.units == "up to scale" else f"lengths in {scene.units}",
         "first camera's frame",
     ]

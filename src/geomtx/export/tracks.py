@@ -9,8 +9,7 @@ import torch
 
 from geomtx.export.json_file import to_plain, write_json
 from geomtx.scene.scene import Scene
-from geomtx.types import Bool
-from geomtx.views import ViewTransform
+from geomtx.views.transform import lies_inside
 
 __all__ = ["TRACK_CONVENTIONS", "write_tracks"]
 
@@ -35,7 +34,10 @@ def write_tracks(path: str | Path, scene: Scene) -> None:
     x, y = (to_plain(part) for part in tracks.coords_px.unbind(-1))
     visibility, confidence = to_plain(tracks.visibility), to_plain(tracks.confidence)
     inside = torch.stack(
-        [lies_inside(coords, transform) for coords, transform in zip(tracks.coords_px, scene.transforms, strict=True)]
+        [
+            lies_inside(coords, transform.original_hw)
+            for coords, transform in zip(tracks.coords_px, scene.transforms, strict=True)
+        ]
     ).tolist()
 
     def entry(view: int, track: int) -> dict[str, Any]:
@@ -62,10 +64,3 @@ def write_tracks(path: str | Path, scene: Scene) -> None:
         ],
     }
     write_json(path, content)
-
-
-def lies_inside(coords_px: torch.Tensor, transform: ViewTransform) -> Bool[torch.Tensor, n]:
-    """(N, 2) original pixels → (N,) whether they lie on the photo, whose pixels reach half a pixel beyond centres."""
-    height, width = transform.original_hw
-    x, y = coords_px.unbind(-1)
-    return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)

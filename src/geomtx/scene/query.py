@@ -10,6 +10,7 @@ from torch import Tensor
 from geomtx.checks import check_shape
 from geomtx.types import Float
 from geomtx.views import ViewTransform
+from geomtx.views.transform import lies_inside
 
 __all__ = ["queries_to_model"]
 
@@ -48,14 +49,9 @@ def _to_model(index: int, query: Tensor, transforms: Sequence[ViewTransform], na
         raise ValueError(f"{where} must name a view from 0 to {len(transforms) - 1}, got view {number:g}")
     view = int(number)
     height, width = transforms[view].original_hw
-    if not _inside(x, y, (height, width)):
+    if not lies_inside(query[1:], (height, width)):
         raise ValueError(f"{where} must lie inside {names[view]}, {width} x {height} pixels, got x {x:g}, y {y:g}")
     coords = transforms[view].from_original(query[1:])
-    if not _inside(coords[0].item(), coords[1].item(), transforms[view].image_hw):
+    if not lies_inside(coords, transforms[view].image_hw):
         raise ValueError(f"{where} must lie in the part of {names[view]} that the model sees, but was cropped away")
     return torch.cat([query[:1], coords])
-
-
-def _inside(x: float, y: float, image_hw: tuple[int, int]) -> bool:
-    """Whether a point lies on a pixel; pixels reach half a pixel beyond their centres. False for NaN."""
-    return -0.5 <= x <= image_hw[1] - 0.5 and -0.5 <= y <= image_hw[0] - 0.5

@@ -185,6 +185,16 @@ class ViewTransform:
         )
 
 
+def lies_inside(coords_px: Tensor, image_hw: tuple[int, int]) -> Bool[Tensor, "*points"]:
+    """(..., 2) → (...) whether points lie on an image, whose pixels reach half a pixel beyond their centres.
+
+    False for NaN.
+    """
+    height, width = image_hw
+    x, y = coords_px.unbind(-1)
+    return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+
+
 def _map_points(coords_px: Tensor, maps: tuple[tuple[float, float], tuple[float, float]]) -> Tensor:
     if coords_px.shape[-1:] != (2,):
         raise ValueError(f"coords_px must have shape (..., 2), got {tuple(coords_px.shape)}")
