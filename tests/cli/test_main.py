@@ -24,7 +24,9 @@ def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("argv", [[], ["draw"], ["reconstruct"], ["reconstruct", "photos"], ["demo", "--fast"]])
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
-    assert "error: " in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("geomtx: error: ")
+    assert err.count("\n") == 1
 
 
 def test_the_module_runs_and_starts_without_torch() -> None:

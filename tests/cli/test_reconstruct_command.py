@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 import geomtx
-from geomtx.cli import main
+from geomtx.cli import main, reconstruct
 from geomtx.cli.demo_scene import render_room, save_photos
+from geomtx.models.config import HEADS
+from geomtx.views import loading
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_photos_to_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
     assert "3 views, 500 points, lengths up to scale" in out
     assert "geomtx: warning: RANDOM WEIGHTS" in err
-    assert "4/4" in err
+    assert err == "geomtx: warning: RANDOM WEIGHTS: nothing was learned, the geometry is meaningless\n"
     assert names(photos.parent) == ["out", "photos"]
     assert names(photos.parent / "out") == [
         "cameras.json", "points.ply", "report.png", "scene.safetensors", "tracks.json",
@@ -79,6 +82,7 @@ def test_the_same_seed_gives_the_same_bytes(photos: Path) -> None:
         (("--preset", "tiny", "--heads", "tracks"), "--heads tracks needs points to track"),
         (("--preset", "tiny", "--size", "100"), "size must be a multiple of 14, got 100"),
         (("--preset", "tiny", "--query", "3,1,1"), "query 0 (3, 1, 1) must name a view from 0 to 2"),
+        (("--preset", "tiny", "--query", "-1,1,1"), "query 0 (-1, 1, 1) must name a view from 0 to 2, got view -1"),
         (("--preset", "tiny", "--query", "0,120,1"), "query 0 (0, 120, 1) must lie inside view_0.png, 120 x 90 pixels"),
     ],
 )
@@ -97,6 +101,9 @@ def test_expected_errors(
     [
         (("--query", "1,2"), r"argument --query: must be VIEW,X,Y, three numbers, got '1,2'"),
         (("--query", "a,b,c"), r"argument --query: must be VIEW,X,Y"),
+        (("--query", "-1,a,1"), r"argument --query: must be VIEW,X,Y, three numbers, got '-1,a,1'"),
+        (("-o", ""), r"argument -o/--output: must not be empty"),
+        (("--weights", ""), r"argument --weights: must not be empty"),
         (("--heads", "camera,normals"), "argument --heads: must be of camera, depth, points, tracks, .* got 'normals'"),
         (("--max-points", "0"), "argument --max-points: must be a whole number above 0, got '0'"),
         (("--mode", "stretch"), "argument --mode: invalid choice"),
@@ -109,7 +116,10 @@ def test_wrong_options(
     import re
 
     assert run(photos, *options) == 2
-    assert re.search(message, capsys.readouterr().err)
+    err = capsys.readouterr().err
+    assert re.match("geomtx: error: .*" + message, err)
+    assert err.endswith(" (geomtx reconstruct --help shows the options)\n")
+    assert err.count("\n") == 1
 
 
 def test_wrong_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +128,7 @@ def test_wrong_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     Image.new("RGB", (200, 200)).save(tmp_path / "half.png")
     os.truncate(tmp_path / "half.png", 90)
     for name, message in (
-        ("empty", "must hold images, got none"),
+        ("empty", "must hold images (.jpg, .png, …), got none"),
         ("missing", "source must be an existing folder or image"),
         ("text.png", "must be an image that Pillow can read"),
         ("half.png", "photo '.*half.png' must be"),
@@ -149,3 +159,47 @@ def test_ctrl_c_leaves_nothing(
     assert run(photos, "--preset", "tiny", "--size", "56") == 130
     assert "geomtx: stopped" in capsys.readouterr().err
     assert names(photos.parent) == ["photos"]
+
+
+def test_photos_get_the_size_that_suits_the_patch_of_the_weights(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(geomtx.VGGTConfig.tiny(), patch_size=16, image_size=64)
+    geomtx.VGGT(config).save_pretrained(photos.parent / "weights")
+    reads = []
+    read = loading._read_photo
+    monkeypatch.setattr(loading, "_read_photo", lambda path: reads.append(path) or read(path))
+    assert run(photos / "view_0.png", "--weights", str(photos.parent / "weights"), "--heads", "camera") == 0
+    assert geomtx.Scene.load(photos / "out").images.shape == (1, 3, 384, 512)
+    assert len(reads) == 1
+    for folder_or_photos in (photos / "view_0.png", [photos / "view_0.png"]):
+        scene = geomtx.reconstruct(geomtx.VGGT(config), folder_or_photos, heads=("camera",))
+        assert scene.images.shape == (1, 3, 384, 512)
+
+
+def test_photos_are_missed_before_weights_are_looked_for(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(geomtx.VGGT, "read_config", lambda _: pytest.fail("weights were looked for"))
+    assert run(photos / "gone.png", "--weights", "nobody/nothing") == 2
+    assert "source must be an existing folder or image" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_way_of_a_file_is_found_before_the_work(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos.parent / "out" / "report.png").mkdir(parents=True)
+    assert run(photos, "--weights", "nobody/nothing") == 2
+    assert "'report.png' in it is a folder" in capsys.readouterr().err
+
+
+def test_one_view_and_one_point(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos / "view_0.png", "--preset", "tiny", "--size", "56", "--max-points", "1") == 0
+    assert "\n1 view, 1 point, lengths" in capsys.readouterr().out
+
+
+def test_the_heads_are_those_of_the_models() -> None:
+    assert reconstruct._HEADS == HEADS
+
+
+def test_an_empty_name_of_photos_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstruct", "", "-o", "out", "--preset", "tiny"]) == 2
+    assert capsys.readouterr().err.startswith("geomtx: error: argument PHOTOS: must not be empty")

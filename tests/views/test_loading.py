@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 from safetensors.torch import load_file
 
 from geomtx.views import PhotoError, Views, load_views
+from geomtx.views.loading import default_size
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PHOTOS = GOLDENS / "images"
@@ -175,7 +176,7 @@ def test_the_smaller_half_of_the_padding_comes_first(save_photo) -> None:
 ERRORS = {
     "missing": "source must be an existing folder or image, got '.*missing'",
     "missing.png": "source must be an existing folder or image, got '.*missing.png'",
-    "empty": r"folder '.*empty' must hold images, got none with extension .*\.jpg",
+    "empty": r"folder '.*empty' must hold images \(\.jpg, \.png, …\), got none$",
     "text.png": "photo '.*text.png' must be an image that Pillow can read",
     "notes.txt": "photo '.*notes.txt' must be an image that Pillow can read",
     "phone.heic": "photo '.*phone.heic' must be an image .*HEIC needs the package pillow-heif",
@@ -249,3 +250,19 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -
     shutil.copy(PHOTOS / "a.png", tmp_path / "a.png")
     load_views(tmp_path, size=28)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("patch_size", "size"), [(14, 518), (16, 512), (8, 520), (600, 600), (2000, 2000)])
+def test_the_default_size_is_the_multiple_of_the_patch_nearest_to_518(patch_size, size, save_photo):
+    assert default_size(patch_size) == size
+    if patch_size <= 16:
+        path = save_photo("photo.png", 60, 30)
+        views = load_views(path, patch_size=patch_size)
+        assert views.image_hw[1] == size
+        assert views.patch_size == patch_size
+
+
+def test_missing_photos_are_found_before_any_is_decoded(tmp_path):
+    (tmp_path / "broken.png").write_text("no picture")
+    with pytest.raises(PhotoError, match=r"photo '.*gone\.png' must be an existing file, got none"):
+        load_views([tmp_path / "broken.png", tmp_path / "gone.png"])

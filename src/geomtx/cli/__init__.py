@@ -5,12 +5,13 @@ Commands import torch when they run, so that `geomtx --help` doesn't wait for it
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 from geomtx import __version__
 from geomtx.cli import demo, info, reconstruct
 from geomtx.cli.failure import run_command
+from geomtx.cli.parser import Parser, join_queries
 
 __all__ = ["main"]
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 after an unexpected error; 2 after an expected one (a line on stderr says which) or wrong
         usage; 130 after Ctrl-C. With GEOMTX_DEBUG=1 in the environment, errors are raised instead.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="geomtx", description="Cameras, depth, points and tracks from photos, in one pass of a network."
     )
     parser.add_argument("--version", action="version", version=f"geomtx {__version__}")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for module in (reconstruct, demo, info):
         module.add_parser(commands)
     try:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_args(join_queries(sys.argv[1:] if argv is None else argv))
     except SystemExit as exit_:  # argparse has said what there is to say
         return int(exit_.code or 0)
     return run_command(arguments.run, arguments)

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 
 from geomtx.cli.output import RANDOM_WEIGHTS, Stages, write_scene
+from geomtx.cli.parser import parse_name
 from geomtx.cli.reconstruct import random_model
 
 __all__ = ["add_parser"]
@@ -22,8 +23,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "-o", "--output", default="geomtx-demo", metavar="OUT", help="folder for the results (geomtx-demo)"
-    )
+        "-o", "--output", type=parse_name, default="geomtx-demo", metavar="OUT",
+        help="folder for the results (geomtx-demo)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
 
-    check_writable(arguments.output)
+    check_writable(arguments.output, SCENE_FILES)
     _say_loudly()
     stages = Stages(3)
     with staged_folder(arguments.output, SCENE_FILES) as folder:

@@ -6,6 +6,7 @@ import argparse
 import platform
 
 from geomtx import __version__
+from geomtx.cli.parser import parse_name
 
 __all__ = ["add_parser"]
 
@@ -18,7 +19,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         description="Versions, devices and attention backends; for a checkpoint, what its headers say.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("weights", nargs="?", metavar="W", help="hub id, folder, or a .safetensors or .pt file")
+    parser.add_argument(
+        "weights", nargs="?", type=parse_name, metavar="W", help="hub id, folder, or a .safetensors or .pt file"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

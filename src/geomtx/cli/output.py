@@ -19,11 +19,12 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS: nothing was learned, the geometry is meaningle
 
 
 class Stages:
-    """A progress bar on stderr over named stages."""
+    """A progress bar over named stages, on stderr if that is a terminal."""
 
     def __init__(self, total: int) -> None:
         self.started = time.monotonic()
-        self._bar = tqdm(total=total, unit="stage", bar_format="{desc:<24}{bar:20} {n_fmt}/{total_fmt} [{elapsed}]")
+        bar_format = "{desc:<24}{bar:20} {n_fmt}/{total_fmt} [{elapsed}]"
+        self._bar = tqdm(total=total, unit="stage", bar_format=bar_format, disable=None)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -52,9 +53,10 @@ def write_scene(
     maps: Literal["original", "network"] = "original",
 ) -> str:
     """Write all files of a scene into a folder that exists; returns a summary of one or two lines."""
+    from geomtx.export.canvas import count
     from geomtx.export.files import scene_cloud, write_scene_files
 
     cloud = scene_cloud(scene, percentile, max_points)
     names = write_scene_files(scene, cloud, folder, maps=maps)
-    points = "no points" if cloud is None else f"{len(cloud.xyz)} points"
-    return f"{', '.join(names)}\n{len(scene)} views, {points}, lengths {scene.units}"
+    points = "no points" if cloud is None else count(len(cloud.xyz), "point")
+    return f"{', '.join(names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from geomtx.cli.device import choose_device
 from geomtx.cli.output import RANDOM_WEIGHTS, Stages, write_scene
+from geomtx.cli.parser import parse_name
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from geomtx.models.config import HeadName
     from geomtx.models.vggt import VGGT, VGGTConfig
-    from geomtx.views import Views
 
 __all__ = ["add_parser"]
 
@@ -34,11 +34,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS", help="a folder, or several files; the first is the reference"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+        "photos", nargs="+", type=parse_name, metavar="PHOTOS",
+        help="a folder, or several files; the first is the reference",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, type=parse_name, metavar="OUT", help="folder for the results")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--weights", metavar="W", help="hub id, folder, or a .safetensors or .pt file")
+    weights.add_argument(
+        "--weights", type=parse_name, metavar="W", help="hub id, folder, or a .safetensors or .pt file"
+    )
     weights.add_argument("--preset", choices=("tiny",), help="a model with random weights instead, to try things out")
     parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="of the random weights (0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
@@ -56,7 +59,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--mode", choices=("fit", "crop", "pad", "square"), default="fit", help="photos to images (fit)"
     )
-    parser.add_argument("--size", type=_parse_count, default=518, metavar="N", help="longer side of the images (518)")
+    parser.add_argument(
+        "--size", type=_parse_count, metavar="N",
+        help="longer side of the images, a multiple of the model's patch (the one nearest to 518)",
+    )  # fmt: skip
     parser.add_argument(
         "--percentile", type=float, default=20.0, metavar="P", help="points left out, least sure first (20)"
     )
@@ -75,19 +81,20 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.scene.query import queries_to_model
     from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
+    from geomtx.views.loading import list_photos
 
-    check_writable(arguments.output)
+    check_writable(arguments.output, SCENE_FILES)
     device = choose_device(arguments.device)
-    stages = Stages(4)
-    source = arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos
+    paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
+    stages = Stages(5)
+    with stages.stage("find weights"):
+        config = _read_config(arguments)
     with stages.stage("load photos"):
-        views = load_views(source, mode=arguments.mode, size=arguments.size)
+        views = load_views(paths, mode=arguments.mode, size=arguments.size, patch_size=config.patch_size)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
     with stages.stage("load weights"):
-        model = _load_model(arguments, device)
-    if model.config.patch_size != views.patch_size:
-        views = _reload(views, arguments, model.config.patch_size)
+        model = _load_model(arguments, config, device)
     with stages.stage("encode and run heads"):
         scene = reconstruct(
             model, views, query_points=arguments.query, view_chunk=arguments.view_chunk, progress=sys.stderr.isatty()
@@ -116,18 +123,24 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
 
 
-def _load_model(arguments: argparse.Namespace, device: torch.device) -> VGGT:
+def _read_config(arguments: argparse.Namespace) -> VGGTConfig:
+    from geomtx.models.vggt import VGGT, VGGTConfig
+
+    return VGGTConfig.tiny() if arguments.preset else VGGT.read_config(arguments.weights)
+
+
+def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch.device) -> VGGT:
     """The model with the heads that are needed, and no others."""
     import torch
 
-    from geomtx.models.vggt import VGGT, VGGTConfig
+    from geomtx.models.vggt import VGGT
 
+    heads = _choose_heads(arguments, config.heads)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
-        heads = _choose_heads(arguments, VGGT.read_config(arguments.weights).heads)
         return VGGT.from_pretrained(arguments.weights, heads=heads, device=device, dtype=dtype)
-    config = VGGTConfig.tiny(heads=_choose_heads(arguments, _HEADS))
-    return random_model(config, arguments.random_seed).to(device=device, dtype=dtype)
+    model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed)
+    return model.to(device=device, dtype=dtype)
 
 
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
@@ -146,13 +159,6 @@ def random_model(config: VGGTConfig, seed: int) -> VGGT:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return VGGT(config).eval()
-
-
-def _reload(views: Views, arguments: argparse.Namespace, patch_size: int) -> Views:
-    from geomtx.views import load_views
-
-    paths = [path for path in views.paths if path is not None]
-    return load_views(paths, mode=arguments.mode, size=arguments.size, patch_size=patch_size)
 
 
 def _as_tensor(queries: list[tuple[float, ...]]) -> Tensor:

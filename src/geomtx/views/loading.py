@@ -19,7 +19,7 @@ from geomtx.views.error import PhotoError
 from geomtx.views.placement import MODES, Mode, place_photo
 from geomtx.views.views import Views
 
-__all__ = ["EXTENSIONS", "load_views"]
+__all__ = ["EXTENSIONS", "default_size", "list_photos", "load_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ _DAMAGE = (
     struct.error,
 )
 
+_SIZE = 518
 PathLike = str | os.PathLike[str]
 
 
@@ -58,7 +59,7 @@ def load_views(
     source: PathLike | Iterable[PathLike],
     *,
     mode: Mode | str = "fit",
-    size: int = 518,
+    size: int | None = None,
     patch_size: int = 14,
 ) -> Views:
     """Load photos for a model, with the way back to their original pixels.
@@ -78,7 +79,7 @@ def load_views(
         source: A folder (its images in natural order: img2 before img10; hidden files and subfolders are not read), a
             file, or several files in the order of the views. The first is the reference view.
         mode: See the table.
-        size: Side in pixels, a multiple of `patch_size`.
+        size: Side in pixels, a multiple of `patch_size`. None = the multiple nearest to 518.
         patch_size: Side of the model's patches.
 
     Raises:
@@ -88,9 +89,10 @@ def load_views(
     """
     check_option("mode", mode, MODES)
     check_positive("patch_size", patch_size)
+    size = default_size(patch_size) if size is None else size
     check_positive("size", size)
     check_divisible("size", size, patch_size)
-    paths = _list_files(source)
+    paths = list_photos(source)
     images, transforms = [], []
     for path in paths:  # one photo in full resolution at a time
         photo, orientation = _read_photo(path)
@@ -102,7 +104,17 @@ def load_views(
     return views
 
 
-def _list_files(source: PathLike | Iterable[PathLike]) -> list[Path]:
+def default_size(patch_size: int) -> int:
+    """The multiple of `patch_size` nearest to 518, the size of the published results."""
+    return max(round(_SIZE / patch_size), 1) * patch_size
+
+
+def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
+    """The files that `load_views` would read, in its order.
+
+    Raises:
+        PhotoError: If there are none, or one of them doesn't exist.
+    """
     if not isinstance(source, str | os.PathLike):
         if not isinstance(source, Iterable):
             raise PhotoError(f"source must be a folder, a file or a list of files, got {type(source).__name__}")
@@ -113,13 +125,17 @@ def _list_files(source: PathLike | Iterable[PathLike]) -> list[Path]:
             paths.append(Path(path).expanduser())
         if not paths:
             raise PhotoError("source must hold at least one photo, got an empty list")
+        for path in paths:
+            if not path.is_file():
+                found = "a folder" if path.is_dir() else "none"
+                raise PhotoError(f"photo '{path}' must be an existing file, got {found}")
         return paths
     path = Path(source).expanduser()
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
         files = sorted((file for file in files if file.is_file()), key=_natural_key)
         if not files:
-            raise PhotoError(f"folder '{path}' must hold images, got none with extension {', '.join(EXTENSIONS)}")
+            raise PhotoError(f"folder '{path}' must hold images (.jpg, .png, …), got none")
         return files
     if not path.exists():
         raise PhotoError(f"source must be an existing folder or image, got '{path}'")
@@ -160,8 +176,6 @@ def _number_copies(names: list[str]) -> list[str]:
 
 def _read_photo(path: Path) -> tuple[Image.Image, int]:
     """An upright RGB picture, and the EXIF orientation that was applied."""
-    if not path.is_file():
-        raise PhotoError(f"photo '{path}' must be an existing file, got {'a folder' if path.is_dir() else 'none'}")
     try:
         with _refuse_truncated(), Image.open(path) as file:
             tiff_orientation = _read_orientation(file, path) if file.format == "TIFF" else 1
