@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/geomtx demo -o demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,9 @@ import torch  # noqa: E402
 
 import geomtx  # noqa: E402
 
+# Tests run in parallel, and tiny tensors gain nothing from threads.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -127,8 +127,8 @@ def test_nothing_waits_for_an_accelerator(path):
     waiting = [
         c for c in calls if isinstance(c, ast.Attribute) and c.attr in ("item", "tolist", "cpu", "numpy", "nonzero")
     ]
-    # Constants, made when the module is imported.
-    allowed = 2 if id_of(path) == "encoder/patches.py" else 0
+    # VGGT looks at query points that are on the CPU.
+    allowed = 1 if id_of(path) == "models/vggt.py" else 0
     assert len(waiting) == allowed
 
 

@@ -31,16 +31,29 @@ CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
 
 
 class Checkpoint(NamedTuple):
-    """Open files, and the configuration beside or within them, if any; `source` is what they were asked for as."""
+    """Open files and what is stored with them.
+
+    Attributes:
+        source: What they were asked for as.
+        files: At least one.
+        config: Of the `config.json` beside them, if there is one.
+        embedded_config: Of the files' own metadata, if we wrote them.
+    """
 
     source: str
     files: tuple[TensorFile, ...]
     config: dict[str, Any] | None
+    embedded_config: dict[str, Any] | None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Stored name → shape, over all files."""
         return {name: shape for file in self.files for name, shape in file.shapes.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Stored name → dtype, over all files."""
+        return {name: dtype for file in self.files for name, dtype in file.dtypes.items()}
 
 
 def load_model(
@@ -64,8 +77,10 @@ def load_model(
         The model in evaluation mode.
 
     Raises:
-        ValueError: If the tensors don't fit the model.
+        ValueError: If the tensors don't fit the model, or `dtype` is not floating point.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
     with torch.device("meta"):
         model = build()
     names = match_names(model, checkpoint, keys)
@@ -104,6 +119,8 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable) -> dic
             matched[stored] = ours
             if shape != expected[ours]:
                 problems.append(f"{stored} has shape {shape} instead of {expected[ours]}")
+            if not checkpoint.dtypes[stored].is_floating_point:
+                problems.append(f"{stored} has numbers of type {checkpoint.dtypes[stored]}")
         elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
     problems += [f"{name} is missing" for name in expected if name not in found]
@@ -122,14 +139,16 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: If there is nothing.
     """
     path = Path(source)
-    if path.is_file():
-        file = open_tensor_file(path)
-        stored = file.metadata.get(CONFIG_KEY)
-        return Checkpoint(str(source), (file,), None if stored is None else _parse_json(stored, path))
-    folder = path if path.is_dir() else download(str(source))
-    config = folder / CONFIG
-    files = tuple(open_tensor_file(file) for file in _weight_files(folder))
-    return Checkpoint(str(source), files, _parse_json(config.read_bytes(), config) if config.is_file() else None)
+    folder = path if path.exists() else download(str(source))
+    weights = [path] if path.is_file() else _weight_files(folder)
+    files = tuple(open_tensor_file(file) for file in weights)
+    beside, embedded = folder / CONFIG, files[0].metadata.get(CONFIG_KEY)
+    return Checkpoint(
+        source=str(source),
+        files=files,
+        config=_parse_json(beside.read_bytes(), beside) if path != files[0].path and beside.is_file() else None,
+        embedded_config=None if embedded is None else _parse_json(embedded, files[0].path),
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -190,6 +209,7 @@ def save_model(
     keys: KeyTable,
     *,
     config: dict[str, Any],
+    published_config: dict[str, Any],
     names: Literal["geomtx", "published"] = "geomtx",
 ) -> Path:
     """Write `model.safetensors` and `config.json`: both or none.
@@ -198,8 +218,8 @@ def save_model(
         model: On any device.
         folder: Is made if need be.
         keys: Names, published ↔ geomtx.
-        config: Goes into `config.json`, and with names="geomtx" into the weights' own metadata too, so that the file
-            can be loaded alone.
+        config: Goes into the weights' own metadata, so that the file can be loaded alone, and into `config.json`.
+        published_config: What goes into `config.json` with published names.
         names: Of the tensors.
 
     Returns:
@@ -217,11 +237,12 @@ def save_model(
             raise ValueError(f"{ours} has no published name; use names='geomtx'")
         tensors[name] = parameter.detach().contiguous()
     # One entry: safetensors writes several in any order, and the same model should give the same bytes.
-    metadata = {CONFIG_KEY: json.dumps(config)} if names == "geomtx" else {"format": "pt"}
+    metadata = {CONFIG_KEY: json.dumps(config)}
     # An index of shards, which would be read in place of the new file, goes.
     with staged_folder(folder, owned=(INDEX,)) as stage:
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
-        (stage / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(config if names == "geomtx" else published_config, indent=2)
+        (stage / CONFIG).write_text(text + "\n", encoding="utf-8")
         # safetensors makes files that only their owner can read.
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)
     return Path(folder)

@@ -135,7 +135,15 @@ def test_without_queries_there_are_no_tracks(model, images):
     prediction = model(images)
     assert prediction.tracks is None
     assert prediction.track_iterations is None
-    assert named_tensors(model(images, heads=("tracks",))) == {}
+    with pytest.raises(ValueError, match=r"^query_points must be given for the head 'tracks', got None$"):
+        model(images, heads=("tracks",))
+
+
+@pytest.mark.parametrize("query", [(3.0, 1, 1), (-1.0, 1, 1), (0.0, 84, 1), (0.0, 1, -2), (0.0, float("nan"), 1)])
+def test_queries_outside_the_views_are_refused(model, images, query):
+    queries = torch.tensor(query, dtype=images.dtype).expand(2, 4, 3)
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 3 views of 84x56 pixels, got \["):
+        model(images, queries)
 
 
 def test_cameras_alone_compute_nothing_dense(model, images, queries, monkeypatch):
@@ -146,7 +154,7 @@ def test_cameras_alone_compute_nothing_dense(model, images, queries, monkeypatch
     kept = []
     model.encoder.register_forward_hook(lambda _, __, tokens: kept.append(list(tokens.layers)))
     model(images, heads=("camera",))
-    model(images, heads=("camera", "tracks"))
+    model(images, queries, heads=("camera",))
     assert kept == [[3], [3]]
     with pytest.raises(AssertionError, match="the decoder ran"):
         model(images, heads=("depth",))
@@ -516,7 +524,7 @@ def test_images_too_small_to_track(model):
     images, queries = torch.rand(1, 2, 3, 14, 14, dtype=torch.float64), torch.rand(1, 2, 2, dtype=torch.float64)
     assert model(images).depth.value.shape == (1, 2, 14, 14)
     config = VGGTConfig.tiny(track_levels=5)
-    with pytest.raises(ValueError, match=r"^features must have at least 16 pixels a side for 5 levels, got \(7, 7\);"):
+    with pytest.raises(ValueError, match=r"^images must have at least 32 pixels a side for tracks, got \(14, 14\)"):
         VGGT(config).double()(images, queries)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from geomtx import VGGT, VGGTConfig
-from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published, published_config
+from geomtx.models.vggt_keys import VGGT_KEYS, parse_config, published_config
 
 NAMES = Path(__file__).parent.parent / "goldens" / "vggt_1b_names.json"
 
@@ -97,11 +97,11 @@ def test_published_configuration():
 
 def test_configurations_of_either_kind_are_read():
     heads = ("camera", "tracks")
-    assert config_from_published(published_config(VGGTConfig(heads=heads))) == VGGTConfig(heads=heads)
-    assert config_from_published({"img_size": 518, "patch_size": 14, "embed_dim": 1024}) == VGGTConfig()
-    assert config_from_published({"embed_dim": 1024, "enable_track": False}).heads == ("camera", "depth", "points")
-    assert config_from_published({"img_size": 224, "anything": "else"}) == VGGTConfig(image_size=224)
+    assert parse_config(published_config(VGGTConfig(heads=heads))) == VGGTConfig(heads=heads)
+    assert parse_config({"img_size": 518, "patch_size": 14, "embed_dim": 1024}) == VGGTConfig()
+    assert parse_config({"embed_dim": 1024, "enable_track": False}).heads == ("camera", "depth", "points")
+    assert parse_config({"img_size": 224, "anything": "else"}) == VGGTConfig(image_size=224)
     tiny = VGGTConfig.tiny(heads=heads)
-    assert config_from_published(tiny.to_dict()) == tiny
+    assert parse_config(tiny.to_dict()) == tiny
     with pytest.raises(ValueError, match=r"^config key must be one of .*, got 'architectures'$"):
-        config_from_published({"architectures": ["VGGT"]})
+        parse_config({"architectures": ["VGGT"]})

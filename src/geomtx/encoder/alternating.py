@@ -128,6 +128,8 @@ class AlternatingEncoder(nn.Module):
         """Shape the patch mask to (B, S, P)."""
         if mask is None:
             return None
+        if mask.dtype != torch.bool:
+            raise ValueError(f"patch_mask must be bool, got {mask.dtype}")
         mask = mask[None] if mask.ndim == 3 else mask
         check_shape("patch_mask", mask, (images.shape[0], images.shape[1], *grid_hw))
         return mask.flatten(2)

@@ -65,7 +65,7 @@ class VisionTransformer(nn.Module):
         self.num_registers = num_registers
         self.patch_embedding = PatchEmbedding(dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.registers = nn.Parameter(torch.zeros(1, num_registers, dim))
+        self.registers = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
         self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
         # Part of published checkpoints, of no use here: kept without a gradient, so that DDP doesn't wait for one.
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
@@ -81,7 +81,8 @@ class VisionTransformer(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the learned tokens and positions (the layers inside draw theirs themselves)."""
         for parameter in (self.cls_token, self.registers, self.position_table):
-            nn.init.trunc_normal_(parameter, std=0.02)
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(
         self, images: Float[Tensor, "n 3 h w"], patch_mask: Bool[Tensor, "n p"] | None = None
@@ -104,9 +105,10 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers
         cls_position, positions = self._positions(grid_of((images.shape[-2], images.shape[-1]), self.patch_size))
-        cls = (self.cls_token + cls_position).expand(num, -1, -1)
-        registers = self.registers.expand(num, -1, -1)
-        x = torch.cat([cls.to(patches.dtype), registers.to(patches.dtype), patches + positions], dim=1)
+        special = self.cls_token + cls_position
+        if self.registers is not None:
+            special = torch.cat([special, self.registers], dim=1)
+        x = torch.cat([special.to(patches.dtype).expand(num, -1, -1), patches + positions], dim=1)
         mask = None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
         for block in self.blocks:
             x = block(x, mask=mask)

@@ -46,7 +46,8 @@ def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int])
     instead of an infinite one.
     """
     height, width = image_hw
-    half_tan = torch.tan(fov / 2).clamp(min=5e-7)
+    half_tan = torch.tan(fov / 2)
+    half_tan = torch.where(half_tan.abs() < 5e-7, 5e-7, half_tan)
     f_y = (height / 2) / half_tan[..., 0]
     f_x = (width / 2) / half_tan[..., 1]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)

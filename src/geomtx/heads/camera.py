@@ -58,6 +58,16 @@ class CameraHead(nn.Module):
         )
         self.trunk_norm = nn.LayerNorm(dim)
         self.pose_mlp = MLP(dim, dim // 2, POSE_DIM, out_type=Float32Linear)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from a camera at the origin that looks ahead, with a field of view of one radian.
+
+        Without a start, half of all fields of view begin at the rectifier's zero side, where no gradient is.
+        """
+        start = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+        with torch.no_grad():
+            self.pose_mlp.contract.bias.copy_(start / self.num_iterations)
 
     def forward(self, tokens: Tokens) -> CameraPrediction:
         """Predict.

@@ -132,7 +132,12 @@ class DPTDecoder(nn.Module):
 
         Returns:
             (N, out_channels, H / stride, W / stride).
+
+        Raises:
+            ValueError: For another number of layers.
         """
+        if len(layers) != len(self.taps):
+            raise ValueError(f"layers must have {len(self.taps)} entries, got {len(layers)}")
         maps = []
         for level, tokens in enumerate(layers):
             x = self.norm(tokens)

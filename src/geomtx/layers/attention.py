@@ -61,7 +61,12 @@ class Attention(nn.Module):
             context: (batch, M, C), where keys and values come from.
             rope: Table of the N tokens; self-attention only.
             mask: Bool, broadcastable to (batch, heads, N, M), True = attend. `key_mask` makes one from a token mask.
+
+        Raises:
+            ValueError: For rotary positions together with a context.
         """
+        if rope is not None and context is not None:
+            raise ValueError("rope must be None with a context, whose tokens have positions of their own")
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self._project(x, context))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

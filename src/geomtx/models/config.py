@@ -22,7 +22,9 @@ HEADS: tuple[HeadName, ...] = tuple(HEAD_MODULES)
 
 
 def check_heads(heads: tuple[str, ...], available: tuple[str, ...] = HEADS) -> None:
-    """Require every name to be an available head."""
+    """Require a tuple of names of available heads."""
+    if isinstance(heads, str):
+        raise ValueError(f"heads must be a tuple of names, got {heads!r}")
     for head in heads:
         check_option("head", head, available)
 
@@ -88,12 +90,10 @@ class VGGTConfig:
     attention: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.heads, str):
-            raise ValueError(f"heads must be a tuple of names, got {self.heads!r}")
+        check_heads(self.heads)
         for name in ("heads", "taps", "dpt_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_option("backbone", self.backbone, ("vit", "conv"))
-        check_heads(self.heads)
         check_positive("num_heads", self.num_heads)
         # Rotary positions turn pairs of channels along two axes.
         check_divisible("dim / num_heads", self.dim / self.num_heads, 4)
@@ -132,10 +132,14 @@ class VGGTConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: For a key that is no attribute.
+            ValueError: For a key that is no attribute, or a value of another type.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             check_option("config key", key, sorted(known))
         numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for field in dataclasses.fields(cls):
+            wanted = (int, float) if isinstance(field.default, float) else type(field.default)
+            if not isinstance(numbers.get(field.name, field.default), wanted):
+                raise ValueError(f"{field.name} must be like {field.default!r}, got {numbers[field.name]!r}")
         return cls(**numbers)

@@ -22,7 +22,7 @@ from geomtx.heads.track import TrackHead
 from geomtx.layers.block import TransformerBlock
 from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
 from geomtx.models.registry import state_licence
-from geomtx.models.vggt_keys import VGGT_KEYS, config_from_published, published_config
+from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config, published_config
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, Predictions
 
@@ -100,10 +100,28 @@ def build_track_head(config: VGGTConfig) -> TrackHead:
     return TrackHead(decoder, tracker)
 
 
+def check_queries(query_points: Tensor, images: Tensor) -> None:
+    """Require query points (B, N, 2 or 3) to lie in the views of `images`; only where looking costs nothing."""
+    if type(query_points) is not Tensor or not query_points.is_cpu or torch.compiler.is_compiling():
+        return
+    num_views, height, width = images.shape[1], images.shape[-2], images.shape[-1]
+    view, x, y = torch.cat([torch.zeros_like(query_points[..., :1]), query_points], dim=-1)[..., -3:].unbind(-1)
+    inside = (view >= 0) & (view < num_views) & (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    if not inside.all():
+        first = query_points[~inside][0].tolist()
+        raise ValueError(f"query_points must lie in one of {num_views} views of {width}x{height} pixels, got {first}")
+
+
 def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
     """The stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
-    if checkpoint.config is not None:
-        return config_from_published(checkpoint.config)
+    stored = checkpoint.config
+    if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
+        stored = checkpoint.embedded_config  # complete, where a published one has few numbers
+    if stored is not None:
+        try:
+            return parse_config(stored)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
     parts = {name.partition(".")[0] for name in checkpoint.shapes}
     return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
 
@@ -153,11 +171,17 @@ class VGGT(nn.Module):
             `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
 
         Raises:
-            ValueError: For wrong shapes or a head that the model doesn't have. Values are not looked at, which would
-                make an accelerator wait; `geomtx.reconstruct` does that.
+            ValueError: For wrong shapes, a head that the model doesn't have, images too small for tracks, and query
+                points outside their view. Values on an accelerator are not looked at, which would make it wait;
+                `geomtx.reconstruct` checks them, and the images' too.
         """
-        heads = self.heads if heads is None else heads
-        check_heads(heads, self.heads)
+        if heads is not None:
+            check_heads(heads, self.heads)
+            if "tracks" in heads and query_points is None:
+                raise ValueError("query_points must be given for the head 'tracks', got None")
+        heads = tuple(
+            head for head in (self.heads if heads is None else heads) if head != "tracks" or query_points is not None
+        )
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         if patch_mask is not None and patch_mask.ndim == 3:
@@ -165,7 +189,17 @@ class VGGT(nn.Module):
         if query_points is not None:
             query_points = query_points[None] if query_points.ndim == 2 else query_points
             check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
+            check_queries(query_points, images)
+            self._check_image_side(images)
         return self._predict(images, query_points, patch_mask, heads, view_chunk)
+
+    def _check_image_side(self, images: Tensor) -> None:
+        """Before the encoder's work is done in vain."""
+        side = 0 if self.track_head is None else self.track_head.tracker.min_image_side
+        if min(images.shape[-2:]) < side:
+            raise ValueError(
+                f"images must have at least {side} pixels a side for tracks, got {tuple(images.shape[-2:])}"
+            )
 
     def _predict(
         self,
@@ -175,7 +209,6 @@ class VGGT(nn.Module):
         heads: tuple[HeadName, ...],
         view_chunk: int | None,
     ) -> Predictions:
-        heads = tuple(head for head in heads if head != "tracks" or query_points is not None)
         # The dense heads read all taps, the camera head the last.
         taps = self.config.taps[-1:] if heads == ("camera",) else self.config.taps
         tokens = self.encoder(images, patch_mask=patch_mask, taps=taps)
@@ -242,5 +275,5 @@ class VGGT(nn.Module):
         Returns:
             The folder.
         """
-        config = self.config.to_dict() if names == "geomtx" else published_config(self.config)
-        return save_model(self, folder, VGGT_KEYS, config=config, names=names)
+        ours, published = self.config.to_dict(), published_config(self.config)
+        return save_model(self, folder, VGGT_KEYS, config=ours, published_config=published, names=names)

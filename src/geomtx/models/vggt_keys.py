@@ -19,7 +19,8 @@ __all__ = [
     "TRACKER_KEYS",
     "VGGT_KEYS",
     "VIT_KEYS",
-    "config_from_published",
+    "is_published_config",
+    "parse_config",
     "published_config",
 ]
 
@@ -159,13 +160,18 @@ _SWITCHES: dict[str, HeadName] = {
 }
 
 
-def config_from_published(values: dict[str, Any]) -> VGGTConfig:
+def is_published_config(values: dict[str, Any]) -> bool:
+    """Whether a `config.json` is a published one."""
+    return bool(values.keys() & _NUMBERS.keys() - {"patch_size"})
+
+
+def parse_config(values: dict[str, Any]) -> VGGTConfig:
     """Read a `config.json`, ours or a published one; what a published one doesn't say is as in VGGT-1B.
 
     Raises:
         ValueError: For an unknown key in one of ours.
     """
-    if not values.keys() & _NUMBERS.keys() - {"patch_size"}:
+    if not is_published_config(values):
         return VGGTConfig.from_dict(values)
     numbers = {ours: values[theirs] for theirs, ours in _NUMBERS.items() if theirs in values}
     off = {head for switch, head in _SWITCHES.items() if not values.get(switch, True)}

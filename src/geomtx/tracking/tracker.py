@@ -17,9 +17,6 @@ from geomtx.types import Bool, Float, TrackIterations
 
 __all__ = ["Tracker"]
 
-# Displacements, in feature-map pixels, are also given to the network over this length, whatever the image's size.
-MAX_DISPLACEMENT = 518.0
-
 
 class Tracker(nn.Module):
     """Follow query points through feature maps.
@@ -34,6 +31,7 @@ class Tracker(nn.Module):
         depth: Of the transformer.
         num_virtual: Virtual tracks of the transformer.
         stride: Pixels of the image a pixel of the maps.
+        max_displacement: Displacements, in pixels of the maps, are also given to the network over this length.
         backend: See `geomtx.layers.backends`.
     """
 
@@ -49,6 +47,7 @@ class Tracker(nn.Module):
         depth: int = 6,
         num_virtual: int = 64,
         stride: int = 2,
+        max_displacement: float = 518.0,
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
@@ -58,6 +57,7 @@ class Tracker(nn.Module):
         self.radius = radius
         self.num_iterations = num_iterations
         self.stride = stride
+        self.max_displacement = max_displacement
         token_dim = 3 * dim + 4  # displacement (dim + 4), correlation (dim), feature (dim)
         self.map_norm = nn.LayerNorm(dim)
         self.query_token = nn.Parameter(torch.empty(1, 2, token_dim))
@@ -109,7 +109,7 @@ class Tracker(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             maps = at_least_float32(maps)
             pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
-            query, query_view = self._split_query(query_points.to(maps.dtype))
+            query, query_view = self._split_query(query_points.to(maps.dtype), num_views)
             track = self._sample_query(maps, query, query_view)
         track = track[:, None].expand(-1, num_views, -1, -1)
         in_own_view = (torch.arange(num_views, device=query.device)[:, None] == query_view[:, None])[..., None]
@@ -127,11 +127,19 @@ class Tracker(nn.Module):
             torch.stack(history), self.visibility(track).squeeze(-1), self.confidence(track).squeeze(-1)
         )
 
-    def _split_query(self, query_points: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates (B, N, 2) in pixels of the maps, and views (B, N)."""
+    @property
+    def min_image_side(self) -> int:
+        """Pixels that both sides of an image must have at least, for the pyramid's last level."""
+        return self.stride * 2 ** (self.num_levels - 1)
+
+    def _split_query(self, query_points: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, N, 2) in pixels of the maps, and views (B, N), kept in range.
+
+        An index out of range would take a GPU's whole process down; `geomtx.VGGT` and `geomtx.reconstruct` refuse it.
+        """
         if query_points.shape[-1] == 2:
             return query_points / self.stride, query_points.new_zeros(query_points.shape[:2], dtype=torch.long)
-        return query_points[..., 1:] / self.stride, query_points[..., 0].round().long()
+        return query_points[..., 1:] / self.stride, query_points[..., 0].round().long().clamp(0, num_views - 1)
 
     def _sample_query(self, maps: Tensor, query: Tensor, query_view: Tensor) -> Tensor:
         """Feature of each query in its own view, (B, N, C)."""
@@ -155,5 +163,5 @@ class Tracker(nn.Module):
         correlation = self.correlation_mlp(correlation.to(self.query_token.dtype)).unflatten(0, coords.shape[:2])
         displacement = coords - query[:, None]
         waves = fourier_features(displacement, track.shape[-1] // 2)
-        relative = displacement / MAX_DISPLACEMENT
+        relative = displacement / self.max_displacement
         return torch.cat([waves, relative, relative, correlation.to(coords.dtype), track.to(coords.dtype)], dim=-1)
