@@ -70,3 +70,31 @@ def test_what_is_no_scene(tmp_path: Path) -> None:
     (tmp_path / "scene.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="truncated or no safetensors file"):
         load_scene(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("without", "metadata", "message"),
+    [
+        ("mask", {}, "no 'mask'"),
+        ("depth_confidence", {}, "no 'depth_confidence'"),
+        ("", {"views": "[{"}, "Expecting"),
+        ("", {"views": "[]"}, r"images must have shape \(0, 3, H, W\)"),
+        ("", {"views": '[{"name": "a"}]'}, "images must have shape"),
+        ("", {"views": "[{}, {}, {}, {}]"}, "no 'name'"),
+        ("", {"views": "[1, 2, 3, 4]"}, "'int'"),
+    ],
+)
+def test_a_damaged_scene_is_named(
+    scene: geomtx.Scene, tmp_path: Path, without: str, metadata: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "scene.safetensors"
+    write_archive(path, scene, maps="network")
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+    tensors = load_file(path)
+    tensors.pop(without, None)
+    save_file(tensors, path, metadata={**found, **metadata})
+    with pytest.raises(
+        ValueError, match=rf"scene\.safetensors must hold a whole scene, got a damaged one: .*{message}"
+    ):
+        load_scene(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import geomtx
 from geomtx.export import SCENE_FILES, files
@@ -46,9 +47,24 @@ def test_stale_tracks_go(scene: geomtx.Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "tracks.json").exists()
 
 
-def test_a_scene_without_a_finite_point_is_an_error_and_writes_nothing(scene: geomtx.Scene, tmp_path: Path) -> None:
-    depth = DenseMap(torch.full((4, 84, 112), torch.nan), torch.ones(4, 84, 112))
-    broken = dataclasses.replace(scene, predictions=scene.predictions._replace(depth=depth))
-    with pytest.raises(ValueError, match="at least one valid pixel"):
-        broken.save(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_predictions_that_are_not_finite_give_everything_but_points(
+    scene: geomtx.Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    scene.save(tmp_path)
+    predictions = tree_map(lambda t: None if t is None else torch.full_like(t, value), scene.predictions)
+    broken = dataclasses.replace(scene, predictions=predictions)
+    with pytest.raises(ValueError, match="no finite points: the predictions are not finite"):
+        broken.points()
+    broken.save(tmp_path)
+    assert caplog.messages == [
+        "left out points.ply, no finite points: the predictions are not finite; try --dtype float32"
+    ]
+    assert set(digests(tmp_path)) == set(SCENE_FILES) - {"points.ply"}
+
+
+def test_depth_that_is_nowhere_positive_is_named(scene: geomtx.Scene) -> None:
+    depth = DenseMap(torch.zeros(4, 84, 112), torch.ones(4, 84, 112))
+    behind = dataclasses.replace(scene, predictions=scene.predictions._replace(depth=depth))
+    with pytest.raises(ValueError, match="no points: the predicted depth is not positive anywhere"):
+        behind.points()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option
+from geomtx.checks import check_option, check_shape
 from geomtx.export.cameras import CAMERA_CONVENTIONS
 from geomtx.scene.scene import Scene
 from geomtx.tensor_file import open_tensor_file
@@ -93,7 +93,17 @@ def load_scene(source: str | Path) -> Scene:
         raise ValueError(f"{path} must hold a scene of format {FORMAT} {VERSION}, got {found}")
     names = [name for name in file.shapes if not name.startswith("original/")]
     tensors = {name: tensor.clone() for name, tensor in file.read(names)}
-    views = json.loads(file.metadata["views"])
+    try:
+        return _scene_from(tensors, file.metadata)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} must hold a whole scene, got a damaged one: {reason}") from error
+
+
+def _scene_from(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Scene:
+    views = json.loads(metadata["views"])
+    check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
+    check_shape("mask", tensors["mask"], (len(views), *tensors["images"].shape[2:]))
     return Scene(
         names=tuple(view.pop("name") for view in views),
         transforms=tuple(ViewTransform.from_dict(view) for view in views),
@@ -101,8 +111,8 @@ def load_scene(source: str | Path) -> Scene:
         masks=tensors["mask"],
         predictions=_predictions_from(tensors),
         query_points=tensors.get("query_points"),
-        units=file.metadata["units"],
-        notice=file.metadata["notice"],
+        units=metadata["units"],
+        notice=metadata["notice"],
     )
 
 

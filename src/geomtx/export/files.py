@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -11,11 +12,13 @@ from geomtx.export.cameras import write_cameras
 from geomtx.export.pointcloud import write_ply
 from geomtx.export.report import draw_report
 from geomtx.export.tracks import write_tracks
-from geomtx.scene.pointcloud import PointCloud
+from geomtx.scene.pointcloud import NoPointsError, PointCloud
 from geomtx.scene.scene import Scene
 from geomtx.staging import staged_folder
 
-__all__ = ["SCENE_FILES", "save_scene", "write_scene_files"]
+__all__ = ["SCENE_FILES", "save_scene", "scene_cloud", "write_scene_files"]
+
+logger = logging.getLogger(__name__)
 
 SCENE_FILES = (ARCHIVE, "cameras.json", "tracks.json", "points.ply", "report.png")
 
@@ -37,11 +40,15 @@ def save_scene(
 
 
 def scene_cloud(scene: Scene, percentile: float, max_points: int | None) -> PointCloud | None:
-    """The point cloud, or None where the predictions don't allow one."""
+    """The point cloud, or None where the predictions don't allow one; a warning says why if they should have."""
     has_depth = scene.predictions.depth is not None and scene.predictions.cameras is not None
     if not has_depth and scene.predictions.points is None:
         return None
-    return scene.points(percentile, max_points=max_points)
+    try:
+        return scene.points(percentile, max_points=max_points)
+    except NoPointsError as error:
+        logger.warning("left out points.ply, %s", error)
+        return None
 
 
 def write_scene_files(

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from geomtx.types import Bool, Float, Int, UInt8
 
-__all__ = ["PointCloud", "confidence_threshold", "select_points"]
+__all__ = ["NoPointsError", "PointCloud", "confidence_threshold", "select_points"]
+
+
+class NoPointsError(ValueError):
+    """No pixel gives a point; the message names the cause."""
 
 
 class PointCloud(NamedTuple):
@@ -59,17 +63,20 @@ def select_points(
         images: (S, 3, H, W), the colours.
         valid: (S, H, W), True = may be kept. Pixels that aren't finite never are.
         percentile: Keep valid pixels with a confidence at or above this percentile of all valid pixels' confidences.
-            Ties are kept: the cloud is never empty.
+            Ties are kept, so at least one is.
         max_points: At most so many; which ones is random, but the same in every call. None = all.
 
     Raises:
-        ValueError: If no valid pixel is finite, for a percentile outside [0, 100], or max_points below 1.
+        NoPointsError: A ValueError, if no pixel is valid or no valid pixel is finite.
+        ValueError: For a percentile outside [0, 100], or max_points below 1.
     """
     if max_points is not None and max_points < 1:
         raise ValueError(f"max_points must be at least 1, got {max_points}")
+    if not valid.any():
+        raise NoPointsError("no points: masks and padding leave no pixel")
     valid = valid & points.isfinite().all(dim=-1) & confidence.isfinite()
     if not valid.any():
-        raise ValueError("points must have at least one valid pixel with finite values, got none")
+        raise NoPointsError("no finite points: the predictions are not finite; try --dtype float32")
     keep = valid & (confidence >= confidence_threshold(confidence[valid], percentile))
     index = keep.flatten().nonzero()[:, 0]
     if max_points is not None and len(index) > max_points:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geomtx.geometry.projection import unproject
-from geomtx.scene.pointcloud import PointCloud, select_points
+from geomtx.scene.pointcloud import NoPointsError, PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
 from geomtx.views import ViewTransform
 
@@ -104,9 +104,15 @@ class Scene:
             max_points: At most so many, chosen at random but the same in every call.
 
         Raises:
-            ValueError: Without both (depth, cameras) and points; if no pixel is finite; for other arguments.
+            ValueError: Without both (depth, cameras) and points; for other arguments; if there is no such pixel, with
+                the cause: predictions that are not finite, no positive depth, or nothing left by the masks.
         """
+        depth = self.predictions.depth
         points, confidence = self.point_map()
+        if depth is not None and self.predictions.cameras is not None:
+            value = depth.value[self.masks]
+            if value.isfinite().any() and not (value > 0).any():
+                raise NoPointsError("no points: the predicted depth is not positive anywhere")
         return select_points(points, confidence, self.images, self.masks, percentile=percentile, max_points=max_points)
 
     def point_map(self) -> DenseMap:
@@ -161,7 +167,8 @@ class Scene:
         """Write the scene: all files or none, the same bytes every time; other files in the folder are left alone.
 
         `scene.safetensors` (every map; `Scene.load` reads it), `cameras.json`, `points.ply`, `report.png`, and
-        `tracks.json` where there are tracks. What the predictions don't allow is left out.
+        `tracks.json` where there are tracks. What the predictions don't allow is left out, with a warning in the log
+        if there are no finite points.
 
         Args:
             folder: Made if it doesn't exist.
