@@ -11,8 +11,8 @@ import torch
 import geomtx
 from common import measure_time, peak_memory_gib, write_result
 
-# The published code on the first setting below, as given to us: a quiet machine with two cores, like the one in the
-# results. Not measured by this script.
+# The published code on the setting below, on a quiet machine with two cores. Measured separately, not by this script:
+# see the machine in the results before you compare.
 PUBLISHED_CPU = {"median_s": 24.0, "peak_resident_gib": 5.6}
 PUBLISHED_SETTING = {"views": 4, "size": [280, 280], "device": "cpu", "dtype": "float32"}
 

@@ -203,3 +203,11 @@ def test_the_heads_are_those_of_the_models() -> None:
 def test_an_empty_name_of_photos_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reconstruct", "", "-o", "out", "--preset", "tiny"]) == 2
     assert capsys.readouterr().err.startswith("geomtx: error: argument PHOTOS: must not be empty")
+
+
+def test_results_do_not_go_among_the_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report would be a photo the next time."""
+    before = sorted(photos.iterdir())
+    assert main(["reconstruct", str(photos), "-o", f"{photos}/../{photos.name}", "--preset", "tiny"]) == 2
+    assert "error: --output must not be the folder of the photos" in capsys.readouterr().err
+    assert sorted(photos.iterdir()) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomtx.cli.device import choose_device
@@ -119,6 +120,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
     if not 0 <= arguments.percentile <= 100:
         raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")
+    photos, output = Path(arguments.photos[0]), Path(arguments.output)
+    if photos.is_dir() and photos.resolve() == output.resolve():
+        raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
 

@@ -136,7 +136,10 @@ def _with_tracks(scene: Scene, view: int, photo: Image.Image, corner: tuple[int,
     photo = photo.resize((photo.width * zoom, photo.height * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(photo)
     radius = max(photo.size) / 60
-    seen = (tracks.visibility[view] > 0.5) & lies_inside(original.coords_px[view], scene.transforms[view].original_hw)
+    seen = tracks.visibility[view] > 0.5
+    if scene.query_points is not None:  # a query is where its user put it, whatever the model thinks of it
+        seen = seen | (scene.query_points[:, 0] == view)
+    seen = seen & lies_inside(original.coords_px[view], scene.transforms[view].original_hw)
     for index in seen.nonzero()[:, 0].tolist():
         x, y = ((tracks.coords_px[view, index] - torch.tensor(corner) + 0.5) * zoom).tolist()
         draw.circle((x, y), radius, fill=(255, 255, 255))
