@@ -246,6 +246,14 @@ def test_dtype(tmp_path, model, dtype):
     assert all(torch.equal(tensor, reference[name].to(dtype)) for name, tensor in loaded.state_dict().items())
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, "float16", torch.complex64])
+def test_dtypes_that_are_none_for_weights(tmp_path, model, dtype):
+    folder = model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"^dtype must be a floating point torch.dtype, got '?{dtype}'?$"):
+        VGGT.from_pretrained(folder, dtype=dtype)
+
+
 def test_dtype_is_as_stored_by_default(tmp_path, model):
     assert_equal(VGGT.from_pretrained(model.bfloat16().save_pretrained(tmp_path)), model)
 
@@ -417,6 +425,12 @@ def test_only_the_first_ten_are_listed(tmp_path, model):
     tensors |= {name: model.state_dict()[name] for name in names[:3]}
     with pytest.raises(ValueError, match=rf"{names[12]} is missing$"):
         VGGT.from_pretrained(bare_safetensors(tensors, tmp_path), config=model.config)
+
+
+def test_whole_numbers_are_no_weights(tmp_path, model):
+    tensors = {**model.state_dict(), "camera_head.token_norm.bias": torch.zeros(64, dtype=torch.int8)}
+    wanted = r"doesn't fit the model: camera_head.token_norm.bias has numbers of type torch.int8$"
+    assert_refused(bare_safetensors(tensors, tmp_path), wanted, config=model.config)
 
 
 def test_tensors_of_a_part_that_no_model_has(tmp_path, model):

@@ -106,6 +106,28 @@ def test_main_tells_of_a_file_it_does_not_know(folder, capsys):
     assert "nonsense                         not covered" in capsys.readouterr().out
 
 
+def add(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with check_goldens.safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), **metadata}
+    save_file({**load_file(path), **tensors}, path, metadata)
+
+
+def test_main_tells_of_an_output_that_nothing_checks(folder, capsys):
+    add(folder / "rope2d.safetensors", {"out_of_something_else": torch.zeros(3)}, {})
+    assert main([str(folder)]) == 1
+    assert "rope2d                           inf  out_of_something_else    FAIL" in capsys.readouterr().out
+
+
+def test_main_goes_on_after_an_error(folder, capsys):
+    shutil.copy(GOLDENS / "dpt_depth.safetensors", folder)
+    add(folder / "dpt_depth.safetensors", {}, {"conf_activation": '"sigmoid"'})
+    (folder / "correlation.safetensors").write_bytes(b"garbage")
+    assert main([str(folder)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] == "FAIL" for line in lines] == [True, True, False, False]
+    assert lines[1].endswith("FAIL     ValueError: conf_activation sigmoid is not supported, only expp1")
+
+
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["/no/such/folder"]])
 def test_main_wants_a_folder(arguments, capsys):
     assert main(arguments) == 2

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from geomtx import AlternatingEncoder, Tokens, TransformerBlock, VisionTransformer
 from geomtx.encoder import PatchEmbedding
+from geomtx.layers import RotaryTable
 from reference import randomize, without_gradient
 
 DIM = 16
@@ -392,3 +393,26 @@ def test_wrong_inputs():
         model(draw_images(1, 2), patch_mask=torch.ones(1, 2, 3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^patch_mask must have shape \(1, 2, 2, 3\), got \(2, 6\)$"):
         model(draw_images(1, 2), patch_mask=torch.ones(2, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("scope", ["frame", "global"])
+def test_masked_patches_are_no_keys(scope):
+    """A block gives the rest what it gives them with the masked tokens cut out."""
+    counts = (1, 0) if scope == "frame" else (0, 1)
+    model, images = encoder(*counts, order=((scope,),)), draw_images(1, 2)
+    mask = torch.ones(1, 2, 2, 3, dtype=torch.bool)
+    mask[0, 0, 0, 1] = mask[0, 1, 1, 1] = mask[0, 1, 1, 2] = False
+    ((name, x, options),) = trace(model, images, mask)
+    tokens = model(images, patch_mask=mask)
+    taking_part = tokens.mask[0] if scope == "frame" else tokens.mask.flatten(1)
+    out = tokens.layers[0][0] if scope == "frame" else tokens.layers[0].flatten(1, 2)
+    for index, kept in enumerate(taking_part):
+        rope = RotaryTable(options["rope"].cos[kept], options["rope"].sin[kept])
+        expected = model.get_submodule(name)(x[index : index + 1, kept], rope=rope)
+        torch.testing.assert_close(out[index : index + 1, kept], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_masks_are_bool():
+    with pytest.raises(ValueError, match=r"^patch_mask must be bool, got torch.uint8$"):
+        encoder()(draw_images(1, 2), patch_mask=torch.ones(1, 2, 2, 3, dtype=torch.uint8))

@@ -82,3 +82,10 @@ def test_gradchecks():
 def test_matrices_of_four_rows_are_refused():
     with pytest.raises(ValueError, match=r"^transform must have shape \(\.\.\., 3, 4\), got \(2, 4, 4\)$"):
         invert_rigid(torch.eye(4).expand(2, 4, 4))
+
+
+def test_more_than_half_a_turn_of_view_mirrors_as_the_formula_says():
+    fov = torch.tensor([3.5, 4.0], dtype=torch.float64)
+    focal = fov_to_intrinsics(fov, (48, 64))
+    assert focal[1, 1].item() == pytest.approx(24 / math.tan(1.75), rel=1e-12)
+    assert focal[0, 0].item() == pytest.approx(32 / math.tan(2.0), rel=1e-12)

@@ -178,3 +178,15 @@ def test_wrong_tokens():
         head(layer=7)(random_tokens())
     with pytest.raises(ValueError, match=r"^num_iterations must be positive, got 0$"):
         head(num_iterations=0)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 4])
+def test_a_new_head_starts_near_a_camera_that_looks_ahead(num_iterations):
+    """Away from the rectifier's zero side, where a field of view would never learn."""
+    model = CameraHead(16, 2, num_heads=2, num_iterations=num_iterations)
+    with torch.no_grad():
+        model.pose_mlp.contract.weight.zero_()
+    prediction = model(cast(random_tokens(), torch.float32))
+    start = torch.tensor([0.0, 0, 0, 0, 0, 0, 1, 1, 1]).expand(2, 3, 9)
+    torch.testing.assert_close(prediction.pose_encodings[-1], start)
+    torch.testing.assert_close(prediction.cameras.cam_from_world, torch.eye(3, 4).expand(2, 3, 3, 4))

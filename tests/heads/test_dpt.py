@@ -181,3 +181,9 @@ def test_four_taps_and_channels():
         decoder(channels=(8, 8, 8))
     with pytest.raises(ValueError, match=r"^channels and taps must have four entries, .* \(0, 1\)$"):
         decoder(taps=(0, 1))
+
+
+def test_as_many_layers_as_taps():
+    layers = [torch.randn(2, 6, 16).double()] * 3
+    with pytest.raises(ValueError, match=r"^layers must have 4 entries, got 3$"):
+        decoder()(layers, (2, 3), (28, 42))

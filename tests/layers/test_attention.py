@@ -110,8 +110,14 @@ def test_half_precision_in_half_precision_out(dtype):
     torch.testing.assert_close(out.double(), module(x, rope=table), rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
+class Widen(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
 def test_autocast_runs_the_product_in_half_precision():
-    module = attention(qk_norm=True).float()
+    module = attention().float()
+    module.q_norm = module.k_norm = Widen()  # as LayerNorm does under autocast on some devices
     seen = []
     kernel = module.attend
     module.attend = lambda q, k, v, mask: (seen.extend([q.dtype, k.dtype, v.dtype]), kernel(q, k, v, mask))[1]
@@ -144,3 +150,11 @@ def test_the_definition_itself_on_numbers_done_by_hand():
     q, k = torch.tensor([[[[2.0]]]]), torch.tensor([[[[0.0], [0.5 * torch.log(torch.tensor(3.0))]]]])
     v = torch.tensor([[[[4.0], [8.0]]]])
     torch.testing.assert_close(attend(q, k, v), torch.tensor([[[[7.0]]]]))
+
+
+def test_rotary_positions_are_for_self_attention():
+    module, x, table = attention(), torch.randn(1, 3, DIM).double(), rotary_table(torch.ones(3, 2).long(), DIM // HEADS)
+    with pytest.raises(
+        ValueError, match=r"^rope must be None with a context, whose tokens have positions"
+    ):
+        module(x, x, rope=table)

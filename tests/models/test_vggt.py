@@ -531,3 +531,17 @@ def test_images_too_small_to_track(model):
 def test_taps_beyond_the_depth():
     with pytest.raises(ValueError, match=r"^tap must be one of 0, 1, got 2$"):
         VGGT(VGGTConfig.tiny(depth=2))
+
+
+def test_images_too_small_to_track_do_for_other_heads():
+    model = VGGT(VGGTConfig.tiny(track_levels=5)).double()
+    images, queries = torch.rand(1, 2, 3, 14, 14, dtype=torch.float64), torch.rand(1, 2, 2, dtype=torch.float64)
+    assert model(images, queries, heads=("depth",)).depth.value.shape == (1, 2, 14, 14)
+    assert model(images).tracks is None
+
+
+def test_queries_on_the_border_of_the_image(model, images):
+    """Up to half a pixel outside of the outermost pixel centres."""
+    queries = torch.tensor([[-0.5, -0.5], [83.5, 55.5], [0, 55.5]], dtype=torch.float64).expand(2, 3, 2)
+    assert model(images, queries).tracks.coords_px.isfinite().all()
+    assert model(images, queries[:, :0]).tracks.coords_px.shape == (2, 3, 0, 2)

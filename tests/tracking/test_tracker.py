@@ -224,3 +224,26 @@ def test_too_small_maps_and_wrong_shapes():
 def test_queries_of_another_batch():
     with pytest.raises(ValueError, match=r"^query_points must have shape \(2, N, 2\) or \(2, N, 3\), got \(3, 4, 2\)$"):
         tracker()(draw_features(), draw_queries(3))
+
+
+def test_views_of_queries_are_the_nearest_whole_ones_in_range():
+    model, features, points = tracker(), draw_features(1, 3), draw_queries(1, 6)
+
+    def track(views: list[float]) -> Tensor:
+        return model(features, torch.cat([torch.tensor(views).double()[None, :, None], points], dim=-1)).coords_px
+
+    assert torch.equal(track([0.9999, 2.0001, 1.2, -7.0, 99.0, 0.0]), track([1.0, 2.0, 1.0, 0.0, 2.0, 0.0]))
+
+
+def test_displacements_are_given_over_a_length():
+    short, long, query = tracker(max_displacement=1.0), tracker(), draw_queries()
+    long.load_state_dict(short.state_dict())
+    features = draw_features()
+    first, second = (model(features, query).coords_px for model in (short, long))
+    assert torch.equal(first[0], second[0])  # where nothing is displaced yet
+    assert not torch.allclose(first[1], second[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("num_levels", "stride", "side"), [(7, 2, 128), (3, 4, 16), (1, 1, 1)])
+def test_smallest_image(num_levels, stride, side):
+    assert Tracker(DIM, num_levels=num_levels, stride=stride).min_image_side == side

@@ -190,7 +190,8 @@ class VGGT(nn.Module):
             query_points = query_points[None] if query_points.ndim == 2 else query_points
             check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
             check_queries(query_points, images)
-            self._check_image_side(images)
+            if "tracks" in heads:
+                self._check_image_side(images)
         return self._predict(images, query_points, patch_mask, heads, view_chunk)
 
     def _check_image_side(self, images: Tensor) -> None:
