@@ -1,4 +1,4 @@
-"""Compile and export the components of a small model: `python tests/compile_components.py`.
+"""Compile or export the components of a small model: `python tests/compile_components.py compile` (or `export`).
 
 Prints one JSON object, component → largest difference from eager. It runs in a process of its own, without the hook
 that checks shapes in the tests, as at a user's; any break of a graph is an error.
@@ -75,30 +75,32 @@ def exported(model: geomtx.VGGT) -> dict[str, float]:
     return errors
 
 
-def main() -> int:
-    torch.manual_seed(0)
-    # In float64, where only a wrong program is far from the right one.
-    model = geomtx.VGGT(CONFIG).double().eval()
+def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
     images = torch.rand(2, 3, 3, 56, 84, dtype=torch.float64)
     queries = torch.rand(2, 4, 2, dtype=torch.float64) * 50
     mask = torch.rand(2, 3, 4, 6) < 0.7
+    tokens = model.encoder(images)
+    return {
+        "decode_pose": compiled(geomtx.decode_pose, torch.rand(2, 3, 9, dtype=torch.float64), (56, 84)),
+        "encoder": compiled(model.encoder, images),
+        "camera_head": compiled(model.camera_head, tokens),
+        "gradients of camera_head": compiled_gradients(model.camera_head, tokens),
+        "depth_head": compiled(model.depth_head, tokens),
+        "point_head": compiled(model.point_head, tokens),
+        "track_head": compiled(model.track_head, tokens, queries),
+        "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    measure = {"compile": compiled_components, "export": exported}[arguments[0]]
+    torch.manual_seed(0)
+    # In float64, where only a wrong program is far from the right one.
+    model = geomtx.VGGT(CONFIG).double().eval()
     with torch.no_grad():
-        tokens = model.encoder(images)
-        encodings = torch.rand(2, 3, 9, dtype=torch.float64)
-        errors = {
-            "decode_pose": compiled(geomtx.decode_pose, encodings, (56, 84)),
-            "encoder": compiled(model.encoder, images),
-            "camera_head": compiled(model.camera_head, tokens),
-            "gradients of camera_head": compiled_gradients(model.camera_head, tokens),
-            "depth_head": compiled(model.depth_head, tokens),
-            "point_head": compiled(model.point_head, tokens),
-            "track_head": compiled(model.track_head, tokens, queries),
-            "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
-        }
-        errors |= exported(model)
-    print(json.dumps(errors))
+        print(json.dumps(measure(model)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
