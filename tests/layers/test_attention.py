@@ -154,7 +154,5 @@ def test_the_definition_itself_on_numbers_done_by_hand():
 
 def test_rotary_positions_are_for_self_attention():
     module, x, table = attention(), torch.randn(1, 3, DIM).double(), rotary_table(torch.ones(3, 2).long(), DIM // HEADS)
-    with pytest.raises(
-        ValueError, match=r"^rope must be None with a context, whose tokens have positions"
-    ):
+    with pytest.raises(ValueError, match=r"^rope must be None with a context, whose tokens have positions"):
         module(x, x, rope=table)
