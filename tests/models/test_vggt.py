@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomtx import VGGT, DPTDecoder, Predictions, VGGTConfig
+from geomtx import VGGT, Attention, DPTDecoder, Predictions, VGGTConfig
 from geomtx.geometry import rotation_angle
 from reference import named_tensors, relative_error, without_gradient
 
@@ -190,6 +190,64 @@ def test_other_numbers(options, images, queries):
     prediction = VGGT(VGGTConfig.tiny(**options)).double()(images, queries)
     assert prediction.depth.value.shape == (2, 3, 56, 84)
     assert all(tensor.isfinite().all() for tensor in named_tensors(prediction).values())
+
+
+def test_every_number_of_the_configuration_goes_where_it_belongs():
+    """All different from each other and from the defaults."""
+    config = VGGTConfig(
+        dim=48,
+        depth=5,
+        num_heads=3,
+        patch_size=6,
+        num_registers=2,
+        image_size=30,
+        vit_depth=1,
+        vit_num_heads=4,
+        rope_base=70.0,
+        taps=(0, 1, 2, 4),
+        camera_depth=2,
+        camera_num_heads=8,
+        camera_iterations=5,
+        dpt_features=24,
+        dpt_channels=(4, 8, 12, 16),
+        track_features=28,
+        track_levels=3,
+        track_radius=1,
+        track_iterations=6,
+        track_dim=60,
+        track_num_heads=5,
+        track_depth=7,
+        track_virtual=9,
+        attention="math",
+    )
+    model = VGGT(config)
+    encoder, camera, tracker = model.encoder, model.camera_head, model.track_head.tracker
+    vit, updater = encoder.backbone, tracker.updater
+    assert (encoder.special.camera.shape[-1], len(encoder.frame_blocks), len(encoder.global_blocks)) == (48, 5, 5)
+    assert {block.attention.num_heads for block in (*encoder.frame_blocks, *encoder.global_blocks)} == {3}
+    assert (encoder.special.num_tokens, encoder.rope_base, encoder.taps) == (3, 70.0, (0, 1, 2, 4))
+    assert (vit.patch_size, vit.table_side, vit.num_registers, len(vit.blocks)) == (6, 5, 2, 1)
+    assert vit.blocks[0].attention.num_heads == 4
+    assert (len(camera.trunk), camera.trunk[0].attention.num_heads, camera.num_iterations) == (2, 8, 5)
+    assert camera.layer == 4
+    for head in (model.depth_head, model.point_head):
+        assert head.decoder.reduce[0].out_channels == 24
+    for decoder in (model.depth_head.decoder, model.point_head.decoder, model.track_head.decoder):
+        assert (decoder.taps, [conv.out_channels for conv in decoder.project]) == ((0, 1, 2, 4), [4, 8, 12, 16])
+    assert [(h.value_dim, h.activation) for h in (model.depth_head, model.point_head)] == [
+        (1, "exp"),
+        (3, "signed_expm1"),
+    ]
+    decoder = model.track_head.decoder
+    assert (decoder.reduce[0].out_channels, decoder.out_channels, decoder.stride) == (28, 28, 2)
+    assert not decoder.position_signal
+    assert (tracker.num_levels, tracker.radius, tracker.num_iterations, tracker.stride) == (3, 1, 6, 2)
+    assert tracker.correlation_mlp.expand.out_features == updater.input_project.out_features == 60
+    assert (len(updater.view_blocks), updater.virtual_tracks.shape[1]) == (7, 9)
+    assert updater.view_blocks[0].attention.num_heads == 5
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    assert len(attentions) == 1 + 10 + 2 + 4 * 7
+    assert {module.attend.__name__ for module in attentions} == {"attend_math"}
 
 
 def test_attention_backends_agree(model, images, queries):
