@@ -451,7 +451,7 @@ def assert_precise(model: VGGT, images: Tensor, queries: Tensor, how: str, dtype
     eps = torch.finfo(dtype).eps
     for name in ("depth.value", "points.value", "depth.confidence"):
         error = relative_error(named_tensors(prediction)[name].cpu(), named_tensors(reference)[name])
-        assert error < 2 * eps, name
+        assert error < (2 if dtype != torch.float32 else 10) * eps, name
     if dtype != torch.float32:  # what leaves the last layers has bits that the model's precision doesn't have
         for name in ("pose_encodings", "depth.value", "points.value", "tracks.coords_px"):
             tensor = named_tensors(prediction)[name]
@@ -465,7 +465,8 @@ def test_precision(model, images, queries, how, dtype):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(("how", "dtype"), ROTATION_BOUNDS)
-def test_precision_on_a_gpu(model, images, queries, how, dtype):
+def test_precision_on_a_gpu(model, images, queries, how, dtype, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # float32 means float32
     assert_precise(model, images, queries, how, dtype, "cuda")
 
 
