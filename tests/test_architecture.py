@@ -29,6 +29,7 @@ INNER = {
     "encoder": BLOCKS,
     "tracking": BLOCKS,
     "heads": BLOCKS | {"tracking"},
+    "losses": FOUNDATION | {"geometry"},
     "checkpoint": FOUNDATION | FILES,
     "models": BLOCKS | {"encoder", "heads", "tracking", "checkpoint", *FILES},
 }

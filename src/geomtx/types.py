@@ -44,8 +44,10 @@ __all__ = [
     "Float",
     "Int",
     "Predictions",
+    "SceneBatch",
     "Tokens",
     "TrackIterations",
+    "TrackLabels",
     "TrackPrediction",
     "Tracks",
     "UInt8",
@@ -170,3 +172,39 @@ class Predictions(NamedTuple):
     points: DenseMap | None = None
     tracks: Tracks | None = None
     track_iterations: TrackIterations | None = None
+
+
+class TrackLabels(NamedTuple):
+    """True tracks; the query of a track is where it is in view 0.
+
+    Attributes:
+        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; kept where the point is not seen.
+        visible: (B, S, N) bool.
+        valid: (B, N) bool; False = the slot is empty or a negative, which is never visible.
+    """
+
+    coords_px: Float[Tensor, "b s n 2"]
+    visible: Bool[Tensor, "b s n"]
+    valid: Bool[Tensor, "b n"]
+
+
+class SceneBatch(NamedTuple):
+    """Pictures and what is known of them, for training and evaluation. What a dataset doesn't have is None.
+
+    Attributes:
+        images: (B, S, 3, H, W) in [0, 1].
+        cameras: `cam_from_world` (B, S, 3, 4), `intrinsics` (B, S, 3, 3) in pixels of `images`.
+        camera_mask: (B, S) bool, True = the camera is known; None = all are.
+        depth: (B, S, H, W), z-depth in the unit of the cameras' translations.
+        points: (B, S, H, W, 3) in the world of the cameras.
+        mask: (B, S, H, W) bool, True = depth and points are known; what they hold elsewhere counts for nothing.
+        tracks: True tracks.
+    """
+
+    images: Float[Tensor, "b s 3 h w"]
+    cameras: Cameras | None = None
+    camera_mask: Tensor | None = None
+    depth: Tensor | None = None
+    points: Tensor | None = None
+    mask: Tensor | None = None
+    tracks: TrackLabels | None = None

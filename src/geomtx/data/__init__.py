@@ -1,0 +1,1 @@
+"""Scenes to train on: rendered ones and datasets."""

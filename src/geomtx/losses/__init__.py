@@ -1,0 +1,1 @@
+"""Losses: pure functions that masks select for, and one composer."""
