@@ -29,7 +29,7 @@ INNER = {
     "encoder": BLOCKS,
     "tracking": BLOCKS,
     "heads": BLOCKS | {"tracking"},
-    "losses": FOUNDATION | {"geometry"},
+    "losses": BLOCKS,
     "checkpoint": FOUNDATION | FILES,
     "models": BLOCKS | {"encoder", "heads", "tracking", "checkpoint", *FILES},
 }

@@ -31,12 +31,14 @@ INVENTORY = {
     "Views": "class",
     "VisionTransformer": "module",
     "__version__": "string",
+    "camera_loss": "function",
     "decode_pose": "function",
     "encode_pose": "function",
     "invert_rigid": "function",
     "load_views": "function",
     "project": "function",
     "reconstruct": "function",
+    "track_loss": "function",
     "unproject": "function",
 }
 NAMES = sorted(INVENTORY.keys() - {"__version__"})

@@ -28,6 +28,8 @@ _HOMES = {
     "unproject": "geometry.projection",
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
+    "camera_loss": "losses.camera",
+    "track_loss": "losses.track",
     "load_views": "views",
     "Views": "views",
     "reconstruct": "scene",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from geomtx.heads.track import TrackHead as TrackHead
     from geomtx.layers.attention import Attention as Attention
     from geomtx.layers.block import TransformerBlock as TransformerBlock
+    from geomtx.losses.camera import camera_loss as camera_loss
+    from geomtx.losses.track import track_loss as track_loss
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
     from geomtx.scene import Scene as Scene

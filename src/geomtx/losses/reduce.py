@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["masked_mean", "select"]
+__all__ = ["average_stages", "masked_mean", "select"]
 
 
 def select(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -34,3 +34,19 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
         return values.mean() if values.numel() else values.sum()
     mask = mask.expand_as(values)
     return select(values, mask).sum() / mask.sum().clamp(min=1)
+
+
+def average_stages(errors: Tensor, decay: float) -> Tensor:
+    """Errors of all refinements as one: refinement i of I counts decay^(I-1-i) / I.
+
+    The sum is divided by the number of refinements, not by the sum of their weights, as published.
+
+    Args:
+        errors: (I, …), floating point.
+        decay: Weight of a refinement relative to the next one.
+
+    Returns:
+        (…).
+    """
+    exponents = torch.arange(len(errors) - 1, -1, -1, device=errors.device, dtype=errors.dtype)
+    return torch.tensordot(decay**exponents, errors, dims=1) / len(errors)
