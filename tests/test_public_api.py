@@ -34,6 +34,7 @@ INVENTORY = {
     "camera_loss": "function",
     "decode_pose": "function",
     "encode_pose": "function",
+    "fit_similarity": "function",
     "invert_rigid": "function",
     "load_views": "function",
     "project": "function",
@@ -59,6 +60,7 @@ SIGNATURES = {
     "unproject": "(depth, intrinsics, cam_from_world, *, pixel_center)",
     "project": "(points_world, intrinsics, cam_from_world)",
     "invert_rigid": "(transform)",
+    "fit_similarity": "(source, target, weights)",
 }
 FIELDS = {
     "Cameras": ("cam_from_world", "intrinsics"),

@@ -28,6 +28,7 @@ _HOMES = {
     "unproject": "geometry.projection",
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
+    "fit_similarity": "geometry.similarity",
     "camera_loss": "losses.camera",
     "track_loss": "losses.track",
     "load_views": "views",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from geomtx.geometry.pose_encoding import encode_pose as encode_pose
     from geomtx.geometry.projection import project as project
     from geomtx.geometry.projection import unproject as unproject
+    from geomtx.geometry.similarity import fit_similarity as fit_similarity
     from geomtx.heads.camera import CameraHead as CameraHead
     from geomtx.heads.dense import DenseHead as DenseHead
     from geomtx.heads.dpt import DPTDecoder as DPTDecoder

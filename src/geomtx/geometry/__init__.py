@@ -1,15 +1,19 @@
-"""Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection."""
+"""Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities."""
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
 from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
 from geomtx.geometry.projection import project, unproject
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 
 __all__ = [
+    "Similarity",
     "activate_pose",
+    "apply_similarity",
     "compose_rigid",
     "decode_pose",
     "encode_pose",
+    "fit_similarity",
     "fov_to_intrinsics",
     "intrinsics_to_fov",
     "invert_rigid",
