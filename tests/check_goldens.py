@@ -26,10 +26,10 @@ from geomtx.key_table import KeyTable
 from geomtx.layers import apply_rotary, rotary_table
 from geomtx.models import vggt_keys
 from geomtx.tracking import build_pyramid, correlate
-from geomtx.types import Tokens
+from geomtx.types import Tokens, TrackIterations, TrackLabels
 
 TOLERANCE = 1e-4
-LATER = ("losses", "normalization", "track_loss", "vggt_omega_1b_text")
+LATER = ("losses", "normalization", "vggt_omega_1b_text")
 
 
 class ReadOnce(dict[str, Tensor]):
@@ -334,6 +334,18 @@ def check_preprocessing(golden: Golden) -> Iterator[Check]:
             yield Check(name, torch.stack([content_corners(t) for t in views.transforms]), reference)
 
 
+def check_track_loss(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    coords = torch.stack(list(golden.numbered("tracks").values()))
+    iterations = TrackIterations(coords, tensors["visibility_logits"], tensors["confidence_logits"])
+    visible = tensors["gt_visibility"]
+    labels = TrackLabels(tensors["gt_tracks"], visible, torch.ones_like(visible[:, 0]))
+    loss = geomtx.track_loss(iterations, labels, decay=meta["gamma"], threshold_px=meta["confidence_radius_px"])
+    yield Check("position", loss.position, tensors["loss_track"])
+    yield Check("visibility", loss.visibility, tensors["loss_visibility"])
+    yield Check("confidence", loss.confidence, tensors["loss_confidence"])
+
+
 def content_corners(transform: Any) -> Tensor:
     """(x1, y1, x2, y2) of the photo's borders in the model's image, and the photo's width and height."""
     height, width = transform.original_hw
@@ -356,6 +368,7 @@ CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "pose_encoding": check_pose_encoding,
     "unprojection": check_unprojection,
     "preprocessing": check_preprocessing,
+    "track_loss": check_track_loss,
 }
 
 

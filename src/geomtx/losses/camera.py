@@ -96,7 +96,7 @@ def _check_inputs(
     if mask is not None:
         check_shape("mask", mask, views)
     if len(weights) != 3:
-        raise ValueError(f"weights must be those of translation, rotation and field of view, got {weights}")
+        raise ValueError(f"weights must be three, of translation, rotation and field of view, got {weights}")
 
 
 def _nearer_sign(predicted: Tensor, target: Tensor) -> Tensor:
