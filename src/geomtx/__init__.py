@@ -29,7 +29,12 @@ _HOMES = {
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
+    "normalize_scene": "geometry.normalization",
     "camera_loss": "losses.camera",
+    "aleatoric_loss": "losses.aleatoric",
+    "gradient_loss": "losses.gradient",
+    "normal_loss": "losses.gradient",
+    "MultitaskLoss": "losses.multitask",
     "track_loss": "losses.track",
     "load_views": "views",
     "Views": "views",
@@ -38,7 +43,9 @@ _HOMES = {
     "Cameras": "types",
     "DenseMap": "types",
     "Predictions": "types",
+    "SceneBatch": "types",
     "Tokens": "types",
+    "TrackLabels": "types",
     "Tracks": "types",
 }
 
@@ -61,6 +68,7 @@ if TYPE_CHECKING:
     from geomtx.encoder.alternating import AlternatingEncoder as AlternatingEncoder
     from geomtx.encoder.vit import VisionTransformer as VisionTransformer
     from geomtx.geometry.camera import invert_rigid as invert_rigid
+    from geomtx.geometry.normalization import normalize_scene as normalize_scene
     from geomtx.geometry.pose_encoding import decode_pose as decode_pose
     from geomtx.geometry.pose_encoding import encode_pose as encode_pose
     from geomtx.geometry.projection import project as project
@@ -72,7 +80,11 @@ if TYPE_CHECKING:
     from geomtx.heads.track import TrackHead as TrackHead
     from geomtx.layers.attention import Attention as Attention
     from geomtx.layers.block import TransformerBlock as TransformerBlock
+    from geomtx.losses.aleatoric import aleatoric_loss as aleatoric_loss
     from geomtx.losses.camera import camera_loss as camera_loss
+    from geomtx.losses.gradient import gradient_loss as gradient_loss
+    from geomtx.losses.gradient import normal_loss as normal_loss
+    from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
@@ -82,7 +94,9 @@ if TYPE_CHECKING:
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap
     from geomtx.types import Predictions as Predictions
+    from geomtx.types import SceneBatch as SceneBatch
     from geomtx.types import Tokens as Tokens
+    from geomtx.types import TrackLabels as TrackLabels
     from geomtx.types import Tracks as Tracks
     from geomtx.views import Views as Views
     from geomtx.views import load_views as load_views

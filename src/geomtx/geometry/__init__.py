@@ -1,6 +1,7 @@
 """Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities."""
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
+from geomtx.geometry.normalization import normalize_scene
 from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
 from geomtx.geometry.projection import project, unproject
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
@@ -18,6 +19,7 @@ __all__ = [
     "intrinsics_to_fov",
     "invert_rigid",
     "matrix_to_quat",
+    "normalize_scene",
     "project",
     "quat_to_matrix",
     "rotation_angle",

@@ -1,0 +1,161 @@
+"""Ground truth in the frame and the unit that a model predicts in (VGGT, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.geometry.camera import compose_rigid, invert_rigid, transform_points
+from geomtx.geometry.projection import unproject
+from geomtx.types import Bool, Cameras, SceneBatch
+
+__all__ = ["normalize_scene"]
+
+# The published sum is divided by the count plus this.
+COUNT_MARGIN = 1e-3
+SCALE_RANGE = (1e-6, 1e6)
+
+
+def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[SceneBatch, Tensor]:
+    """Make the first camera the world and the mean distance of a scene's points from it the unit of length.
+
+    Depth, points and translations are divided by the scale; rotations, intrinsics, images and tracks stay as they are.
+    Predictions are never normalized: the model learns this frame and this unit.
+
+    - Where points are None, they are made of depth and cameras.
+    - A scene without a known pixel is scaled by the mean distance of its other cameras from the first; if that is
+      nothing either, by 1. Depth without cameras is scaled by its own mean.
+    - A scene whose first camera is unknown has no frame: all its cameras and, where there are cameras, its pixels are
+      masked. So are the pixels of any other view of unknown camera, if points were made of its depth.
+    - What a mask hides may be NaN or infinite and has no influence on anything else.
+
+    Args:
+        batch: Scenes in any world and unit.
+        by_points: False = change the frame, not the unit.
+
+    Returns:
+        The batch, float32 or better, and the scale of each scene, (B,), in units of the input, within 1e-6 … 1e6. The
+        first camera is exactly the identity, and so is every camera that is masked.
+
+    Raises:
+        ValueError: For other shapes than those of `SceneBatch`.
+
+    Source: VGGT (arXiv 2503.11651), section 3.3; the released training code.
+    """
+    _check_shapes(batch)
+    with torch.autocast(batch.images.device.type, enabled=False):
+        batch = _first_camera_as_world(_with_points(_at_least_float32(batch)))
+        scale = _scene_scale(batch) if by_points else _ones(batch)
+        return _divide(batch, scale), scale
+
+
+def _check_shapes(batch: SceneBatch) -> None:
+    check_shape("images", batch.images, ("B", "S", 3, "H", "W"))
+    b, s, _, h, w = batch.images.shape
+    if batch.cameras is not None:
+        check_shape("cam_from_world", batch.cameras.cam_from_world, (b, s, 3, 4))
+        check_shape("intrinsics", batch.cameras.intrinsics, (b, s, 3, 3))
+    wanted = {"camera_mask": (b, s), "depth": (b, s, h, w), "points": (b, s, h, w, 3), "mask": (b, s, h, w)}
+    for name, shape in wanted.items():
+        value = getattr(batch, name)
+        if value is not None:
+            check_shape(name, value, shape)
+
+
+def _at_least_float32(batch: SceneBatch) -> SceneBatch:
+    def widen(x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    return batch._replace(
+        cameras=None if batch.cameras is None else Cameras(*map(widen, batch.cameras)),
+        depth=None if batch.depth is None else widen(batch.depth),
+        points=None if batch.points is None else widen(batch.points),
+    )
+
+
+def _camera_mask(batch: SceneBatch) -> Bool[Tensor, "b s"]:
+    """Cameras that can be told in the first one's frame."""
+    if batch.camera_mask is None:
+        return torch.ones(batch.images.shape[:2], dtype=torch.bool, device=batch.images.device)
+    return batch.camera_mask & batch.camera_mask[:, :1]
+
+
+def _pixel_mask(batch: SceneBatch) -> Bool[Tensor, "b s h w"]:
+    if batch.mask is not None:
+        return batch.mask
+    shape = (*batch.images.shape[:2], *batch.images.shape[-2:])
+    return torch.ones(shape, dtype=torch.bool, device=batch.images.device)
+
+
+def _with_points(batch: SceneBatch) -> SceneBatch:
+    """Points of the depth, in the world of the cameras; of unknown cameras there are none."""
+    if batch.points is not None or batch.depth is None or batch.cameras is None:
+        return batch
+    points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
+    if batch.camera_mask is None:
+        return batch._replace(points=points)
+    return batch._replace(points=points, mask=_pixel_mask(batch) & batch.camera_mask[..., None, None])
+
+
+def _first_camera_as_world(batch: SceneBatch) -> SceneBatch:
+    if batch.cameras is None:
+        return batch
+    known = _camera_mask(batch)
+    cameras = batch.cameras.cam_from_world
+    identity = torch.eye(3, 4, dtype=cameras.dtype, device=cameras.device)
+    # Hidden cameras are replaced before the arithmetic; afterwards the first is written, as R Rᵀ is the identity only
+    # up to rounding.
+    cameras = torch.where(known[..., None, None], cameras, identity)
+    first = cameras[:, :1]
+    relative = compose_rigid(cameras, invert_rigid(first))
+    moved = known & (torch.arange(known.shape[1], device=known.device) > 0)
+    relative = torch.where(moved[..., None, None], relative, identity)
+    points, mask = batch.points, batch.mask
+    if points is not None:
+        points = transform_points(first[:, 0], points.flatten(1, 3)).view_as(points)
+    if batch.camera_mask is not None and (batch.depth is not None or points is not None):
+        mask = _pixel_mask(batch) & batch.camera_mask[:, :1, None, None]
+    camera_mask = None if batch.camera_mask is None else known
+    cameras_now = Cameras(relative, batch.cameras.intrinsics)
+    return batch._replace(cameras=cameras_now, camera_mask=camera_mask, points=points, mask=mask)
+
+
+def _ones(batch: SceneBatch) -> Tensor:
+    like = next((x for x in (batch.points, batch.depth) if x is not None), None)
+    if like is None:
+        like = batch.images if batch.cameras is None else batch.cameras.cam_from_world
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.ones(len(batch.images), dtype=dtype, device=batch.images.device)
+
+
+def _scene_scale(batch: SceneBatch) -> Tensor:
+    """Mean distance of points from the first camera, or what stands in for it."""
+    scale = _ones(batch)
+    if batch.cameras is not None:
+        # As the first camera is the identity and the others are rigid, |t| is how far a camera is from it.
+        known = _camera_mask(batch)[:, 1:]
+        distance = torch.linalg.vector_norm(batch.cameras.cam_from_world[:, 1:, :, 3], dim=-1)
+        mean = distance.sum(-1) / known.sum(-1).clamp(min=1)
+        scale = torch.where(mean > SCALE_RANGE[0], mean, scale)
+    mask = _pixel_mask(batch)
+    if batch.points is not None:
+        distance = torch.linalg.vector_norm(torch.where(mask[..., None], batch.points, 0.0), dim=-1)
+    elif batch.depth is not None:
+        distance = torch.where(mask, batch.depth, 0.0)
+    else:
+        return scale.clamp(*SCALE_RANGE)
+    count = mask.sum((1, 2, 3))
+    mean = distance.sum((1, 2, 3)) / (count + COUNT_MARGIN)
+    return torch.where(count > 0, mean, scale).clamp(*SCALE_RANGE)
+
+
+def _divide(batch: SceneBatch, scale: Tensor) -> SceneBatch:
+    cameras = batch.cameras
+    if cameras is not None:
+        rotation, translation = cameras.cam_from_world.split([3, 1], dim=-1)
+        translation = translation / scale[:, None, None, None]
+        cameras = cameras._replace(cam_from_world=torch.cat([rotation, translation], dim=-1))
+    depth = None if batch.depth is None else batch.depth / scale[:, None, None, None]
+    points = None if batch.points is None else batch.points / scale[:, None, None, None, None]
+    return batch._replace(cameras=cameras, depth=depth, points=points)
