@@ -28,7 +28,8 @@ def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[Scene
       nothing either, by 1. Depth without cameras is scaled by its own mean.
     - A scene whose first camera is unknown has no frame: all its cameras and, where there are cameras, its pixels are
       masked. So are the pixels of any other view of unknown camera, if points were made of its depth.
-    - What a mask hides may be NaN or infinite and has no influence on anything else.
+    - What a mask hides may be NaN or infinite, has no influence on anything else and becomes 0. What is known must be
+      finite: a NaN there makes its scene NaN.
 
     Args:
         batch: Scenes in any world and unit.
@@ -108,7 +109,7 @@ def _first_camera_as_world(batch: SceneBatch) -> SceneBatch:
     # up to rounding.
     cameras = torch.where(known[..., None, None], cameras, identity)
     first = cameras[:, :1]
-    relative = compose_rigid(cameras, invert_rigid(first))
+    relative = compose_rigid(cameras, invert_rigid(first).expand_as(cameras))
     moved = known & (torch.arange(known.shape[1], device=known.device) > 0)
     relative = torch.where(moved[..., None, None], relative, identity)
     points, mask = batch.points, batch.mask
@@ -156,6 +157,13 @@ def _divide(batch: SceneBatch, scale: Tensor) -> SceneBatch:
         rotation, translation = cameras.cam_from_world.split([3, 1], dim=-1)
         translation = translation / scale[:, None, None, None]
         cameras = cameras._replace(cam_from_world=torch.cat([rotation, translation], dim=-1))
-    depth = None if batch.depth is None else batch.depth / scale[:, None, None, None]
-    points = None if batch.points is None else batch.points / scale[:, None, None, None, None]
+    depth, points, mask = batch.depth, batch.points, _pixel_mask(batch)
+    if depth is not None:
+        depth = _finite_where_hidden(depth / scale[:, None, None, None], mask)
+    if points is not None:
+        points = _finite_where_hidden(points / scale[:, None, None, None, None], mask[..., None])
     return batch._replace(cameras=cameras, depth=depth, points=points)
+
+
+def _finite_where_hidden(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask | x.isfinite(), x, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class MultitaskLoss(nn.Module):
         self.tasks = {name: term for name, term in {**terms, **(others or {})}.items() if term is not None}
 
     @classmethod
-    def paper(cls, **changes: Term | None) -> MultitaskLoss:
+    def paper(cls, **changes: Any) -> MultitaskLoss:
         """What the paper describes, with means over pixels and views in place of sums.
 
         Args:
@@ -92,10 +92,10 @@ class MultitaskLoss(nn.Module):
             "depth": DenseTerm("depth", regression=False, gradient_confidence=True),
             "points": DenseTerm("points", regression=False, gradient_confidence=True),
         }
-        return cls(**(terms | changes))  # type: ignore[arg-type]
+        return cls(**(terms | changes))
 
     @classmethod
-    def released(cls, **changes: Term | None) -> MultitaskLoss:
+    def released(cls, **changes: Any) -> MultitaskLoss:
         """What was published for fine-tuning, defects included.
 
         Args:
@@ -107,7 +107,7 @@ class MultitaskLoss(nn.Module):
             "points": None,
             "tracks": None,
         }
-        return cls(**(terms | changes))  # type: ignore[arg-type]
+        return cls(**(terms | changes))
 
     def forward(self, predictions: Predictions, batch: SceneBatch) -> LossReport:
         """Compare.
