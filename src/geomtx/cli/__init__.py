@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from geomtx import __version__
-from geomtx.cli import demo, info, reconstruct
+from geomtx.cli import demo, info, reconstruct, train
 from geomtx.cli.failure import run_command
 from geomtx.cli.parser import Parser, join_queries
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"geomtx {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (reconstruct, demo, info):
+    for module in (reconstruct, demo, train, info):
         module.add_parser(commands)
     try:
         arguments = parser.parse_args(join_queries(sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,34 @@
+"""Patterns and misspelt names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+__all__ = ["close_matches", "match_names"]
+
+
+def close_matches(name: str, known: Iterable[str]) -> str:
+    """A question that ends an error, or nothing where nothing is alike."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str], *, what: str) -> dict[str, list[str]]:
+    """Pattern → the names that it matches; "*" stands for any characters, dots too.
+
+    Args:
+        patterns: As of a shell.
+        names: Dotted.
+        what: Name of the patterns, for the error.
+
+    Raises:
+        ValueError: For a pattern that matches nothing.
+    """
+    names = list(names)
+    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
+    for pattern, found in matched.items():
+        if not found:
+            raise ValueError(f"{what} must match a name of the model, got '{pattern}'{close_matches(pattern, names)}")
+    return matched

@@ -1,0 +1,39 @@
+"""Gradient checkpointing (Chen et al. 2016): activations within a block are computed twice, and kept never."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from geomtx.encoder.alternating import AlternatingEncoder
+
+__all__ = ["recompute_blocks"]
+
+
+def recompute_blocks(encoder: AlternatingEncoder) -> int:
+    """Checkpoint every block of the backbone, every frame and every global block, in training mode only.
+
+    The blocks' classes know nothing of it: what a block's instance is called with goes through
+    `torch.utils.checkpoint`.
+
+    Args:
+        encoder: Changed in place. Blocks of the backbone are those in its attribute `blocks`, if it has one.
+
+    Returns:
+        How many blocks that are.
+    """
+    blocks = [*getattr(encoder.backbone, "blocks", ()), *encoder.frame_blocks, *encoder.global_blocks]
+    for block in blocks:
+        block.forward = types.MethodType(functools.partial(_recompute, block.forward), block)
+    return len(blocks)
+
+
+def _recompute(forward: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)
