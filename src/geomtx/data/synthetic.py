@@ -1,0 +1,151 @@
+"""Textured rooms, rendered by analytic ray casting on the device that trains on them, with exact ground truth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_positive
+from geomtx.data.rooms import Dice, Lights, RoomStyle, pick_textures, place_cameras, place_lights, place_solids
+from geomtx.data.solids import Hits, Solids, cast_rays, is_blocked
+from geomtx.data.textures import Textures, paint
+from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.projection import project, unproject
+from geomtx.types import Cameras, SceneBatch, TrackLabels
+
+__all__ = ["RoomStyle", "render_scenes"]
+
+
+def render_scenes(
+    seeds: Sequence[int],
+    num_views: int,
+    image_hw: tuple[int, int],
+    *,
+    num_tracks: int = 0,
+    supersample: int = 1,
+    style: RoomStyle | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> SceneBatch:
+    """Render random rooms.
+
+    A seed gives the same scene in every batch, whatever the number of views, tracks and pixels; pixel centres are at
+    integers, the principal point at (W/2, H/2).
+
+    Args:
+        seeds: One a scene.
+        num_views: Pictures of each scene, up to 24.
+        image_hw: Height and width of the pictures, pixels.
+        num_tracks: Points of view 0 to follow; visibility is exact, by another ray to each.
+        supersample: Colour rays a pixel along each axis.
+        style: What the rooms are like; None = `RoomStyle()`.
+        device: Where to render; None = the CPU.
+        dtype: Of the arithmetic and the results; float64 for a check of something else.
+
+    Returns:
+        `SceneBatch` with B = len(seeds); the world is the room's own, not the first camera's, and its unit a metre.
+        Every pixel has depth.
+
+    Raises:
+        ValueError: For no seeds, a number of views outside 1 … 24, sizes that aren't positive.
+    """
+    if not len(seeds):
+        raise ValueError("seeds must hold at least one seed, got none")
+    if not 1 <= num_views <= 24:
+        raise ValueError(f"num_views must be in 1 … 24, got {num_views}")
+    for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
+        check_positive(name, value)
+    style = style or RoomStyle()
+    dice = Dice(seeds, torch.device(device or "cpu"), dtype)
+    solids = place_solids(dice, style)
+    textures = pick_textures(dice, 6 + style.num_solids[1])
+    lights = place_lights(dice, solids)
+    picks = dice.roll(2 * 1024).unflatten(-1, (-1, 2))
+    cameras = place_cameras(dice, solids, style, num_views, image_hw)
+    room = _Room(solids, textures, lights, style.shadows)
+    images, depth = room.photograph(cameras, image_hw, supersample)
+    tracks = None
+    if num_tracks:
+        tracks = _follow(solids, cameras, image_hw, picks[:, :num_tracks])
+    points = unproject(depth, cameras.intrinsics, cameras.cam_from_world)
+    return SceneBatch(images, cameras, None, depth, points, torch.ones_like(depth, dtype=torch.bool), tracks)
+
+
+class _Room:
+    """What light falls on."""
+
+    def __init__(self, solids: Solids, textures: Textures, lights: Lights, shadows: bool) -> None:
+        self.solids, self.textures, self.lights, self.shadows = solids, textures, lights, shadows
+
+    def photograph(self, cameras: Cameras, image_hw: tuple[int, int], supersample: int) -> tuple[Tensor, Tensor]:
+        """Pictures, (B, S, 3, H, W) in [0, 1], each pixel the mean of a grid of rays, and z-depth of the pixels'
+        centres, (B, S, H, W).
+        """
+        # Rays have z = 1 in the camera, so the distance in lengths of the ray is the z-depth.
+        eyes = invert_rigid(cameras.cam_from_world)[..., 3]
+        directions = _pixel_rays(cameras, image_hw, 0.0, 0.0)
+        center = cast_rays(self.solids, eyes, directions)
+        focal = cameras.intrinsics[:, :, :1, 0] * supersample
+        shifts = [(2 * i + 1) / (2 * supersample) - 0.5 for i in range(supersample)]
+        total = torch.zeros_like(directions)
+        for dy, dx in itertools.product(shifts, shifts):
+            hits = center
+            if (dx, dy) != (0.0, 0.0):
+                directions = _pixel_rays(cameras, image_hw, dx, dy)
+                hits = cast_rays(self.solids, eyes, directions)
+            points = eyes[:, :, None] + hits.distance[..., None] * directions
+            color = paint(self.textures, hits.surface, points, hits.distance / focal)
+            total += color * self._light(points, hits.normal)
+        image = (total / supersample**2).clamp(0, 1).unflatten(2, image_hw)
+        return image.movedim(-1, 2).contiguous(), center.distance.unflatten(2, image_hw)
+
+    def _light(self, points: Tensor, normals: Tensor) -> Tensor:
+        to_lamp = self.lights.position[:, None, None] - points
+        distance = to_lamp.norm(dim=-1, keepdim=True)
+        facing = (to_lamp * normals).sum(-1, keepdim=True).clamp(min=0) / distance.clamp(min=1e-6)
+        direct = facing * (6 / (3 + distance.square())).clamp(max=1.5)
+        if self.shadows:
+            # To just off the surface, so that it doesn't shade itself.
+            lamp = self.lights.position[:, None].expand(-1, points.shape[1], -1)
+            blocked = is_blocked(self.solids, lamp, points + 2e-3 * normals)
+            direct = torch.where(blocked[..., None], 0.15 * direct, direct)
+        return self.lights.ambient[:, None, None] + self.lights.color[:, None, None] * direct
+
+
+def _pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float, dy: float) -> Tensor:
+    """Directions (B, S, H·W, 3) of rays through all pixels, shifted by (dx, dy) pixels."""
+    height, width = image_hw
+    k = cameras.intrinsics
+    rows = torch.arange(height, device=k.device, dtype=k.dtype) + dy
+    columns = torch.arange(width, device=k.device, dtype=k.dtype) + dx
+    coords = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(1, 1, -1, 2)
+    return _rays(cameras, coords)
+
+
+def _rays(cameras: Cameras, coords_px: Tensor) -> Tensor:
+    """Directions (B, S, N, 3), z = 1 in the camera, of rays through (B, S, N, 2) pixels."""
+    k = cameras.intrinsics[:, :, None]
+    offset = (coords_px - k[..., :2, 2]) / torch.stack([k[..., 0, 0], k[..., 1, 1]], dim=-1)
+    rays = torch.cat([offset, torch.ones_like(offset[..., :1])], dim=-1)
+    return rays @ cameras.cam_from_world[..., :3]
+
+
+def _follow(solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: Tensor) -> TrackLabels:
+    """Tracks of the points that view 0 sees at `picks` (B, N, 2) in [0, 1), in all views."""
+    height, width = image_hw
+    num_views = cameras.intrinsics.shape[1]
+    start_px = picks * picks.new_tensor([width - 1, height - 1])
+    first = Cameras(*(t[:, :1] for t in cameras))
+    eyes = invert_rigid(cameras.cam_from_world)[..., 3]
+    directions = _rays(first, start_px[:, None])
+    points = eyes[:, :1, None] + cast_rays(solids, eyes[:, :1], directions).distance[..., None] * directions
+    points = points.expand(-1, num_views, -1, -1)
+    coords, depth = project(points, cameras.intrinsics, cameras.cam_from_world)
+    coords = torch.cat([start_px[:, None], coords[:, 1:]], dim=1)
+    inside = (coords >= -0.5).all(-1) & (coords[..., 0] < width - 0.5) & (coords[..., 1] < height - 0.5)
+    visible = inside & ~is_blocked(solids, eyes, points) & (depth > 0)
+    visible[:, 0] = True
+    return TrackLabels(coords, visible, torch.ones_like(visible[:, 0]))
