@@ -20,7 +20,7 @@ from geomtx.data.textures import NUM_WAVES, Textures
 from geomtx.geometry.camera import fov_to_intrinsics
 from geomtx.types import Cameras
 
-__all__ = ["Dice", "Lights", "RoomStyle", "place_cameras", "place_lights", "place_solids", "pick_textures"]
+__all__ = ["Dice", "Lights", "RoomStyle", "pick_textures", "place_cameras", "place_lights", "place_solids"]
 
 _CANDIDATES = 8  # places tried for a camera
 _KINDS = 6  # ball, dome, cylinder, box, prism, pyramid
@@ -154,7 +154,7 @@ def _shape(dice: Dice, centers: Tensor, radii: Tensor, rotation: Tensor) -> tupl
 
 
 def _catalogue() -> tuple[Tensor, Tensor, Tensor]:
-    """The kinds of solids within [-1, 1]³: quadric axes (KINDS, 3), planes (KINDS, FACES, 3), offsets (KINDS, FACES)."""
+    """The kinds of solids within [-1, 1]³: axes of quadrics (KINDS, 3), normals (KINDS, FACES, 3), offsets."""
     axes = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
     planes, offsets = torch.zeros(_KINDS, _FACES, 3), torch.ones(_KINDS, _FACES)
     up, down = torch.tensor([0.0, -1, 0]), torch.tensor([0.0, 1, 0])

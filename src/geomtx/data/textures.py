@@ -42,8 +42,8 @@ def paint(textures: Textures, surface: Tensor, points: Tensor, footprint: Tensor
         textures: Of B scenes.
         surface: (B, V, R) int64, which texture.
         points: (B, V, R, 3).
-        footprint: (B, V, R), how wide a pixel is there, in the points' unit: faster waves fade to their mean, as they do
-            in a photo, instead of aliasing.
+        footprint: (B, V, R), how wide a pixel is there, in the points' unit: faster waves fade to their mean, as
+            they do in a photo, instead of aliasing.
 
     Returns:
         (B, V, R, 3) in [0, 1].
