@@ -36,8 +36,9 @@ def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[Scene
         by_points: False = change the frame, not the unit.
 
     Returns:
-        The batch, float32 or better, and the scale of each scene, (B,), in units of the input, within 1e-6 … 1e6. The
-        first camera is exactly the identity, and so is every camera that is masked.
+        The batch and the scale of each scene, (B,), in units of the input, within 1e-6 … 1e6; float32 or better.
+        Float64 stays, and coordinates far from the world's origin need it. The first camera is exactly the identity,
+        and so is every camera that is masked.
 
     Raises:
         ValueError: For other shapes than those of `SceneBatch`.

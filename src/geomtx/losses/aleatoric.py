@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_shape
+from geomtx.checks import check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.types import Bool, Float
@@ -69,7 +69,8 @@ def aleatoric_loss(
         with a graph.
 
     Raises:
-        ValueError: For shapes that don't match, a quantile outside (0, 1] or an unknown reduction.
+        ValueError: For shapes that don't match, a quantile outside (0, 1], a clamp that is not positive or an unknown
+            reduction.
 
     Source: VGGT (arXiv 2503.11651), equation of section 3.4, after Kendall and Gal (2017). The second term, the filter
     and the numbers are those of the released training code; the paper has none of them.
@@ -79,6 +80,8 @@ def aleatoric_loss(
     check_shape("target", target, tuple(value.shape))
     if mask is not None:
         check_shape("mask", mask, tuple(confidence.shape))
+    if clamp is not None:
+        check_positive("clamp", clamp)
     with torch.autocast(value.device.type, enabled=False):
         error = _distance(at_least_float32(value), at_least_float32(target), mask, value.ndim > confidence.ndim)
         error = bound(error, clamp, nan_to_zero)
@@ -142,10 +145,16 @@ def quantile_filter(
         return mask
     count = mask.sum()
     ranked = torch.where(mask, values, torch.inf).flatten().sort().values
-    doubled = 2 * round(quantile * QUANTILE_UNIT) * (count - 1).clamp(min=0) + QUANTILE_UNIT
-    rank = torch.div(doubled, 2 * QUANTILE_UNIT, rounding_mode="floor")
-    threshold = ranked.take(rank)
+    threshold = ranked.take(_rank(quantile, count))
     if ceiling is not None:
         threshold = threshold.clamp(max=ceiling)
     kept = mask & ~(values >= threshold)
     return torch.where((count > min_count) & (kept.sum() > min_count), kept, mask)
+
+
+def _rank(quantile: float, count: Tensor) -> Tensor:
+    """round(q·(n − 1)), halves to even as Python rounds them."""
+    product = round(quantile * QUANTILE_UNIT) * (count - 1).clamp(min=0)
+    half = QUANTILE_UNIT // 2
+    rank = (product + half) // QUANTILE_UNIT
+    return torch.where((product % QUANTILE_UNIT == half) & (rank % 2 == 1), rank - 1, rank)

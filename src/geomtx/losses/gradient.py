@@ -61,12 +61,14 @@ def gradient_loss(
         A scalar, or (…); float32 or better. Of no known pixel, a zero with a graph.
 
     Raises:
-        ValueError: For shapes that don't match, no scale or an unknown reduction.
+        ValueError: For shapes that don't match, no scale, a clamp that is not positive or an unknown reduction.
 
     Source: VGGT (arXiv 2503.11651), section 3.4: the paper weights it by confidence, the released configuration does
     not.
     """
     _check(value, target, mask, confidence, num_scales, reduction)
+    if clamp is not None:
+        check_positive("clamp", clamp)
     channels = value.shape[-1] if value.ndim > mask.ndim else 1
 
     def one_scale(value: Tensor, target: Tensor, mask: Tensor, confidence: Tensor | None) -> Tensor:

@@ -123,11 +123,12 @@ class MultitaskLoss(nn.Module):
             ValueError: If no task has both a prediction and labels, or for shapes that don't match.
         """
         tasks, terms = {}, {}
-        for name, term in self.tasks.items():
-            loss = term(predictions, batch)
-            if loss is not None:
-                tasks[name] = term.weight * loss.total
-                terms.update(loss.parts)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            for name, term in self.tasks.items():
+                loss = term(predictions, batch)
+                if loss is not None:
+                    tasks[name] = term.weight * loss.total
+                    terms.update(loss.parts)
         if not tasks:
             there = [name for name, value in predictions._asdict().items() if value is not None]
             labels = [name for name, value in batch._asdict().items() if value is not None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from geomtx.checks import check_option
 from geomtx.geometry.pose_encoding import encode_pose
+from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.aleatoric import aleatoric_loss
 from geomtx.losses.camera import camera_loss, depth_to_camera_mask
 from geomtx.losses.gradient import gradient_loss, normal_loss
@@ -71,7 +72,7 @@ class CameraTerm:
         height, width = batch.images.shape[-2:]
         loss = camera_loss(
             predictions.pose_encodings,
-            encode_pose(batch.cameras.cam_from_world, batch.cameras.intrinsics, (height, width)),
+            encode_pose(*map(at_least_float32, batch.cameras), (height, width)),
             self._mask(batch),
             kind=self.kind,
             decay=self.decay,
