@@ -1,6 +1,7 @@
 """Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities."""
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
+from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
 from geomtx.geometry.projection import project, unproject
@@ -16,6 +17,7 @@ __all__ = [
     "encode_pose",
     "fit_similarity",
     "fov_to_intrinsics",
+    "fundamental_matrix",
     "intrinsics_to_fov",
     "invert_rigid",
     "matrix_to_quat",
@@ -23,6 +25,7 @@ __all__ = [
     "project",
     "quat_to_matrix",
     "rotation_angle",
+    "sampson_distance",
     "transform_points",
     "unproject",
 ]

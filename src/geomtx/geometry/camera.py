@@ -28,14 +28,14 @@ def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
     return torch.cat([rotation_t, -rotation_t @ transform[..., 3:]], dim=-1)
 
 
-def compose_rigid(a_from_b: Float[Tensor, "*batch 3 4"], b_from_c: Float[Tensor, "*batch 3 4"]) -> Tensor:
-    """`a_from_c` = `a_from_b` ∘ `b_from_c`, (..., 3, 4)."""
+def compose_rigid(a_from_b: Float[Tensor, "*#batch 3 4"], b_from_c: Float[Tensor, "*#batch 3 4"]) -> Tensor:
+    """`a_from_c` = `a_from_b` ∘ `b_from_c`, (..., 3, 4); batches broadcast."""
     rotation = a_from_b[..., :3]
     return torch.cat([rotation @ b_from_c[..., :3], rotation @ b_from_c[..., 3:] + a_from_b[..., 3:]], dim=-1)
 
 
-def transform_points(transform: Float[Tensor, "*batch 3 4"], points: Float[Tensor, "*batch n 3"]) -> Tensor:
-    """R x + t for N points a transform, (..., N, 3)."""
+def transform_points(transform: Float[Tensor, "*#batch 3 4"], points: Float[Tensor, "*#batch n 3"]) -> Tensor:
+    """R x + t for N points a transform, (..., N, 3); batches broadcast."""
     return points @ transform[..., :3].transpose(-1, -2) + transform[..., None, :, 3]
 
 

@@ -2,10 +2,15 @@
 
 from geomtx.losses.aleatoric import AleatoricLoss, aleatoric_loss, quantile_filter
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
+from geomtx.losses.depth_consistency import depth_consistency_loss
+from geomtx.losses.epipolar import epipolar_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.multitask import LossReport, MultitaskLoss
+from geomtx.losses.pairs import ViewPairs, choose_cameras, draw_pairs
+from geomtx.losses.photometric import photometric_loss, smoothness_loss, structural_similarity
 from geomtx.losses.term import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
 from geomtx.losses.track import TrackLoss, track_loss
+from geomtx.losses.track_points import track_point_loss
 
 __all__ = [
     "AleatoricLoss",
@@ -18,11 +23,20 @@ __all__ = [
     "TermLoss",
     "TrackLoss",
     "TrackTerm",
+    "ViewPairs",
     "aleatoric_loss",
     "camera_loss",
+    "choose_cameras",
+    "depth_consistency_loss",
     "depth_to_camera_mask",
+    "draw_pairs",
+    "epipolar_loss",
     "gradient_loss",
     "normal_loss",
+    "photometric_loss",
     "quantile_filter",
+    "smoothness_loss",
+    "structural_similarity",
     "track_loss",
+    "track_point_loss",
 ]
