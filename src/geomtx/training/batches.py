@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from geomtx.checks import check_divisible
 from geomtx.data.seeds import held_out_seed, training_seed
-from geomtx.training.config import DataSection, ValidationSection
+from geomtx.training.data_config import DataSection, ValidationSection
+from geomtx.training.sources import DrawScenes
 from geomtx.types import SceneBatch
 
-__all__ = ["RenderScenes", "SceneStream", "load_batches", "move_batch", "split_batch", "validation_batches"]
-
-
-class RenderScenes(Protocol):
-    """Seeds to scenes, such as `geomtx.data.synthetic.render_scenes`."""
-
-    def __call__(
-        self,
-        seeds: list[int],
-        num_views: int,
-        image_hw: tuple[int, int],
-        *,
-        device: torch.device | None = None,
-        num_tracks: int = 0,
-    ) -> SceneBatch:
-        """The scenes of `seeds`, always the same for the same seed."""
-        ...
+__all__ = ["SceneStream", "load_batches", "move_batch", "split_batch", "validation_batches"]
 
 
 class SceneStream(Dataset[SceneBatch]):
     """The batches of one process, by step.
 
-    Every process draws the number of views by itself. Its scenes are those of the step whose index leaves `rank` over
-    `num_processes`: no two processes share one, and together they have those that one process with all the budget has.
+    Every process draws the number of views and the shape of the images by itself. Its scenes are those of the step
+    whose index leaves `rank` over `num_processes`: no two processes share one, and together they have those that one
+    process with all the budget has.
 
     Args:
         section: Budget, weights of the numbers of views, sizes.
-        render: Makes scenes of seeds.
+        draw: Makes scenes of seeds.
+        patch_size: Of the model: the images' sides are multiples of it.
         seed: Of the run.
         rank: Of the process.
         num_processes: In all.
@@ -51,15 +39,19 @@ class SceneStream(Dataset[SceneBatch]):
     def __init__(
         self,
         section: DataSection,
-        render: RenderScenes,
+        draw: DrawScenes,
         *,
+        patch_size: int,
         seed: int,
         rank: int = 0,
         num_processes: int = 1,
         device: torch.device | None = None,
     ) -> None:
+        for side in section.image_hw:
+            check_divisible("data.image_hw", side, patch_size)
         self.section = section
-        self.render = render
+        self.draw = draw
+        self.patch_size = patch_size
         self.seed = seed
         self.rank = rank
         self.num_processes = num_processes
@@ -71,6 +63,14 @@ class SceneStream(Dataset[SceneBatch]):
         weights = [self.section.views[count] for count in counts]
         return random.Random(f"views {self.seed} {step} {self.rank}").choices(counts, weights)[0]
 
+    def image_hw(self, step: int) -> tuple[int, int]:
+        """Height and width of the images of a step."""
+        height, width = self.section.image_hw
+        if self.section.aspect is None:
+            return height, width
+        aspect = round(random.Random(f"aspect {self.seed} {step} {self.rank}").uniform(*self.section.aspect), 2)
+        return max(1, int(width * aspect / self.patch_size + 1e-6)) * self.patch_size, width
+
     def seeds(self, step: int) -> list[int]:
         """Seeds of the scenes of a step."""
         num_scenes = max(1, self.section.images // self.num_views(step))
@@ -78,13 +78,7 @@ class SceneStream(Dataset[SceneBatch]):
 
     def __getitem__(self, step: int) -> SceneBatch:
         """The batch of a step."""
-        return self.render(
-            self.seeds(step),
-            self.num_views(step),
-            self.section.image_hw,
-            device=self.device,
-            num_tracks=self.section.num_tracks,
-        )
+        return self.draw(self.seeds(step), self.num_views(step), self.image_hw(step), device=self.device)
 
 
 def load_batches(stream: Dataset[SceneBatch], steps: range, *, workers: int = 0) -> Iterator[SceneBatch]:
@@ -100,23 +94,14 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def validation_batches(
-    section: ValidationSection, data: DataSection, render: RenderScenes, device: torch.device
+    section: ValidationSection, data: DataSection, draw: DrawScenes, device: torch.device
 ) -> Iterator[tuple[int, SceneBatch]]:
     """(number of views, held-out scenes), in batches of about the budget of training."""
     for num_views in section.views:
         size = max(1, data.images // num_views)
         seeds = [held_out_seed(index) for index in range(section.scenes)]
         for start in range(0, len(seeds), size):
-            yield (
-                num_views,
-                render(
-                    seeds[start : start + size],
-                    num_views,
-                    data.image_hw,
-                    device=device,
-                    num_tracks=data.num_tracks,
-                ),
-            )
+            yield num_views, draw(seeds[start : start + size], num_views, data.image_hw, device=device)
 
 
 def move_batch(batch: SceneBatch, device: torch.device) -> SceneBatch:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from geomtx.checks import check_option, check_positive
 from geomtx.models.config import HEADS, VGGTConfig
+from geomtx.training.data_config import DataSection, ValidationSection
+from geomtx.training.ranges import check_at_least, check_range
 
 __all__ = [
     "CheckpointSection",
-    "DataSection",
     "GroupSection",
     "LogSection",
     "LossSection",
@@ -19,18 +20,7 @@ __all__ = [
     "OptimiserSection",
     "ScheduleSection",
     "TrainingConfig",
-    "ValidationSection",
 ]
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in {low:g} … {high:g}, got {value}")
-
-
-def _check_at_least(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{name} must be at least {low:g}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,64 +58,6 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSection:
-    """Where scenes come from.
-
-    Attributes:
-        kind: "synthetic" renders scenes that never repeat; the others read folders.
-        root: Folder of a dataset.
-        image_hw: Height and width of the images, multiples of the model's patch.
-        images: Budget of images a step and process; with n views a batch has max(1, images // n) scenes.
-        views: Number of views → weight with which a step has it.
-        num_tracks: Tracks a scene; 0 = none.
-        options: Keyword arguments of the renderer or dataset.
-        augment: Change colours, see `geomtx.data.augmentation`.
-        workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
-    """
-
-    kind: Literal["synthetic", "co3d", "vkitti", "unified"] = "synthetic"
-    root: str | None = None
-    image_hw: tuple[int, int] = (518, 518)
-    images: int = 48
-    views: dict[int, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(range(2, 25), 1.0))
-    num_tracks: int = 0
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    augment: bool = False
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        check_positive("data.images", self.images)
-        _check_at_least("data.num_tracks", self.num_tracks, 0)
-        _check_at_least("data.workers", self.workers, 0)
-        for side in self.image_hw:
-            check_positive("data.image_hw", side)
-        if not self.views or min(self.views) < 1 or min(self.views.values()) < 0 or sum(self.views.values()) <= 0:
-            raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
-        if (self.root is None) != (self.kind == "synthetic"):
-            raise ValueError(f"data.root must name the folder of a dataset, got {self.root} for kind {self.kind!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationSection:
-    """Scenes that are never trained on.
-
-    Attributes:
-        every: Steps between validations; 0 = never.
-        scenes: For every number of views.
-        views: Numbers of views.
-    """
-
-    every: int = 0
-    scenes: int = 16
-    views: tuple[int, ...] = (2, 4)
-
-    def __post_init__(self) -> None:
-        _check_at_least("validation.every", self.every, 0)
-        check_positive("validation.scenes", self.scenes)
-        _check_at_least("validation.views", min(self.views, default=0), 1)
-
-
-@dataclasses.dataclass(frozen=True)
 class LossSection:
     """See `geomtx.losses.MultitaskLoss`.
 
@@ -151,8 +83,8 @@ class GroupSection:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        _check_at_least("lr", self.lr, 0)
-        _check_at_least("weight_decay", 0 if self.weight_decay is None else self.weight_decay, 0)
+        check_at_least("lr", self.lr, 0)
+        check_at_least("weight_decay", 0 if self.weight_decay is None else self.weight_decay, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +112,9 @@ class OptimiserSection:
     def __post_init__(self) -> None:
         check_positive("optimiser.lr", self.lr)
         check_positive("optimiser.eps", self.eps)
-        _check_at_least("optimiser.weight_decay", self.weight_decay, 0)
+        check_at_least("optimiser.weight_decay", self.weight_decay, 0)
         for beta in self.betas:
-            _check_range("optimiser.betas", beta, 0, 1)
+            check_range("optimiser.betas", beta, 0, 1)
         for pattern, norm in self.clip.items():
             check_positive(f"optimiser.clip.{pattern}", norm)
 
@@ -205,9 +137,9 @@ class ScheduleSection:
 
     def __post_init__(self) -> None:
         check_positive("schedule.steps", self.steps)
-        _check_range("schedule.warmup", self.warmup, 0, 1)
-        _check_at_least("schedule.initial_lr", self.initial_lr, 0)
-        _check_at_least("schedule.final_lr", self.final_lr, 0)
+        check_range("schedule.warmup", self.warmup, 0, 1)
+        check_at_least("schedule.initial_lr", self.initial_lr, 0)
+        check_at_least("schedule.final_lr", self.final_lr, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +159,8 @@ class MonitorSection:
     pcgrad: bool = False
 
     def __post_init__(self) -> None:
-        _check_at_least("monitor.every", self.every, 0)
-        _check_at_least("monitor.projection", 1 if self.projection is None else self.projection, 1)
+        check_at_least("monitor.every", self.every, 0)
+        check_at_least("monitor.projection", 1 if self.projection is None else self.projection, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +177,7 @@ class CheckpointSection:
 
     def __post_init__(self) -> None:
         check_positive("checkpoint.every", self.every)
-        _check_at_least("checkpoint.keep_every", self.keep_every, 0)
+        check_at_least("checkpoint.keep_every", self.keep_every, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,10 +241,10 @@ class TrainingConfig:
     log: LogSection = dataclasses.field(default_factory=LogSection)
 
     def __post_init__(self) -> None:
-        _check_at_least("seed", self.seed, 0)
+        check_at_least("seed", self.seed, 0)
         check_positive("accumulation", self.accumulation)
-        _check_range("ema", self.ema, 0, 1)
-        _check_at_least("max_skipped", self.max_skipped, 0)
+        check_range("ema", self.ema, 0, 1)
+        check_at_least("max_skipped", self.max_skipped, 0)
         for head in self.detach:
             check_option("detach", head, HEADS)
 

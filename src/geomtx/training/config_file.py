@@ -106,6 +106,9 @@ def _parse_section(section: Any, values: Any, path: str) -> Any:
         if key not in fields:
             raise ValueError(_unknown_key(f"{path}{'.' if path else ''}{key}", str(key), fields))
     prefix = f"{path}." if path else ""
+    for field in dataclasses.fields(section):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{field.name} must be given, got none")
     return section(**{key: _parse_value(fields[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
-from geomtx.training.batches import RenderScenes, SceneStream, load_batches, move_batch, validation_batches
-from geomtx.training.build import build_loss, build_model, build_renderer, prepare_model
+from geomtx.training.batches import SceneStream, load_batches, move_batch, validation_batches
+from geomtx.training.build import build_loss, build_model, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups, build_parameter_groups
@@ -20,6 +19,7 @@ from geomtx.training.monitor import GradientMonitor, shared_parameters
 from geomtx.training.requirements import import_extra
 from geomtx.training.run_folder import RunFolder
 from geomtx.training.schedule import learning_rate, set_learning_rates
+from geomtx.training.sources import DrawScenes, build_source, check_folders
 from geomtx.training.state import capture_rng, load_into, restore_rng, training_state
 from geomtx.training.step import StepReport, TrainingStep
 from geomtx.training.validation import score_cameras, validate
@@ -40,7 +40,7 @@ class Trainer:
         resume: Go on from the folder's checkpoint; False = the folder must not have one.
         cpu: Train on the CPU, whatever else there is.
         progress: Show a bar on stderr; None = if that is a terminal.
-        render: In place of `geomtx.data.synthetic.render_scenes`.
+        draw: Scenes by seed, for training and validation, in place of those that the configuration asks for.
 
     Attributes:
         step: Steps done, those that were skipped too; also which batch comes next.
@@ -62,9 +62,10 @@ class Trainer:
         resume: bool = False,
         cpu: bool = False,
         progress: bool | None = None,
-        render: RenderScenes | None = None,
+        draw: DrawScenes | None = None,
     ) -> None:
         accelerate = import_extra("accelerate")
+        check_folders(config.data, validation=config.validation.every > 0)
         self.config = config
         self.folder = RunFolder(Path(folder), config)
         state = self.folder.open(resume=resume)
@@ -72,12 +73,24 @@ class Trainer:
         self.accelerator = accelerate.Accelerator(cpu=cpu, kwargs_handlers=[ddp])
         self.device: torch.device = self.accelerator.device
         self.progress = progress if self.accelerator.is_main_process else False
-        self.render = build_renderer(config.data) if render is None else render
         self.step = self.num_skipped = self.skipped_in_a_row = 0
         self.stop_requested = False
         self.means = ScalarMeans()
         torch.manual_seed(config.seed)
         self._build_model(state)
+        patch_size = self.model_config.patch_size
+        source = draw or build_source(config.data, patch_size=patch_size)
+        if config.validation.every:
+            self.held_out = draw or build_source(config.data, patch_size=patch_size, held_out=True)
+        self.stream = SceneStream(
+            config.data,
+            source,
+            patch_size=patch_size,
+            seed=config.seed,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            device=None if config.data.workers else self.device,
+        )
         # From here on, every process draws its own numbers.
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
         if state is not None:
@@ -129,17 +142,6 @@ class Trainer:
     def _mean_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(tensor, "mean")
 
-    def batches(self) -> Dataset[SceneBatch]:
-        """The batches of this process, by step."""
-        return SceneStream(
-            self.config.data,
-            self.render,
-            seed=self.config.seed,
-            rank=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            device=None if self.config.data.workers else self.device,
-        )
-
     def train(self, until: int | None = None) -> Path:
         """Train to the end, or until so many steps are done; writes a checkpoint and the weights there.
 
@@ -151,7 +153,7 @@ class Trainer:
         """
         total = self.config.schedule.steps
         steps = range(self.step, total if until is None else min(until, total))
-        batches = load_batches(self.batches(), steps, workers=self.config.data.workers)
+        batches = load_batches(self.stream, steps, workers=self.config.data.workers)
         log = self.folder.open_log(self.step, total, self.progress) if self.accelerator.is_main_process else None
         try:
             for batch in batches:
@@ -219,7 +221,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Losses and scores on held-out scenes, of the averaged weights if there are; the same in every process."""
-        batches = validation_batches(self.config.validation, self.config.data, self.render, self.device)
+        scenes = validation_batches(self.config.validation, self.config.data, self.held_out, self.device)
+        batches = ((num_views, move_batch(batch, self.device)) for num_views, batch in scenes)
         if self.average is None:
             return validate(self.bare_model, self.loss, batches, autocast=self.autocast)
         with self.average.applied():

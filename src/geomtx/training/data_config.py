@@ -1,0 +1,100 @@
+"""Numbers of a training run that concern its scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from geomtx.checks import check_positive
+from geomtx.training.ranges import check_at_least
+
+__all__ = ["DataSection", "DatasetSection", "ValidationSection"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSection:
+    """Scenes in files.
+
+    Attributes:
+        kind: "co3d", "virtual_kitti" or "unified".
+        root: Folder.
+        annotations: Folder of Co3Dv2's annotations; None = `root`.
+        validation_root: Folder of the scenes to validate on; None = `root`, which Co3Dv2 has a split for.
+        length: How often scenes are drawn from it, relative to the others'; None = its number of scenes.
+        options: Other keyword arguments of the dataset.
+    """
+
+    kind: Literal["co3d", "virtual_kitti", "unified"]
+    root: str | None = None
+    annotations: str | None = None
+    validation_root: str | None = None
+    length: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Where scenes come from.
+
+    Attributes:
+        kind: "synthetic" renders scenes that never repeat, "dataset" reads `datasets`.
+        datasets: By a name of your choice.
+        image_hw: Height and width of the images, multiples of the model's patch.
+        aspect: Range of height over width to draw from for every step, in place of the height; None = always
+            `image_hw`.
+        images: Budget of images a step and process; with n views a batch has max(1, images // n) scenes.
+        views: Number of views → weight with which a step has it.
+        num_tracks: Tracks a scene; 0 = none.
+        supersample: See `geomtx.data.synthetic.render_scenes`.
+        style: Numbers of `geomtx.data.synthetic.RoomStyle`.
+        augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`.
+        color: Numbers of that.
+        workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
+    """
+
+    kind: Literal["synthetic", "dataset"] = "synthetic"
+    datasets: dict[str, DatasetSection] = dataclasses.field(default_factory=dict)
+    image_hw: tuple[int, int] = (518, 518)
+    aspect: tuple[float, float] | None = None
+    images: int = 48
+    views: dict[int, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(range(2, 25), 1.0))
+    num_tracks: int = 0
+    supersample: int = 1
+    style: dict[str, Any] = dataclasses.field(default_factory=dict)
+    augment: bool = False
+    color: dict[str, Any] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("data.images", self.images)
+        check_positive("data.supersample", self.supersample)
+        check_at_least("data.num_tracks", self.num_tracks, 0)
+        check_at_least("data.workers", self.workers, 0)
+        for side in self.image_hw:
+            check_positive("data.image_hw", side)
+        if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"data.aspect must be a range above 0, got {self.aspect}")
+        if not self.views or min(self.views) < 1 or min(self.views.values()) < 0 or sum(self.views.values()) <= 0:
+            raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
+        if (self.kind == "dataset") != bool(self.datasets):
+            raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationSection:
+    """Scenes that are never trained on.
+
+    Attributes:
+        every: Steps between validations; 0 = never.
+        scenes: For every number of views.
+        views: Numbers of views.
+    """
+
+    every: int = 0
+    scenes: int = 16
+    views: tuple[int, ...] = (2, 4)
+
+    def __post_init__(self) -> None:
+        check_at_least("validation.every", self.every, 0)
+        check_positive("validation.scenes", self.scenes)
+        check_at_least("validation.views", min(self.views, default=0), 1)

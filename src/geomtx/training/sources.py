@@ -1,0 +1,154 @@
+"""Scenes by seed: rendered, or drawn from files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from geomtx.checks import check_option
+from geomtx.data.augmentation import ColorAugmentation
+from geomtx.data.co3d import Co3dDataset
+from geomtx.data.collate import collate_scenes
+from geomtx.data.frame_geometry import FrameTransform
+from geomtx.data.mixture import SceneMixture
+from geomtx.data.sampler import SceneRequest
+from geomtx.data.scene_dataset import SampleOptions, SceneDataset
+from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.unified import UnifiedDataset
+from geomtx.data.virtual_kitti import VirtualKittiDataset
+from geomtx.training.data_config import DataSection, DatasetSection
+from geomtx.types import SceneBatch
+
+__all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_folders"]
+
+
+class DrawScenes(Protocol):
+    """Seeds to scenes, always the same for the same seed."""
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """One scene a seed; `device` is where to make them, if they are made. None = the CPU."""
+        ...
+
+
+def build_source(section: DataSection, *, patch_size: int, held_out: bool = False) -> DrawScenes:
+    """What a configuration asks for.
+
+    Args:
+        section: Of the configuration.
+        patch_size: Of the model.
+        held_out: For validation: other scenes where the files have others, and as they are.
+
+    Raises:
+        ValueError: For an option that there isn't, or a folder that isn't named.
+    """
+    color = None if held_out or not section.augment else _build("data.color", ColorAugmentation, section.color)
+    if section.kind == "synthetic":
+        style = _build("data.style", RoomStyle, section.style)
+        return RenderedScenes(style, section.num_tracks, supersample=section.supersample, color=color)
+    options = SampleOptions(
+        size=section.image_hw[1],
+        patch_size=patch_size,
+        transform=FrameTransform.plain() if held_out else FrameTransform(),
+        color=color,
+        num_tracks=section.num_tracks,
+    )
+    datasets = [_open_dataset(dataset, options, held_out) for dataset in section.datasets.values()]
+    lengths = [dataset.length or len(files) for dataset, files in zip(section.datasets.values(), datasets, strict=True)]
+    return FileScenes(SceneMixture(datasets, lengths))
+
+
+def check_folders(section: DataSection, *, validation: bool) -> None:
+    """Require each dataset to have its folders; before the weights are loaded.
+
+    Args:
+        section: Of the configuration.
+        validation: Folders of held-out scenes, too.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    for name, dataset in section.datasets.items():
+        keys = ("root", "validation_root") if validation and dataset.kind != "co3d" else ("root",)
+        for key in keys:
+            if getattr(dataset, key) is None:
+                path = f"data.datasets.{name}.{key}"
+                raise ValueError(f"{path} must name a folder, got none; --set {path}=FOLDER gives one")
+
+
+def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
+    for key in numbers:
+        check_option(name, key, [field.name for field in dataclasses.fields(kind)])
+    return kind(**numbers)
+
+
+def _open_dataset(section: DatasetSection, options: SampleOptions, held_out: bool) -> SceneDataset:
+    assert section.root is not None
+    root = section.validation_root if held_out and section.validation_root is not None else section.root
+    if section.kind == "co3d":
+        split = "test" if held_out else "train"
+        return Co3dDataset(root, section.annotations or root, options=options, **{"split": split, **section.options})
+    kind = VirtualKittiDataset if section.kind == "virtual_kitti" else UnifiedDataset
+    return kind(root, options=options, **section.options)
+
+
+class RenderedScenes:
+    """Rooms of `render_scenes`; see `DrawScenes`.
+
+    Args:
+        style: What the rooms are like.
+        num_tracks: Tracks a scene.
+        supersample: Rays a pixel along each axis.
+        color: Changes colours, by numbers drawn from the first of the seeds.
+    """
+
+    def __init__(
+        self, style: RoomStyle, num_tracks: int, *, supersample: int = 1, color: ColorAugmentation | None = None
+    ) -> None:
+        self.style = style
+        self.num_tracks = num_tracks
+        self.supersample = supersample
+        self.color = color
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Render."""
+        scenes = render_scenes(
+            seeds,
+            num_views,
+            image_hw,
+            num_tracks=self.num_tracks,
+            supersample=self.supersample,
+            style=self.style,
+            device=device,
+        )
+        if self.color is None:
+            return scenes
+        generator = torch.Generator().manual_seed(seeds[0])
+        return scenes._replace(images=self.color(scenes.images, generator=generator))
+
+
+class FileScenes:
+    """Scenes of datasets; see `DrawScenes`. A seed says which scene, and all that is drawn for it.
+
+    Args:
+        mixture: Of the datasets; counts what it had to leave out.
+    """
+
+    def __init__(self, mixture: SceneMixture) -> None:
+        self.mixture = mixture
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Read and decode, on the CPU."""
+        aspect = image_hw[0] / image_hw[1]
+        scenes = [int(np.random.default_rng(seed).integers(len(self.mixture))) for seed in seeds]
+        requests = [SceneRequest(scene, num_views, aspect, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+        return collate_scenes([self.mixture[request] for request in requests])
