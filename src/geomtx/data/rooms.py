@@ -60,6 +60,8 @@ class RoomStyle:
                 object.__setattr__(self, field.name, tuple(value))
                 if len(value) != 2 or not 0 < value[0] <= value[1]:
                     raise ValueError(f"{field.name} must be (least, most), both positive, got {value}")
+        if self.num_solids[1] > 16:
+            raise ValueError(f"num_solids must be in 1 … 16, got {self.num_solids}")
         if self.fov[1] >= 170:
             raise ValueError(f"fov must be below 170 degrees, got {self.fov}")
 

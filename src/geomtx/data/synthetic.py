@@ -18,6 +18,8 @@ from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 __all__ = ["RoomStyle", "render_scenes"]
 
+_MOST_TRACKS = 1024
+
 
 def render_scenes(
     seeds: Sequence[int],
@@ -39,7 +41,7 @@ def render_scenes(
         seeds: One a scene.
         num_views: Pictures of each scene, up to 24.
         image_hw: Height and width of the pictures, pixels.
-        num_tracks: Points of view 0 to follow; visibility is exact, by another ray to each.
+        num_tracks: Points of view 0 to follow, up to 1024; visibility is exact, by another ray to each.
         supersample: Colour rays a pixel along each axis.
         style: What the rooms are like; None = `RoomStyle()`.
         device: Where to render; None = the CPU.
@@ -50,12 +52,14 @@ def render_scenes(
         Every pixel has depth.
 
     Raises:
-        ValueError: For no seeds, a number of views outside 1 … 24, sizes that aren't positive.
+        ValueError: For no seeds, a number of views or tracks outside its range, sizes that aren't positive.
     """
     if not len(seeds):
         raise ValueError("seeds must hold at least one seed, got none")
     if not 1 <= num_views <= 24:
         raise ValueError(f"num_views must be in 1 … 24, got {num_views}")
+    if not 0 <= num_tracks <= _MOST_TRACKS:
+        raise ValueError(f"num_tracks must be in 0 … {_MOST_TRACKS}, got {num_tracks}")
     for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
         check_positive(name, value)
     style = style or RoomStyle()
@@ -63,7 +67,7 @@ def render_scenes(
     solids = place_solids(dice, style)
     textures = pick_textures(dice, 6 + style.num_solids[1])
     lights = place_lights(dice, solids)
-    picks = dice.roll(2 * 1024).unflatten(-1, (-1, 2))
+    picks = dice.roll(_MOST_TRACKS, 2)
     cameras = place_cameras(dice, solids, style, num_views, image_hw)
     room = _Room(solids, textures, lights, style.shadows)
     images, depth = room.photograph(cameras, image_hw, supersample)

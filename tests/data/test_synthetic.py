@@ -1,0 +1,182 @@
+import pytest
+import torch
+
+from geomtx.data.rooms import Dice, place_cameras, place_solids
+from geomtx.data.solids import cast_rays, clearance, is_blocked
+from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.projection import project, unproject
+
+SEEDS = [int(seed) for seed in torch.randint(2**40, (6,), generator=torch.Generator().manual_seed(3))]
+
+
+def random_room(count=4):
+    dice = Dice(SEEDS[:count], torch.device("cpu"), torch.float64)
+    solids = place_solids(dice, RoomStyle())
+    cameras = place_cameras(dice, solids, RoomStyle(), 3, (20, 30))
+    return solids, invert_rigid(cameras.cam_from_world)[..., 3]
+
+
+def test_a_hit_is_on_a_surface_and_nothing_is_before_it():
+    solids, eyes = random_room()
+    directions = torch.randn(4, 3, 500, 3, dtype=torch.float64)
+    hits = cast_rays(solids, eyes, directions)
+    for share in torch.linspace(0, 1 - 1e-6, 40, dtype=torch.float64):
+        points = (eyes[:, :, None] + share * hits.distance[..., None] * directions).flatten(1, 2)
+        assert clearance(solids, points).min() > -1e-5
+        assert (points >= solids.room_low[:, None] - 1e-9).all()
+        assert (points <= solids.room_high[:, None] + 1e-9).all()
+    points = (eyes[:, :, None] + hits.distance[..., None] * directions).flatten(1, 2)
+    surface = hits.surface.flatten(1, 2)
+    on_solid = surface >= 6
+    assert on_solid.any()
+    assert (~on_solid).any()
+    assert clearance(solids, points)[on_solid].abs().max() < 1e-6
+    to_wall = torch.cat([points - solids.room_low[:, None], solids.room_high[:, None] - points], dim=-1)
+    assert to_wall.gather(-1, surface.clamp(max=5)[..., None])[..., 0][~on_solid].abs().max() < 1e-9
+    # Just behind a surface is inside of the solid.
+    inside = points + 1e-4 * torch.nn.functional.normalize(directions.flatten(1, 2), dim=-1)
+    grazing = (hits.normal * torch.nn.functional.normalize(directions, dim=-1)).sum(-1).flatten(1).abs() < 0.1
+    assert clearance(solids, inside)[on_solid & ~grazing].max() < 0
+
+
+def test_normals_are_unit_and_face_the_eye():
+    solids, eyes = random_room()
+    directions = torch.randn(4, 3, 500, 3, dtype=torch.float64)
+    normal = cast_rays(solids, eyes, directions).normal
+    torch.testing.assert_close(normal.norm(dim=-1), torch.ones_like(normal[..., 0]))
+    assert ((normal * directions).sum(-1) < 1e-9).all()
+
+
+def test_normals_are_the_slope_of_depth():
+    solids, eyes = random_room()
+    ahead = torch.nn.functional.normalize(torch.randn(4, 3, 300, 3, dtype=torch.float64), dim=-1)
+    hits = cast_rays(solids, eyes, ahead)
+    points = ahead * hits.distance[..., None]
+    for _ in range(2):
+        turned = ahead + 1e-6 * torch.randn_like(ahead)
+        near = cast_rays(solids, eyes, turned)
+        step = turned * near.distance[..., None] - points
+        same = (near.surface == hits.surface) & ((hits.normal - near.normal).norm(dim=-1) < 1e-3)
+        slope = (step * hits.normal).sum(-1).abs() / step.norm(dim=-1)
+        assert same.float().mean() > 0.9
+        assert slope[same].max() < 1e-3
+
+
+def test_what_is_seen_is_not_blocked_and_what_is_behind_is():
+    solids, eyes = random_room()
+    directions = torch.randn(4, 3, 400, 3, dtype=torch.float64)
+    hits = cast_rays(solids, eyes, directions)
+    points = eyes[:, :, None] + hits.distance[..., None] * directions
+    assert not is_blocked(solids, eyes, points).any()
+    behind = eyes[:, :, None] + 1.01 * hits.distance[..., None] * directions
+    on_solid = hits.surface >= 6
+    assert is_blocked(solids, eyes, behind)[on_solid].all()
+
+
+def test_cameras_are_rigid_and_stand_in_free_space():
+    solids, eyes = random_room(4)
+    batch = render_scenes(SEEDS, 8, (24, 32), dtype=torch.float64)
+    rotation = batch.cameras.cam_from_world[..., :3]
+    identity = torch.eye(3, dtype=torch.float64).expand_as(rotation)
+    torch.testing.assert_close(rotation @ rotation.transpose(-1, -2), identity)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones_like(rotation[..., 0, 0]))
+    assert (clearance(solids, eyes) > 0).all()
+    k = batch.cameras.intrinsics
+    assert (k[..., 0, 2] == 16).all()
+    assert (k[..., 1, 2] == 12).all()
+    torch.testing.assert_close(k[..., 0, 0], k[..., 1, 1])
+
+
+def test_depth_and_cameras_of_views_agree():
+    """A pixel's point, projected to another view, is where that view's own ray ends, or it is hidden there."""
+    batch = render_scenes(SEEDS, 3, (36, 48), dtype=torch.float64)
+    points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
+    torch.testing.assert_close(points, batch.points)
+    for seen_from in (1, 2):
+        target = [t[:, seen_from] for t in batch.cameras]
+        coords, depth = project(points[:, 0].flatten(1, 2), target[1], target[0])
+        index = coords.round().long()
+        inside = (index >= 0).all(-1) & (index[..., 0] < 48) & (index[..., 1] < 36) & (depth > 0.1)
+        flat = (index[..., 1] * 48 + index[..., 0]).clamp(0, 36 * 48 - 1)
+        there = batch.depth[:, seen_from].flatten(1).gather(1, flat)
+        agree = ((there / depth - 1).abs() < 0.05) & inside
+        in_front = (there < depth * 1.05) & inside
+        assert agree.sum() > 0.3 * inside.sum()
+        # Nothing is seen through: but for a pixel's width at edges, the other view's surface is never farther.
+        assert in_front.sum() > 0.97 * inside.sum()
+
+
+def test_tracks_follow_points_and_know_when_they_are_hidden():
+    batch = render_scenes(SEEDS, 4, (60, 80), num_tracks=300, dtype=torch.float64)
+    tracks = batch.tracks
+    assert tracks.coords_px.shape == (6, 4, 300, 2)
+    assert tracks.visible[:, 0].all()
+    index = tracks.coords_px.round().long()
+    inside = (index >= 0).all(-1) & (index[..., 0] < 80) & (index[..., 1] < 60)
+    assert not (tracks.visible & ~inside).any()
+    # Surfaces are dull, so that a point that is seen has the same colour in all views.
+    flat = (index[..., 1] * 80 + index[..., 0]).clamp(0, 60 * 80 - 1)
+    color = batch.images.flatten(-2).gather(-1, flat[:, :, None].expand(-1, -1, 3, -1))
+    change = (color - color[:, :1]).abs().amax(2)
+    assert change[tracks.visible].median() < 0.06
+    hidden = inside & ~tracks.visible
+    assert hidden.any()
+    assert change[hidden].median() > 2 * change[tracks.visible].median()
+
+
+def test_a_seed_is_a_scene_whatever_it_is_rendered_with():
+    alone = render_scenes(SEEDS[2:3], 2, (12, 18), num_tracks=5)
+    among = render_scenes(SEEDS, 4, (12, 18), num_tracks=9)
+    for ours, theirs in zip(alone.cameras, among.cameras, strict=True):
+        torch.testing.assert_close(ours, theirs[2:3, :2])
+    torch.testing.assert_close(alone.images, among.images[2:3, :2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone.depth, among.depth[2:3, :2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.tracks.coords_px, among.tracks.coords_px[2:3, :2, :5], atol=1e-3, rtol=1e-4)
+    again = render_scenes(SEEDS[2:3], 2, (12, 18))
+    assert torch.equal(alone.images, again.images)
+    assert not torch.equal(render_scenes([SEEDS[2] + 1], 2, (12, 18)).images, alone.images)
+
+
+def test_more_rays_smooth_the_picture_and_leave_the_truth():
+    once = render_scenes(SEEDS, 1, (48, 64))
+    often = render_scenes(SEEDS, 1, (48, 64), supersample=3)
+    assert torch.equal(once.depth, often.depth)
+    assert often.images.diff(dim=-1).abs().mean() < once.images.diff(dim=-1).abs().mean()
+    torch.testing.assert_close(often.images.mean(), once.images.mean(), atol=0.01, rtol=0)
+
+
+def test_scenes_are_varied_and_pictures_are_bright_enough():
+    batch = render_scenes(range(24), 2, (24, 24))
+    assert 0.2 < batch.images.mean() < 0.7
+    assert batch.images.std(dim=(2, 3, 4)).min() > 0.01
+    assert batch.images.amin() >= 0
+    assert batch.images.amax() <= 1
+    assert batch.depth.amin() > 0.05
+    focal = batch.cameras.intrinsics[:, 0, 0, 0]
+    assert focal.max() > 1.5 * focal.min()
+
+
+def test_shadows_darken_pictures_only():
+    plain = render_scenes(SEEDS, 1, (24, 32), style=RoomStyle(shadows=False))
+    shaded = render_scenes(SEEDS, 1, (24, 32))
+    assert torch.equal(plain.depth, shaded.depth)
+    assert (shaded.images <= plain.images + 1e-6).all()
+    assert (shaded.images < plain.images - 0.02).any()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="seeds must hold at least one seed"):
+        render_scenes([], 2, (8, 8))
+    with pytest.raises(ValueError, match="num_views must be in 1 … 24, got 25"):
+        render_scenes([1], 25, (8, 8))
+    with pytest.raises(ValueError, match="image_hw must be positive"):
+        render_scenes([1], 2, (0, 8))
+    with pytest.raises(ValueError, match="num_tracks must be in 0 … 1024, got 2000"):
+        render_scenes([1], 2, (8, 8), num_tracks=2000)
+    with pytest.raises(ValueError, match="height must be"):
+        RoomStyle(height=(3.0, 2.0))
+    with pytest.raises(ValueError, match="fov must be below 170"):
+        RoomStyle(fov=(40.0, 175.0))
+    with pytest.raises(ValueError, match=r"num_solids must be in 1 … 16"):
+        RoomStyle(num_solids=(3, 40))
