@@ -66,7 +66,7 @@ def gradient_loss(
     Source: VGGT (arXiv 2503.11651), section 3.4: the paper weights it by confidence, the released configuration does
     not.
     """
-    _check(value, target, mask, confidence, num_scales, reduction)
+    _check("value", value, target, mask, confidence, num_scales, reduction)
     if clamp is not None:
         check_positive("clamp", clamp)
     channels = value.shape[-1] if value.ndim > mask.ndim else 1
@@ -126,7 +126,7 @@ def normal_loss(
     Source: the released training code; not in the paper.
     """
     check_shape("points", points, ("...", "H", "W", 3))
-    _check(points, target, mask, confidence, num_scales, reduction)
+    _check("points", points, target, mask, confidence, num_scales, reduction)
 
     def one_scale(points: Tensor, target: Tensor, mask: Tensor, confidence: Tensor | None) -> Tensor:
         normal = _normals(select(points, mask[..., None]))
@@ -145,11 +145,17 @@ def normal_loss(
 
 
 def _check(
-    value: Tensor, target: Tensor, mask: Tensor, confidence: Tensor | None, num_scales: int, reduction: Reduction
+    name: str,
+    value: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    confidence: Tensor | None,
+    num_scales: int,
+    reduction: Reduction,
 ) -> None:
     check_option("reduction", reduction, ("mean", "none"))
     check_positive("num_scales", num_scales)
-    check_shape("value", value, tuple(mask.shape), (*mask.shape, "C"))
+    check_shape(name, value, tuple(mask.shape), (*mask.shape, "C"))
     check_shape("target", target, tuple(value.shape))
     if confidence is not None:
         check_shape("confidence", confidence, tuple(mask.shape))

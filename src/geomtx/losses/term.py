@@ -70,9 +70,10 @@ class CameraTerm:
         if predictions.pose_encodings is None or batch.cameras is None:
             return None
         height, width = batch.images.shape[-2:]
+        cam_from_world, intrinsics = map(at_least_float32, batch.cameras)
         loss = camera_loss(
             predictions.pose_encodings,
-            encode_pose(*map(at_least_float32, batch.cameras), (height, width)),
+            encode_pose(cam_from_world, intrinsics, (height, width)),
             self._mask(batch),
             kind=self.kind,
             decay=self.decay,
