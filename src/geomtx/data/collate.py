@@ -1,0 +1,131 @@
+"""Scenes → a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from geomtx.types import Cameras, SceneBatch, TrackLabels
+
+__all__ = ["collate_scenes", "repeat_batch"]
+
+
+def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
+    """Put scenes of equal shape together along B, as a loader's `collate_fn`.
+
+    What only some of them know is there for all, with masks that say for which.
+
+    Args:
+        scenes: Of a dataset, B = 1 each, or batches.
+
+    Raises:
+        ValueError: If there are none, or numbers of views or images' sizes differ.
+    """
+    if not scenes:
+        raise ValueError("scenes must hold at least one, got none")
+    first = scenes[0].images
+    for scene in scenes:
+        if scene.images.shape[1:] != first.shape[1:]:
+            got = f"{tuple(scene.images.shape[1:])} beside {tuple(first.shape[1:])}"
+            raise ValueError(f"scenes must have images of one shape, got {got}")
+    flat = [torch.zeros_like(scene.images[:, :, 0]) for scene in scenes]
+    no_pixel = [plane.bool() for plane in flat]
+    no_view = [plane[..., 0, 0] for plane in no_pixel]
+    return SceneBatch(
+        torch.cat([scene.images for scene in scenes]),
+        _join_cameras(scenes),
+        _join_masks([scene.camera_mask for scene in scenes], [_known_cameras(scene) for scene in scenes], no_view),
+        _join([scene.depth for scene in scenes], flat),
+        _join([scene.points for scene in scenes], [plane[..., None].expand(*plane.shape, 3) for plane in flat]),
+        _join_masks([scene.mask for scene in scenes], [_known_pixels(scene) for scene in scenes], no_pixel),
+        _join_tracks(scenes),
+    )
+
+
+def repeat_batch(batch: SceneBatch) -> SceneBatch:
+    """Append a copy with the views in reverse, so that the last one is the reference (VGGT, released training code).
+
+    Tracks of the copy that are not visible in its reference view, where their queries are, become empty slots.
+    """
+
+    def flip(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else torch.cat([tensor, tensor.flip(1)])
+
+    cameras = None if batch.cameras is None else Cameras(*(torch.cat([part, part.flip(1)]) for part in batch.cameras))
+    tracks = batch.tracks
+    if tracks is not None:
+        visible = tracks.visible.flip(1)
+        valid = tracks.valid & visible[:, 0]
+        tracks = TrackLabels(
+            torch.cat([tracks.coords_px, tracks.coords_px.flip(1)]),
+            torch.cat([tracks.visible, visible & valid[:, None]]),
+            torch.cat([tracks.valid, valid]),
+        )
+    images = torch.cat([batch.images, batch.images.flip(1)])
+    return SceneBatch(
+        images, cameras, flip(batch.camera_mask), flip(batch.depth), flip(batch.points), flip(batch.mask), tracks
+    )
+
+
+def _join(parts: Sequence[Tensor | None], fill: Sequence[Tensor]) -> Tensor | None:
+    """Along B, with `fill` where there is none; None if there is none at all."""
+    if all(part is None for part in parts):
+        return None
+    return torch.cat([other if part is None else part for part, other in zip(parts, fill, strict=True)])
+
+
+def _join_masks(
+    parts: Sequence[Tensor | None], known: Sequence[Tensor | None], empty: Sequence[Tensor]
+) -> Tensor | None:
+    """As `_join`; a mask also comes about where some scenes lack what others have.
+
+    `known` is what a scene without a mask knows, None if it lacks the thing; then its mask is `empty`.
+    """
+    lacking = [other is None for other in known]
+    if all(lacking) or not (any(lacking) or any(part is not None for part in parts)):
+        return None
+    fill = [nothing if other is None else other for other, nothing in zip(known, empty, strict=True)]
+    return torch.cat([other if part is None else part for part, other in zip(parts, fill, strict=True)])
+
+
+def _known_pixels(scene: SceneBatch) -> Tensor | None:
+    """(B, S, H, W) where depth is known that no mask speaks for, or points."""
+    if scene.depth is not None:
+        return scene.depth > 0
+    return None if scene.points is None else torch.ones_like(scene.points[..., 0], dtype=torch.bool)
+
+
+def _known_cameras(scene: SceneBatch) -> Tensor | None:
+    """(B, S)."""
+    if scene.cameras is None:
+        return None
+    return torch.ones(scene.images.shape[:2], dtype=torch.bool, device=scene.images.device)
+
+
+def _join_cameras(scenes: Sequence[SceneBatch]) -> Cameras | None:
+    if all(scene.cameras is None for scene in scenes):
+        return None
+    identity = [torch.eye(3, 4).to(scene.images).expand(*scene.images.shape[:2], 3, 4) for scene in scenes]
+    poses = _join([scene.cameras and scene.cameras.cam_from_world for scene in scenes], identity)
+    intrinsics = _join(
+        [scene.cameras and scene.cameras.intrinsics for scene in scenes], [part[..., :3] for part in identity]
+    )
+    assert poses is not None
+    assert intrinsics is not None
+    return Cameras(poses, intrinsics)
+
+
+def _join_tracks(scenes: Sequence[SceneBatch]) -> TrackLabels | None:
+    known = next((scene.tracks for scene in scenes if scene.tracks is not None), None)
+    if known is None:
+        return None
+    parts = [scene.tracks or _empty_tracks(scene, known.valid.shape[1]) for scene in scenes]
+    return TrackLabels(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _empty_tracks(scene: SceneBatch, num_tracks: int) -> TrackLabels:
+    shape = (*scene.images.shape[:2], num_tracks)
+    visible = torch.zeros(shape, dtype=torch.bool, device=scene.images.device)
+    return TrackLabels(scene.images.new_zeros(*shape, 2), visible, visible[:, 0])

@@ -1,0 +1,171 @@
+"""True tracks from depth and cameras (VGGT, released data pipeline), and a choice from tracks that are there.
+
+A pixel of view 0 is followed as its world point into the other views. It is seen where the depth there agrees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_floating, check_positive, check_shape
+from geomtx.data.negative_tracks import draw_negatives
+from geomtx.geometry.camera import compose_rigid, invert_rigid
+from geomtx.geometry.projection import project, unproject
+from geomtx.types import Bool, Cameras, Float, TrackLabels
+
+__all__ = ["build_track_labels", "choose_tracks"]
+
+# A coordinate that rounding left this much below a whole pixel counts as that pixel.
+_ROUNDING_PX = 1e-3
+
+
+def build_track_labels(
+    depth: Float[Tensor, "b s h w"],
+    cameras: Cameras,
+    mask: Bool[Tensor, "b s h w"] | None = None,
+    *,
+    num_tracks: int = 1024,
+    neg_ratio: float = 0.0,
+    border: int = 4,
+    tolerance: float = 0.05,
+    generator: torch.Generator | None = None,
+) -> TrackLabels:
+    """Make tracks of pixels of view 0.
+
+    A point is visible in a view if it is `border` pixels inside it and its depth differs by less than `tolerance` from
+    one of the four pixels around it. Tracks are drawn from the pixels that are visible in view 0 and in another one,
+    from the half that most views see if that half is more than enough. If there are too few, tracks are repeated; if
+    there are none, all slots are empty.
+
+    Args:
+        depth: (B, S, H, W), z-depth in the unit of the translations.
+        cameras: `cam_from_world` (B, S, 3, 4) and `intrinsics` (B, S, 3, 3) in pixels of the depth maps.
+        mask: (B, S, H, W), True = depth is known; None = where it is positive. What depth holds elsewhere, NaN
+            included, counts for nothing.
+        num_tracks: N.
+        neg_ratio: Share of the N that are negatives: positions that follow no point, over 4 px from its epipolar line
+            in every other view. Never visible, never valid. Fewer if not enough are found.
+        border: Pixels, at least 1.
+        tolerance: Of depth, relative to either of the two depths.
+        generator: For the draws, on any device; None = the global one of the depth's device.
+
+    Returns:
+        Labels with N tracks, on the depth's device, coordinates in the depth's dtype, at least float32.
+
+    Raises:
+        ValueError: For other shapes, whole-numbered depth, or options out of range.
+    """
+    check_shape("depth", depth, ("B", "S", "H", "W"))
+    check_floating("depth", depth)
+    check_shape("cam_from_world", cameras.cam_from_world, (*depth.shape[:2], 3, 4))
+    check_shape("intrinsics", cameras.intrinsics, (*depth.shape[:2], 3, 3))
+    if mask is not None:
+        check_shape("mask", mask, tuple(depth.shape))
+    check_positive("num_tracks", num_tracks)
+    check_positive("border", border)
+    check_positive("tolerance", tolerance)
+    if not 0 <= neg_ratio <= 1:
+        raise ValueError(f"neg_ratio must be in 0 … 1, got {neg_ratio}")
+    dtype = torch.promote_types(depth.dtype, torch.float32)
+    known = depth > 1e-8 if mask is None else mask & (depth > 1e-8)
+    known = known & depth.isfinite()
+    depth = torch.where(known, depth, torch.zeros_like(depth)).to(dtype)
+    scenes = []
+    for index in range(len(depth)):
+        intrinsics = cameras.intrinsics[index].to(dtype)
+        # Relative to view 0 before digits are dropped: double cameras may be in a world far from its origin.
+        wide = cameras.cam_from_world[index].to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
+        cam_from_first = compose_rigid(wide, invert_rigid(wide[:1]).expand_as(wide)).to(dtype)
+        coords_px, visible = _follow_pixels(depth[index], intrinsics, cam_from_first, known[index], border, tolerance)
+        num_negatives = round(num_tracks * neg_ratio)
+        negatives = draw_negatives(
+            intrinsics, cam_from_first, depth.shape[-2:], num_negatives, border=border, generator=generator
+        )
+        positives = _draw_positives(coords_px, visible, num_tracks - negatives.shape[1], generator)
+        scenes.append(_join(positives, negatives))
+    return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
+
+
+def choose_tracks(tracks: TrackLabels, num_tracks: int, *, generator: torch.Generator | None = None) -> TrackLabels:
+    """Choose from tracks that a dataset brings along those that are visible in view 0.
+
+    Args:
+        tracks: (B, S, M, 2) and so on.
+        num_tracks: N to choose; without replacement if there are as many, else with.
+        generator: For the draws, on any device.
+
+    Returns:
+        (B, S, N, 2) and so on. A scene without any has empty slots only.
+
+    Raises:
+        ValueError: If `num_tracks` is not positive.
+    """
+    check_positive("num_tracks", num_tracks)
+    scenes = []
+    for coords_px, visible, valid in zip(*tracks, strict=True):
+        pool = (visible[0] & valid).nonzero()[:, 0]
+        order = _permute(len(pool), generator, coords_px.device)
+        if len(pool) < num_tracks and len(pool):
+            device = coords_px.device if generator is None else generator.device
+            order = torch.randint(len(pool), (num_tracks,), generator=generator, device=device).to(coords_px.device)
+        picked = pool[order[:num_tracks]]
+        scenes.append(_take(coords_px, visible, picked, num_tracks))
+    return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
+
+
+def _follow_pixels(
+    depth: Tensor, intrinsics: Tensor, cam_from_first: Tensor, known: Tensor, border: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Where the M known pixels of view 0 are, (S, M, 2), and whether they are seen, (S, M)."""
+    height, width = depth.shape[-2:]
+    points = unproject(depth[0], intrinsics[0])[known[0]]
+    coords_px, z = project(points.expand(len(depth), -1, -1), intrinsics, cam_from_first)
+    # In view 0 they are where they came from, which the way there and back only blurs.
+    coords_px[0] = known[0].nonzero().flip(-1).to(depth.dtype)
+    base = (coords_px + _ROUNDING_PX).floor()
+    x, y = base.unbind(-1)
+    inside = (z > 0) & (x >= border) & (x < width - border) & (y >= border) & (y < height - border)
+    # Selected before it becomes a whole number: what is behind the camera may be anywhere.
+    corner = torch.where(inside[..., None], base, torch.zeros_like(base)).long()
+    agrees = torch.zeros_like(inside)
+    for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        index = (corner[..., 1] + step_y) * width + corner[..., 0] + step_x
+        there = depth.flatten(1).gather(1, index)
+        difference = (z - there).abs()
+        agrees |= known.flatten(1).gather(1, index) & (difference < tolerance * z) & (difference < tolerance * there)
+    return coords_px, inside & agrees
+
+
+def _draw_positives(
+    coords_px: Tensor, visible: Tensor, num_tracks: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    counts = visible.sum(0)
+    pool = (visible[0] & (counts >= 2)).nonzero()[:, 0]
+    if len(pool) // 2 > num_tracks:
+        pool = pool[counts[pool].argsort(descending=True, stable=True)[: len(pool) // 2]]
+    picked = pool[_permute(len(pool), generator, coords_px.device)[:num_tracks]]
+    return _take(coords_px, visible, picked, num_tracks)
+
+
+def _take(coords_px: Tensor, visible: Tensor, picked: Tensor, num_tracks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The tracks `picked`, over and over until there are `num_tracks`; empty slots if there are none."""
+    if len(picked) == 0:
+        shape = (len(coords_px), num_tracks)
+        return coords_px.new_zeros(*shape, 2), visible.new_zeros(shape), visible.new_zeros(num_tracks)
+    picked = picked.repeat(-(-num_tracks // len(picked)))[:num_tracks]
+    return coords_px[:, picked], visible[:, picked], visible.new_ones(num_tracks)
+
+
+def _join(positives: tuple[Tensor, Tensor, Tensor], negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    coords_px, visible, valid = positives
+    unseen = visible.new_zeros(negatives.shape[:2])
+    return (
+        torch.cat([coords_px, negatives], dim=1),
+        torch.cat([visible, unseen], dim=1),
+        torch.cat([valid, unseen[0]]),
+    )
+
+
+def _permute(size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.randperm(size, generator=generator, device=generator.device if generator else device).to(device)
