@@ -1,0 +1,261 @@
+"""Errors of camera poses.
+
+`pairwise_pose_errors` and `pose_auc` are the protocol of Co3Dv2, RealEstate10K and IMC; `exact_pose_auc` is that of
+ScanNet-1500, whose numbers are not comparable with the former. All compute in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_positive, check_shape
+from geomtx.geometry.camera import compose_rigid, invert_rigid
+from geomtx.geometry.rotation import matrix_to_quat
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.metrics.median import masked_median
+from geomtx.types import Bool, Float
+
+__all__ = [
+    "FAILED_DEG",
+    "PairErrors",
+    "TrajectoryErrors",
+    "exact_pose_auc",
+    "pairwise_pose_errors",
+    "pose_auc",
+    "pose_recall",
+    "trajectory_errors",
+]
+
+FAILED_DEG = 1e6
+"""The error of a pose that is not a number, degrees: above every threshold."""
+
+# Of 1 - cos²: keeps acos off its end, where rounding gives NaN.
+_FLOOR = 1e-15
+
+
+class PairErrors(NamedTuple):
+    """Errors of relative poses, for the pairs of views (0, 1), (0, 2), …, (1, 2), …; P = S (S - 1) / 2.
+
+    Attributes:
+        rotation_deg: (..., P) geodesic angle, degrees.
+        translation_deg: (..., P) angle between the directions of the translations, in [0, 90] degrees: their sign
+            and length count for nothing.
+        mask: (..., P) bool, True = both true cameras are known.
+    """
+
+    rotation_deg: Float[Tensor, "*batch p"]
+    translation_deg: Float[Tensor, "*batch p"]
+    mask: Bool[Tensor, "*batch p"]
+
+    def larger_deg(self) -> Tensor:
+        """The larger of both errors, (..., P): what `pose_auc` wants."""
+        return torch.maximum(self.rotation_deg, self.translation_deg)
+
+
+class TrajectoryErrors(NamedTuple):
+    """Distances of camera centres after alignment, in the unit of the true cameras.
+
+    Attributes:
+        rmse: (...), the absolute trajectory error (ATE).
+        mean: (...).
+        median: (...).
+        alignment: The similarity from the predicted to the true world.
+    """
+
+    rmse: Float[Tensor, "*batch"]
+    mean: Float[Tensor, "*batch"]
+    median: Float[Tensor, "*batch"]
+    alignment: Similarity
+
+
+def pairwise_pose_errors(
+    predicted: Float[Tensor, "*batch s 3 4"], true: Float[Tensor, "*batch s 3 4"], mask: Tensor | None = None
+) -> PairErrors:
+    """Errors of the relative poses T_ij = E_i · E_j⁻¹ of all pairs i < j; neither world frame nor scale matters.
+
+    A translation of length 0 has no direction: its error is 90 degrees. A predicted pose that is not finite has the
+    errors `FAILED_DEG`, so that it is counted as a failure and not left out.
+
+    Args:
+        predicted: (..., S, 3, 4) `cam_from_world`.
+        true: (..., S, 3, 4).
+        mask: (..., S) bool, True = the true camera is known; None = all are.
+
+    Returns:
+        `PairErrors` in float64.
+
+    Raises:
+        ValueError: For other shapes, or fewer than two views.
+    """
+    check_shape("predicted", predicted, ("...", "S", 3, 4))
+    check_shape("true", true, tuple(predicted.shape))
+    num_views = predicted.shape[-3]
+    if num_views < 2:
+        raise ValueError(f"predicted must have at least 2 views, got {num_views}")
+    if mask is None:
+        mask = torch.ones(predicted.shape[:-2], dtype=torch.bool, device=predicted.device)
+    check_shape("mask", mask, tuple(predicted.shape[:-2]))
+    first, second = torch.triu_indices(num_views, num_views, offset=1, device=predicted.device)
+    got, want = (
+        compose_rigid(cameras[..., first, :, :], invert_rigid(cameras[..., second, :, :]))
+        for cameras in (predicted.double(), true.double())
+    )
+    return PairErrors(
+        _failed_if_not_finite(_rotation_error(got[..., :3], want[..., :3])),
+        _failed_if_not_finite(_translation_error(got[..., 3], want[..., 3])),
+        mask[..., first] & mask[..., second],
+    )
+
+
+def pose_auc(
+    errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[int] = (5, 15, 30), mask: Tensor | None = None
+) -> Float[Tensor, "*batch t"]:
+    """Area under the recall curve, in bins of one degree.
+
+    AUC@T is the mean over k = 1 … T of the share of pairs with an error below k (the last bin holds T itself).
+
+    Args:
+        errors_deg: (..., P), usually `PairErrors.larger_deg()`. NaN counts as a failure.
+        thresholds: Whole degrees T.
+        mask: (..., P) bool, True = the pair counts.
+
+    Returns:
+        (..., T) in [0, 1], float64; NaN where no pair counts.
+
+    Raises:
+        ValueError: For a threshold that is not a whole number above 0, or another shape of the mask.
+    """
+    areas = []
+    for threshold in thresholds:
+        if threshold != int(threshold) or threshold < 1:
+            raise ValueError(f"thresholds must be whole degrees above 0, got {threshold}")
+        edges = torch.arange(1, int(threshold) + 1, device=errors_deg.device, dtype=torch.float64)
+        edges[-1] = torch.nextafter(edges[-1], torch.full_like(edges[-1], torch.inf))
+        areas.append(pose_recall(errors_deg, edges.tolist(), mask).mean(-1))
+    return torch.stack(areas, dim=-1)
+
+
+def pose_recall(
+    errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[float] = (5, 15, 30), mask: Tensor | None = None
+) -> Float[Tensor, "*batch t"]:
+    """Share of pairs with an error below each threshold: RRA of rotation errors, RTA of translation errors.
+
+    Args:
+        errors_deg: (..., P). NaN counts as a failure.
+        thresholds: Degrees.
+        mask: (..., P) bool, True = the pair counts.
+
+    Returns:
+        (..., T) in [0, 1], float64; NaN where no pair counts.
+
+    Raises:
+        ValueError: For another shape of the mask.
+    """
+    if mask is None:
+        mask = torch.ones_like(errors_deg, dtype=torch.bool)
+    check_shape("mask", mask, tuple(errors_deg.shape))
+    edges = torch.tensor(thresholds, device=errors_deg.device, dtype=torch.float64)
+    below = (errors_deg.double()[..., None] < edges) & mask[..., None]
+    return below.sum(-2).double() / mask.sum(-1, keepdim=True)
+
+
+def exact_pose_auc(
+    errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[float] = (5, 10, 20)
+) -> Float[Tensor, "*batch t"]:
+    """Exact area under the recall curve of ScanNet-1500 and MegaDepth-1500, by trapezoids.
+
+    The curve runs through (0, 0) and the points (i-th smallest error, i / P), stays level from the last error below
+    the threshold on, and its area is divided by the threshold.
+
+    Args:
+        errors_deg: (..., P). A pair without an estimate counts with 90, NaN as a failure.
+        thresholds: Degrees.
+
+    Returns:
+        (..., T) in [0, 1], float64.
+
+    Raises:
+        ValueError: Without pairs, or for a threshold that is not above 0.
+    """
+    if errors_deg.shape[-1] == 0:
+        raise ValueError(f"errors_deg must hold at least 1 pair, got {tuple(errors_deg.shape)}")
+    errors = _failed_if_not_finite(errors_deg.double()).sort(-1).values
+    num_pairs = errors.shape[-1]
+    recall = torch.arange(num_pairs + 1, device=errors.device, dtype=torch.float64) / num_pairs
+    errors = torch.cat([torch.zeros_like(errors[..., :1]), errors], dim=-1)
+    areas = []
+    for threshold in thresholds:
+        check_positive("thresholds", threshold)
+        # `searchsorted` of the published protocol: an error equal to the threshold is cut off.
+        below = errors < threshold
+        below[..., 0] = True
+        widths = torch.where(below[..., 1:], errors.diff(dim=-1), 0.0)
+        area = (widths * (recall[1:] + recall[:-1]) / 2).sum(-1)
+        last = below.sum(-1) - 1
+        rest = threshold - errors.gather(-1, last[..., None]).squeeze(-1)
+        areas.append((area + rest * recall[last]) / threshold)
+    return torch.stack(areas, dim=-1)
+
+
+def trajectory_errors(
+    predicted: Float[Tensor, "*batch s 3 4"], true: Float[Tensor, "*batch s 3 4"], mask: Tensor | None = None
+) -> TrajectoryErrors:
+    """Absolute trajectory error (ATE): distances of the camera centres after the best similarity.
+
+    Args:
+        predicted: (..., S, 3, 4) `cam_from_world`.
+        true: (..., S, 3, 4).
+        mask: (..., S) bool, True = the true camera is known; None = all are.
+
+    Returns:
+        `TrajectoryErrors` in float64. NaN for a scene with fewer than three known cameras, which a similarity always
+        brings together, or with a predicted pose that is not finite.
+
+    Raises:
+        ValueError: For other shapes, or fewer than three views.
+    """
+    check_shape("predicted", predicted, ("...", "S", 3, 4))
+    check_shape("true", true, tuple(predicted.shape))
+    num_views = predicted.shape[-3]
+    if num_views < 3:
+        raise ValueError(f"predicted must have at least 3 views, got {num_views}")
+    if mask is None:
+        mask = torch.ones(predicted.shape[:-2], dtype=torch.bool, device=predicted.device)
+    check_shape("mask", mask, tuple(predicted.shape[:-2]))
+    source, target = (invert_rigid(cameras.double())[..., 3] for cameras in (predicted, true))
+    usable = (mask.sum(-1) >= 3) & (source.isfinite().all(-1) | ~mask).all(-1)
+    source = torch.where((mask & usable[..., None])[..., None], source, 0.0)
+    alignment = fit_similarity(source, target, mask)
+    distances = (apply_similarity(alignment, source) - target).norm(dim=-1)
+    distances = torch.where(mask & usable[..., None], distances, torch.nan)
+    return TrajectoryErrors(
+        distances.square().nanmean(-1).sqrt(),
+        distances.nanmean(-1),
+        masked_median(distances, mask & usable[..., None]),
+        alignment,
+    )
+
+
+def _rotation_error(got: Tensor, want: Tensor) -> Tensor:
+    """acos(1 - 2 (1 - ⟨q, q'⟩²)) degrees."""
+    cosine = (matrix_to_quat(got) * matrix_to_quat(want)).sum(-1)
+    return torch.acos(1 - 2 * (1 - cosine.square()).clamp(min=_FLOOR, max=1.0)).rad2deg()
+
+
+def _translation_error(got: Tensor, want: Tensor) -> Tensor:
+    """acos(|⟨t, t'⟩|) degrees for unit t, t'; a zero vector stays zero, which gives 90."""
+    units = []
+    for vector in (got, want):
+        length = vector.norm(dim=-1, keepdim=True)
+        units.append(vector / torch.where(length > 0, length, 1.0))
+    cosine = (units[0] * units[1]).sum(-1)
+    angle = torch.acos((1 - (1 - cosine.square()).clamp(min=_FLOOR, max=1.0)).sqrt()).rad2deg()
+    return torch.minimum(angle, 180 - angle)
+
+
+def _failed_if_not_finite(errors_deg: Tensor) -> Tensor:
+    return torch.where(errors_deg.isfinite(), errors_deg, FAILED_DEG)
