@@ -1,1 +1,55 @@
-"""Published measures of cameras, depth, points and tracks."""
+"""What predictions are measured by: poses, depth, point clouds, tracks, images."""
+
+from geomtx.metrics.depth import DepthScores, depth_scores
+from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
+from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
+from geomtx.metrics.image import psnr, ssim
+from geomtx.metrics.nearest import nearest_points
+from geomtx.metrics.pointcloud import (
+    PointCloudScores,
+    align_by_nearest,
+    point_map_normals,
+    point_map_scores,
+    pointcloud_scores,
+)
+from geomtx.metrics.pose import (
+    PairErrors,
+    TrajectoryErrors,
+    exact_pose_auc,
+    pairwise_pose_errors,
+    pose_auc,
+    pose_recall,
+    trajectory_errors,
+)
+from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
+
+__all__ = [
+    "DTUScan",
+    "DTUScores",
+    "DepthScores",
+    "Evaluation",
+    "PairErrors",
+    "PointCloudScores",
+    "TrackScores",
+    "TrajectoryErrors",
+    "align_by_nearest",
+    "depth_scores",
+    "dtu_scores",
+    "evaluate_predictions",
+    "exact_pose_auc",
+    "nearest_points",
+    "pairwise_pose_errors",
+    "point_map_normals",
+    "point_map_scores",
+    "pointcloud_scores",
+    "pose_auc",
+    "pose_recall",
+    "psnr",
+    "scale_to_raster",
+    "select_queries",
+    "ssim",
+    "summarize",
+    "thin_points",
+    "track_scores",
+    "trajectory_errors",
+]
