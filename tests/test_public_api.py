@@ -69,7 +69,7 @@ SIGNATURES = {
     "invert_rigid": "(transform)",
     "normalize_scene": "(batch, *, by_points)",
     "aleatoric_loss": "(value, confidence, target, mask, *, gamma, alpha, quantile, clamp, nan_to_zero, reduction)",
-    "MultitaskLoss": "(*, camera, depth, points, tracks, others)",
+    "MultitaskLoss": "(*, camera, depth, points, tracks, consistency, others)",
     "MultitaskLoss.forward": "(self, predictions, batch)",
     "fit_similarity": "(source, target, weights)",
 }

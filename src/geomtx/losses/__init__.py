@@ -2,6 +2,7 @@
 
 from geomtx.losses.aleatoric import AleatoricLoss, aleatoric_loss, quantile_filter
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
+from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.depth_consistency import depth_consistency_loss
 from geomtx.losses.epipolar import epipolar_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
@@ -16,6 +17,7 @@ __all__ = [
     "AleatoricLoss",
     "CameraLoss",
     "CameraTerm",
+    "ConsistencyTerm",
     "DenseTerm",
     "LossReport",
     "MultitaskLoss",

@@ -53,10 +53,11 @@ class MultitaskLoss(nn.Module):
     pixel dropped for its loss. For labels with outliers, set `DenseTerm("depth", quantile=0.98)`.
 
     Args:
-        camera: Term of the cameras; None = off. So for the others.
+        camera: Term of the cameras; None = off. So for the next ones.
         depth: Term of the depth.
         points: Term of the points.
         tracks: Term of the tracks.
+        consistency: Losses across views, off unless asked for: `ConsistencyTerm()`.
         others: Any further terms by task name, see `geomtx.losses.term.Term`.
 
     Source: VGGT (arXiv 2503.11651), section 3.4, and the released training configuration. The paper states neither
@@ -70,10 +71,11 @@ class MultitaskLoss(nn.Module):
         depth: Term | None = DEPTH,
         points: Term | None = POINTS,
         tracks: Term | None = TRACKS,
+        consistency: Term | None = None,
         others: Mapping[str, Term] | None = None,
     ) -> None:
         super().__init__()
-        terms = {"camera": camera, "depth": depth, "points": points, "tracks": tracks}
+        terms = {"camera": camera, "depth": depth, "points": points, "tracks": tracks, "consistency": consistency}
         for name in others or {}:
             if name in terms:
                 raise ValueError(f"others must be named differently than {', '.join(terms)}, got {name!r}")
