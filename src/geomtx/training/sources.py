@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from geomtx.types import SceneBatch
 __all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_folders"]
 
 
+@runtime_checkable
 class DrawScenes(Protocol):
     """Seeds to scenes, always the same for the same seed."""
 
