@@ -40,6 +40,16 @@ def test_a_hit_is_on_a_surface_and_nothing_is_before_it():
     assert clearance(solids, inside)[on_solid & ~grazing].max() < 0
 
 
+def test_rays_along_axes_meet_what_is_ahead():
+    """A component of a direction is zero, as it happens in float32 once in a few million pixels."""
+    solids, eyes = random_room()
+    directions = torch.cat([torch.eye(3), -torch.eye(3)]).to(torch.float64).expand(4, 3, 6, 3)
+    hits = cast_rays(solids, eyes, directions)
+    nearly = cast_rays(solids, eyes, directions + 1e-9)
+    torch.testing.assert_close(hits.distance, nearly.distance, rtol=1e-6, atol=1e-6)
+    assert torch.equal(hits.surface, nearly.surface)
+
+
 def test_normals_are_unit_and_face_the_eye():
     solids, eyes = random_room()
     directions = torch.randn(4, 3, 500, 3, dtype=torch.float64)

@@ -98,7 +98,9 @@ def _gaps(solids: Solids, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def _leave_room(solids: Solids, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (solids.room_low[:, None] - origins)[:, :, None], (solids.room_high[:, None] - origins)[:, :, None]
-    distance, axis = (torch.where(directions > 0, high, low) / directions).min(dim=-1)
+    # A ray along a wall never meets it.
+    distances = torch.where(directions == 0, torch.inf, torch.where(directions > 0, high, low) / directions)
+    distance, axis = distances.min(dim=-1)
     is_high = directions.gather(-1, axis[..., None])[..., 0] > 0
     return distance, axis + 3 * is_high
 
