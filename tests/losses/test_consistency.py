@@ -246,13 +246,20 @@ def test_points_off_the_mask_have_no_influence(garbage):
 def test_unknown_cameras_have_no_influence(name):
     known = torch.tensor([[True, True, False]])
     scene = turned(turned_views(), torch.tensor(0.03, dtype=torch.float64))
-    clean = LOSSES[name](scene, camera_mask=known)
+    labels, pairs = tracks_of(turned_views()), ViewPairs(torch.tensor([[1], [0]]))
+    images, depth, cameras = scene.images[:, :2], scene.depth[:, :2], Cameras(*(x[:, :2] for x in scene.cameras))
+    if name == "photometric":
+        clean = photometric_loss(images, depth, cameras, pairs)
+    elif name == "depth":
+        clean = depth_consistency_loss(depth, cameras, pairs)
+    else:
+        clean = epipolar_loss(labels.coords_px[:, :2], cameras, pairs, visible=labels.visible[:, :2])
     extrinsics, intrinsics = (x.clone() for x in scene.cameras)
     extrinsics[0, 2] = intrinsics[0, 2] = float("nan")
     extrinsics.requires_grad_()
     loss = LOSSES[name](scene._replace(cameras=Cameras(extrinsics, intrinsics)), camera_mask=known)
     loss.backward()
-    assert torch.equal(loss.detach(), clean)
+    torch.testing.assert_close(loss.detach(), clean)
     assert loss > 0
     assert extrinsics.grad.isfinite().all()
     assert extrinsics.grad[0, :2].any()

@@ -60,6 +60,10 @@ def test_pairs_with_few_pixels_are_left_out():
     assert not few[2].any()
     assert torch.equal(few[0, 0], each[0, 0])
     assert depth_consistency_loss(depth, cameras, PAIRS, mask=mask).item() == pytest.approx(0.4 / 8.4)
+    count = int((each[0, 0] > 0).sum())
+    for min_pixels, kept in ((count, True), (count + 1, False)):
+        options = {"mask": mask, "min_pixels": min_pixels, "reduction": "none"}
+        assert depth_consistency_loss(depth, cameras, PAIRS, **options)[0, 0, 0].any() == kept
 
 
 def test_mean_is_over_pairs_of_means_over_pixels():

@@ -76,6 +76,28 @@ def test_auto_mask_leaves_out_what_fits_better_without_warping():
     assert torch.equal(each[kept], free[kept])
 
 
+def test_auto_mask_by_hand():
+    """With noise, so that neither way fits much better, and a black spot where the other view is masked."""
+    images, depth, cameras = shifted_views()
+    images = images + 0.3 * torch.rand_like(images)
+    mask = torch.ones_like(depth, dtype=torch.bool)
+    mask[0, 1, 10:13, 15:18] = False
+    images[0, 0, :, 10:13, 15:18] = 0.0
+    pairs = ViewPairs(torch.tensor([[1], [0], [0]]))
+    each, free = (
+        photometric_loss(images, depth, cameras, pairs, mask=mask, auto_mask=auto, reduction="none")[0, 0]
+        for auto in (True, False)
+    )
+    a, b = images[0, 0], images[0, 1]
+    unwarped = (0.85 * (1 - structural_similarity(a, b)) / 2 + 0.15 * (a - b).abs()).mean(0)
+    around_hole = torch.zeros_like(mask[0, 0])
+    around_hole[9:14, 14:19] = True
+    left_out = (unwarped < free) & ~around_hole
+    assert free[around_hole].all()
+    assert 20 < (left_out & (free > 0)).sum() < 0.8 * (free > 0).sum()
+    torch.testing.assert_close(each, torch.where(left_out, 0.0, free))
+
+
 def test_pairs_with_few_pixels_are_left_out():
     images, depth, cameras = turned_views()
     images = images + 0.05 * torch.rand_like(images)

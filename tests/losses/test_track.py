@@ -79,11 +79,12 @@ def test_zero_at_the_truth():
 
 def test_confidence_is_for_predictions_within_the_threshold():
     labels = random_labels()
+    labels = labels._replace(coords_px=labels.coords_px.round())  # sums are exact
     coords = labels.coords_px.expand(NUM, *labels.coords_px.shape).clone()
-    coords[-1] += torch.tensor([1.8, 2.4], dtype=torch.float64)  # 3 px, at the threshold
+    coords[-1] += torch.tensor([3.0, 4.0], dtype=torch.float64)
     iterations = random_iterations()._replace(coords_px=coords, confidence_logits=torch.full((B, S, N), 40.0))
-    assert track_loss(iterations, labels, threshold_px=3.001).confidence < 1e-12
-    torch.testing.assert_close(track_loss(iterations, labels, threshold_px=2.999).confidence, torch.tensor(40.0))
+    assert track_loss(iterations, labels, threshold_px=5.001).confidence < 1e-12
+    torch.testing.assert_close(track_loss(iterations, labels, threshold_px=5.0).confidence, torch.tensor(40.0))
 
 
 def test_confidence_does_not_pull_positions():
