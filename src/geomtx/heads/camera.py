@@ -30,6 +30,7 @@ class CameraHead(nn.Module):
         num_heads: Heads of each.
         num_iterations: Refinements.
         mlp_ratio: Of the blocks.
+        layer_scale: Initial factor of the blocks' branches.
         layer: Which of the encoder's layers to read; None = the last of those that were kept.
         backend: See `geomtx.layers.backends`.
     """
@@ -42,6 +43,7 @@ class CameraHead(nn.Module):
         num_heads: int = 16,
         num_iterations: int = 4,
         mlp_ratio: float = 4.0,
+        layer_scale: float = 0.01,
         layer: int | None = None,
         backend: BackendName = "auto",
     ) -> None:
@@ -54,7 +56,8 @@ class CameraHead(nn.Module):
         self.pose_embedding = Float32Linear(POSE_DIM, dim)
         self.modulation = Modulation(dim)
         self.trunk = nn.ModuleList(
-            TransformerBlock(dim, num_heads, mlp_ratio=mlp_ratio, backend=backend) for _ in range(depth)
+            TransformerBlock(dim, num_heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, backend=backend)
+            for _ in range(depth)
         )
         self.trunk_norm = nn.LayerNorm(dim)
         self.pose_mlp = MLP(dim, dim // 2, POSE_DIM, out_type=Float32Linear)

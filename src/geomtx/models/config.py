@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.encoder.alternating import Scope
 from geomtx.layers.backends import BackendName
 
 __all__ = ["HEADS", "HEAD_MODULES", "HeadName", "VGGTConfig", "check_heads"]
@@ -36,11 +37,14 @@ class VGGTConfig:
     Attributes:
         heads: Which heads to build, of "camera", "depth", "points" and "tracks".
         dim: Width of the tokens; the heads see twice that, a frame block's output beside a global one's.
-        depth: Pairs of frame and global blocks.
+        depth: Pairs of alternating blocks.
+        scopes: What the blocks of a pair attend over: "frame", "global" or "cross", see `AlternatingEncoder`.
         num_heads: Attention heads of these blocks; dim / num_heads must be a multiple of 4.
+        layer_scale: Initial factor of the branches of these blocks and of the camera head's.
         patch_size: Pixels.
         num_registers: Register tokens a view, in encoder and ViT.
-        image_size: Side of the square images that the ViT's position table is for.
+        image_size: Longer side of the images that the model is made for; the ViT's position table is for a square of
+            it.
         backbone: "vit", or "conv" for a patch embedding alone.
         vit_depth: Blocks of the ViT.
         vit_num_heads: Attention heads of the ViT.
@@ -65,7 +69,9 @@ class VGGTConfig:
     heads: tuple[HeadName, ...] = HEADS
     dim: int = 1024
     depth: int = 24
+    scopes: tuple[Scope, Scope] = ("frame", "global")
     num_heads: int = 16
+    layer_scale: float = 0.01
     patch_size: int = 14
     num_registers: int = 4
     image_size: int = 518
@@ -91,9 +97,13 @@ class VGGTConfig:
 
     def __post_init__(self) -> None:
         check_heads(self.heads)
-        for name in ("heads", "taps", "dpt_channels"):
+        for name in ("heads", "scopes", "taps", "dpt_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_option("backbone", self.backbone, ("vit", "conv"))
+        if len(self.scopes) != 2:
+            raise ValueError(f"scopes must be two, the layers' widths are for pairs, got {self.scopes}")
+        for scope in self.scopes:
+            check_option("scope", scope, ("frame", "global", "cross"))
         check_positive("num_heads", self.num_heads)
         # Rotary positions turn pairs of channels along two axes.
         check_divisible("dim / num_heads", self.dim / self.num_heads, 4)
@@ -118,6 +128,36 @@ class VGGTConfig:
             "track_radius": 2,
             "track_dim": 32,
             "track_num_heads": 2,
+            "track_depth": 2,
+            "track_virtual": 8,
+        }
+        return cls(**{**numbers, **changes})
+
+    @classmethod
+    def nano(cls, **changes: Any) -> VGGTConfig:
+        """The small model whose weights ship with geomtx, see `VGGT.from_pretrained("nano")`.
+
+        Args:
+            changes: Replace single numbers.
+        """
+        numbers: dict[str, Any] = {
+            "dim": 128,
+            "depth": 6,
+            "num_heads": 4,
+            "layer_scale": 1.0,
+            "patch_size": 8,
+            "image_size": 72,
+            "backbone": "conv",
+            "taps": (1, 2, 3, 5),
+            "camera_depth": 2,
+            "camera_num_heads": 4,
+            "dpt_features": 32,
+            "dpt_channels": (32, 32, 64, 64),
+            "track_features": 32,
+            "track_levels": 3,
+            "track_radius": 3,
+            "track_dim": 96,
+            "track_num_heads": 4,
             "track_depth": 2,
             "track_virtual": 8,
         }

@@ -44,12 +44,17 @@ def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
         )
 
     def block() -> TransformerBlock:
-        return TransformerBlock(config.dim, config.num_heads, qk_norm=True, backend=config.attention)
+        return TransformerBlock(
+            config.dim, config.num_heads, qk_norm=True, layer_scale=config.layer_scale, backend=config.attention
+        )
 
+    order = (config.scopes,) * config.depth
+    num_frame = config.depth * config.scopes.count("frame")
     return AlternatingEncoder(
         backbone,
-        [block() for _ in range(config.depth)],
-        [block() for _ in range(config.depth)],
+        [block() for _ in range(num_frame)],
+        [block() for _ in range(2 * config.depth - num_frame)],
+        order=order,
         taps=config.taps,
         num_registers=config.num_registers,
         rope_base=config.rope_base,
@@ -63,6 +68,7 @@ def build_camera_head(config: VGGTConfig) -> CameraHead:
         config.camera_depth,
         num_heads=config.camera_num_heads,
         num_iterations=config.camera_iterations,
+        layer_scale=config.layer_scale,
         layer=config.taps[-1],
         backend=config.attention,
     )
