@@ -67,6 +67,9 @@ SIGNATURES = {
     "unproject": "(depth, intrinsics, cam_from_world, *, pixel_center)",
     "project": "(points_world, intrinsics, cam_from_world)",
     "invert_rigid": "(transform)",
+    "camera_loss": "(pose_encodings, target, mask, *, kind, decay, delta, sign_invariant, weights, clamp, reduction)",
+    "track_loss": "(iterations, labels, *, decay, kind, delta, threshold_px, visibility_weight, confidence_weight, "
+    "visible_boost, min_points, reduction)",
     "normalize_scene": "(batch, *, by_points)",
     "aleatoric_loss": "(value, confidence, target, mask, *, gamma, alpha, quantile, clamp, nan_to_zero, reduction)",
     "MultitaskLoss": "(*, camera, depth, points, tracks, consistency, others)",
