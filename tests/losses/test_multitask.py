@@ -144,6 +144,8 @@ def test_every_option_reaches_its_function():
             "threshold_px": 15.0,
             "visibility_weight": 2.0,
             "confidence_weight": 2.0,
+            "visible_boost": 0.1,
+            "min_points": B * S * N + 1,
         },
         TrackTerm(kind="huber"): {"delta": 1.0},
     }

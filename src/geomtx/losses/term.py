@@ -50,10 +50,11 @@ class CameraTerm:
 
     Attributes:
         weight: Of the term.
+        part_weights: Of translation, rotation and field of view.
         min_depth_pixels: None = all known cameras count. A number = only cameras of scenes whose first view has more
             known pixels than that, as published (100).
 
-    The others are those of `camera_loss`.
+    The others are arguments of `camera_loss`.
     """
 
     weight: float = 5.0
@@ -194,6 +195,8 @@ class TrackTerm:
     threshold_px: float = 3.0
     visibility_weight: float = 1.0
     confidence_weight: float = 1.0
+    visible_boost: float | None = None
+    min_points: int = 3
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
         """Logs `loss_track` and its addends before weights: `loss_position`, `loss_visibility`, `loss_confidence`."""
@@ -208,6 +211,8 @@ class TrackTerm:
             threshold_px=self.threshold_px,
             visibility_weight=self.visibility_weight,
             confidence_weight=self.confidence_weight,
+            visible_boost=self.visible_boost,
+            min_points=self.min_points,
         )
         parts = {
             "loss_track": loss.total,
