@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,22 @@ def test_virtual_kitti_reads_both_cameras_and_the_far_is_unknown(tmp_path: Path)
     assert frame.depth[30, 30] == 0
     assert (frame.depth == 0).sum() == 1
     np.testing.assert_allclose(frame.depth[frame.depth > 0], PLANE_Z, atol=0.005)
-    assert VirtualKittiDataset(tmp_path, min_frames=2).options.choice.expand_ratio == 8
+
+
+def test_virtual_kitti_chooses_views_near_each_other(tmp_path: Path) -> None:
+    """Within 8 frames for each of two views, unless the options say otherwise."""
+    write_virtual_kitti(tmp_path, num_views=40)
+
+    def farthest(dataset: SceneDataset) -> int:
+        offsets = []
+        for seed in range(30):
+            scene = dataset[SceneRequest(0, 2, 1.0, seed)]
+            offsets.append(abs(round(scene.cameras.cam_from_world[0, 1, 0, 3].item() / 0.05)))
+        return max(offsets)
+
+    assert 8 < farthest(VirtualKittiDataset(tmp_path, options=OPTIONS)) <= 16
+    anywhere = dataclasses.replace(OPTIONS, choice=FrameChoice())
+    assert farthest(VirtualKittiDataset(tmp_path, options=anywhere)) > 16
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class SampleOptions:
     Args:
         size: Width of the images, pixels; the height is `size` times the request's aspect, in whole patches.
         patch_size: Side of the model's patches.
-        choice: Which frames.
+        choice: Which frames; None = as suits the dataset.
         transform: Crop and resize; `FrameTransform.plain()` for validation.
         color: Change of colours; None = none, as for validation or where losses compare colours between views.
         num_tracks: Tracks to make from depth; 0 = none.
@@ -68,7 +68,7 @@ class SampleOptions:
 
     size: int = 518
     patch_size: int = 14
-    choice: FrameChoice = field(default_factory=FrameChoice)
+    choice: FrameChoice | None = None
     transform: FrameTransform = field(default_factory=FrameTransform)
     color: ColorAugmentation | None = None
     num_tracks: int = 0
@@ -103,7 +103,12 @@ class SceneDataset(Dataset[SceneBatch], ABC):
         root: Folder of the data.
         records: The sequences.
         options: How they become scenes.
+
+    Attributes:
+        usual_choice: Which frames, if the options don't say.
     """
+
+    usual_choice: ClassVar[FrameChoice] = FrameChoice()
 
     def __init__(self, root: Path, records: Sequence[SceneRecord], *, options: SampleOptions) -> None:
         if not records:
@@ -129,7 +134,8 @@ class SceneDataset(Dataset[SceneBatch], ABC):
         image_hw = options.image_hw(request.aspect)
         rng = np.random.default_rng([request.seed, request.scene])
         try:
-            chosen = options.choice(len(record.images), request.num_views, rng, ranking=record.ranking)
+            choice = options.choice or self.usual_choice
+            chosen = choice(len(record.images), request.num_views, rng, ranking=record.ranking)
             frames = [options.transform(self.read_frame(record, int(i)), image_hw, rng) for i in chosen]
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             return assemble_scene(frames, color=options.color, num_tracks=options.num_tracks, generator=generator)

@@ -37,12 +37,14 @@ class VirtualKittiDataset(SceneDataset):
         root: Folder of the scenes; nothing is written into it.
         min_frames: Sequences with fewer are left out.
         on_error: A sequence whose cameras or pictures are incomplete stops the construction, or is left out.
-        options: How sequences become scenes; None = `SampleOptions(choice=FrameChoice(expand_ratio=8))`.
+        options: How sequences become scenes.
 
     Raises:
         SceneError: A ValueError, by `on_error`.
         ValueError: If no sequence is left.
     """
+
+    usual_choice = FrameChoice(expand_ratio=8)
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class VirtualKittiDataset(SceneDataset):
         records = collect_records(
             names, lambda name: _list_sequence(root, name), min_frames=min_frames, on_error=on_error
         )
-        super().__init__(root, records, options=options or SampleOptions(choice=FrameChoice(expand_ratio=8)))
+        super().__init__(root, records, options=options or SampleOptions())
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
         """Decode one frame. SceneError for a file that is missing or broken."""
