@@ -19,6 +19,7 @@ from data.plane_scenes import (
 )
 from geometry.random_cameras import random_rigid
 from geomtx.data import (
+    CO3D_SEEN,
     Co3dDataset,
     FrameChoice,
     SampleOptions,
@@ -133,6 +134,11 @@ def test_co3d_leaves_out_the_farthest(tmp_path: Path) -> None:
     save_png16(path, depth.view(np.uint16))
     kept = dataset.read_frame(dataset.records[0], 0).depth
     assert kept.max() == pytest.approx(np.percentile(depth[:, 10:].astype(float), 98), abs=2)
+
+
+def test_co3d_categories() -> None:
+    assert len(set(CO3D_SEEN)) == len(CO3D_SEEN) == 41
+    assert list(CO3D_SEEN) == sorted(CO3D_SEEN)
 
 
 def test_co3d_splits(tmp_path: Path) -> None:

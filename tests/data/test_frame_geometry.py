@@ -211,3 +211,17 @@ def test_portraits_are_turned_half_of_the_time(rng: np.random.Generator) -> None
     assert 15 < angles.count(0.0) < 45
     assert {angle((42, 42), frame) for _ in range(10)} == {0.0}
     assert {angle((28, 56), plane_frame(rng)) for _ in range(10)} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale_jitter": (0.0, 1.0)}, r"^scale_jitter must be a positive range, got \(0.0, 1.0\)$"),
+        ({"scale_jitter": (1.2, 0.8)}, r"^scale_jitter must be a positive range, got \(1.2, 0.8\)$"),
+        ({"zoom": -0.1}, r"^zoom must be 0 or more, got -0.1$"),
+        ({"margin": -1}, r"^margin must be 0 or more, got -1$"),
+    ],
+)
+def test_refused_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FrameTransform(**options)

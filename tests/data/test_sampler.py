@@ -21,7 +21,9 @@ def test_all_of_a_batch_share_views_and_aspect_and_fill_the_budget() -> None:
 def test_every_number_of_views_is_equally_likely_for_a_batch() -> None:
     """1/23 of the batches, but 24/126 of the scenes have two views."""
     sampler = ViewCountSampler(10, num_batches=4600)
-    scenes = [p * sampler.batch_size(int(views)) for views, p in zip(sampler.views, sampler.probabilities, strict=True)]
+    scenes = [
+        p * sampler.scenes_per_batch(int(views)) for views, p in zip(sampler.views, sampler.probabilities, strict=True)
+    ]
     assert scenes[0] / sum(scenes) == pytest.approx(24 / 126)
     list(sampler)
     assert set(sampler.histogram) == set(range(2, 25))
@@ -31,7 +33,9 @@ def test_every_number_of_views_is_equally_likely_for_a_batch() -> None:
 
 def test_every_number_of_views_is_equally_likely_for_a_scene() -> None:
     sampler = ViewCountSampler(10, num_batches=1, weights="per_sequence_uniform")
-    shares = [p * sampler.batch_size(int(views)) for views, p in zip(sampler.views, sampler.probabilities, strict=True)]
+    shares = [
+        p * sampler.scenes_per_batch(int(views)) for views, p in zip(sampler.views, sampler.probabilities, strict=True)
+    ]
     assert shares == pytest.approx([shares[0]] * 23)
 
 
@@ -123,6 +127,7 @@ def test_no_warning_without_gaps(options: dict, caplog: pytest.LogCaptureFixture
         ({"weights": "even"}, r"^weights must be one of 'uniform', 'per_sequence_uniform', got 'even'$"),
         ({"weights": {1: 1.0}}, r"^weights must be ≥ 0, of 2 … 24 views, and not all 0, got \{1: 1.0\}$"),
         ({"weights": {2: -1.0}}, r"^weights must be ≥ 0, .* got \{2: -1.0\}$"),
+        ({"weights": {2: float("inf")}}, r"^weights must be ≥ 0, .* got \{2: inf\}$"),
         ({"weights": {2: 0.0}}, r"^weights must be ≥ 0, .* got \{2: 0.0\}$"),
         ({"weights": {}}, r"^weights must be ≥ 0, .* got \{\}$"),
     ],

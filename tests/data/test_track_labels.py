@@ -156,6 +156,15 @@ def test_few_tracks_are_repeated() -> None:
     assert labels.valid.all()
 
 
+def test_candidates_are_drawn_from_all_over() -> None:
+    scene = plane_scene(num_views=2)
+    labels = build_track_labels(scene.depth, scene.cameras, num_tracks=500, max_candidates=100, generator=seeded())
+    start = labels.coords_px[0, 0].unique(dim=0)
+    assert 30 < len(start) <= 100, "the border is never seen"
+    assert start[:, 1].max() - start[:, 1].min() > 15
+    assert start[:, 0].max() - start[:, 0].min() > 15
+
+
 def test_long_tracks_are_preferred() -> None:
     """Views 1 and 2 see everything, view 3 only the left: with tracks to spare, all drawn are of its half."""
     scene = plane_scene(num_views=4)
@@ -246,6 +255,7 @@ def test_choose_tracks() -> None:
         ({"num_tracks": 0}, r"^num_tracks must be positive, got 0$"),
         ({"border": 0}, r"^border must be positive, got 0$"),
         ({"tolerance": 0.0}, r"^tolerance must be positive, got 0.0$"),
+        ({"max_candidates": 0}, r"^max_candidates must be positive, got 0$"),
         ({"neg_ratio": 1.5}, r"^neg_ratio must be in 0 … 1, got 1.5$"),
         ({"neg_ratio": -0.1}, r"^neg_ratio must be in 0 … 1, got -0.1$"),
         ({"depth": torch.ones(1, 2, 32, 40, dtype=torch.int32)}, r"^depth must be floating point, got torch.int32$"),

@@ -65,12 +65,22 @@ class FrameTransform:
         margin: Pixels by which the resized frame exceeds the target in any case.
         turn_portrait: Turn half of the frames that are over 1.25 times higher than wide by 90° to either side, unless
             the target is square.
+
+    Raises:
+        ValueError: For a range that isn't one of positive numbers, or a negative number.
     """
 
     scale_jitter: tuple[float, float] | None = (0.8, 1.2)
     zoom: float = 0.3
     margin: int = 4
     turn_portrait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter must be a positive range, got {self.scale_jitter}")
+        for name in ("zoom", "margin"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     @classmethod
     def plain(cls) -> FrameTransform:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -105,13 +106,13 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         for _ in range(self.num_batches):
             num_views = int(rng.choice(self.views, p=self.probabilities))
             aspect = round(float(rng.uniform(*self.aspect)), 2)
-            size = self.batch_size(num_views)
+            size = self.scenes_per_batch(num_views)
             indices, seeds = rng.integers(self.num_scenes, size=size), rng.integers(2**62, size=size)
             self.histogram[num_views] += 1
             yield [SceneRequest(int(i), num_views, aspect, int(s)) for i, s in zip(indices, seeds, strict=True)]
         logger.info("%s", self.describe())
 
-    def batch_size(self, num_views: int) -> int:
+    def scenes_per_batch(self, num_views: int) -> int:
         """Scenes of a batch with so many views."""
         return max(1, self.budget // num_views)
 
@@ -120,16 +121,18 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         if not self.histogram:
             return "no batches yet"
         batches = sum(self.histogram.values())
-        scenes = sum(count * self.batch_size(views) for views, count in self.histogram.items())
+        scenes = sum(count * self.scenes_per_batch(views) for views, count in self.histogram.items())
         shares = (
-            f"{views}: {count / batches:.1%} / {count * self.batch_size(views) / scenes:.1%}"
+            f"{views}: {count / batches:.1%} / {count * self.scenes_per_batch(views) / scenes:.1%}"
             for views, count in sorted(self.histogram.items())
         )
         return f"{batches} batches, {scenes} scenes; views: share of batches / of scenes: {', '.join(shares)}"
 
     def _weigh(self, weights: str | Mapping[int, float]) -> np.ndarray:
         if isinstance(weights, Mapping):
-            wrong = [views for views, weight in weights.items() if views not in self.views or not weight >= 0]
+            wrong = [
+                views for views, weight in weights.items() if views not in self.views or not 0 <= weight < math.inf
+            ]
             if wrong or sum(weights.values()) <= 0:
                 span = f"{self.views[0]} … {self.views[-1]}"
                 raise ValueError(f"weights must be ≥ 0, of {span} views, and not all 0, got {dict(weights)}")
@@ -139,7 +142,7 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
             if weights == "uniform":
                 values = np.where(self.views == 1, _SINGLE_VIEW_WEIGHT, 1.0)
             else:
-                values = np.array([1 / self.batch_size(int(views)) for views in self.views])
+                values = np.array([1 / self.scenes_per_batch(int(views)) for views in self.views])
         return values / values.sum()
 
     def _warn_of_gaps(self) -> None:

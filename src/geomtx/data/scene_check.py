@@ -102,7 +102,7 @@ def check_cameras(cameras: Cameras, mask: Tensor | None = None) -> None:
         raise ValueError("cam_from_world must be finite, got NaN or infinity")
     if not intrinsics.isfinite().all():
         raise ValueError("intrinsics must be finite, got NaN or infinity")
-    rotation = cam_from_world[..., :3].double()
+    rotation = cam_from_world[..., :3].to(torch.promote_types(cam_from_world.dtype, torch.float32))
     error = (rotation @ rotation.transpose(-1, -2) - torch.eye(3).to(rotation)).abs().amax((-1, -2))
     error = torch.where(torch.linalg.det(rotation) > 0, error, torch.inf)
     if not (error <= _ROTATION_TOLERANCE).all():

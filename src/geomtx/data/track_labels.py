@@ -29,6 +29,7 @@ def build_track_labels(
     neg_ratio: float = 0.0,
     border: int = 4,
     tolerance: float = 0.05,
+    max_candidates: int = 65536,
     generator: torch.Generator | None = None,
 ) -> TrackLabels:
     """Make tracks of pixels of view 0.
@@ -48,6 +49,7 @@ def build_track_labels(
             in every other view. Never visible, never valid. Fewer if not enough are found.
         border: Pixels, at least 1.
         tolerance: Of depth, relative to either of the two depths.
+        max_candidates: How many pixels of view 0, drawn at random, are followed to choose tracks from.
         generator: For the draws, on any device; None = the global one of the depth's device.
 
     Returns:
@@ -56,32 +58,25 @@ def build_track_labels(
     Raises:
         ValueError: For other shapes, whole-numbered depth, or options out of range.
     """
-    check_shape("depth", depth, ("B", "S", "H", "W"))
-    check_floating("depth", depth)
-    check_shape("cam_from_world", cameras.cam_from_world, (*depth.shape[:2], 3, 4))
-    check_shape("intrinsics", cameras.intrinsics, (*depth.shape[:2], 3, 3))
-    if mask is not None:
-        check_shape("mask", mask, tuple(depth.shape))
-    check_positive("num_tracks", num_tracks)
-    check_positive("border", border)
-    check_positive("tolerance", tolerance)
+    _check_arguments(depth, cameras, mask)
+    for name, value in (("num_tracks", num_tracks), ("border", border), ("tolerance", tolerance)):
+        check_positive(name, value)
+    check_positive("max_candidates", max_candidates)
     if not 0 <= neg_ratio <= 1:
         raise ValueError(f"neg_ratio must be in 0 … 1, got {neg_ratio}")
+    known = depth.isfinite() & (depth > 1e-8) if mask is None else mask & depth.isfinite() & (depth > 1e-8)
     dtype = torch.promote_types(depth.dtype, torch.float32)
-    known = depth > 1e-8 if mask is None else mask & (depth > 1e-8)
-    known = known & depth.isfinite()
     depth = torch.where(known, depth, torch.zeros_like(depth)).to(dtype)
+    intrinsics = cameras.intrinsics.to(dtype)
+    # Relative to view 0 before digits are dropped: double cameras may be in a world far from its origin.
+    poses = cameras.cam_from_world.to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
+    cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
     scenes = []
-    for index in range(len(depth)):
-        intrinsics = cameras.intrinsics[index].to(dtype)
-        # Relative to view 0 before digits are dropped: double cameras may be in a world far from its origin.
-        wide = cameras.cam_from_world[index].to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
-        cam_from_first = compose_rigid(wide, invert_rigid(wide[:1]).expand_as(wide)).to(dtype)
-        coords_px, visible = _follow_pixels(depth[index], intrinsics, cam_from_first, known[index], border, tolerance)
+    for scene in zip(depth, known, intrinsics, cam_from_first, strict=True):
+        pixels = _draw_pixels(scene[1][0], max_candidates, generator)
+        coords_px, visible = _follow_pixels(pixels, *scene, border, tolerance)
         num_negatives = round(num_tracks * neg_ratio)
-        negatives = draw_negatives(
-            intrinsics, cam_from_first, depth.shape[-2:], num_negatives, border=border, generator=generator
-        )
+        negatives = draw_negatives(*scene[2:], depth.shape[-2:], num_negatives, border=border, generator=generator)
         positives = _draw_positives(coords_px, visible, num_tracks - negatives.shape[1], generator)
         scenes.append(_join(positives, negatives))
     return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
@@ -114,15 +109,39 @@ def choose_tracks(tracks: TrackLabels, num_tracks: int, *, generator: torch.Gene
     return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
 
 
+def _check_arguments(depth: Tensor, cameras: Cameras, mask: Tensor | None) -> None:
+    check_shape("depth", depth, ("B", "S", "H", "W"))
+    check_floating("depth", depth)
+    check_shape("cam_from_world", cameras.cam_from_world, (*depth.shape[:2], 3, 4))
+    check_shape("intrinsics", cameras.intrinsics, (*depth.shape[:2], 3, 3))
+    if mask is not None:
+        check_shape("mask", mask, tuple(depth.shape))
+
+
+def _draw_pixels(known: Tensor, max_candidates: int, generator: torch.Generator | None) -> Tensor:
+    """(M, 2), row and column of known pixels."""
+    pixels = known.nonzero()
+    if len(pixels) <= max_candidates:
+        return pixels
+    return pixels[_permute(len(pixels), generator, known.device)[:max_candidates]]
+
+
 def _follow_pixels(
-    depth: Tensor, intrinsics: Tensor, cam_from_first: Tensor, known: Tensor, border: int, tolerance: float
+    pixels: Tensor,
+    depth: Tensor,
+    known: Tensor,
+    intrinsics: Tensor,
+    cam_from_first: Tensor,
+    border: int,
+    tolerance: float,
 ) -> tuple[Tensor, Tensor]:
-    """Where the M known pixels of view 0 are, (S, M, 2), and whether they are seen, (S, M)."""
+    """Where M pixels of view 0 are, (S, M, 2), and whether they are seen, (S, M)."""
     height, width = depth.shape[-2:]
-    points = unproject(depth[0], intrinsics[0])[known[0]]
+    y, x = pixels.unbind(-1)
+    points = unproject(depth[0], intrinsics[0])[y, x]
     coords_px, z = project(points.expand(len(depth), -1, -1), intrinsics, cam_from_first)
     # In view 0 they are where they came from, which the way there and back only blurs.
-    coords_px[0] = known[0].nonzero().flip(-1).to(depth.dtype)
+    coords_px[0] = pixels.flip(-1).to(depth.dtype)
     base = (coords_px + _ROUNDING_PX).floor()
     x, y = base.unbind(-1)
     inside = (z > 0) & (x >= border) & (x < width - border) & (y >= border) & (y < height - border)
