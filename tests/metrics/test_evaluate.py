@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import geomtx
 from geomtx import Cameras, DenseMap, Predictions, Tracks
@@ -195,6 +196,21 @@ def test_a_model_in_low_precision(tiny_model, scenes):
         assert value.isfinite().all(), name
         assert not value.requires_grad
     assert (found.auc_5 < 1).all()
+
+
+@pytest.mark.cuda
+def test_the_same_on_a_gpu(scenes):
+    predictions = perfect(scenes)
+    cameras = predictions.cameras.cam_from_world + torch.randn(2, 3, 3, 4).double() * 0.05
+    noisy = predictions.points.value + 0.1 * torch.randn(2, 3, *HW, 3).double()
+    predictions = predictions._replace(
+        cameras=predictions.cameras._replace(cam_from_world=cameras), points=predictions.points._replace(value=noisy)
+    )
+    there = [tree_map(lambda x: x.cuda() if torch.is_tensor(x) else x, value) for value in (predictions, scenes)]
+    found = evaluate_predictions(*there)
+    assert {value.device.type for value in found} == {"cuda"}
+    expected = evaluate_predictions(predictions, scenes)
+    torch.testing.assert_close(tuple(v.cpu() for v in found), tuple(expected), rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.usefixtures("unchecked")
