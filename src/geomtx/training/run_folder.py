@@ -98,7 +98,7 @@ def save_weights(weights: dict[str, Tensor], config: VGGTConfig, folder: Path) -
     model.save_pretrained(folder)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, value as text)."""
     for key, value in values.items():
         if isinstance(value, dict) and value:

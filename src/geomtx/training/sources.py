@@ -85,7 +85,7 @@ def check_folders(section: DataSection, *, validation: bool) -> None:
 def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
     for key in numbers:
         check_option(name, key, [field.name for field in dataclasses.fields(kind)])
-    return kind(**numbers)
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()})
 
 
 def _open_dataset(section: DatasetSection, options: SampleOptions, held_out: bool) -> SceneDataset:

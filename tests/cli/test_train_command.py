@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import geomtx
+from geomtx.cli import main
+
+SMALL = """
+model: {preset: tiny, numbers: {heads: [camera], depth: 4, image_size: 28}}
+data: {image_hw: [28, 28], images: 4, views: {2: 1}}
+optimiser: {lr: 1e-3}
+schedule: {steps: 2}
+log: {tensorboard: false}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> object:
+    """The command's signal handlers go with it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_train_and_resume(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", config, "-o", str(out), "--cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("parameters on cpu, steps 0 to 2")
+    assert said[1] == f"wrote {out}/weights after step 2 of 2"
+    assert geomtx.VGGT.from_pretrained(out / "weights").heads == ("camera",)
+    assert main(["train", config, "-o", str(out), "--cpu", "--resume", "--set", "schedule.steps=3"]) == 0
+    assert "steps 2 to 3" in capsys.readouterr().out
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert main(["train", config, "-o", str(out), "--cpu"]) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], "config must be a YAML file or one of finetune, nano, got 'nothing.yaml'"),
+        (["nano", "--set", "optimizer.lr=1"], "got 'optimizer'; did you mean 'optimiser'?"),
+        (["finetune"], "data.datasets.co3d.root must name a folder, got none"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", *arguments, "-o", str(tmp_path / "run"), "--cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("geomtx: error: ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_stops_with_a_checkpoint(config: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", config, "-o", str(out), "--cpu", "--set", "schedule.steps=100000"]
+    environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"} | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "geomtx", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert " of 100000" in said
+    assert 1 <= torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 100_000
+
+
+def test_without_the_extra(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    for package in ("yaml", "accelerate"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            assert main(["train", config, "-o", str(tmp_path / "run"), "--cpu"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"geomtx: error: training needs {package}, which is not installed: pip install geomtx[train]"
+
+
+def test_inference_needs_nothing_of_training() -> None:
+    code = (
+        "import sys, geomtx.cli, geomtx.scene, geomtx.views; "
+        "print({'accelerate', 'tensorboard', 'yaml', 'geomtx.training'} & set(sys.modules))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

@@ -1,0 +1,36 @@
+import pytest
+
+from geomtx.losses.multitask import MultitaskLoss
+from geomtx.losses.term import DenseTerm
+from geomtx.training.build import build_loss
+from geomtx.training.config_file import parse_config
+
+
+def loss(**values: object) -> MultitaskLoss:
+    return build_loss(parse_config({"loss": values}).loss)
+
+
+def test_presets():
+    assert loss().tasks == MultitaskLoss().tasks
+    assert loss(preset="paper").tasks == MultitaskLoss.paper().tasks
+    assert loss(preset="released").tasks == MultitaskLoss.released().tasks
+
+
+def test_other_numbers_and_tasks_off_and_on():
+    terms = {"camera": {"weight": 2.0, "part_weights": [1, 1, 1]}, "tracks": None, "points": {"gradient": None}}
+    tasks = loss(preset="released", terms=terms).tasks
+    released = MultitaskLoss.released().tasks
+    assert tasks.keys() == {"camera", "depth", "points"}
+    assert (tasks["camera"].weight, tasks["camera"].part_weights) == (2.0, (1, 1, 1))
+    assert tasks["camera"].clamp == released["camera"].clamp
+    assert tasks["depth"] == released["depth"]
+    assert tasks["points"] == DenseTerm("points", gradient=None)
+
+
+def test_what_there_is_not():
+    with pytest.raises(ValueError, match=r"^loss\.terms must be one of 'camera', .*, got 'x'$"):
+        loss(terms={"x": {}})
+    with pytest.raises(ValueError, match=r"^loss\.terms\.depth must be one of 'task', 'weight', .*, got 'wait'$"):
+        loss(terms={"depth": {"wait": 1}})
+    with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', None, got 'normal'$"):
+        loss(terms={"depth": {"gradient": "normal"}})

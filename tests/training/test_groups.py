@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+import geomtx
+from geomtx.training.config import OptimiserSection
+from geomtx.training.config_file import parse_config
+from geomtx.training.freezing import freeze
+from geomtx.training.groups import build_clip_groups, build_parameter_groups, clip_gradients
+
+
+def section(**values: object) -> OptimiserSection:
+    return parse_config({"optimiser": values}).optimiser
+
+
+def names_of(model: geomtx.VGGT, parameters: list[torch.nn.Parameter]) -> set[str]:
+    wanted = {id(parameter) for parameter in parameters}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+
+
+def test_each_trained_parameter_is_in_one_group(tiny_model: geomtx.VGGT):
+    freeze(tiny_model, ["encoder.backbone.patch_embedding"])
+    groups = build_parameter_groups(tiny_model, section(groups={"encoder.backbone.*": {"lr": 0.1}}))
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len(grouped) == len({id(parameter) for parameter in grouped})
+    assert names_of(tiny_model, grouped) == {name for name, p in tiny_model.named_parameters() if p.requires_grad}
+
+
+def test_factors_and_decay(tiny_model: geomtx.VGGT):
+    groups = build_parameter_groups(
+        tiny_model,
+        section(
+            lr=1e-3, weight_decay=0.05,
+            groups={"encoder.backbone.*": {"lr": 0.1}, "*.frame_blocks.0.*": {"weight_decay": 0.3}, "encoder.*": {}},
+        ),
+    )  # fmt: skip
+    found = {name: group for group in groups for name in names_of(tiny_model, group["params"])}
+    for name, parameter in tiny_model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = found[name]
+        assert group["lr_factor"] == (0.1 if name.startswith("encoder.backbone.") else 1.0)
+        assert group["lr"] == pytest.approx(1e-3 * group["lr_factor"])
+        assert group["weight_decay"] == (0.0 if parameter.ndim < 2 else 0.3 if ".frame_blocks.0." in name else 0.05), (
+            name
+        )
+    assert {g["weight_decay"] for g in build_parameter_groups(tiny_model, section(decay="all"))} == {0.05}
+
+
+def test_groups_that_cannot_be(tiny_model: geomtx.VGGT):
+    with pytest.raises(ValueError, match=r"^optimiser\.groups must match a name of the model, got 'x\*'$"):
+        build_parameter_groups(tiny_model, section(groups={"x*": {}}))
+    tiny_model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^model must have trained parameters, got none; does freeze match them all"):
+        build_parameter_groups(tiny_model, section())
+
+
+def test_norms_are_those_of_each_group_and_end_at_most_at_theirs():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3).double() for name in "abc"})
+    for scale, module in zip((1e-3, 1.0, 50.0), model.values(), strict=True):
+        for parameter in module.parameters():
+            parameter.grad = scale * torch.randn_like(parameter)
+    before = {name: torch.cat([p.grad.flatten() for p in model[name].parameters()]) for name in "abc"}
+    groups = build_clip_groups(model, {"a.*": 1.0, "b.*": 0.5, "c.*": 2.0})
+    norms = clip_gradients(groups)
+    for name, limit in (("a", 1.0), ("b", 0.5), ("c", 2.0)):
+        after = torch.cat([p.grad.flatten() for p in model[name].parameters()])
+        torch.testing.assert_close(norms[f"{name}.*"], before[name].norm())
+        torch.testing.assert_close(
+            after, before[name] * min(1.0, limit / before[name].norm().item()), rtol=1e-5, atol=0
+        )
+
+
+def test_clip_groups_cover_everything_once(tiny_model: geomtx.VGGT):
+    heads = {f"{head}_head.*": 1.0 for head in ("camera", "depth", "point", "track")}
+    with pytest.raises(ValueError, match=r"^optimiser\.clip must have .* in one pattern, got none for encoder\."):
+        build_clip_groups(tiny_model, heads)
+    with pytest.raises(ValueError, match=r"got '\*' and 'camera_head\.\*' for camera_head\."):
+        build_clip_groups(tiny_model, {"*": 1.0, "camera_head.*": 1.0})
+    with pytest.raises(ValueError, match=r"^optimiser\.clip must match a name of the model, got 'aggregator\.\*'"):
+        build_clip_groups(tiny_model, {"aggregator.*": 1.0, **heads})
+    freeze(tiny_model, ["encoder"])
+    groups = build_clip_groups(tiny_model, {"encoder.*": 1.0, **heads})
+    assert [group.pattern for group in groups] == list(heads)

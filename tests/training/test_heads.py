@@ -1,0 +1,58 @@
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import geomtx
+from geomtx.models.config import HEAD_MODULES
+from geomtx.training.heads import detach_heads, run_heads_in_float32
+
+
+@pytest.mark.parametrize("head", ["camera", "depth", "points", "tracks"])
+def test_probes_leave_the_encoder_alone(head: str, tiny_model: geomtx.VGGT, images: torch.Tensor):
+    detach_heads(tiny_model, [head])
+    predictions = tiny_model(images, torch.rand(2, 3, 2) * 50, heads=(head,))
+    output = predictions.pose_encodings if head == "camera" else getattr(predictions, head)[0]
+    output.square().sum().backward()
+    assert all(parameter.grad is None for parameter in tiny_model.encoder.parameters())
+    module = tiny_model.get_submodule(HEAD_MODULES[head])
+    assert any((parameter.grad != 0).any() for parameter in module.parameters() if parameter.grad is not None)
+
+
+def test_a_head_that_is_not_there():
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    with pytest.raises(ValueError, match=r"^detach must be one of 'camera', got 'depth'$"):
+        detach_heads(model, ["depth"])
+
+
+def test_under_autocast_heads_compute_in_float32(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    seen = set()
+
+    def look(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        seen.add(output.dtype)
+
+    for module in tiny_model.depth_head.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(look)
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny_model(images, heads=("depth",))
+        assert torch.bfloat16 in seen
+        seen.clear()
+        run_heads_in_float32(tiny_model)
+        predictions = tiny_model(images, heads=("depth",))
+    assert seen == {torch.float32}
+    with torch.no_grad():
+        exact = tiny_model(images, heads=("depth",))
+    assert predictions.depth.value.dtype == torch.float32
+    torch.testing.assert_close(predictions.depth.value.detach(), exact.depth.value, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("attribute", HEAD_MODULES.values())
+def test_heads_get_tokens_and_never_pixels(attribute: str, tiny_model: geomtx.VGGT):
+    """One encoder, heads beside each other: none has a stem of its own."""
+    head = getattr(tiny_model, attribute)
+    assert next(iter(inspect.signature(head.forward).parameters)) == "tokens"
+    assert not {"images", "predictions"} & inspect.signature(head.forward).parameters.keys()
+    stems = [m for m in head.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+    assert stems == []

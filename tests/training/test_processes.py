@@ -1,0 +1,71 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import two_processes
+
+TESTS = Path(__file__).parent.parent
+
+
+def start(folder: Path, num_processes: int) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, two_processes.__file__, str(folder)]
+    common = {
+        "WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+        "PYTHONPATH": TESTS, "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"}
+    return [
+        subprocess.Popen(
+            command,
+            env={**environment, **{k: str(v) for k, v in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same run, of one process and of two, stopped and resumed both times."""
+    folder = tmp_path_factory.mktemp("processes")
+    running = start(folder / "two", 2)
+    running += start(folder / "one", 1)
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    return folder / "one", folder / "two"
+
+
+def test_two_processes_have_the_losses_and_gradients_of_one(folders: tuple[Path, Path]):
+    one, two = map(log_of, folders)
+    assert [(line["step"], line["kind"]) for line in one] == [(line["step"], line["kind"]) for line in two]
+    assert len(one) == 4
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"kind"}:
+            if not name.startswith("auc"):  # counts errors below whole degrees: rounding may cross one
+                assert b[name] == pytest.approx(a[name], rel=2e-3, abs=2e-4), (a["step"], name)
+
+
+def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders)
+    assert one["step"] == two["step"] == 3
+    assert (len(one["processes"]), len(two["processes"])) == (1, 2)
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in one["average"]["averages"].items():
+        torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)

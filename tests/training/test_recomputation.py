@@ -1,0 +1,63 @@
+import copy
+
+import pytest
+import torch
+
+import geomtx
+from geomtx.layers.block import TransformerBlock
+from geomtx.training.freezing import freeze
+from geomtx.training.recomputation import recompute_blocks
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry each time any block runs."""
+    calls: list[str] = []
+    forward = TransformerBlock.forward
+
+    def count(self: TransformerBlock, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append("block")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(TransformerBlock, "forward", count)
+    return calls
+
+
+def test_outputs_and_gradients_are_the_same(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    model = tiny_model.double().train()
+    other = copy.deepcopy(model)
+    assert recompute_blocks(other.encoder) == 2 + 4 + 4
+    queries = torch.rand(2, 5, 2) * 50
+    results = []
+    for each in (model, other):
+        predictions = each(images.double(), queries.double())
+        outputs = [predictions.pose_encodings, *predictions.depth, *predictions.points, predictions.tracks.coords_px]
+        sum(output.sum() for output in outputs).backward()
+        gradients = [p.grad for p in each.parameters() if p.requires_grad]
+        results.append([*(output.detach() for output in outputs), *gradients])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_blocks_run_twice_in_training_only(tiny_model: geomtx.VGGT, images: torch.Tensor, calls: list[str]):
+    freeze(tiny_model, ["encoder.backbone.patch_embedding"])
+    recompute_blocks(tiny_model.encoder)
+    tiny_model.eval()
+    tiny_model.encoder(images).layers[3].sum().backward()
+    assert len(calls) == 10
+    calls.clear()
+    tiny_model.train()
+    tiny_model.encoder(images).layers[3].sum().backward()
+    assert len(calls) == 20
+    calls.clear()
+    with torch.no_grad():
+        tiny_model.encoder(images)
+    assert len(calls) == 10
+
+
+def test_frozen_blocks_run_once(tiny_model: geomtx.VGGT, images: torch.Tensor, calls: list[str]):
+    freeze(tiny_model, ["encoder.backbone"])
+    recompute_blocks(tiny_model.encoder)
+    tiny_model.train()
+    tiny_model.encoder(images).layers[3].sum().backward()
+    assert len(calls) == 2 + 2 * 8

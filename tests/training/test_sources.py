@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geomtx.data.seeds import held_out_seed
+from geomtx.data.synthetic import render_scenes
+from geomtx.training.config_file import parse_config
+from geomtx.training.data_config import DataSection
+from geomtx.training.sources import build_source
+from training.small_run import small_trainer
+
+
+def section(**values: object) -> DataSection:
+    return parse_config({"data": {"image_hw": [28, 42], **values}}).data
+
+
+def save_unified(root: Path, num_scenes: int = 2) -> None:
+    """Rendered rooms as folders of the unified layout."""
+    for index in range(num_scenes):
+        scene = render_scenes([index], 4, (40, 60))
+        folder = root / f"scene_{index}"
+        (folder / "images").mkdir(parents=True)
+        (folder / "depths").mkdir()
+        names = [f"{view}.png" for view in range(4)]
+        for view, name in enumerate(names):
+            pixels = (scene.images[0, view].movedim(0, -1) * 255).byte().numpy()
+            Image.fromarray(pixels).save(folder / "images" / name)
+            np.save(folder / "depths" / f"{view}.npy", scene.depth[0, view].numpy())
+        (folder / "image_names.json").write_text(json.dumps(names))
+        np.save(folder / "cam_from_worlds.npy", scene.cameras.cam_from_world[0].numpy())
+        np.save(folder / "intrinsics.npy", scene.cameras.intrinsics[0].numpy())
+
+
+def test_rooms_are_those_of_the_renderer():
+    source = build_source(section(num_tracks=3, style={"num_solids": [1, 1]}), patch_size=14)
+    got = source([5, 6], 2, (28, 42))
+    assert got.images.shape == (2, 2, 3, 28, 42)
+    assert got.tracks.coords_px.shape == (2, 2, 3, 2)
+    plain = build_source(section(), patch_size=14)([5, 6], 2, (28, 42))
+    assert torch.equal(plain.images, render_scenes([5, 6], 2, (28, 42)).images)
+    assert not torch.equal(plain.depth, got.depth)
+
+
+def test_colours_change_in_training_only_and_the_same_way_every_time():
+    changing = section(augment=True, color={"jitter_prob": 1.0})
+    plain = build_source(section(), patch_size=14)([5], 2, (28, 42))
+    source = build_source(changing, patch_size=14)
+    state = torch.get_rng_state()
+    one, two = source([5], 2, (28, 42)), source([5], 2, (28, 42))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.images, two.images)
+    assert not torch.equal(one.images, plain.images)
+    assert torch.equal(one.depth, plain.depth)
+    held_out = build_source(changing, patch_size=14, held_out=True)
+    assert torch.equal(held_out([5], 2, (28, 42)).images, plain.images)
+
+
+def test_scenes_of_files_by_seed(tmp_path: Path):
+    save_unified(tmp_path)
+    dataset = {"kind": "unified", "root": str(tmp_path), "validation_root": str(tmp_path), "length": 10}
+    data = section(kind="dataset", datasets={"rooms": dataset}, augment=True)
+    source = build_source(data, patch_size=14)
+    one, two = source([1, 2, 3], 3, (28, 42)), source([1, 2, 3], 3, (28, 42))
+    assert one.images.shape == (3, 3, 3, 28, 42)
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.images[1:2], source([2], 3, (28, 42)).images)
+    assert one.mask.any()
+    assert len({image.sum().item() for image in source(list(range(12)), 2, (28, 42)).images}) > 2
+    held_out = build_source(data, patch_size=14, held_out=True)
+    assert held_out([held_out_seed(0)], 2, (28, 42)).images.shape == (1, 2, 3, 28, 42)
+
+
+def test_a_run_on_files_with_a_worker(tmp_path: Path):
+    save_unified(tmp_path / "data")
+    trainer = small_trainer(
+        tmp_path / "run",
+        data={
+            "kind": "dataset", "image_hw": [28, 28], "images": 4, "views": {2: 1}, "workers": 1,
+            "datasets": {"rooms": {"kind": "unified", "root": str(tmp_path / "data")}},
+        },
+        schedule={"steps": 2},
+    )  # fmt: skip
+    trainer.train()
+    assert (trainer.step, trainer.num_skipped) == (2, 0)
+
+
+def test_options_that_there_are_not():
+    with pytest.raises(ValueError, match=r"^data\.style must be one of 'half_width', .*, got 'doors'$"):
+        build_source(section(style={"doors": 2}), patch_size=14)
+    with pytest.raises(ValueError, match=r"^data\.color must be one of 'brightness', .*, got 'jitter'$"):
+        build_source(section(augment=True, color={"jitter": 1}), patch_size=14)
+
+
+def test_folders_that_are_not_named(tmp_path: Path):
+    data = {"kind": "dataset", "image_hw": [28, 28], "datasets": {"mine": {"kind": "unified"}}}
+    message = r"^data\.datasets\.mine\.root must name a folder, got none; --set data\.datasets\.mine\.root=FOLDER gives"
+    with pytest.raises(ValueError, match=message):
+        small_trainer(tmp_path, data=data)
+    data["datasets"]["mine"]["root"] = str(tmp_path)
+    with pytest.raises(ValueError, match=r"^data\.datasets\.mine\.validation_root must name a folder, got none"):
+        small_trainer(tmp_path, data=data, validation={"every": 1})

@@ -1,0 +1,148 @@
+import copy
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import geomtx
+from geomtx.geometry.normalization import normalize_scene
+from geomtx.losses.multitask import MultitaskLoss
+from geomtx.training.groups import ClipGroup
+from geomtx.training.step import TrainingStep, predict
+from geomtx.types import Predictions, SceneBatch
+from training.small_run import NUMBERS, random_scenes
+
+HUGE = 1e9
+
+
+@pytest.fixture
+def model() -> geomtx.VGGT:
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS)).double()
+
+
+def training_step(model: geomtx.VGGT, *, num_chunks: int = 1, max_norm: float = HUGE, lr: float = 0.1) -> TrainingStep:
+    """A step of plain gradient descent."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    accelerator = Accelerator(cpu=True)
+    optimiser = accelerator.prepare(torch.optim.SGD(trained, lr=lr))
+    groups = [ClipGroup("*", trained, max_norm)]
+    return TrainingStep(model, MultitaskLoss(), optimiser, accelerator, groups, num_chunks=num_chunks)
+
+
+def double(batch: SceneBatch) -> SceneBatch:
+    cameras = geomtx.Cameras(*(part.double() for part in batch.cameras))
+    tracks = batch.tracks._replace(coords_px=batch.tracks.coords_px.double())
+    return batch._replace(images=batch.images.double(), cameras=cameras, depth=batch.depth.double(), tracks=tracks)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 4, 9])
+def test_accumulation_equals_the_full_batch(num_chunks: int, model: geomtx.VGGT):
+    """Of scenes that all know as many pixels; three chunks of four scenes are unequal and weighted."""
+    batch = double(random_scenes(4))
+    other = copy.deepcopy(model)
+    whole = training_step(model)(batch)
+    parts = training_step(other, num_chunks=num_chunks)(batch)
+    torch.testing.assert_close(parts.scalars["objective"], whole.scalars["objective"])
+    torch.testing.assert_close(parts.scalars["norm/*"], whole.scalars["norm/*"])
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_unequal_chunks_count_by_their_share(model: geomtx.VGGT):
+    batch = double(random_scenes(3))
+    other = copy.deepcopy(model)
+    whole = training_step(model)(batch)
+    parts = training_step(other, num_chunks=2)(batch)
+    torch.testing.assert_close(parts.scalars["loss_depth"], whole.scalars["loss_depth"])
+    torch.testing.assert_close(parts.scalars["norm/*"], whole.scalars["norm/*"])
+
+
+def test_a_step_is_gradient_descent_on_the_normalised_scene(model: geomtx.VGGT):
+    batch = double(random_scenes(2))
+    other = copy.deepcopy(model)
+    report = training_step(model, lr=0.1)(batch)
+    scene = normalize_scene(batch)[0]
+    loss = MultitaskLoss()(other(scene.images, scene.tracks.coords_px[:, 0]), scene)
+    loss.total.backward()
+    assert report.applied
+    torch.testing.assert_close(report.scalars["objective"], loss.total.detach())
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        if two.grad is not None:
+            torch.testing.assert_close(one, two - 0.1 * two.grad)
+        assert one.grad is None
+
+
+def test_clipping_bounds_the_step(model: geomtx.VGGT):
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    report = training_step(model, max_norm=0.5, lr=1.0)(double(random_scenes(2)))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert report.scalars["norm/*"] > 0.5
+    torch.testing.assert_close((after - before).norm().item(), 0.5, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["images", "depth", "cameras"])
+def test_what_is_not_finite_changes_no_weight(where: str, value: float, num_chunks: int, model: geomtx.VGGT):
+    batch = random_scenes(2)
+    tensor = batch.cameras.cam_from_world if where == "cameras" else getattr(batch, where)
+    tensor[0, 1, 0, 0] = value  # in the first of the chunks
+    before = copy.deepcopy(model.state_dict())
+    step = training_step(model, num_chunks=num_chunks)
+    report = step(double(batch))
+    assert not report.applied
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+    assert step(double(random_scenes(2))).applied
+
+
+def test_what_a_mask_hides_may_be_anything(model: geomtx.VGGT):
+    batch = random_scenes(2)
+    batch.depth[0, 1, 0, 0], batch.mask[0, 1, 0, 0] = math.nan, False
+    assert training_step(model)(double(batch)).applied
+
+
+def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is(model: geomtx.VGGT):
+    class Cusp(MultitaskLoss):
+        """|x|^½ at 0: a finite value of infinite slope."""
+
+        def forward(self, predictions: Predictions, batch: SceneBatch) -> object:
+            report = super().forward(predictions, batch)
+            return report._replace(total=report.total + (report.total - report.total.detach()).abs().sqrt())
+
+    step = training_step(model)
+    step.loss = Cusp()
+    report = step(double(random_scenes(1)))
+    assert report.scalars["objective"].isfinite()
+    assert not report.applied
+
+
+def test_empty_track_slots_are_queried_nowhere_outside(model: geomtx.VGGT):
+    batch = double(random_scenes(1))
+    batch.tracks.coords_px[0, :, 1] = math.nan
+    batch.tracks.valid[0, 1] = False
+    batch.tracks.visible[0, :, 1] = False
+    predictions = predict(model, batch)
+    assert predictions.tracks.coords_px.isfinite().all()
+    assert training_step(model)(batch).applied
+
+
+def test_scenes_of_one_view_and_of_cameras_only(model: geomtx.VGGT):
+    assert training_step(model)(double(random_scenes(2, num_views=1))).applied
+    cameras_only = double(random_scenes(2))._replace(depth=None, mask=None, tracks=None)
+    report = training_step(model)(cameras_only)
+    assert report.applied
+    assert {"loss_camera", "loss_depth"} & report.scalars.keys() == {"loss_camera"}
+
+
+def test_autocast_runs_the_encoder_in_half_precision(model: geomtx.VGGT):
+    model.float()
+    seen = set()
+    model.encoder.frame_blocks[0].mlp.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    batch = random_scenes(1)
+    predictions = predict(model, batch, torch.bfloat16)
+    assert seen == {torch.bfloat16}
+    assert predictions.depth.value.dtype == torch.float32
+    seen.clear()
+    predict(model, batch)
+    assert seen == {torch.float32}
