@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geomtx.data.seeds import is_held_out
-from geomtx.training.batches import SceneStream, load_batches, split_batch, validation_batches
+from geomtx.training.batches import SceneStream, load_batches, rare_view_counts, split_batch, validation_batches
 from geomtx.training.data_config import DataSection, ValidationSection
 from geomtx.types import SceneBatch
 from training.small_run import random_scenes
@@ -56,6 +56,12 @@ def test_processes_draw_their_numbers_of_views_by_themselves():
     one, two = stream(0, 2), stream(1, 2)
     pairs = {(one.num_views(step), two.num_views(step)) for step in range(200)}
     assert len(pairs) == 9
+
+
+def test_numbers_of_views_that_are_left_out():
+    assert rare_view_counts(DataSection().views) == []
+    assert rare_view_counts({2: 1.0, 3: 1.0}) == list(range(4, 25))
+    assert rare_view_counts(dict.fromkeys(range(1, 24), 1.0) | {7: 0.1, 24: 0.3}) == [7]
 
 
 def test_aspects_are_in_range_and_in_whole_patches():

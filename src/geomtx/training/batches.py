@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,13 @@ from geomtx.training.data_config import DataSection, ValidationSection
 from geomtx.training.sources import DrawScenes
 from geomtx.types import SceneBatch
 
-__all__ = ["SceneStream", "load_batches", "move_batch", "split_batch", "validation_batches"]
+__all__ = ["SceneStream", "load_batches", "move_batch", "rare_view_counts", "split_batch", "validation_batches"]
+
+
+def rare_view_counts(views: Mapping[int, float]) -> list[int]:
+    """Numbers of views from 2 to 24 that less than 1 % of the steps have: models fail on what they never see."""
+    total = sum(views.values())
+    return [count for count in range(2, 25) if views.get(count, 0.0) < 0.01 * total]
 
 
 class SceneStream(Dataset[SceneBatch]):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from geomtx.training.batches import SceneStream, load_batches, move_batch, validation_batches
+from geomtx.training.batches import SceneStream, load_batches, move_batch, rare_view_counts, validation_batches
 from geomtx.training.build import build_loss, build_model, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
@@ -97,6 +97,11 @@ class Trainer:
             self._restore(state)
         else:
             self.folder.start(self.accelerator)
+        rare = rare_view_counts(config.data.views)
+        if rare and self.accelerator.is_main_process:
+            logger.warning(
+                "The model won't know scenes of %s views: data.views leaves them out.", ", ".join(map(str, rare))
+            )
 
     def _build_model(self, state: dict[str, Any] | None) -> None:
         config = self.config
