@@ -11,7 +11,7 @@ from geomtx.types import SceneBatch
 
 def full_scene(num_views: int = 3) -> SceneBatch:
     scene = plane_scene(num_views)
-    tracks = build_track_labels(scene.depth, scene.cameras, num_tracks=12, neg_ratio=0.25)
+    tracks = build_track_labels(scene.depth, scene.cameras, num_tracks=400, neg_ratio=0.1)
     camera_mask = torch.rand(1, num_views) < 0.7
     mask = torch.rand(scene.depth.shape) < 0.5
     return scene._replace(
@@ -88,7 +88,7 @@ def test_repeated_batch() -> None:
 def test_tracks_of_a_repeated_batch_begin_in_its_reference() -> None:
     scene = full_scene()
     tracks = scene.tracks
-    assert not (tracks.visible[0, -1] & tracks.valid[0]).all(), "some end before the last view"
+    assert (tracks.valid[0] & ~tracks.visible[0, -1]).any(), "some end before the last view"
     twice = repeat_batch(scene).tracks
     for both, once in zip(twice, tracks, strict=True):
         torch.testing.assert_close(both[:1], once, rtol=0, atol=0)

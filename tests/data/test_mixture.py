@@ -77,6 +77,7 @@ def test_broken_scenes_are_counted_and_others_drawn(caplog: pytest.LogCaptureFix
     drawn = {number(mixture[SceneRequest(0, 2, 1.0, seed)]) for seed in range(40)}
     assert drawn == {2, 3}
     assert mixture.num_skipped == len(dataset.requests) - 40 == len(caplog.messages) > 20
+    assert len({request.seed for request in dataset.requests}) == len(dataset.requests)
     assert caplog.messages[0].startswith("left out a scene, the 1. so far: scene ")
     assert all("\n" not in message for message in caplog.messages)
 

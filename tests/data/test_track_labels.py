@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from data.plane_scenes import PLANE_Z, plane_cameras, plane_depth, plane_scene
-from geometry.random_cameras import rodrigues
+from geometry.random_cameras import random_rigid, rodrigues
 from geomtx.data import build_track_labels, choose_tracks
 from geomtx.geometry import compose_rigid, invert_rigid, project, unproject
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
@@ -54,6 +54,16 @@ def test_the_vector_holds_in_any_precision(dtype: torch.dtype) -> None:
     assert len(labels.coords_px[0, 0].unique(dim=0)) == 648
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_vector_holds_in_any_world(dtype: torch.dtype) -> None:
+    """Turned and moved, coordinates are whole numbers but for rounding, which mustn't push them over the border."""
+    cameras = plane_cameras([(0, 0, 0), (-0.5, 0, 0)], 40.0, (32, 40))
+    turned = compose_rigid(cameras.cam_from_world, random_rigid(6, 1).expand(6, 2, 3, 4))
+    cameras = Cameras(turned.to(dtype), cameras.intrinsics.expand(6, -1, -1, -1).to(dtype))
+    labels = build_track_labels(torch.full((6, 2, 32, 40), 4.0, dtype=dtype), cameras, num_tracks=2000)
+    assert [len(scene[0].unique(dim=0)) for scene in labels.coords_px] == [648] * 6
+
+
 def test_tracks_follow_points_of_the_scene() -> None:
     depth, cameras = turned_scene()
     labels = build_track_labels(depth, cameras, num_tracks=50, generator=seeded())
@@ -92,8 +102,9 @@ def test_a_wall_in_front_hides() -> None:
     assert (x < 19).any(), "such tracks are kept, for view 2 sees them"
 
 
-@pytest.mark.parametrize(("factor", "seen"), [(1.04, True), (1.06, False), (0.965, True), (0.94, False)])
+@pytest.mark.parametrize(("factor", "seen"), [(1.049, True), (1.051, False), (0.953, True), (0.951, False)])
 def test_depth_may_differ_by_five_percent(factor: float, seen: bool) -> None:
+    """Of the smaller of the two depths."""
     scene = plane_scene(num_views=2)
     depth = scene.depth.clone()
     depth[:, 1] *= factor
@@ -213,10 +224,10 @@ def test_negatives_are_far_from_epipolar_lines(rotated: bool) -> None:
 def test_negatives_between_views_from_one_place() -> None:
     """No baseline, no epipolar line: a negative is what is over 4 px from where the point really is."""
     scene = plane_scene(num_views=1)
-    twice = Cameras(*(part.repeat(1, 2, 1, 1) for part in scene.cameras))
-    labels = build_track_labels(scene.depth.repeat(1, 2, 1, 1), twice, num_tracks=30, neg_ratio=1.0, generator=seeded())
-    moved = (labels.coords_px[:, 1] - labels.coords_px[:, 0]).norm(dim=-1)
-    assert not labels.valid.any()
+    same = Cameras(*(part.repeat(1, 24, 1, 1) for part in scene.cameras))
+    labels = build_track_labels(scene.depth.repeat(1, 24, 1, 1), same, num_tracks=30, neg_ratio=1.0, generator=seeded())
+    moved = (labels.coords_px[:, 1:] - labels.coords_px[:, :1]).norm(dim=-1)
+    assert not labels.valid.any(), "lines in 23 views would leave none"
     assert (moved > 4).all()
 
 

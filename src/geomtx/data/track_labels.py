@@ -72,11 +72,11 @@ def build_track_labels(
     poses = cameras.cam_from_world.to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
     cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
     scenes = []
-    for scene in zip(depth, known, intrinsics, cam_from_first, strict=True):
-        pixels = _draw_pixels(scene[1][0], max_candidates, generator)
+    for index, scene in enumerate(zip(depth, intrinsics, cam_from_first, strict=True)):
+        pixels = _draw_pixels(known[index, 0], max_candidates, generator)
         coords_px, visible = _follow_pixels(pixels, *scene, border, tolerance)
         num_negatives = round(num_tracks * neg_ratio)
-        negatives = draw_negatives(*scene[2:], depth.shape[-2:], num_negatives, border=border, generator=generator)
+        negatives = draw_negatives(*scene[1:], depth.shape[-2:], num_negatives, border=border, generator=generator)
         positives = _draw_positives(coords_px, visible, num_tracks - negatives.shape[1], generator)
         scenes.append(_join(positives, negatives))
     return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
@@ -129,7 +129,6 @@ def _draw_pixels(known: Tensor, max_candidates: int, generator: torch.Generator 
 def _follow_pixels(
     pixels: Tensor,
     depth: Tensor,
-    known: Tensor,
     intrinsics: Tensor,
     cam_from_first: Tensor,
     border: int,
@@ -144,15 +143,16 @@ def _follow_pixels(
     coords_px[0] = pixels.flip(-1).to(depth.dtype)
     base = (coords_px + _ROUNDING_PX).floor()
     x, y = base.unbind(-1)
-    inside = (z > 0) & (x >= border) & (x < width - border) & (y >= border) & (y < height - border)
-    # Selected before it becomes a whole number: what is behind the camera may be anywhere.
+    inside = (x >= border) & (x < width - border) & (y >= border) & (y < height - border)
+    # Selected before it becomes a whole number: what is outside may be anywhere.
     corner = torch.where(inside[..., None], base, torch.zeros_like(base)).long()
+    # Nothing agrees with unknown depth, which is 0, and no point behind the camera, whose z is negative, with anything.
     agrees = torch.zeros_like(inside)
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         index = (corner[..., 1] + step_y) * width + corner[..., 0] + step_x
         there = depth.flatten(1).gather(1, index)
         difference = (z - there).abs()
-        agrees |= known.flatten(1).gather(1, index) & (difference < tolerance * z) & (difference < tolerance * there)
+        agrees |= (difference < tolerance * z) & (difference < tolerance * there)
     return coords_px, inside & agrees
 
 
