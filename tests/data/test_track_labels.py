@@ -46,22 +46,23 @@ def test_vector_of_a_plane() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_vector_holds_in_any_precision(dtype: torch.dtype) -> None:
-    cameras = Cameras(*(part.to(dtype) for part in plane_cameras([(0, 0, 0), (-0.5, 0, 0)], 40.0, (32, 40))))
-    depth = torch.full((1, 2, 32, 40), 4.0, dtype=dtype)
-    labels = build_track_labels(depth, cameras, num_tracks=1000, generator=seeded())
-    assert labels.coords_px.dtype == dtype
-    assert len(labels.coords_px[0, 0].unique(dim=0)) == 648
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_vector_holds_in_any_world(dtype: torch.dtype) -> None:
     """Turned and moved, coordinates are whole numbers but for rounding, which mustn't push them over the border."""
     cameras = plane_cameras([(0, 0, 0), (-0.5, 0, 0)], 40.0, (32, 40))
     turned = compose_rigid(cameras.cam_from_world, random_rigid(6, 1).expand(6, 2, 3, 4))
     cameras = Cameras(turned.to(dtype), cameras.intrinsics.expand(6, -1, -1, -1).to(dtype))
     labels = build_track_labels(torch.full((6, 2, 32, 40), 4.0, dtype=dtype), cameras, num_tracks=2000)
+    assert labels.coords_px.dtype == dtype
     assert [len(scene[0].unique(dim=0)) for scene in labels.coords_px] == [648] * 6
+
+
+def test_autocast_changes_nothing() -> None:
+    depth, cameras = turned_scene()
+    arguments = depth.float(), Cameras(*(part.float() for part in cameras))
+    plain = build_track_labels(*arguments, num_tracks=20, neg_ratio=0.3, generator=seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = build_track_labels(*arguments, num_tracks=20, neg_ratio=0.3, generator=seeded())
+    assert torch.equal(plain.coords_px, cast.coords_px)
 
 
 def test_tracks_follow_points_of_the_scene() -> None:

@@ -70,15 +70,16 @@ def build_track_labels(
     intrinsics = cameras.intrinsics.to(dtype)
     # Relative to view 0 before digits are dropped: double cameras may be in a world far from its origin.
     poses = cameras.cam_from_world.to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
-    cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
-    scenes = []
-    for index, scene in enumerate(zip(depth, intrinsics, cam_from_first, strict=True)):
-        pixels = _draw_pixels(known[index, 0], max_candidates, generator)
-        coords_px, visible = _follow_pixels(pixels, *scene, border, tolerance)
-        num_negatives = round(num_tracks * neg_ratio)
-        negatives = draw_negatives(*scene[1:], depth.shape[-2:], num_negatives, border=border, generator=generator)
-        positives = _draw_positives(coords_px, visible, num_tracks - negatives.shape[1], generator)
-        scenes.append(_join(positives, negatives))
+    with torch.autocast(depth.device.type, enabled=False):
+        cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
+        scenes = []
+        for index, scene in enumerate(zip(depth, intrinsics, cam_from_first, strict=True)):
+            pixels = _draw_pixels(known[index, 0], max_candidates, generator)
+            coords_px, visible = _follow_pixels(pixels, *scene, border, tolerance)
+            num_negatives = round(num_tracks * neg_ratio)
+            negatives = draw_negatives(*scene[1:], depth.shape[-2:], num_negatives, border=border, generator=generator)
+            positives = _draw_positives(coords_px, visible, num_tracks - negatives.shape[1], generator)
+            scenes.append(_join(positives, negatives))
     return TrackLabels(*(torch.stack(parts) for parts in zip(*scenes, strict=True)))
 
 
