@@ -69,3 +69,17 @@ def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
         torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-5, msg=name)
     for name, value in one["average"]["averages"].items():
         torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_sharded_parameters_train_as_whole_ones(folders: tuple[Path, Path]):
+    """Norms, steps, averages, and all of it out of and into whole tensors."""
+    results = torch.load(folders[1] / "sharded.pt", weights_only=True)
+    whole, sharded = results["whole"], results["sharded"]
+    torch.testing.assert_close(sharded["norm"], whole["norm"], rtol=1e-4, atol=0)
+    for part in ("model", "averages", "next"):
+        assert sharded[part].keys() == whole[part].keys()
+        for name, value in whole[part].items():
+            torch.testing.assert_close(sharded[part][name], value, rtol=1e-3, atol=1e-5, msg=f"{part} {name}")
+    assert sharded["optimiser"]["state"].keys() == whole["optimiser"]["state"].keys()
+    assert not all(torch.equal(whole["model"][name], value) for name, value in whole["next"].items())
+    assert results["monitor"] == "parameters must be whole for a monitor, got some that are sharded"

@@ -5,13 +5,26 @@ Environment as torchrun gives it: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MAS
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from training.small_run import small_trainer
+import geomtx
+from geomtx.layers.block import TransformerBlock
+from geomtx.losses.multitask import MultitaskLoss
+from geomtx.training.ema import WeightAverage
+from geomtx.training.groups import build_clip_groups
+from geomtx.training.monitor import GradientMonitor
+from geomtx.training.state import load_into, training_state
+from geomtx.training.step import TrainingStep
+from training.small_run import random_scenes, small_config, small_trainer
 
 # Of all processes together.
 IMAGES = 8
@@ -34,5 +47,48 @@ def run(folder: Path, num_processes: int) -> None:
     resumed.train()
 
 
+def steps_of(model: geomtx.VGGT, accelerator: Accelerator, num_steps: int) -> dict[str, Any]:
+    """What training on the same random scenes in every process leads to."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    average = WeightAverage(model, 0.9)
+    groups = build_clip_groups(model, {"*": 1.0})
+    step = TrainingStep(model, MultitaskLoss(), optimiser, accelerator, groups)
+    torch.manual_seed(1)
+    for _ in range(num_steps):
+        report = step(random_scenes(2))
+        average.update()
+    state = training_state(model, optimiser)
+    result = {"norm": report.scalars["norm/*"], **state, **average.state_dict()}
+    # Only the first process has the values; all of them read what it wrote.
+    results = [copy.deepcopy(result)]  # not the weights that go on changing
+    torch.distributed.broadcast_object_list(results)
+    load_into(model, optimiser, results[0])
+    average.load_state_dict(results[0])
+    step(random_scenes(2))
+    return {**results[0], "next": training_state(model, optimiser)["model"]}
+
+
+def shard(folder: Path) -> None:
+    """Whole and sharded (FSDP2) training side by side, into `sharded.pt`."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    whole = geomtx.VGGT(small_config().model.model_config())
+    sharded = copy.deepcopy(whole)
+    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    for module in sharded.modules():
+        if isinstance(module, TransformerBlock):
+            fully_shard(module, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    results = {name: steps_of(m, accelerator, 2) for name, m in (("whole", whole), ("sharded", sharded))}
+    try:
+        GradientMonitor(list(sharded.parameters()))
+    except ValueError as error:
+        results["monitor"] = str(error)
+    if accelerator.is_main_process:
+        torch.save(results, folder / "sharded.pt")
+
+
 if __name__ == "__main__":
     run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        shard(Path(sys.argv[1]))

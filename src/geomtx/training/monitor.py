@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.training.names import match_names
@@ -88,6 +89,8 @@ class GradientMonitor:
     ) -> None:
         if not parameters:
             raise ValueError("parameters must hold a trained one, got none; are the shared blocks frozen?")
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            raise ValueError("parameters must be whole for a monitor, got some that are sharded")
         self.parameters = list(parameters)
         self.every = every
         self.pcgrad = pcgrad

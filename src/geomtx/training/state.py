@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 __all__ = ["capture_rng", "full_tensor", "load_into", "read_state", "restore_rng", "training_state", "write_state"]
 
@@ -31,9 +32,9 @@ def training_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
 
 def load_into(model: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
     """The inverse of `training_state`."""
-    set_state_dict(
-        model, optimiser, model_state_dict=state["model"], optim_state_dict=state["optimiser"], options=_FULL
-    )
+    # Copies: torch puts its shards in the place of what it is given.
+    weights, moments = tree_map(lambda leaf: leaf, (state["model"], state["optimiser"]))
+    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments, options=_FULL)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
