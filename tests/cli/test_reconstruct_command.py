@@ -161,18 +161,18 @@ def test_ctrl_c_leaves_nothing(
     assert names(photos.parent) == ["photos"]
 
 
-def test_photos_get_the_size_that_suits_the_patch_of_the_weights(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_get_the_size_that_the_weights_are_made_for(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(geomtx.VGGTConfig.tiny(), patch_size=16, image_size=64)
     geomtx.VGGT(config).save_pretrained(photos.parent / "weights")
     reads = []
     read = loading._read_photo
     monkeypatch.setattr(loading, "_read_photo", lambda path: reads.append(path) or read(path))
     assert run(photos / "view_0.png", "--weights", str(photos.parent / "weights"), "--heads", "camera") == 0
-    assert geomtx.Scene.load(photos / "out").images.shape == (1, 3, 384, 512)
+    assert geomtx.Scene.load(photos / "out").images.shape == (1, 3, 48, 64)
     assert len(reads) == 1
     for folder_or_photos in (photos / "view_0.png", [photos / "view_0.png"]):
         scene = geomtx.reconstruct(geomtx.VGGT(config), folder_or_photos, heads=("camera",))
-        assert scene.images.shape == (1, 3, 384, 512)
+        assert scene.images.shape == (1, 3, 48, 64)
 
 
 def test_photos_are_missed_before_weights_are_looked_for(

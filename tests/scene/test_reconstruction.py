@@ -212,7 +212,7 @@ def test_a_folder_is_loaded(tmp_path: Path) -> None:
     model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
     scene = geomtx.reconstruct(model, tmp_path)
     assert scene.names == ("view_0.png", "view_1.png")
-    assert repr(scene) == "Scene(2 views of 518x392, cameras, pose_encodings; up to scale)"
+    assert repr(scene) == "Scene(2 views of 70x56, cameras, pose_encodings; up to scale)"
 
 
 def test_pixels_of_patches_that_the_model_left_out_are_not_in_the_scene(model: KnownScene, views: Views) -> None:
@@ -234,8 +234,8 @@ def test_views_for_another_patch_size(model: KnownScene, views: Views) -> None:
 
 
 def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(source: object, *, patch_size: int) -> Views:
-        assert patch_size == 14
+    def load(source: object, *, size: int | None, patch_size: int) -> Views:
+        assert (size, patch_size) == (None, 14)  # this model doesn't say what size it is made for
         return geomtx.load_views(source, size=IMAGE_HW[1], patch_size=patch_size)  # type: ignore[arg-type]
 
     monkeypatch.setattr("geomtx.scene.reconstruction.load_views", load)
@@ -253,7 +253,7 @@ def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.
 )
 def test_what_is_neither_views_nor_photos(source: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _to_views(source, 14)
+        _to_views(source, 14, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

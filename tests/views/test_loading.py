@@ -255,6 +255,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -
 @pytest.mark.parametrize(("patch_size", "size"), [(14, 518), (16, 512), (8, 520), (600, 600), (2000, 2000)])
 def test_the_default_size_is_the_multiple_of_the_patch_nearest_to_518(patch_size, size, save_photo):
     assert default_size(patch_size) == size
+    assert default_size(patch_size, 72) == max(round(72 / patch_size), 1) * patch_size
     if patch_size <= 16:
         path = save_photo("photo.png", 60, 30)
         views = load_views(path, patch_size=patch_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geomtx.models.config import HEAD_MODULES
-from geomtx.models.registry import LICENCES
+from geomtx.models.registry import LICENCES, find_weights
 from geomtx.models.vggt_keys import VGGT_KEYS
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
@@ -41,7 +41,8 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
         ValueError: For a broken file.
         FileNotFoundError: If there is nothing.
     """
-    headers = _read_local(source) if Path(source).exists() else _read_hub(source)
+    found = str(find_weights(source))
+    headers = _read_local(found) if Path(found).exists() else _read_hub(found)
     names = list(headers)
     parts = {name.partition(".")[0] for name in names}
     return CheckpointSummary(

@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--output", required=True, type=parse_name, metavar="OUT", help="folder for the results")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--weights", type=parse_name, metavar="W", help="hub id, folder, or a .safetensors or .pt file"
+        "--weights", type=parse_name, metavar="W", help="hub id, folder, a .safetensors or .pt file, or nano"
     )
     weights.add_argument("--preset", choices=("tiny",), help="a model with random weights instead, to try things out")
     parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="of the random weights (0)")
@@ -62,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--size", type=_parse_count, metavar="N",
-        help="longer side of the images, a multiple of the model's patch (the one nearest to 518)",
+        help="longer side of the images, a multiple of the model's patch (what the model is made for)",
     )  # fmt: skip
     parser.add_argument(
         "--percentile", type=float, default=20.0, metavar="P", help="points left out, least sure first (20)"
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.scene.query import queries_to_model
     from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
-    from geomtx.views.loading import list_photos
+    from geomtx.views.loading import default_size, list_photos
 
     check_writable(arguments.output, SCENE_FILES)
     device = choose_device(arguments.device)
@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("find weights"):
         config = _read_config(arguments)
     with stages.stage("load photos"):
-        views = load_views(paths, mode=arguments.mode, size=arguments.size, patch_size=config.patch_size)
+        size = arguments.size or default_size(config.patch_size, config.image_size)
+        views = load_views(paths, mode=arguments.mode, size=size, patch_size=config.patch_size)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
     with stages.stage("load weights"):
@@ -116,7 +117,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.weights is None and arguments.preset is None:
         raise ValueError(
             "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
-            "or --preset tiny for random weights"
+            "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
         )
     if not 0 <= arguments.percentile <= 100:
         raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")

@@ -21,7 +21,7 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.track import TrackHead
 from geomtx.layers.block import TransformerBlock
 from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
-from geomtx.models.registry import state_licence
+from geomtx.models.registry import EMBEDDED, find_weights, state_licence
 from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config, published_config
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, Predictions
@@ -244,11 +244,12 @@ class VGGT(nn.Module):
         """Load weights, strictly; in evaluation mode.
 
         Args:
-            source: A hub id ("facebook/VGGT-1B"), a folder (`model.safetensors`, sharded or not, with or without
-                `config.json`), or a .safetensors, .pt, .pth, .bin or .ckpt file; with published or geomtx names.
+            source: "nano", the small model that comes with geomtx; a hub id ("facebook/VGGT-1B"); a folder
+                (`model.safetensors`, sharded or not, with or without `config.json`); or a .safetensors, .pt, .pth,
+                .bin or .ckpt file; with published or geomtx names.
             heads: Build and load only these; None = all that the checkpoint has.
             device: Where to; None = the CPU.
-            dtype: Of all parameters; None = as stored.
+            dtype: Of all parameters; None = as stored, for "nano" float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
 
         Raises:
@@ -256,7 +257,9 @@ class VGGT(nn.Module):
                 pickle with code in it.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_checkpoint(find_weights(source))
+        if source in EMBEDDED and dtype is None:
+            dtype = torch.float32
         numbers = config_of_checkpoint(checkpoint) if config is None else config
         if heads is not None:
             check_heads(heads, numbers.heads)
@@ -268,7 +271,7 @@ class VGGT(nn.Module):
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return config_of_checkpoint(open_checkpoint(source))
+        return config_of_checkpoint(open_checkpoint(find_weights(source)))
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, names: Literal["geomtx", "published"] = "geomtx"

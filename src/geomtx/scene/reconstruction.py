@@ -17,6 +17,7 @@ from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import Views, load_views
+from geomtx.views.loading import default_size
 from geomtx.views.views import warn_of_range
 
 __all__ = ["reconstruct"]
@@ -42,8 +43,9 @@ def reconstruct(
 
     Args:
         model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names) and the same forward arguments.
-        views: From `geomtx.load_views`; or a folder, a photo or a list of photos, which it loads; or a tensor
-            (S, 3, H, W) in [0, 1] with H and W multiples of the patch.
+        views: From `geomtx.load_views`; or a folder, a photo or a list of photos, which it loads with sides near
+            `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the
+            patch.
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
         heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
         view_chunk: How many views the dense heads process at once; "auto" limits their memory.
@@ -59,7 +61,7 @@ def reconstruct(
     """
     config: Any = model.config
     available: Any = model.heads
-    views = _to_views(views, config.patch_size)
+    views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
@@ -83,7 +85,7 @@ def reconstruct(
     )
 
 
-def _to_views(source: Any, patch_size: int) -> Views:
+def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:
     if isinstance(source, Views):
         _check_views(source, patch_size)
         return source
@@ -91,13 +93,17 @@ def _to_views(source: Any, patch_size: int) -> Views:
         return Views.from_images(source, patch_size=patch_size)
     if not isinstance(source, Iterable | os.PathLike):
         raise ValueError(f"views must be Views, a tensor, a folder or photos, got {type(source).__name__}")
-    return load_views(source, patch_size=patch_size)
+    size = None if image_size is None else default_size(patch_size, image_size)
+    return load_views(source, size=size, patch_size=patch_size)
 
 
 def _check_views(views: Views, patch_size: int) -> None:
     """What `Views.from_images` checks of a tensor, for views that may have been changed since they were loaded."""
     if views.patch_size != patch_size:
-        raise ValueError(f"patch_size of views must be the model's {patch_size}, got {views.patch_size}")
+        raise ValueError(
+            f"patch_size of views must be the model's {patch_size}, got {views.patch_size}; "
+            f"load them with load_views(…, patch_size={patch_size}), or give the photos themselves"
+        )
     check_divisible("image height", views.images.shape[-2], patch_size)
     check_divisible("image width", views.images.shape[-1], patch_size)
     for image, name in zip(views.images, views.names, strict=True):

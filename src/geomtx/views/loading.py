@@ -79,7 +79,8 @@ def load_views(
         source: A folder (its images in natural order: img2 before img10; hidden files and subfolders are not read), a
             file, or several files in the order of the views. The first is the reference view.
         mode: See the table.
-        size: Side in pixels, a multiple of `patch_size`. None = the multiple nearest to 518.
+        size: Side in pixels, a multiple of `patch_size`. None = the multiple nearest to 518, for models of the
+            published size; a smaller one has `config.image_size`.
         patch_size: Side of the model's patches.
 
     Raises:
@@ -104,9 +105,9 @@ def load_views(
     return views
 
 
-def default_size(patch_size: int) -> int:
-    """The multiple of `patch_size` nearest to 518, the size of the published results."""
-    return max(round(_SIZE / patch_size), 1) * patch_size
+def default_size(patch_size: int, image_size: int = _SIZE) -> int:
+    """The multiple of `patch_size` nearest to a model's image size, by default 518, that of the published results."""
+    return max(round(image_size / patch_size), 1) * patch_size
 
 
 def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
