@@ -69,10 +69,13 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
 
 def test_sigterm_stops_with_a_checkpoint(config: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["train", config, "-o", str(out), "--cpu", "--set", "schedule.steps=100000"]
+    arguments = ["train", config, "-o", str(out), "--cpu", "--set", "schedule.steps=100000", "--set", "data.workers=1"]
     environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"} | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "geomtx", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "geomtx", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)

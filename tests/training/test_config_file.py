@@ -27,6 +27,8 @@ def test_the_released_recipe():
     assert (config.data.images, config.accumulation, config.precision) == (48, 2, "bfloat16")
     assert sorted(config.data.views) == list(range(2, 25))
     assert config.freeze == ("encoder",)
+    assert config.tf32
+    assert config.gradient_checkpointing
     assert config.model.heads == ("camera", "depth")
 
 

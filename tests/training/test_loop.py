@@ -128,6 +128,7 @@ class Spoiled:
 
 def test_bad_batches_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = small_trainer(tmp_path, Spoiled({1, 2, 4}), ema=0.9)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, logger="geomtx"):
         trainer.train()
     assert trainer.num_skipped == 3
@@ -214,6 +215,27 @@ def test_the_seed_decides_on_the_weights(tmp_path: Path):
     one, two, other = (small_trainer(tmp_path / str(i), seed=seed) for i, seed in enumerate((1, 1, 2)))
     assert is_equal(weights_of(one), weights_of(two))
     assert not is_equal(weights_of(one), weights_of(other))
+
+
+def test_tf32_is_on_where_asked_for(tmp_path: Path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        small_trainer(tmp_path / "a")
+        assert torch.get_float32_matmul_precision() == before
+        small_trainer(tmp_path / "b", tf32=True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_half_precision_trains_and_keeps_float32_weights(tmp_path: Path):
+    trainer = small_trainer(tmp_path, precision="bfloat16")
+    before = weights_of(trainer)
+    trainer.train()
+    after = weights_of(trainer)
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert not is_equal(before, after)
+    assert trainer.num_skipped == 0
 
 
 def test_heads_and_sizes_that_do_not_fit(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -91,8 +92,16 @@ def load_batches(stream: Dataset[SceneBatch], steps: range, *, workers: int = 0)
     """The batches of `steps`, in order; prepared ahead of time if there are workers."""
     if workers == 0:
         return (stream[step] for step in steps)
-    loader = DataLoader(stream, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)
+    loader = DataLoader(
+        stream, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals
+    )
     return iter(loader)
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C, which reaches every process of a terminal, is for the training to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -212,6 +212,7 @@ class TrainingConfig:
         schedule: Of the learning rate.
         accumulation: Chunks of a batch that are run one after the other.
         precision: "bfloat16" runs the encoder under autocast; heads, losses and parameters stay in float32.
+        tf32: Let matrix products of float32 round their factors to TF32 where the hardware can; for the whole process.
         gradient_checkpointing: Recompute blocks in the backward pass: half the speed, a fraction of the memory.
         compile: Run the model through torch.compile.
         ema: Decay of the averaged weights, which validation and the saved model use; 0 = none.
@@ -232,6 +233,7 @@ class TrainingConfig:
     schedule: ScheduleSection = dataclasses.field(default_factory=ScheduleSection)
     accumulation: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
     ema: float = 0.0

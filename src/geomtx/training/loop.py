@@ -76,6 +76,8 @@ class Trainer:
         self.step = self.num_skipped = self.skipped_in_a_row = 0
         self.stop_requested = False
         self.means = ScalarMeans()
+        if config.tf32:
+            torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
         self._build_model(state)
         patch_size = self.model_config.patch_size
