@@ -1,5 +1,6 @@
 """What predictions are measured by: poses, depth, point clouds, tracks, images."""
 
+from geomtx.metrics.constant_guess import ConstantGuess, fit_constant_guess
 from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
@@ -24,6 +25,7 @@ from geomtx.metrics.pose import (
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
+    "ConstantGuess",
     "DTUScan",
     "DTUScores",
     "DepthScores",
@@ -37,6 +39,7 @@ __all__ = [
     "dtu_scores",
     "evaluate_predictions",
     "exact_pose_auc",
+    "fit_constant_guess",
     "nearest_points",
     "pairwise_pose_errors",
     "point_map_normals",

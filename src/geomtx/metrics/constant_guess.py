@@ -1,0 +1,276 @@
+"""What can be scored without looking at the pictures: the first opponent that a model has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_option, check_shape
+from geomtx.geometry.normalization import normalize_scene
+from geomtx.metrics.constant_maps import DEPTH_WAYS, POINT_WAYS, map_views
+from geomtx.metrics.constant_poses import best_direction, known_cameras, relative_poses
+from geomtx.metrics.evaluate import evaluate_predictions, summarize
+from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch, Tracks
+
+__all__ = ["ConstantGuess", "fit_constant_guess"]
+
+_STEP = 1e-3  # between the other cameras, relative to their distance from the first: only its direction matters
+_QUERIES = 500  # points of a cloud that is only looked at to choose
+_PULLS = (1.0, 0.75, 0.5, 0.25, 0.0)
+_SCENES = 16  # that clouds are compared of, to choose
+_DISTANCES = (0.01, 1.0)  # of the cameras, relative to the true ones'
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantGuess:
+    """The same for every scene; `fit_constant_guess` makes it. A part that nothing was known of is None.
+
+    Lengths are in units of the scene. Every map is for the first view and, as views come in any order, one for all
+    others.
+
+    Attributes:
+        image_hw: Height and width of the images that it is for, pixels.
+        translations: (2, 3), directions of the relative translations: of the first view and any other, and of two
+            others. No camera is turned.
+        distance: Of the other cameras from the first.
+        intrinsics: (3, 3), pixels.
+        depth: (2, H, W).
+        points: (2, H, W, 3), in the first camera's frame.
+        pull: Where a track is, between the images' centre (0) and where it is in the first view (1).
+        visible: Share of the tracks that another view sees.
+    """
+
+    image_hw: tuple[int, int]
+    translations: Tensor | None = None
+    distance: float = 1.0
+    intrinsics: Tensor | None = None
+    depth: Tensor | None = None
+    points: Tensor | None = None
+    pull: float = 1.0
+    visible: float | None = None
+
+    def predict(self, batch: SceneBatch) -> Predictions:
+        """The guess in the shape of a model's output; of `batch` only shapes and the queries of the tracks are used.
+
+        Confidences are 1; a track's visibility is the share of visible tracks, so that it is seen if most are.
+
+        Raises:
+            ValueError: For images of another size.
+        """
+        images = batch.images
+        height, width = self.image_hw
+        check_shape("batch.images", images, ("B", "S", 3, height, width))
+        parts: dict[str, Any] = {}
+        if self.translations is not None and self.intrinsics is not None:
+            parts["cameras"] = self._cameras(images)
+        for name, maps in (("depth", self.depth), ("points", self.points)):
+            if maps is not None:
+                value = _spread(maps, images)
+                parts[name] = DenseMap(value, torch.ones_like(value if name == "depth" else value[..., 0]))
+        if self.visible is not None and batch.tracks is not None:
+            center = images.new_tensor([(width - 1) / 2, (height - 1) / 2])
+            queries = batch.tracks.coords_px[:, :1].to(_dtype(images))
+            moved = (center + self.pull * (queries - center)).expand(-1, images.shape[1] - 1, -1, -1)
+            coords = torch.cat([queries, moved], dim=1)
+            visibility = torch.full_like(coords[..., 0], self.visible)
+            parts["tracks"] = Tracks(coords, visibility, torch.ones_like(visibility))
+        return Predictions(**parts)
+
+    def _cameras(self, images: Tensor) -> Cameras:
+        """All but the first in one place, up to small steps: two directions serve all pairs."""
+        assert self.translations is not None
+        assert self.intrinsics is not None
+        b, s = images.shape[:2]
+        from_first, between = self.translations.to(images.device, _dtype(images))
+        cam_from_world = torch.eye(3, 4, device=images.device, dtype=_dtype(images)).repeat(s, 1, 1)
+        steps = _STEP * torch.arange(s - 1, device=images.device, dtype=_dtype(images))
+        cam_from_world[1:, :, 3] = self.distance * (from_first + steps[:, None] * between)
+        intrinsics = self.intrinsics.to(images.device, _dtype(images))
+        return Cameras(cam_from_world.expand(b, -1, -1, -1), intrinsics.expand(b, s, -1, -1))
+
+
+@torch.no_grad()
+def fit_constant_guess(batches: Iterable[SceneBatch], *, direction: Literal["auc", "rta"] = "auc") -> ConstantGuess:
+    """The best guess for scenes like these that has seen none of the pictures.
+
+    Each part is fitted in several ways to half of the scenes, and the way that scores best on the other half, with
+    the measures of `evaluate_predictions`, is fitted to all:
+
+    - No camera is turned. The direction of the translation with the best AUC@30 (or RTA@30) among 1000, one for the
+      first view with any other and one for two others (views come in any order); the field of view's median.
+    - Depth per pixel, of scenes scaled to the same median: mean, median, geometric mean, the median that is best for
+      relative errors, and a plane; by AbsRel.
+    - Points per pixel: mean or median, or the first view's for all views; by the clouds' overall error.
+    - How far the cameras are apart, by the overall error of the unprojected depth.
+    - Tracks stay where they are or are pulled towards the centre, by δ_avg; visible if most are, which is best for
+      the occlusion accuracy and, where most are, for AJ.
+
+    Args:
+        batches: Scenes with images of one size, in any world and unit, any numbers of views: at least 2 scenes, and
+            enough that the mean of a pixel is no longer that of single scenes (some dozens).
+        direction: What the direction of the translations is best for. Cameras that are hardly turned may have moved
+            in other directions than the rest, so that these are two guesses.
+
+    Returns:
+        `ConstantGuess` on the CPU.
+
+    Raises:
+        ValueError: For fewer than 2 scenes, images of different sizes, or another `direction`.
+    """
+    scenes = [normalize_scene(batch)[0] for batch in batches]
+    count = sum(len(batch.images) for batch in scenes)
+    if count < 2:
+        raise ValueError(f"batches must hold at least 2 scenes, got {count}")
+    sizes = {tuple(batch.images.shape[-2:]) for batch in scenes}
+    if len(sizes) > 1:
+        raise ValueError(f"batches must hold images of one size, got {', '.join(map(str, sorted(sizes)))}")
+    check_option("direction", direction, ("auc", "rta"))
+    guess = ConstantGuess((scenes[0].images.shape[-2], scenes[0].images.shape[-1]))
+    guess = _fit_cameras(guess, scenes, direction)
+    guess = _fit_depth(guess, scenes)
+    guess = _fit_points(guess, scenes)
+    guess = _fit_distance(guess, scenes)
+    return _fit_tracks(guess, scenes)
+
+
+def _fit_cameras(guess: ConstantGuess, scenes: Sequence[SceneBatch], aim: str) -> ConstantGuess:
+    known = [batch for batch in scenes if batch.cameras is not None and batch.images.shape[1] > 1]
+    if not known:
+        return guess
+    pairs = [relative_poses(batch) for batch in known]
+    angles, translations, with_first = (torch.cat(column) for column in zip(*pairs, strict=True))
+    chosen = [best_direction(angles[part], translations[part], aim) for part in (with_first, ~with_first)]
+    intrinsics, centers = [], []
+    for batch in known:
+        assert batch.cameras is not None
+        mask = known_cameras(batch)
+        intrinsics.append(batch.cameras.intrinsics[mask].double().cpu())
+        moved = mask.clone()
+        moved[:, 0] = False
+        centers.append(batch.cameras.cam_from_world[moved][:, :, 3].double().cpu())
+    distance = float(torch.cat(centers).norm(dim=-1).median()) if sum(map(len, centers)) else 1.0
+    return dataclasses.replace(
+        guess,
+        translations=torch.stack(chosen),
+        distance=distance or 1.0,
+        intrinsics=torch.cat(intrinsics).median(0).values,
+    )
+
+
+def _fit_depth(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    known = [batch for batch in scenes if batch.depth is not None]
+    if not known:
+        return guess
+
+    def fit(way: Callable[[Tensor], Tensor], batches: Sequence[SceneBatch]) -> ConstantGuess:
+        kept = [torch.where(mask & (d > 0), d, torch.nan) for d, mask in _masked(batches, "depth")]
+        medians = [depth.flatten(1).nanmedian(1).values[:, None, None, None] for depth in kept]
+        maps = map_views(way, [depth / median for depth, median in zip(kept, medians, strict=True)])
+        unit = torch.cat([median.flatten() for median in medians]).nanmedian()
+        return dataclasses.replace(guess, depth=unit * torch.stack(maps))
+
+    return _choose([partial(fit, way) for way in DEPTH_WAYS], known, "depth_abs_rel", "depth")
+
+
+def _fit_points(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    known = [batch for batch in scenes if batch.points is not None]
+    if not known:
+        return guess
+
+    def fit(way: Callable[[Tensor], Tensor], alike: bool, batches: Sequence[SceneBatch]) -> ConstantGuess:
+        kept = [torch.where(mask[..., None], p, torch.nan) for p, mask in _masked(batches, "points")]
+        first, others = map_views(way, kept)
+        return dataclasses.replace(guess, points=torch.stack([first, first if alike else others]))
+
+    fits = [partial(fit, way, alike) for way in POINT_WAYS for alike in (False, True)]
+    return _choose(fits, known, "head_overall", "points")
+
+
+def _fit_distance(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    if guess.translations is None or guess.depth is None:
+        return guess
+    ways = [dataclasses.replace(guess, points=None, distance=guess.distance * d) for d in _DISTANCES]
+    return dataclasses.replace(guess, distance=_best(ways, _few(scenes), "unprojected_overall").distance)
+
+
+def _fit_tracks(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    known = [batch for batch in scenes if batch.tracks is not None and batch.images.shape[1] > 1]
+    seen = [
+        batch.tracks.visible[:, 1:].transpose(1, 2)[batch.tracks.valid].flatten() for batch in known if batch.tracks
+    ]
+    share = float(torch.cat([part.cpu() for part in seen]).double().mean()) if seen else math.nan
+    if math.isnan(share):
+        return guess
+    bare = ConstantGuess(guess.image_hw, visible=share)
+    pull = _best([dataclasses.replace(bare, pull=pull) for pull in _PULLS], known, "track_delta").pull
+    return dataclasses.replace(guess, visible=share, pull=pull)
+
+
+def _choose(
+    fits: Sequence[Callable[[Sequence[SceneBatch]], ConstantGuess]],
+    scenes: Sequence[SceneBatch],
+    measure: str,
+    part: str,
+) -> ConstantGuess:
+    """Of several fits to half the scenes the one that scores best on the others, to all scenes."""
+    halves = [[half for batch in scenes if len((half := _every_second(batch, start)).images)] for start in (0, 1)]
+    if not all(halves):
+        # One scene a batch.
+        halves = [list(scenes[::2]), list(scenes[1::2])]
+    judges = _few(halves[1]) if part == "points" else halves[1]
+    scores = [
+        _score(ConstantGuess(found.image_hw, **{part: getattr(found, part)}), judges, measure)
+        for found in (fit(halves[0]) for fit in fits)
+    ]
+    return fits[_argmin(scores)](scenes)
+
+
+def _few(scenes: Sequence[SceneBatch]) -> list[SceneBatch]:
+    """Some of the scenes, whole batches: clouds are slow to compare."""
+    counts = itertools.accumulate(len(batch.images) for batch in scenes)
+    return [batch for batch, count in zip(scenes, counts, strict=True) if count - len(batch.images) < _SCENES]
+
+
+def _best(guesses: Sequence[ConstantGuess], scenes: Sequence[SceneBatch], measure: str) -> ConstantGuess:
+    scores = [_score(guess, scenes, measure) for guess in guesses]
+    return guesses[_argmin(scores)]
+
+
+def _score(guess: ConstantGuess, scenes: Sequence[SceneBatch], measure: str) -> float:
+    """Small is good."""
+    found = summarize(evaluate_predictions(guess.predict(b), b, max_queries=_QUERIES) for b in scenes)[measure]
+    return -found if measure == "track_delta" else found
+
+
+def _argmin(scores: Sequence[float]) -> int:
+    return min(range(len(scores)), key=lambda i: math.inf if math.isnan(scores[i]) else scores[i])
+
+
+def _masked(batches: Sequence[SceneBatch], part: str) -> list[tuple[Tensor, Tensor]]:
+    """(values, known pixels (B, S, H, W)) of each batch."""
+    masks = [torch.ones(b.images[:, :, 0].shape, dtype=torch.bool) if b.mask is None else b.mask for b in batches]
+    return [(getattr(b, part).double().cpu(), mask.cpu()) for b, mask in zip(batches, masks, strict=True)]
+
+
+def _spread(maps: Tensor, images: Tensor) -> Tensor:
+    """(2, …) → (B, S, …)."""
+    views = [maps[:1], maps[1:].expand(images.shape[1] - 1, *maps.shape[1:])]
+    return torch.cat(views).to(images.device, _dtype(images)).expand(len(images), images.shape[1], *maps.shape[1:])
+
+
+def _every_second(value: Any, start: int) -> Any:
+    """Every second scene of nested named tuples."""
+    if isinstance(value, Tensor):
+        return value[start::2]
+    return value if value is None else type(value)(*(_every_second(item, start) for item in value))
+
+
+def _dtype(images: Tensor) -> torch.dtype:
+    return torch.promote_types(images.dtype, torch.float32)
