@@ -8,15 +8,13 @@ was trained on. A run that was stopped goes on where it was, and one that is don
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import write_result
+from common import mean_and_error, write_result
 from geomtx import VGGT
 from geomtx.data.seeds import held_out_seed
 from geomtx.geometry import normalize_scene
@@ -29,8 +27,8 @@ from geomtx.training.sources import build_source
 from geomtx.training.step import predict
 
 SMALLER = (
-    "model.numbers={dim: 96, depth: 4, num_heads: 4, image_size: 40, taps: [0, 1, 2, 3], dpt_features: 24, "
-    "dpt_channels: [24, 24, 48, 48], track_features: 16, track_dim: 48, track_radius: 2, track_iterations: 2}",
+    "model.numbers={dim: 96, depth: 4, num_heads: 4, image_size: 40, taps: [0, 1, 2, 3], dpt_features: 16, "
+    "dpt_channels: [16, 16, 32, 32], track_features: 12, track_dim: 32, track_radius: 2, track_iterations: 2}",
     "data.image_hw=[32, 40]",
     "data.images=16",
     "data.views={2: 1, 3: 1, 4: 2}",
@@ -63,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the runs")
     parser.add_argument("arms", nargs="*", default=list(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--scenes", type=int, default=256, help="to measure on")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--output", type=Path, help="folder of the result")
@@ -146,13 +144,6 @@ def compare(evaluation: Evaluation, reference: Evaluation, untrained: tuple[str,
         for name in Evaluation._fields[:-1]
         if not name.startswith(untrained or ("nothing",))
     }
-
-
-def mean_and_error(values: list[float]) -> list[float]:
-    """Mean, and its standard error over scenes."""
-    known = [value for value in values if not math.isnan(value)]
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return [round(statistics.fmean(known), 5) if known else math.nan, round(error, 5)]
 
 
 def print_table(found: dict[str, Any]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def peak_memory_gib(device: str) -> dict[str, float]:
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
         }
     return {"peak_resident_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+
+
+def mean_and_error(values: Sequence[float]) -> list[float]:
+    """Mean of what is not NaN, and its standard error; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return [math.nan, math.nan]
+    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return [round(statistics.fmean(known), 5), round(error, 5)]
 
 
 def write_result(name: str, settings: dict[str, Any], results: Any, *, folder: Path | None = None) -> Path:
