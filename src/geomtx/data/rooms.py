@@ -39,7 +39,11 @@ class RoomStyle:
         fov: The wider field of view of the pictures; all cameras of a scene share it.
         spread: How far the cameras circle what they look at, to each side of the first.
         dolly: Distances of the cameras from what they look at, relative to the first one's.
+        level: Heights of the cameras, relative to the room's.
+        aim: How far beside the common point a camera may look, along each axis, relative to its distance.
         roll: Largest rotation of a camera about its axis.
+        wild: Share of rooms whose walls, floor and ceiling look like anything; the others have pale walls, a bright
+            ceiling and a darker floor, as rooms do, which is what tells a single picture's depth.
         shadows: Whether solids throw shadows, which costs a second ray a pixel.
     """
 
@@ -50,8 +54,16 @@ class RoomStyle:
     fov: tuple[float, float] = (45.0, 85.0)
     spread: tuple[float, float] = (8.0, 60.0)
     dolly: tuple[float, float] = (0.7, 1.3)
+    level: tuple[float, float] = (0.3, 0.75)
+    aim: float = 0.12
     roll: float = 6.0
+    wild: float = 0.3
     shadows: bool = True
+
+    @classmethod
+    def nano(cls) -> RoomStyle:
+        """The rooms that the weights which ship with geomtx are trained on: fewer things, nearer views, no shadows."""
+        return cls(num_solids=(2, 6), spread=(10.0, 50.0), shadows=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -62,6 +74,8 @@ class RoomStyle:
                     raise ValueError(f"{field.name} must be (least, most), both positive, got {value}")
         if self.num_solids[1] > 16:
             raise ValueError(f"num_solids must be in 1 … 16, got {self.num_solids}")
+        if not 0 <= self.wild <= 1:
+            raise ValueError(f"wild must be in 0 … 1, got {self.wild}")
         if self.fov[1] >= 170:
             raise ValueError(f"fov must be below 170 degrees, got {self.fov}")
 
@@ -73,11 +87,13 @@ class Lights(NamedTuple):
         position: (B, 3), of the lamp.
         color: (B, 3), of the lamp.
         ambient: (B, 3), from everywhere.
+        sky: (B, 3), where more of the ambient light comes from, and how much more.
     """
 
     position: Tensor
     color: Tensor
     ambient: Tensor
+    sky: Tensor
 
 
 class Dice:
@@ -174,8 +190,9 @@ def _catalogue() -> tuple[Tensor, Tensor, Tensor]:
     return axes, planes, offsets
 
 
-def pick_textures(dice: Dice, num_surfaces: int) -> Textures:
-    """Textures of six walls and all solids."""
+def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
+    """Textures of the room's six sides and of all solids."""
+    num_surfaces = 6 + style.num_solids[1]
     direction = dice.between(-1, 1, num_surfaces, NUM_WAVES, 3)
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-3)
     # Octaves: from a wave as long as the room to one of a hand's breadth.
@@ -187,14 +204,29 @@ def pick_textures(dice: Dice, num_surfaces: int) -> Textures:
     other = torch.where(
         dice.roll(num_surfaces, 1, 1) < 0.5, 1 - base, base * dice.between(0.3, 0.8, num_surfaces, 1, 1)
     )
+    colors = torch.cat([base, other], dim=-2)
+    colors = torch.cat([_color_room(dice, style, colors[:, :6]), colors[:, 6:]], dim=1)
     return Textures(
         waves=direction * frequency,
         phases=dice.between(0, 2 * math.pi, num_surfaces, NUM_WAVES),
         product=(dice.roll(num_surfaces) < 0.4).to(base.dtype),
         sharpness=2 ** dice.between(0, 5, num_surfaces),
-        colors=torch.cat([base, other], dim=-2),
+        colors=colors,
         grain=dice.between(0, 0.15, num_surfaces),
     )
+
+
+def _color_room(dice: Dice, style: RoomStyle, wild: Tensor) -> Tensor:
+    """Two colours (B, 6, 2, 3) for each side of the room: those given, or pale walls, a bright ceiling, a dark floor."""
+    brightness = torch.cat(
+        [dice.between(0.55, 0.85, 1), dice.between(0.85, 0.98, 1), dice.between(0.2, 0.5, 1)], dim=-1
+    )
+    hue = dice.between(-0.15, 0.15, 3, 3) * torch.tensor([1.0, 0.2, 1.0]).to(wild)[:, None]
+    kinds = (brightness[..., None] + hue).clamp(0.05, 0.98)
+    base = kinds[:, [0, 1, 0, 0, 2, 0]]  # low x, y, z, high x, y, z; the floor is high y
+    contrast = dice.between(0.02, 0.35, 6, 1) * torch.tensor([1, 0.3, 1, 1, 1.5, 1]).to(wild)[:, None]
+    tame = torch.stack([base, base * (1 - contrast)], dim=-2)
+    return torch.where((dice.roll(1, 1, 1) < style.wild), wild, tame)
 
 
 def place_lights(dice: Dice, solids: Solids) -> Lights:
@@ -203,7 +235,8 @@ def place_lights(dice: Dice, solids: Solids) -> Lights:
     position = solids.room_low + share * (solids.room_high - solids.room_low)
     tint = 1 + dice.between(-0.12, 0.12, 3)
     ambient = dice.between(0.35, 0.7, 1)
-    return Lights(position, tint * dice.between(0.4, 0.9, 1), ambient * (1 + dice.between(-0.06, 0.06, 3)))
+    sky = torch.stack([dice.between(-0.25, 0.25), dice.between(-0.3, 0.1), dice.between(-0.25, 0.25)], dim=-1)
+    return Lights(position, tint * dice.between(0.4, 0.9, 1), ambient * (1 + dice.between(-0.06, 0.06, 3)), sky)
 
 
 def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, image_hw: tuple[int, int]) -> Cameras:
@@ -218,7 +251,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
     spread = dice.between(*style.spread, 1) * (math.pi / 180)
     fov = dice.between(*style.fov) * (math.pi / 180)
     heading = dice.between(0, 2 * math.pi, 1)
-    reach = dice.between(0.5, 0.95, 1) * torch.minimum((high - low)[..., 0], (high - low)[..., 2])
+    reach = dice.between(0.35, 0.75, 1) * torch.minimum((high - low)[..., 0], (high - low)[..., 2])
     eyes, targets, rolls = [], [], []
     for index in range(num_views):
         aside = 0.0 if index == 0 else 1.0
@@ -226,7 +259,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
         yaw = heading + aside * spread * dice.between(-1, 1, _CANDIDATES)
         yaw = yaw + (1 - aside) * dice.between(0, 2 * math.pi, _CANDIDATES)
         distance = reach * (1 + aside * (dice.between(*style.dolly, _CANDIDATES) - 1))
-        level = -height * dice.between(0.3, 0.75, _CANDIDATES)
+        level = -height * dice.between(*style.level, _CANDIDATES)
         eye = torch.stack([focus[..., 0] - distance * yaw.sin(), level, focus[..., 2] - distance * yaw.cos()], dim=-1)
         eye = torch.minimum(torch.maximum(eye, low + 0.25), high - 0.25)
         free = torch.minimum(clearance(solids, eye), (eye - focus).norm(dim=-1) - 0.6)
@@ -235,7 +268,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
         if index == 0:
             heading = yaw.gather(1, chosen)
         eyes.append(eye.gather(1, chosen[..., None].expand(-1, -1, 3))[:, 0])
-        targets.append((focus + dice.between(-0.12, 0.12, 1, 3) * reach[..., None])[:, 0])
+        targets.append((focus + dice.between(-style.aim, style.aim, 1, 3) * reach[..., None])[:, 0])
         rolls.append(dice.between(-1, 1) * (style.roll * math.pi / 180))
     cam_from_world = _look_at(torch.stack(eyes, 1), torch.stack(targets, 1), torch.stack(rolls, 1))
     rows, columns = image_hw

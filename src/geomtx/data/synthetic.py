@@ -65,7 +65,7 @@ def render_scenes(
     style = style or RoomStyle()
     dice = Dice(seeds, torch.device(device or "cpu"), dtype)
     solids = place_solids(dice, style)
-    textures = pick_textures(dice, 6 + style.num_solids[1])
+    textures = pick_textures(dice, style)
     lights = place_lights(dice, solids)
     picks = dice.roll(_MOST_TRACKS, 2)
     cameras = place_cameras(dice, solids, style, num_views, image_hw)
@@ -116,7 +116,10 @@ class _Room:
             lamp = self.lights.position[:, None].expand(-1, points.shape[1], -1)
             blocked = is_blocked(self.solids, lamp, points + 2e-3 * normals)
             direct = torch.where(blocked[..., None], 0.15 * direct, direct)
-        return self.lights.ambient[:, None, None] + self.lights.color[:, None, None] * direct
+        ambient = self.lights.ambient[:, None, None] * (
+            1 + (normals * self.lights.sky[:, None, None]).sum(-1, keepdim=True)
+        )
+        return ambient + self.lights.color[:, None, None] * direct
 
 
 def _pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float, dy: float) -> Tensor:
