@@ -217,7 +217,7 @@ def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
 
 
 def _color_room(dice: Dice, style: RoomStyle, wild: Tensor) -> Tensor:
-    """Two colours (B, 6, 2, 3) for each side of the room: those given, or pale walls, a bright ceiling, a dark floor."""
+    """Two colours (B, 6, 2, 3) a side of the room: those given, or pale walls, a bright ceiling and a dark floor."""
     brightness = torch.cat(
         [dice.between(0.55, 0.85, 1), dice.between(0.85, 0.98, 1), dice.between(0.2, 0.5, 1)], dim=-1
     )
