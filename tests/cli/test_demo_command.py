@@ -1,42 +1,169 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import geomtx
-from geomtx.cli import main
-from geomtx.cli.demo_scene import render_room
-from geomtx.geometry import project, unproject
+from geomtx.cli import demo, demo_errors, main
+from geomtx.data.photos import save_photos, truth_in_views
+from geomtx.data.seeds import is_held_out, training_seed
+from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.export import SCENE_FILES
+from geomtx.geometry import normalize_scene
+from geomtx.types import DenseMap, Predictions
+from scene.known_scene import KnownScene
+
+HEADS = ("camera", "depth", "points", "tracks")
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geomtx.cli.demo_scene.render_room", lambda: render_room(5, (168, 224)))
-    (tmp_path / "out" / "photos").mkdir(parents=True)
-    (tmp_path / "out" / "photos" / "mine.txt").write_text("keep")
-    assert main(["demo", "-o", str(tmp_path / "out")]) == 0
-    out, err = capsys.readouterr()
-    assert "RANDOM WEIGHTS" in out
-    assert "RANDOM WEIGHTS" in err
-    assert "5 views" in out
-    assert len(list((tmp_path / "out" / "photos").glob("*.png"))) == 5
-    assert (tmp_path / "out" / "photos" / "mine.txt").read_text() == "keep"
-    assert "RANDOM WEIGHTS" in geomtx.Scene.load(tmp_path / "out").notice
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_PHOTO_HW", (56, 72)), ("_SUPERSAMPLE", 1), ("_NUM_GUESS_SCENES", 2), ("_NUM_TRACKS", 6)):
+        monkeypatch.setattr(demo, name, value)
 
 
-def test_the_truth_of_the_room_is_consistent() -> None:
-    """A surface point of one view has the same colour and depth in another, where that view sees it."""
-    first, second = render_room(2, (168, 224))
-    points = unproject(*(torch.from_numpy(part) for part in (first.depth, first.intrinsics, first.cam_from_world)))
-    k, pose = torch.from_numpy(second.intrinsics), torch.from_numpy(second.cam_from_world)
-    pixels, depth = project(points.reshape(-1, 3), k, pose)
-    x, y = pixels.round().long().numpy().T
-    inside = (x >= 0) & (x < 224) & (y >= 0) & (y < 168)
-    seen = np.abs(second.depth[y[inside], x[inside]] - depth.numpy()[inside]) < 0.05
-    assert seen.mean() > 0.7
-    difference = np.abs(
-        first.image.reshape(-1, 3)[inside][seen] - second.image[y[inside], x[inside]][seen].astype(float)
+def save_random_weights(folder: Path, heads: tuple[str, ...] = HEADS) -> Path:
+    torch.manual_seed(0)
+    geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=heads, image_size=42)).save_pretrained(folder / "random")
+    return folder / "random"
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("_small")
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    (out / "photos").mkdir(parents=True)
+    for name in ("view_2.png", "view_23.png", "mine.txt"):
+        (out / "photos" / name).write_text("old")
+    weights = save_random_weights(tmp_path)
+    assert main(["demo", "-o", str(out), "--views", "3", "--scene", "7", "--weights", str(weights)]) == 0
+    printed, said = capsys.readouterr()
+    assert said == ""
+    assert printed.startswith("held-out scene 7, 3 photos, weights random\n")
+    assert "3 views" in printed
+    assert names(out) == {
+        *SCENE_FILES, "truth.png", "errors.json", "photos/mine.txt", *(f"photos/view_{n}.png" for n in range(3)),
+    }  # fmt: skip
+    assert Image.open(out / "photos" / "view_2.png").size == (72, 56)
+    errors = json.loads((out / "errors.json").read_text())
+    assert (errors["scene"], errors["weights"]) == (7, "random")
+    assert set(errors["model"]) == set(errors["guess"])
+    for measure in demo_errors._MEASURES:
+        (line,) = (line for line in printed.splitlines() if line.startswith(measure.title))
+        for value in (errors["model"][measure.name], errors["guess"][measure.name]):
+            assert value is not None
+            assert f" {measure.factor * value:.{measure.digits}f} " in line
+    scene = geomtx.Scene.load(out)
+    assert scene.notice == ""
+    assert scene.query_points is not None
+    assert len(scene.query_points) == 6
+
+
+@pytest.mark.usefixtures("_small")
+def test_weights_without_all_heads_are_measured_where_they_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = save_random_weights(tmp_path, ("depth",))
+    assert main(["demo", "-o", str(tmp_path / "out"), "--views", "2", "--weights", str(weights)]) == 0
+    errors = json.loads((tmp_path / "out" / "errors.json").read_text())
+    assert [name for name, value in errors["model"].items() if value is not None] == ["depth_abs_rel", "depth_delta"]
+    assert None not in errors["guess"].values()
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("poses")).split()[2] == "-"
+    assert not (tmp_path / "out" / "tracks.json").exists()
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--views", "1"], "--views must be in 2 … 24, got 1"),
+        (["--views", "25"], "--views must be in 2 … 24, got 25"),
+        (["--scene", "-1"], "--scene must be in 0 … 2147483647, got -1"),
+        (["--device", "abacus"], "--device must be a device of this machine, got 'abacus'"),
+        (["--weights", "WEIGHTS/nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_errors_leave_nothing_behind(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [option.replace("WEIGHTS", str(tmp_path)) for option in options]
+    assert main(["demo", "-o", str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("geomtx: error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_failure_at_the_end_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "truth.png")
+
+    monkeypatch.setattr("geomtx.export.draw_comparison", fail)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "truth.png").write_text("old")
+    weights = save_random_weights(tmp_path)
+    assert main(["demo", "-o", str(out), "--views", "2", "--weights", str(weights)]) == 2
+    assert names(out) == {"truth.png"}
+    assert (out / "truth.png").read_text() == "old"
+
+
+def test_rooms_are_those_that_nano_is_trained_on_but_none_that_it_saw() -> None:
+    config_file = pytest.importorskip("geomtx.training.config_file", reason="needs the extra train")
+    data = config_file.load_config("nano").data
+    assert (
+        RoomStyle(**{key: tuple(v) if isinstance(v, list) else v for key, v in data.style.items()}) == RoomStyle.nano()
     )
-    assert np.median(difference) < 6
+    height, width = data.image_hw
+    assert demo._PHOTO_HW[0] / height == demo._PHOTO_HW[1] / width == 5
+    assert max(data.views) == 8, "as many as the demo has by default"
+    assert not is_held_out(training_seed(0, 0, 23))
+
+
+def test_the_truth_scores_as_the_truth(tmp_path: Path) -> None:
+    """Photos, the model's pixels, and the measures: a model that answers with the truth has no errors."""
+    photographed = render_scenes([4], 3, (210, 280), num_tracks=8)
+    save_photos(photographed.images[0], tmp_path)
+    small = normalize_scene(truth_in_views(photographed, geomtx.load_views(tmp_path, size=56)))[0]
+    model = KnownScene(small)
+    model.config.image_size = 56
+    scene, truth = demo._reconstruct(model, photographed, tmp_path)
+    errors = demo_errors.compare_with_guess(scene, truth, [render_scenes([n], 3, (42, 56)) for n in range(2)])
+    perfect = errors.model
+    assert perfect["auc_30"] == perfect["depth_delta"] == 1
+    assert perfect["rotation_deg"] < 0.1
+    assert perfect["translation_deg"] < 0.1
+    assert max(perfect[name] for name in ("depth_abs_rel", "unprojected_overall", "head_overall")) < 1e-3
+    assert errors.guess["auc_30"] < 0.9
+    assert errors.guess["depth_abs_rel"] > 0.02
+
+
+def test_errors_that_are_not_numbers() -> None:
+    nothing = {measure.name: math.nan for measure in demo_errors._MEASURES}
+    some = {**nothing, "auc_30": 0.25, "depth_abs_rel": 0.5}
+    assert demo_errors.describe_errors(demo_errors.Errors(some, nothing)) == [
+        "poses AUC@30 25.0 %", "depth AbsRel 50.0 %",
+    ]  # fmt: skip
+    table = demo_errors.format_errors(demo_errors.Errors(some, nothing), "a name that is far too long")
+    assert "a name that…" in table
+    assert {len(line[:37].rstrip()) > 0 for line in table.splitlines()[1:]} == {True}
+
+
+def test_failed_predictions_are_no_small_errors() -> None:
+    truth = normalize_scene(render_scenes([1], 2, (28, 42)))[0]
+    assert truth.depth is not None
+    depth = DenseMap(torch.full_like(truth.depth, torch.nan), torch.ones_like(truth.depth))
+    found = demo_errors._measure(Predictions(depth=depth), truth)
+    assert math.isnan(found["depth_abs_rel"])
+    assert not found["depth_delta"] > 0

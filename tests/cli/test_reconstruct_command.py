@@ -10,14 +10,15 @@ from PIL import Image
 
 import geomtx
 from geomtx.cli import main, reconstruct
-from geomtx.cli.demo_scene import render_room, save_photos
+from geomtx.data.photos import save_photos
 from geomtx.models.config import HEADS
 from geomtx.views import loading
+from scene.known_scene import render_room
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    save_photos(render_room(3, (90, 120)), tmp_path / "photos")
+    save_photos(render_room(3, (90, 120)).images[0], tmp_path / "photos")
     return tmp_path / "photos"
 
 

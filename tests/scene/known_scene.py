@@ -8,21 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import geomtx
-from geomtx.cli.demo_scene import RenderedView, render_room, save_photos
-from geomtx.geometry import project, unproject
-from geomtx.types import Cameras, DenseMap, Predictions, Tracks
+from geomtx.data.photos import save_photos
+from geomtx.data.synthetic import render_scenes
+from geomtx.geometry import normalize_scene, project, unproject
+from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch, Tracks
 
 IMAGE_HW = (84, 112)
+
+
+def render_room(num_views: int, image_hw: tuple[int, int]) -> SceneBatch:
+    """A room in the first camera's frame, in metres."""
+    room, _ = normalize_scene(render_scenes([2], num_views, image_hw, dtype=torch.float64), by_points=False)
+    return tree_map_only(Tensor, lambda part: part.float() if part.is_floating_point() else part, room)
 
 
 class KnownScene(nn.Module):
     """Answers with the truth, for images that have the size of the rendered views; records what it was asked."""
 
-    def __init__(
-        self, rendered: tuple[RenderedView, ...], heads: tuple[str, ...] = ("camera", "depth", "points", "tracks")
-    ) -> None:
+    def __init__(self, rendered: SceneBatch, heads: tuple[str, ...] = ("camera", "depth", "points", "tracks")) -> None:
         super().__init__()
         self.heads = heads
         self.config = SimpleNamespace(patch_size=14)
@@ -51,20 +57,21 @@ class KnownScene(nn.Module):
             }
         )
         heads = self.heads if heads is None else heads
-        depth, k, pose = (
-            torch.stack([torch.from_numpy(getattr(view, name)).float() for view in self.rendered])[None]
-            for name in ("depth", "intrinsics", "cam_from_world")
-        )
+        assert self.rendered.cameras is not None
+        assert self.rendered.depth is not None
+        pose, k = self.rendered.cameras
+        depth = self.rendered.depth
+        num_views = depth.shape[1]
         confidence = 1 + 8 / depth
         tracks = None
         if query_points is not None:
             points = unproject(depth, k, pose)[0]
             view, x, y = query_points[0].round().long().unbind(-1)
-            coords, _ = project(points[view, y, x].expand(1, len(self.rendered), -1, -1), k, pose)
+            coords, _ = project(points[view, y, x].expand(1, num_views, -1, -1), k, pose)
             tracks = Tracks(coords, torch.full(coords.shape[:-1], 0.9), torch.full(coords.shape[:-1], 0.8))
         return Predictions(
             cameras=Cameras(pose, k) if "camera" in heads else None,
-            pose_encodings=torch.randn(2, 1, len(self.rendered), 9) if "camera" in heads else None,
+            pose_encodings=torch.randn(2, 1, num_views, 9) if "camera" in heads else None,
             depth=DenseMap(depth, confidence) if "depth" in heads else None,
             points=DenseMap(unproject(depth, k, pose), confidence) if "points" in heads else None,
             tracks=tracks,
@@ -74,5 +81,5 @@ class KnownScene(nn.Module):
 def known_scene(folder: Path, num_views: int = 4, **options: Any) -> geomtx.Scene:
     """The scene of a rendered room; its photos are in `folder`."""
     rendered = render_room(num_views, IMAGE_HW)
-    views = geomtx.load_views(save_photos(rendered, folder), size=IMAGE_HW[1])
+    views = geomtx.load_views(save_photos(rendered.images[0], folder), size=IMAGE_HW[1])
     return geomtx.reconstruct(KnownScene(rendered), views, **options)

@@ -10,11 +10,11 @@ from PIL import Image
 from torch.utils._pytree import tree_leaves, tree_map
 
 import geomtx
-from geomtx.cli.demo_scene import render_room, save_photos
+from geomtx.data.photos import save_photos
 from geomtx.scene.reconstruction import _to_views
 from geomtx.types import Predictions
 from geomtx.views import Views, ViewTransform
-from scene.known_scene import IMAGE_HW, KnownScene
+from scene.known_scene import IMAGE_HW, KnownScene, render_room
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model() -> KnownScene:
 
 @pytest.fixture
 def views(model: KnownScene, tmp_path: Path) -> Views:
-    return geomtx.load_views(save_photos(model.rendered, tmp_path), size=IMAGE_HW[1])
+    return geomtx.load_views(save_photos(model.rendered.images[0], tmp_path), size=IMAGE_HW[1])
 
 
 def test_the_scene_has_what_the_model_says_without_a_batch_axis(model: KnownScene, views: Views) -> None:
@@ -37,7 +37,7 @@ def test_the_scene_has_what_the_model_says_without_a_batch_axis(model: KnownScen
     assert scene.predictions.pose_encodings is not None
     assert scene.predictions.pose_encodings.shape == (2, 2, 9)
     assert scene.predictions.track_iterations is None
-    np.testing.assert_array_equal(scene.images[0].permute(1, 2, 0).numpy(), model.rendered[0].image)
+    assert torch.equal(scene.images, (model.rendered.images[0] * 255).round().byte())
 
 
 def test_no_gradients_and_every_module_keeps_its_own_mode(model: KnownScene, views: Views) -> None:
@@ -51,8 +51,8 @@ def test_no_gradients_and_every_module_keeps_its_own_mode(model: KnownScene, vie
 
 def test_modes_come_back_after_an_error(model: KnownScene, views: Views) -> None:
     model.train()
-    model.rendered = ()
-    with pytest.raises(RuntimeError):
+    model.rendered = model.rendered._replace(depth=None)
+    with pytest.raises(AssertionError):
         geomtx.reconstruct(model, views)
     assert model.training
 
@@ -69,7 +69,7 @@ def test_tracks_run_only_with_queries(model: KnownScene, views: Views) -> None:
 
 
 def test_queries_are_mapped_to_model_pixels(model: KnownScene, tmp_path: Path) -> None:
-    paths = save_photos(render_room(2, (168, 224)), tmp_path / "large")
+    paths = save_photos(render_room(2, (168, 224)).images[0], tmp_path / "large")
     scene = geomtx.reconstruct(model, geomtx.load_views(paths, size=112), query_points=[(1, 100.5, 20.5)])
     assert model.calls[0]["query_points"].tolist() == [[[1.0, 50.0, 10.0]]]
     assert scene.query_points is not None
@@ -208,7 +208,7 @@ def test_the_progress_bar_counts_blocks_and_heads(
 
 
 def test_a_folder_is_loaded(tmp_path: Path) -> None:
-    save_photos(render_room(2, IMAGE_HW), tmp_path)
+    save_photos(render_room(2, IMAGE_HW).images[0], tmp_path)
     model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
     scene = geomtx.reconstruct(model, tmp_path)
     assert scene.names == ("view_0.png", "view_1.png")

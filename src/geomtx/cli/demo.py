@@ -1,61 +1,165 @@
-"""`geomtx demo`: photos that the command draws itself, through the same path as yours."""
+"""`geomtx demo`: a rendered scene that no model was trained on, through the same path as your photos."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from geomtx.cli.output import RANDOM_WEIGHTS, Stages, write_scene
+from geomtx.cli.device import choose_device
+from geomtx.cli.output import Stages, write_scene
 from geomtx.cli.parser import parse_name
-from geomtx.cli.reconstruct import random_model
+
+if TYPE_CHECKING:
+    from geomtx.models.vggt import VGGT
+    from geomtx.scene import Scene
+    from geomtx.types import SceneBatch
 
 __all__ = ["add_parser"]
+
+_MAX_VIEWS = 24
+# Five times the size of nano's images: an odd factor, so that its pixels' centres are on those of the photos.
+_PHOTO_HW = (240, 320)
+_SUPERSAMPLE = 2
+_NUM_TRACKS = 24
+_NUM_GUESS_SCENES, _MAX_GUESS_VIEWS = 24, 4
+_FILES = ("truth.png", "errors.json", *(f"photos/view_{index}.png" for index in range(_MAX_VIEWS)))
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "demo",
-        help="draw photos of a small room and run them through a model",
-        description="Draws five photos of a room and runs them through a tiny model with RANDOM weights, in seconds: "
-        "it shows what geomtx writes, not what a trained model finds.",
+        help="a rendered scene, and how far a reconstruction is from its truth",
+        description="Renders photos of a scene that nano was never trained on, reconstructs it from them, writes the "
+        "files of `geomtx reconstruct` and a picture of prediction and truth, and prints the errors beside those of "
+        "the best guess that doesn't look at the photos.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
         "-o", "--output", type=parse_name, default="geomtx-demo", metavar="OUT",
         help="folder for the results (geomtx-demo)",
     )  # fmt: skip
+    parser.add_argument("--views", type=int, default=8, metavar="N", help=f"photos, 2 to {_MAX_VIEWS} (8)")
+    parser.add_argument("--scene", type=int, default=0, metavar="N", help="which of the scenes, from 0 (0)")
+    parser.add_argument(
+        "--weights", type=parse_name, default="nano", metavar="W",
+        help="hub id, folder, a .safetensors or .pt file, or nano (nano)",
+    )  # fmt: skip
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw, reconstruct, write."""
-    from geomtx.cli.demo_scene import render_room, save_photos
-    from geomtx.export import SCENE_FILES
-    from geomtx.models.vggt import VGGTConfig
-    from geomtx.scene import reconstruct
+    """Render, reconstruct, compare, write."""
+    _check_arguments(arguments)
+    from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
+    from geomtx.export import SCENE_FILES, draw_comparison
+    from geomtx.models.vggt import VGGT
     from geomtx.staging import check_writable, staged_folder
-    from geomtx.views import load_views
 
-    check_writable(arguments.output, SCENE_FILES)
-    _say_loudly()
-    stages = Stages(3)
-    with staged_folder(arguments.output, SCENE_FILES) as folder:
-        with stages.stage("draw photos"):
-            views = load_views(save_photos(render_room(), folder / "photos"), size=168)
+    owned = (*SCENE_FILES, *_FILES)
+    check_writable(arguments.output, owned)
+    device = choose_device(arguments.device)
+    name = Path(arguments.weights).name
+    stages = Stages(5)
+    with stages.stage("load weights"):
+        model = VGGT.from_pretrained(arguments.weights, device=device)
+    with staged_folder(arguments.output, owned) as folder:
+        with stages.stage("render photos"):
+            photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")
         with stages.stage("encode and run heads"):
-            model = random_model(VGGTConfig.tiny(), seed=0)
-            scene = reconstruct(model, views, query_points=[(0, 200, 150), (0, 105, 160)])
-            scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS)
+            scene, truth = _reconstruct(model, photographed, folder / "photos")
+        with stages.stage("compare with the truth"):
+            errors = compare_with_guess(scene, truth, _render_others(truth))
         with stages.stage("write"):
             summary = write_scene(scene, folder)
+            write_errors(folder / "errors.json", errors, scene=arguments.scene, weights=name)
+            title = f"{name} on held-out scene {arguments.scene}: prediction against truth"
+            page = draw_comparison(scene, _truth_as_scene(scene, truth), title=title, facts=describe_errors(errors))
+            page.save(folder / "truth.png")
     seconds = stages.finish()
-    print(f"wrote {arguments.output}: photos, {summary}, {seconds:.1f} s")
+    print(f"held-out scene {arguments.scene}, {arguments.views} photos, weights {name}\n")
+    print(format_errors(errors, name))
+    print(f"\nwrote {arguments.output}: photos, truth.png, errors.json, {summary}, {seconds:.1f} s")
 
 
-def _say_loudly() -> None:
-    """On both streams: whoever keeps only one of them must not miss it."""
-    line = f"***  {RANDOM_WEIGHTS}  ***"
-    banner = "\n".join(("*" * len(line), line, "*" * len(line)))
-    for stream in (sys.stdout, sys.stderr):
-        print(banner, file=stream, flush=True)
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if not 2 <= arguments.views <= _MAX_VIEWS:
+        raise ValueError(f"--views must be in 2 … {_MAX_VIEWS}, got {arguments.views}")
+    if not 0 <= arguments.scene < 2**31:
+        raise ValueError(f"--scene must be in 0 … {2**31 - 1}, got {arguments.scene}")
+
+
+def _render_photos(index: int, num_views: int, folder: Path) -> SceneBatch:
+    """The scene in pixels of its photos, which are in `folder` then."""
+    from geomtx.data.photos import save_photos
+    from geomtx.data.seeds import held_out_seed
+    from geomtx.data.synthetic import RoomStyle, render_scenes
+
+    truth = render_scenes(
+        [held_out_seed(index)],
+        num_views,
+        _PHOTO_HW,
+        num_tracks=_NUM_TRACKS,
+        supersample=_SUPERSAMPLE,
+        style=RoomStyle.nano(),
+    )
+    save_photos(truth.images[0], folder)
+    return truth
+
+
+def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[Scene, SceneBatch]:
+    """From the files alone, but for the points to track; and the truth in the model's pixels, frame and unit."""
+    import torch
+
+    from geomtx.data.photos import truth_in_views
+    from geomtx.geometry.normalization import normalize_scene
+    from geomtx.scene import reconstruct
+    from geomtx.views import load_views
+    from geomtx.views.loading import default_size
+
+    assert photographed.tracks is not None
+    config = model.config
+    size = default_size(config.patch_size, config.image_size)
+    views = load_views(folder, size=size, patch_size=config.patch_size)
+    queries = None
+    if "tracks" in model.heads:
+        start = photographed.tracks.coords_px[0, 0]
+        queries = torch.cat([torch.zeros_like(start[:, :1]), start], dim=-1)
+    scene = reconstruct(model, views, query_points=queries)
+    return scene, normalize_scene(truth_in_views(photographed, views))[0]
+
+
+def _render_others(truth: SceneBatch) -> list[SceneBatch]:
+    """Other scenes of the same kind, in images of the same size: what a guess can be learned from."""
+    from geomtx.data.seeds import training_seed
+    from geomtx.data.synthetic import RoomStyle, render_scenes
+
+    _, num_views, _, height, width = truth.images.shape
+    return [
+        render_scenes(
+            [training_seed(0, 0, index)],
+            min(num_views, _MAX_GUESS_VIEWS),
+            (height, width),
+            num_tracks=_NUM_TRACKS,
+            style=RoomStyle.nano(),
+        )
+        for index in range(_NUM_GUESS_SCENES)
+    ]
+
+
+def _truth_as_scene(scene: Scene, truth: SceneBatch) -> Scene:
+    """Of the same photos, with the truth in place of the predictions."""
+    import dataclasses
+
+    import torch
+
+    from geomtx.types import Cameras, DenseMap, Predictions
+
+    assert truth.cameras is not None
+    assert truth.depth is not None
+    assert truth.mask is not None
+    cameras = Cameras(*(part[0] for part in truth.cameras))
+    depth = DenseMap(truth.depth[0], torch.ones_like(truth.depth[0]))
+    predictions = Predictions(cameras=cameras, depth=depth)
+    return dataclasses.replace(scene, predictions=predictions, masks=truth.mask[0], query_points=None)

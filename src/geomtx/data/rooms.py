@@ -62,8 +62,17 @@ class RoomStyle:
 
     @classmethod
     def nano(cls) -> RoomStyle:
-        """The rooms that the weights which ship with geomtx are trained on: fewer things, nearer views, no shadows."""
-        return cls(num_solids=(2, 6), spread=(10.0, 50.0), shadows=False)
+        """The rooms that the weights which ship with geomtx are trained on: few things, orderly cameras, no shadows."""
+        return cls(
+            num_solids=(2, 6),
+            spread=(20.0, 60.0),
+            dolly=(0.85, 1.15),
+            level=(0.45, 0.6),
+            aim=0.06,
+            roll=3.0,
+            wild=0.0,
+            shadows=False,
+        )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -17,6 +17,7 @@ __all__ = [
     "PANEL",
     "RULE",
     "WARNING",
+    "Color",
     "count",
     "draw_color_bar",
     "draw_text",

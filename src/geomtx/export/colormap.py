@@ -9,8 +9,8 @@ import numpy as np
 
 __all__ = ["ColormapName", "color_table", "colorize"]
 
-ColormapName = Literal["turbo", "viridis"]
-_INVALID = 236  # light grey, which neither map contains
+ColormapName = Literal["turbo", "viridis", "hot"]
+_INVALID = 236  # light grey, which no map contains
 
 
 @functools.cache

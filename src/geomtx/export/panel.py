@@ -7,34 +7,61 @@ from PIL import Image, ImageDraw
 
 from geomtx.export.canvas import PANEL, view_color
 from geomtx.export.plan import camera_centers, draw_plan, frustum_corners
-from geomtx.export.render import overview, render_points
+from geomtx.export.render import Viewpoint, overview, render_points
 from geomtx.scene.pointcloud import PointCloud
 from geomtx.scene.scene import Scene
 
-__all__ = ["cloud_panel", "plan_panel"]
+__all__ = ["cloud_panel", "cloud_viewpoint", "plan_panel"]
 
 _MAX_POINTS = 600_000
+_MAX_RADIUS = 5.0  # of a point, pixels
 _FRUSTUM = 0.07  # depth of a drawn camera, share of the scene's extent; less for more than ten
 
 
-def plan_panel(scene: Scene, cloud: PointCloud | None, wh: tuple[int, int], labels: list[int]) -> Image.Image:
-    """The scene from above; `labels` are the views whose number is written."""
+def plan_panel(
+    scene: Scene, cloud: PointCloud | None, wh: tuple[int, int], labels: list[int], *, truth: Scene | None = None
+) -> Image.Image:
+    """The scene from above.
+
+    Args:
+        scene: Whose cameras to draw, each in its colour.
+        cloud: Points to draw below them.
+        wh: Width and height, pixels.
+        labels: Views whose number is written; up to 12 views all have theirs.
+        truth: The same views in the same frame: its cameras are drawn in grey, with a line to the scene's.
+    """
     points, colors = _thin(cloud)
     poses, corners = _cameras(scene, points)
     numbered = labels if len(poses) > 12 else list(range(len(poses)))
-    centers = camera_centers(poses)
+    true_poses, true_corners = (np.empty((0, 3, 4)), None) if truth is None else _cameras(truth, points)
     return draw_plan(
-        wh, points, colors, centers, corners, labels=[n for n in numbered if n < len(poses)], units=scene.units
+        wh,
+        points,
+        colors,
+        camera_centers(poses),
+        corners,
+        labels=[n for n in numbered if n < len(poses)],
+        units=scene.units,
+        truth=None if true_corners is None else (camera_centers(true_poses), true_corners),
     )
 
 
-def cloud_panel(scene: Scene, cloud: PointCloud, wh: tuple[int, int]) -> Image.Image:
-    """The point cloud in perspective with the cameras in it."""
+def cloud_viewpoint(scene: Scene, cloud: PointCloud, wh: tuple[int, int]) -> Viewpoint:
+    """From where a cloud and its cameras are seen well."""
+    points, _ = _thin(cloud)
+    poses, corners = _cameras(scene, points)
+    return overview(points, poses if len(poses) else np.eye(3, 4)[None], wh, also=corners.reshape(-1, 3))
+
+
+def cloud_panel(
+    scene: Scene, cloud: PointCloud, wh: tuple[int, int], *, viewpoint: Viewpoint | None = None
+) -> Image.Image:
+    """The point cloud in perspective with the cameras in it; `viewpoint` None = `cloud_viewpoint`."""
     points, colors = _thin(cloud)
     poses, corners = _cameras(scene, points)
-    viewpoint = overview(points, poses if len(poses) else np.eye(3, 4)[None], wh, also=corners.reshape(-1, 3))
+    viewpoint = viewpoint or cloud_viewpoint(scene, cloud, wh)
     # As wide as the gaps between points, so that surfaces close; a pixel a point needs none.
-    radius = float(np.clip(np.sqrt(wh[0] * wh[1] / len(points)), 1.0, 3.0))
+    radius = float(np.clip(np.sqrt(wh[0] * wh[1] / len(points)), 1.0, _MAX_RADIUS))
     image = render_points(points, colors, viewpoint, wh, radius=radius, background=PANEL)
     big = image.resize((2 * wh[0], 2 * wh[1]), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(big)

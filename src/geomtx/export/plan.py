@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from geomtx.export.canvas import INK, MUTED, PANEL, draw_text, format_value, round_length, view_color
+from geomtx.export.canvas import INK, MUTED, PANEL, Color, draw_text, format_value, round_length, view_color
 
 __all__ = ["camera_centers", "draw_plan", "frustum_corners"]
 
@@ -41,6 +41,7 @@ def draw_plan(
     *,
     labels: Sequence[int],
     units: str,
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Image.Image:
     """Draw the plan.
 
@@ -52,26 +53,27 @@ def draw_plan(
         corners: (S, 4, 3) of the cameras' images, see `frustum_corners`.
         labels: Cameras that get their number.
         units: For the scale bar.
+        truth: Centres and corners of the true cameras, drawn in grey below the others, with a line to them.
     """
     size = (wh[0] * _SUPERSAMPLING, wh[1] * _SUPERSAMPLING)
     if len(points) == len(centers) == 0:
         return _empty(wh)
-    scale, shift = _fit(size, points, np.concatenate([centers, corners.reshape(-1, 3)]))
+    true_centers, true_corners = truth or (centers[:0], corners[:0])
+    all_cameras = [centers, corners.reshape(-1, 3), true_centers, true_corners.reshape(-1, 3)]
+    scale, shift = _fit(size, points, np.concatenate(all_cameras))
 
     def to_pixels(xyz: np.ndarray) -> np.ndarray:
         return xyz[..., [0, 2]] * [scale, -scale] + shift
 
     image = Image.fromarray(_footprint(size, to_pixels(points), colors))
     draw = ImageDraw.Draw(image)
-    line = 2 * _SUPERSAMPLING
     positions, wedges = to_pixels(centers), to_pixels(corners)
+    for position, wedge in zip(to_pixels(true_centers), to_pixels(true_corners), strict=True):
+        _draw_camera(draw, position, wedge, MUTED)
+    for start, end in zip(to_pixels(true_centers), positions, strict=False):
+        draw.line([tuple(start), tuple(end)], fill=INK, width=_SUPERSAMPLING)
     for index in reversed(range(len(positions))):
-        color = view_color(index, len(positions))
-        apex = tuple(positions[index])
-        left, right = (tuple(wedges[index, pair].mean(axis=0)) for pair in ([0, 3], [1, 2]))
-        draw.polygon([apex, left, right], fill=tuple(255 - (255 - c) // 4 for c in color))
-        draw.line([apex, left, right, apex], fill=color, width=line, joint="curve")
-        draw.circle(apex, 3 * _SUPERSAMPLING, fill=color)
+        _draw_camera(draw, positions[index], wedges[index], view_color(index, len(positions)))
     for index in labels:
         _label(draw, index, positions[index], wedges[index].mean(axis=0), len(positions))
     _scale_bar(draw, size, scale, units)
@@ -97,7 +99,8 @@ def _fit(size: tuple[int, int], points: np.ndarray, cameras: np.ndarray) -> tupl
 
 def _footprint(size: tuple[int, int], pixels: np.ndarray, colors: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: the mean colour of the points in each cell, fainter where there are few."""
-    cell = 3
+    # As wide as the gaps between points, so that surfaces close.
+    cell = int(np.clip(np.sqrt(size[0] * size[1] / max(len(pixels), 1)), 3, 8))
     width, height = -(-size[0] // cell), -(-size[1] // cell)
     column, row = np.floor(pixels / cell).clip(-1, max(width, height)).astype(np.int64).reshape(-1, 2).T
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -110,6 +113,15 @@ def _footprint(size: tuple[int, int], pixels: np.ndarray, colors: np.ndarray) ->
     picture = mean * alpha[:, None] + np.array(PANEL) * (1 - alpha[:, None])
     picture = picture.reshape(height, width, 3).round().astype(np.uint8)
     return picture.repeat(cell, axis=0).repeat(cell, axis=1)[: size[1], : size[0]]
+
+
+def _draw_camera(draw: ImageDraw.ImageDraw, position: np.ndarray, wedge: np.ndarray, color: Color) -> None:
+    """A triangle from the camera to the sides of its image."""
+    apex = tuple(position)
+    left, right = (tuple(wedge[pair].mean(axis=0)) for pair in ([0, 3], [1, 2]))
+    draw.polygon([apex, left, right], fill=tuple(255 - (255 - c) // 4 for c in color))
+    draw.line([apex, left, right, apex], fill=color, width=2 * _SUPERSAMPLING, joint="curve")
+    draw.circle(apex, 3 * _SUPERSAMPLING, fill=color)
 
 
 def _label(draw: ImageDraw.ImageDraw, index: int, apex: np.ndarray, front: np.ndarray, num_views: int) -> None:

@@ -1,0 +1,80 @@
+"""Scenes as photos on disk, and their truth in the pixels that a model sees of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.types import Cameras, SceneBatch, TrackLabels
+from geomtx.views import Views
+from geomtx.views.transform import lies_inside
+
+__all__ = ["save_photos", "truth_in_views"]
+
+
+def save_photos(images: Tensor, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write pictures as `view_0.png`, `view_1.png`, …
+
+    Args:
+        images: (S, 3, H, W) in [0, 1].
+        folder: Made if it doesn't exist.
+
+    Returns:
+        The paths, in order.
+
+    Raises:
+        ValueError: For another shape.
+        OSError: If the folder can't be written.
+    """
+    check_shape("images", images, ("S", 3, "H", "W"))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    paths = [folder / f"view_{index}.png" for index in range(len(pixels))]
+    for path, picture in zip(paths, pixels, strict=True):
+        Image.fromarray(picture).save(path)
+    return paths
+
+
+def truth_in_views(truth: SceneBatch, views: Views) -> SceneBatch:
+    """What is known of photos, told in the pixels of the model's images.
+
+    Intrinsics and tracks are mapped exactly. Depth is that of the photo's pixel nearest to the centre of the model's
+    pixel, exact where photos are larger by an odd factor: between two surfaces a mean would be no depth.
+
+    Args:
+        truth: One scene, in pixels of the photos: B = 1, its pictures as large as the photos.
+        views: Of the same photos in the same order, loaded in any mode and size.
+
+    Returns:
+        `SceneBatch` on the CPU with the images of `views`, in the world and the unit of `truth`; padding and other
+        masked pixels are not known, points are None, and a track is visible where the model sees its place.
+
+    Raises:
+        ValueError: For more than one scene, another number of views, or photos of another size.
+    """
+    sizes = {transform.original_hw for transform in views.transforms}
+    for height, width in sizes:
+        check_shape("truth.images", truth.images, (1, len(views), 3, height, width))
+
+    def sample(maps: Tensor) -> Tensor:
+        pairs = zip(views.transforms, maps[0].cpu(), strict=True)
+        return torch.stack([transform.depth_from_original(each, mode="nearest") for transform, each in pairs])[None]
+
+    mask = views.masks[None].cpu()
+    if truth.mask is not None:
+        mask = mask & sample(truth.mask)
+    cameras, tracks = truth.cameras, truth.tracks
+    if cameras is not None:
+        cameras = Cameras(cameras.cam_from_world.cpu(), views.intrinsics_from_original(cameras.intrinsics.cpu()))
+    if tracks is not None:
+        coords = views.tracks_from_original(tracks.coords_px.cpu())
+        tracks = TrackLabels(coords, tracks.visible.cpu() & lies_inside(coords, views.image_hw), tracks.valid.cpu())
+    depth = None if truth.depth is None else sample(truth.depth)
+    camera_mask = None if truth.camera_mask is None else truth.camera_mask.cpu()
+    return SceneBatch(views.images[None].cpu(), cameras, camera_mask, depth, None, mask, tracks)

@@ -1,0 +1,78 @@
+"""One scene in the frame and the unit of another that shows the same views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras
+
+__all__ = ["align_scene"]
+
+
+def align_scene(scene: Scene, target: Scene) -> Scene:
+    """Move, turn and scale a scene so that its points come to lie on those of another.
+
+    The similarity is the one of least squares between the points of all pixels that both masks hold, or between the
+    camera centres where one of the two scenes has no points.
+
+    Args:
+        scene: With points (see `Scene.point_map`) or cameras.
+        target: The same views, in images of the same size.
+
+    Returns:
+        `scene` in the frame and the units of `target`; without `pose_encodings`, which can't tell another frame.
+
+    Raises:
+        ValueError: For other views, or scenes that have neither points nor cameras in common.
+    """
+    check_shape("scene.masks", scene.masks, tuple(target.masks.shape))
+    similarity = _fit_points(scene, target) or _fit_cameras(scene, target)
+    if similarity is None:
+        raise ValueError("scene must have points or cameras, as the target has, to be aligned, got neither in common")
+    scale, rotation, translation = similarity
+    cameras, _, depth, points, _, _ = scene.predictions
+    if cameras is not None:
+        # s (R_c x + t_c) with x = Rᵀ (y - t) / s.
+        cam_from_world = cameras.cam_from_world.double()
+        turned = cam_from_world[..., :3] @ rotation.mT
+        shift = scale * cam_from_world[..., 3:] - turned @ translation[:, None]
+        moved = torch.cat([turned, shift], dim=-1)
+        cameras = cameras._replace(cam_from_world=moved.to(cameras.cam_from_world.dtype))
+    if depth is not None:
+        depth = depth._replace(value=(depth.value * scale).to(depth.value.dtype))
+    if points is not None:
+        value = apply_similarity(similarity, points.value.double().flatten(0, 2)).view_as(points.value)
+        points = points._replace(value=value.to(points.value.dtype))
+    predictions = scene.predictions._replace(cameras=cameras, pose_encodings=None, depth=depth, points=points)
+    return replace(scene, predictions=predictions, units=target.units)
+
+
+def _fit_points(scene: Scene, target: Scene) -> Similarity | None:
+    if not (_has_points(scene) and _has_points(target)):
+        return None
+    source, wanted = (each.point_map().value.double().flatten(0, 2) for each in (scene, target))
+    both = (scene.masks & target.masks).flatten() & source.isfinite().all(-1) & wanted.isfinite().all(-1)
+    return fit_similarity(source, wanted, both)
+
+
+def _fit_cameras(scene: Scene, target: Scene) -> Similarity | None:
+    if scene.predictions.cameras is None or target.predictions.cameras is None:
+        return None
+    source, wanted = _centers(scene.predictions.cameras), _centers(target.predictions.cameras)
+    return fit_similarity(source, wanted, source.isfinite().all(-1) & wanted.isfinite().all(-1))
+
+
+def _has_points(scene: Scene) -> bool:
+    has_depth = scene.predictions.depth is not None and scene.predictions.cameras is not None
+    return has_depth or scene.predictions.points is not None
+
+
+def _centers(cameras: Cameras) -> Tensor:
+    return invert_rigid(cameras.cam_from_world.double())[..., 3]
