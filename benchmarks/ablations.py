@@ -83,7 +83,7 @@ def main() -> None:
         if reference is not None and arm != "alternating":
             found[arm]["difference"] = compare(evaluations[arm], reference, UNTRAINED.get(arm, ()))
         # After every arm: whoever stops the rest keeps these.
-        write_result("ablations", settings(arguments), found, folder=arguments.output)
+        write_result("ablations", settings(arguments), found, folder=arguments.output, show=False)
     print_table(found)
 
 

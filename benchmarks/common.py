@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -104,8 +105,10 @@ def mean_and_error(values: Sequence[float]) -> list[float]:
     return [round(statistics.fmean(known), 5), round(error, 5)]
 
 
-def write_result(name: str, settings: dict[str, Any], results: Any, *, folder: Path | None = None) -> Path:
-    """Write `<folder>/<name>.json`, by default under `results/<version>/`."""
+def write_result(
+    name: str, settings: dict[str, Any], results: Any, *, folder: Path | None = None, show: bool = True
+) -> Path:
+    """Write `<folder>/<name>.json`, by default under `results/<version>/`; lists of plain values on one line each."""
     path = (RESULTS if folder is None else folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
@@ -116,7 +119,14 @@ def write_result(name: str, settings: dict[str, Any], results: Any, *, folder: P
         "settings": settings,
         "results": results,
     }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    path.write_text(_to_json(record) + "\n", encoding="utf-8")
+    if show:
+        print(_to_json(results))
     print(f"wrote {path}")
     return path
+
+
+def _to_json(value: Any) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # A line break: no string has one, so that its brackets are left alone.
+    return re.sub(r"\[\n[^\[\]{}\"]*\]", lambda found: json.dumps(json.loads(found[0])), text)
