@@ -64,7 +64,9 @@ class RoomStyle:
     def nano(cls) -> RoomStyle:
         """The rooms that the weights which ship with geomtx are trained on: few things, orderly cameras, no shadows."""
         return cls(
-            num_solids=(2, 6),
+            num_solids=(3, 6),
+            solid_radius=(0.25, 0.7),
+            fov=(55.0, 75.0),
             spread=(20.0, 60.0),
             dolly=(0.85, 1.15),
             level=(0.45, 0.6),
@@ -226,13 +228,14 @@ def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
 
 
 def _color_room(dice: Dice, style: RoomStyle, wild: Tensor) -> Tensor:
-    """Two colours (B, 6, 2, 3) a side of the room: those given, or pale walls, a bright ceiling and a dark floor."""
-    brightness = torch.cat(
-        [dice.between(0.55, 0.85, 1), dice.between(0.85, 0.98, 1), dice.between(0.2, 0.5, 1)], dim=-1
-    )
-    hue = dice.between(-0.15, 0.15, 3, 3) * torch.tensor([1.0, 0.2, 1.0]).to(wild)[:, None]
-    kinds = (brightness[..., None] + hue).clamp(0.05, 0.98)
-    base = kinds[:, [0, 1, 0, 0, 2, 0]]  # low x, y, z, high x, y, z; the floor is high y
+    """Two colours (B, 6, 2, 3) a side of the room: those given, or pale walls, a bright ceiling and a dark floor.
+
+    No two walls are alike, so that one can tell from a picture where in the room it was taken.
+    """
+    # Low x, y, z, high x, y, z: the ceiling is low y, the floor high y.
+    least, most = torch.tensor([[0.5, 0.85, 0.5, 0.5, 0.2, 0.5], [0.9, 0.98, 0.9, 0.9, 0.45, 0.9]]).to(wild)
+    hue = dice.between(-1, 1, 6, 3) * torch.tensor([0.25, 0.03, 0.25, 0.25, 0.15, 0.25]).to(wild)[:, None]
+    base = ((least + (most - least) * dice.roll(6))[..., None] + hue).clamp(0.05, 0.98)
     contrast = dice.between(0.02, 0.35, 6, 1) * torch.tensor([1, 0.3, 1, 1, 1.5, 1]).to(wild)[:, None]
     tame = torch.stack([base, base * (1 - contrast)], dim=-2)
     return torch.where((dice.roll(1, 1, 1) < style.wild), wild, tame)
