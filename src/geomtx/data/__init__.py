@@ -15,6 +15,7 @@ from geomtx.data.frame_geometry import (
     rotate_frame,
 )
 from geomtx.data.mixture import SceneMixture, SceneSource
+from geomtx.data.photos import save_photos, truth_in_views
 from geomtx.data.sampler import SceneRequest, ViewCountSampler
 from geomtx.data.scene_check import BatchCheck, check_batch, check_cameras, check_values
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
@@ -58,4 +59,6 @@ __all__ = [
     "repeat_batch",
     "resize_frame",
     "rotate_frame",
+    "save_photos",
+    "truth_in_views",
 ]
