@@ -3,6 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 import geomtx
 from geometry.random_cameras import random_intrinsics, random_rigid
@@ -369,3 +370,26 @@ def test_it_trains_a_model(images):
         optimizer.step()
         totals.append(torch.stack(list(report.tasks.values())).detach())
     assert (totals[-1] < totals[0]).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_same_on_a_gpu(preset):
+    def move(x: Tensor | None) -> Tensor | None:
+        return x if x is None else x.detach().to("cuda").requires_grad_(x.requires_grad)
+
+    batch, predictions = random_batch(), random_predictions()
+    there = tree_map(move, predictions)
+    expected, found = preset()(predictions, batch), preset()(there, tree_map(move, batch))
+    assert found.total.is_cuda
+    assert found.terms.keys() == expected.terms.keys()
+    for name, term in expected.terms.items():
+        torch.testing.assert_close(found.terms[name].cpu(), term, rtol=1e-9, atol=1e-12, msg=name)
+    expected.total.backward()
+    found.total.backward()
+    pairs = [(a, b) for a, b in zip(tree_leaves(there), tree_leaves(predictions), strict=True) if b is not None]
+    assert [a.grad is None for a, _ in pairs] == [b.grad is None for _, b in pairs]
+    gradients = [(a.grad, b.grad) for a, b in pairs if b.grad is not None]
+    assert len(gradients) >= 2
+    for mine, theirs in gradients:
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-7, atol=1e-10)
