@@ -175,6 +175,23 @@ def test_shadows_darken_pictures_only():
     assert (shaded.images < plain.images - 0.02).any()
 
 
+@pytest.mark.cuda
+def test_scenes_are_the_same_on_a_gpu():
+    """In float64, where no more than single pixels on an edge may fall on the other side."""
+    there, here = (
+        render_scenes(SEEDS, 3, (30, 40), num_tracks=50, supersample=2, device=device, dtype=torch.float64)
+        for device in ("cuda", "cpu")
+    )
+    assert there.images.is_cuda
+    torch.testing.assert_close(tuple(t.cpu() for t in there.cameras), tuple(here.cameras), rtol=1e-9, atol=1e-9)
+    for name in ("images", "depth", "points"):
+        same = torch.isclose(getattr(there, name).cpu(), getattr(here, name), rtol=1e-6, atol=1e-6)
+        assert same.double().mean() > 0.999, name
+    same = torch.isclose(there.tracks.coords_px.cpu(), here.tracks.coords_px, rtol=1e-6, atol=1e-4).all(-1)
+    assert same.double().mean() > 0.99
+    assert (there.tracks.visible.cpu() == here.tracks.visible).double().mean() > 0.99
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="seeds must hold at least one seed"):
         render_scenes([], 2, (8, 8))
