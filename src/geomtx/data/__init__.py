@@ -19,6 +19,8 @@ from geomtx.data.photos import save_photos, truth_in_views
 from geomtx.data.sampler import SceneRequest, ViewCountSampler
 from geomtx.data.scene_check import BatchCheck, check_batch, check_cameras, check_values
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
+from geomtx.data.seeds import held_out_seed, is_held_out, training_seed
+from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.track_labels import build_track_labels, choose_tracks
 from geomtx.data.unified import UnifiedDataset
 from geomtx.data.virtual_kitti import VirtualKittiDataset
@@ -31,6 +33,7 @@ __all__ = [
     "Frame",
     "FrameChoice",
     "FrameTransform",
+    "RoomStyle",
     "SampleOptions",
     "SceneDataset",
     "SceneError",
@@ -52,13 +55,17 @@ __all__ = [
     "convert_pytorch3d",
     "crop_exactly",
     "crop_to_principal_point",
+    "held_out_seed",
+    "is_held_out",
     "rank_by_pose",
     "read_depth",
     "read_half_png",
     "read_integer_png",
+    "render_scenes",
     "repeat_batch",
     "resize_frame",
     "rotate_frame",
     "save_photos",
+    "training_seed",
     "truth_in_views",
 ]

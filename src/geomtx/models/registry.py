@@ -12,6 +12,7 @@ __all__ = ["EMBEDDED", "LICENCES", "find_weights", "state_licence"]
 logger = logging.getLogger("geomtx")
 
 LICENCES = {
+    "nano": "Apache-2.0, as geomtx",
     "facebook/VGGT-1B": "CC BY-NC 4.0: no commercial use",
     "facebook/VGGT-1B-Commercial": "the VGGT licence: commercial use but for military purposes; access on request",
 }
