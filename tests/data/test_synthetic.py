@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 
-from geomtx.data.rooms import Dice, place_cameras, place_solids
-from geomtx.data.solids import cast_rays, clearance, is_blocked
+from geomtx.data.rooms import Dice, pick_textures, place_cameras, place_solids
+from geomtx.data.solids import Solids, cast_rays, clearance, is_blocked
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import project, unproject
+from geomtx.types import Cameras
 
 SEEDS = [int(seed) for seed in torch.randint(2**40, (6,), generator=torch.Generator().manual_seed(3))]
 
@@ -207,3 +210,76 @@ def test_bad_arguments():
         RoomStyle(fov=(40.0, 175.0))
     with pytest.raises(ValueError, match=r"num_solids must be in 1 … 16"):
         RoomStyle(num_solids=(3, 40))
+
+
+@pytest.mark.parametrize(
+    ("style", "message"),
+    [
+        ({"wild": 1.5}, r"^wild must be in 0 … 1, got 1\.5$"),
+        ({"wild": math.nan}, r"^wild must be in 0 … 1, got nan$"),
+        ({"level": (0.5, 1.5)}, r"^level must be up to 1, the ceiling, got \(0\.5, 1\.5\)$"),
+        ({"aim": -0.1}, r"^aim must be 0 or more, got -0\.1$"),
+        ({"roll": math.inf}, r"^roll must be 0 or more, got inf$"),
+        ({"half_width": (0.2, 3.0)}, r"^half_width must be above 0\.5, where cameras have room, got \(0\.2, 3\.0\)$"),
+        ({"dolly": (1.0, math.inf)}, r"^dolly must be \(least, most\), both positive, got \(1\.0, inf\)$"),
+    ],
+)
+def test_bad_styles(style: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        RoomStyle(**style)
+
+
+def test_rooms_that_are_not_wild_have_bright_ceilings_and_darker_floors():
+    ceiling, floor, wall = 1, 4, 0  # low y, high y, low x
+    tame, wild = (
+        pick_textures(Dice(range(200), torch.device("cpu"), torch.float64), RoomStyle(wild=wild)).colors.mean(-1)
+        for wild in (0.0, 1.0)
+    )
+    assert tame[:, ceiling].min() > 0.7
+    assert (tame[:, ceiling].amin(-1) > tame[:, floor].amax(-1)).all()
+    assert (tame[:, ceiling, 0] > tame[:, wall, 0]).float().mean() > 0.8
+    assert 0.3 < (wild[:, ceiling, 0] > wild[:, floor, 0]).float().mean() < 0.7
+    # Solids look like anything in both.
+    assert torch.equal(tame[:, 6:], wild[:, 6:])
+
+
+def test_the_share_of_wild_rooms():
+    colors = {
+        wild: pick_textures(Dice(range(400), torch.device("cpu"), torch.float64), RoomStyle(wild=wild)).colors[:, :6]
+        for wild in (0.0, 0.3, 1.0)
+    }
+    is_wild = (colors[0.3] == colors[1.0]).flatten(1).all(1)
+    is_tame = (colors[0.3] == colors[0.0]).flatten(1).all(1)
+    assert (is_wild ^ is_tame).all()
+    assert is_wild.float().mean() == pytest.approx(0.3, abs=0.07)
+
+
+def placed(**style: object) -> tuple[Solids, Cameras]:
+    dice = Dice(range(100), torch.device("cpu"), torch.float64)
+    solids = place_solids(dice, RoomStyle(**style))
+    return solids, place_cameras(dice, solids, RoomStyle(**style), 4, (20, 30))
+
+
+def test_cameras_are_as_high_as_the_style_says():
+    solids, cameras = placed(level=(0.5, 0.6))
+    eyes = invert_rigid(cameras.cam_from_world)[..., 3]
+    share = eyes[..., 1] / solids.room_low[:, None, 1]  # y is down, the ceiling at -height
+    assert share.min() >= 0.5 - 1e-9
+    assert share.max() <= 0.6 + 1e-9
+    assert share.max() - share.min() > 0.08
+
+
+def test_cameras_aim_at_one_point_and_stand_upright_unless_told_otherwise():
+    """Of rays through one point, differences of the eyes are coplanar with any two of the directions."""
+
+    def miss(cameras: Cameras) -> torch.Tensor:
+        eyes, forward = invert_rigid(cameras.cam_from_world)[..., 3], cameras.cam_from_world[..., 2, :3]
+        normal = torch.nn.functional.normalize(torch.linalg.cross(forward[:, :1], forward[:, 1:]), dim=-1)
+        return ((eyes[:, 1:] - eyes[:, :1]) * normal).sum(-1).abs()
+
+    exact, loose = placed(aim=0.0, roll=0.0)[1], placed(aim=0.2, roll=6.0)[1]
+    assert miss(exact).max() < 1e-6
+    assert miss(loose).median() > 0.01
+    # The camera's x axis is level.
+    assert exact.cam_from_world[..., 0, 1].abs().max() < 1e-9
+    assert 0.05 < loose.cam_from_world[..., 0, 1].abs().max() <= math.sin(math.radians(6)) + 1e-9

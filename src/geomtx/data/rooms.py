@@ -25,6 +25,7 @@ __all__ = ["Dice", "Lights", "RoomStyle", "pick_textures", "place_cameras", "pla
 _CANDIDATES = 8  # places tried for a camera
 _KINDS = 6  # ball, dome, cylinder, box, prism, pyramid
 _FACES = 8
+_MARGIN = 0.25  # of a camera from the room's sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,18 @@ class RoomStyle:
             value = getattr(self, field.name)
             if isinstance(field.default, tuple):
                 object.__setattr__(self, field.name, tuple(value))
-                if len(value) != 2 or not 0 < value[0] <= value[1]:
+                if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
                     raise ValueError(f"{field.name} must be (least, most), both positive, got {value}")
         if self.num_solids[1] > 16:
             raise ValueError(f"num_solids must be in 1 … 16, got {self.num_solids}")
+        for name, most in (("half_width", self.half_width), ("height", self.height)):
+            if most[0] <= 2 * _MARGIN:
+                raise ValueError(f"{name} must be above {2 * _MARGIN}, where cameras have room, got {most}")
+        if self.level[1] > 1:
+            raise ValueError(f"level must be up to 1, the ceiling, got {self.level}")
+        for name in ("aim", "roll"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.wild <= 1:
             raise ValueError(f"wild must be in 0 … 1, got {self.wild}")
         if self.fov[1] >= 170:
@@ -273,7 +282,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
         distance = reach * (1 + aside * (dice.between(*style.dolly, _CANDIDATES) - 1))
         level = -height * dice.between(*style.level, _CANDIDATES)
         eye = torch.stack([focus[..., 0] - distance * yaw.sin(), level, focus[..., 2] - distance * yaw.cos()], dim=-1)
-        eye = torch.minimum(torch.maximum(eye, low + 0.25), high - 0.25)
+        eye = torch.minimum(torch.maximum(eye, low + _MARGIN), high - _MARGIN)
         free = torch.minimum(clearance(solids, eye), (eye - focus).norm(dim=-1) - 0.6)
         rank = torch.where(free > 0.3, 1e3 - torch.arange(_CANDIDATES, device=eye.device), free)
         chosen = rank.argmax(dim=-1)[:, None]

@@ -16,9 +16,10 @@ from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import project, unproject
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
-__all__ = ["RoomStyle", "render_scenes"]
+__all__ = ["MOST_TRACKS", "MOST_VIEWS", "RoomStyle", "render_scenes"]
 
-_MOST_TRACKS = 1024
+MOST_TRACKS = 1024
+MOST_VIEWS = 24
 
 
 def render_scenes(
@@ -56,10 +57,10 @@ def render_scenes(
     """
     if not len(seeds):
         raise ValueError("seeds must hold at least one seed, got none")
-    if not 1 <= num_views <= 24:
-        raise ValueError(f"num_views must be in 1 … 24, got {num_views}")
-    if not 0 <= num_tracks <= _MOST_TRACKS:
-        raise ValueError(f"num_tracks must be in 0 … {_MOST_TRACKS}, got {num_tracks}")
+    if not 1 <= num_views <= MOST_VIEWS:
+        raise ValueError(f"num_views must be in 1 … {MOST_VIEWS}, got {num_views}")
+    if not 0 <= num_tracks <= MOST_TRACKS:
+        raise ValueError(f"num_tracks must be in 0 … {MOST_TRACKS}, got {num_tracks}")
     for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
         check_positive(name, value)
     style = style or RoomStyle()
@@ -67,7 +68,7 @@ def render_scenes(
     solids = place_solids(dice, style)
     textures = pick_textures(dice, style)
     lights = place_lights(dice, solids)
-    picks = dice.roll(_MOST_TRACKS, 2)
+    picks = dice.roll(MOST_TRACKS, 2)
     cameras = place_cameras(dice, solids, style, num_views, image_hw)
     room = _Room(solids, textures, lights, style.shadows)
     images, depth = room.photograph(cameras, image_hw, supersample)
