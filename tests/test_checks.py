@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from geomtx.checks import check_divisible, check_floating, check_option, check_positive, check_shape
+from geomtx.checks import check_divisible, check_floating, check_mask, check_option, check_positive, check_shape
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,12 @@ def test_floating():
     for dtype in (torch.uint8, torch.int64, torch.bool, torch.complex64):
         with pytest.raises(ValueError, match=rf"^images must be floating point, got {dtype}$"):
             check_floating("images", torch.zeros(1, dtype=dtype))
+
+
+def test_masks_are_bool():
+    check_mask("mask", torch.ones(2, 3) > 0, ("B", "S"))
+    with pytest.raises(ValueError, match=r"^mask must have shape \(B, S\), got \(2,\)$"):
+        check_mask("mask", torch.ones(2) > 0, ("B", "S"))
+    for dtype in (torch.uint8, torch.int64, torch.float32):
+        with pytest.raises(ValueError, match=rf"^mask must be bool, got {dtype}$"):
+            check_mask("mask", torch.ones(2, 3, dtype=dtype), ("B", "S"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_divisible", "check_floating", "check_option", "check_positive", "check_shape"]
+__all__ = ["check_divisible", "check_floating", "check_mask", "check_option", "check_positive", "check_shape"]
 
 
 def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None:
@@ -31,6 +32,13 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """Require a floating point tensor: bytes in 0 … 255 are no numbers in 0 … 1."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def check_mask(name: str, mask: Tensor, *shapes: Sequence[int | str]) -> None:
+    """Require a bool tensor of one of `shapes`: of bytes, `~` gives no opposite, and a probability decides nothing."""
+    check_shape(name, mask, *shapes)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool, got {mask.dtype}")
 
 
 def check_option(name: str, value: object, options: Iterable[object]) -> None:

@@ -294,6 +294,7 @@ def test_half_precision_comes_out_as_float32(dtype):
         ("depth", torch.zeros(B, S, H, W, 1), r"^depth must have shape \(2, 3, 4, 5\), got \(2, 3, 4, 5, 1\)$"),
         ("points", torch.zeros(B, S, H, W), r"^points must have shape \(2, 3, 4, 5, 3\), got \(2, 3, 4, 5\)$"),
         ("mask", torch.ones(B, S).bool(), r"^mask must have shape \(2, 3, 4, 5\), got \(2, 3\)$"),
+        ("mask", torch.ones(B, S, H, W), r"^mask must be bool, got torch.float32$"),
         ("camera_mask", torch.ones(B).bool(), r"^camera_mask must have shape \(2, 3\), got \(2,\)$"),
         (
             "cameras",

@@ -149,6 +149,20 @@ def test_a_known_nan_is_not_hushed_up():
     assert zeroed.regression.tolist() == zeroed.confidence.tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("channels", [None, 3])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_nan_taken_for_zero_leaves_no_gradient(channels, bad):
+    value, confidence, target, mask = random_maps(channels)
+    mask[0, 0] = True
+    value[0, 0, 0, 0] = bad
+    value.requires_grad_(), confidence.requires_grad_()
+    torch.stack(aleatoric_loss(value, confidence, target, mask, clamp=100.0, nan_to_zero=True)).sum().backward()
+    assert value.grad.isfinite().all()
+    assert confidence.grad.isfinite().all()
+    assert (value.grad[0, 0, 0, 0] == 0).all()
+    assert (value.grad[0, 0, 1:] != 0).all()
+
+
 def test_a_nan_is_no_outlier_to_drop():
     value = torch.rand(3000)
     value[7] = float("nan")
@@ -273,3 +287,5 @@ def test_wrong_shapes():
         aleatoric_loss(value, confidence, target[..., :1], mask)
     with pytest.raises(ValueError, match=r"^mask must have shape \(2, 3, 5, 6\), got \(2, 3, 5, 6, 1\)$"):
         aleatoric_loss(value, confidence, target, mask[..., None])
+    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.uint8$"):
+        aleatoric_loss(value, confidence, target, mask.to(torch.uint8))

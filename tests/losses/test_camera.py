@@ -222,6 +222,8 @@ def test_published_choice_of_cameras():
         ({"pose_encodings": torch.zeros(2, 3, 9)}, r"^pose_encodings must have shape \(I, B, S, 9\), got \(2, 3, 9\)$"),
         ({"target": torch.zeros(2, 4, 9)}, r"^target must have shape \(2, 3, 9\), got \(2, 4, 9\)$"),
         ({"mask": torch.ones(2, 3, 1, dtype=torch.bool)}, r"^mask must have shape \(2, 3\), got \(2, 3, 1\)$"),
+        ({"mask": torch.ones(2, 3)}, r"^mask must be bool, got torch.float32$"),
+        ({"pose_encodings": torch.zeros(0, 2, 3, 9)}, r"^refinements must be at least 1, got 0$"),
         ({"kind": "L1"}, r"^kind must be one of 'l1', 'l2', 'huber', got 'L1'$"),
         ({"reduction": "sum"}, r"^reduction must be one of 'mean', 'none', got 'sum'$"),
         ({"decay": 0.0}, r"^decay must be positive, got 0.0$"),

@@ -147,6 +147,15 @@ def test_the_unit_is_no_error_of_normals():
     torch.testing.assert_close(normal_loss(7 * value, target, mask), normal_loss(value, target, mask))
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e9])
+def test_normals_in_any_unit(unit):
+    """A picture of many pixels has neighbours that are near, whose cross products are tiny."""
+    value, target, mask, _ = (x.float() if x.is_floating_point() else x for x in random_maps(3))
+    expected = normal_loss(value, target, mask)
+    assert expected > 0.1
+    torch.testing.assert_close(normal_loss(unit * value, unit * target, mask), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
@@ -298,6 +307,8 @@ def test_bad_arguments():
             loss(value, target, mask, confidence[0])
         with pytest.raises(ValueError, match=rf"^{name} must have shape .*, got \(2, 3, 9, 11, 3\)$"):
             loss(value, target, mask[0])
+        with pytest.raises(ValueError, match=r"^mask must be bool, got torch.float64$"):
+            loss(value, target, mask.double())
     with pytest.raises(ValueError, match=r"^clamp must be positive, got -1$"):
         gradient_loss(value, target, mask, clamp=-1)
     with pytest.raises(ValueError, match=r"^points must have shape \(\.\.\., H, W, 3\), got \(2, 3, 9, 11, 2\)$"):

@@ -191,6 +191,7 @@ def test_wrong_arguments():
     refuse(
         rf"^images must have shape \(1, 3, 3, {HEIGHT}, {WIDTH}\), got \(1, 3, 1, 8, 8\)$", torch.ones(1, 3, 1, 8, 8)
     )
+    refuse(r"^images must be floating point, got torch.uint8$", torch.ones(1, 3, 3, HEIGHT, WIDTH, dtype=torch.uint8))
     refuse(r"^reduction must be one of 'mean', 'none', got 'sum'$", reduction="sum")
     refuse(r"^max_depth_error must be positive, got 0.0$", max_depth_error=0.0)
     refuse(r"^min_pixels must be positive, got 0$", min_pixels=0)
@@ -206,3 +207,35 @@ def test_wrong_shapes_for_smoothness():
         smoothness_loss(depth, images[:1])
     with pytest.raises(ValueError, match=r"^mask must have shape \(4, 5\), got \(4,\)$"):
         smoothness_loss(depth, images, depth[:, 0] > 0)
+    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.float32$"):
+        smoothness_loss(depth, images, depth)
+    with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
+        smoothness_loss(depth, images.to(torch.uint8))
+
+
+def test_pictures_of_another_precision_than_depth():
+    scene = shifted_views()
+    depth = 1.1 * scene.depth
+    mixed = photometric_loss(scene.images.float(), depth, scene.cameras, PAIRS, auto_mask=False)
+    same = photometric_loss(scene.images, depth, scene.cameras, PAIRS, auto_mask=False)
+    assert mixed.dtype == torch.float64
+    assert same > 1e-3
+    torch.testing.assert_close(mixed, same, rtol=1e-3, atol=0)
+
+
+def test_similarity_of_half_precision_is_computed_in_float32():
+    a, b = torch.rand(3, 8, 9).bfloat16(), torch.rand(3, 8, 9).bfloat16()
+    similarity = structural_similarity(a, b)
+    assert similarity.dtype == torch.float32
+    torch.testing.assert_close(similarity, structural_similarity(a.float(), b.float()))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_pictures_for_similarity():
+    image = torch.rand(3, 8, 9)
+    with pytest.raises(ValueError, match=r"^a must have shape \(\.\.\., H, W\), got \(9,\)$"):
+        structural_similarity(image[0, 0], image[0, 0])
+    with pytest.raises(ValueError, match=r"^b must have shape \(3, 8, 9\), got \(3, 8, 8\)$"):
+        structural_similarity(image, image[..., 1:])
+    with pytest.raises(ValueError, match=r"^b must be floating point, got torch.uint8$"):
+        structural_similarity(image, image.to(torch.uint8))

@@ -108,6 +108,13 @@ def test_frozen_pairs_look_up_depth_that_gets_no_gradient():
         assert gradient[0, 1].any() == (not frozen)
 
 
+def test_pairs_may_stay_on_the_cpu():
+    """`draw_pairs` draws there, whatever device pictures are on; the meta device refuses mixtures as a GPU does."""
+    _, depth, cameras = turned_views()
+    warp = warp_pixels(depth.to("meta"), Cameras(*(x.to("meta") for x in cameras)), draw_pairs(3))
+    assert {x.device.type for x in warp} == {"meta"}
+
+
 def test_look_up():
     maps = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
     rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")

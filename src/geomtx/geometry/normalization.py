@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_shape
+from geomtx.checks import check_mask, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid, transform_points
 from geomtx.geometry.projection import unproject
 from geomtx.types import Bool, Cameras, SceneBatch
@@ -41,7 +41,7 @@ def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[Scene
         and so is every camera that is masked.
 
     Raises:
-        ValueError: For other shapes than those of `SceneBatch`.
+        ValueError: For other shapes than those of `SceneBatch`, or a mask that isn't bool.
 
     Source: VGGT (arXiv 2503.11651), section 3.3; the released training code.
     """
@@ -58,11 +58,14 @@ def _check_shapes(batch: SceneBatch) -> None:
     if batch.cameras is not None:
         check_shape("cam_from_world", batch.cameras.cam_from_world, (b, s, 3, 4))
         check_shape("intrinsics", batch.cameras.intrinsics, (b, s, 3, 3))
-    wanted = {"camera_mask": (b, s), "depth": (b, s, h, w), "points": (b, s, h, w, 3), "mask": (b, s, h, w)}
-    for name, shape in wanted.items():
-        value = getattr(batch, name)
-        if value is not None:
-            check_shape(name, value, shape)
+    if batch.depth is not None:
+        check_shape("depth", batch.depth, (b, s, h, w))
+    if batch.points is not None:
+        check_shape("points", batch.points, (b, s, h, w, 3))
+    if batch.camera_mask is not None:
+        check_mask("camera_mask", batch.camera_mask, (b, s))
+    if batch.mask is not None:
+        check_mask("mask", batch.mask, (b, s, h, w))
 
 
 def _at_least_float32(batch: SceneBatch) -> SceneBatch:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.types import Bool, Float
@@ -69,8 +69,8 @@ def aleatoric_loss(
         with a graph.
 
     Raises:
-        ValueError: For shapes that don't match, a quantile outside (0, 1], a clamp that is not positive or an unknown
-            reduction.
+        ValueError: For shapes that don't match, a mask that isn't bool, a quantile outside (0, 1], a clamp that is not
+            positive or an unknown reduction.
 
     Source: VGGT (arXiv 2503.11651), equation of section 3.4, after Kendall and Gal (2017). The second term, the filter
     and the numbers are those of the released training code; the paper has none of them.
@@ -79,11 +79,13 @@ def aleatoric_loss(
     check_shape("value", value, tuple(confidence.shape), (*confidence.shape, "C"))
     check_shape("target", target, tuple(value.shape))
     if mask is not None:
-        check_shape("mask", mask, tuple(confidence.shape))
+        check_mask("mask", mask, tuple(confidence.shape))
     if clamp is not None:
         check_positive("clamp", clamp)
     with torch.autocast(value.device.type, enabled=False):
-        error = _distance(at_least_float32(value), at_least_float32(target), mask, value.ndim > confidence.ndim)
+        error = _distance(
+            at_least_float32(value), at_least_float32(target), mask, value.ndim > confidence.ndim, nan_to_zero
+        )
         error = bound(error, clamp, nan_to_zero)
         surety = at_least_float32(confidence)
         surety = surety if mask is None else torch.where(mask, surety, 1.0)
@@ -95,11 +97,15 @@ def aleatoric_loss(
     return AleatoricLoss(*terms)
 
 
-def _distance(value: Tensor, target: Tensor, mask: Tensor | None, has_channels: bool) -> Tensor:
+def _distance(value: Tensor, target: Tensor, mask: Tensor | None, has_channels: bool, nan_to_zero: bool) -> Tensor:
     if not has_channels:
         return (select(value, mask) - select(target, mask)).abs()
     mask = None if mask is None else mask[..., None]
-    return torch.linalg.vector_norm(select(value, mask) - select(target, mask), dim=-1)
+    difference = select(value, mask) - select(target, mask)
+    if nan_to_zero:
+        # Before the norm: its gradient would be 0 · NaN where the result is taken for 0.
+        difference = select(difference, difference.isfinite().all(-1, keepdim=True))
+    return torch.linalg.vector_norm(difference, dim=-1)
 
 
 def bound(x: Tensor, limit: float | None, nan_to_zero: bool) -> Tensor:

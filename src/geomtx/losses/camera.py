@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.geometry.pose_encoding import POSE_DIM
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.reduce import average_stages, masked_mean, select
@@ -63,7 +63,8 @@ def camera_loss(
         has a graph.
 
     Raises:
-        ValueError: For other shapes or options, and for `decay`, `delta` or `clamp` that are not positive.
+        ValueError: For other shapes or options, a mask that isn't bool, no refinement, and for `decay`, `delta` or
+            `clamp` that are not positive.
     """
     _check_inputs(pose_encodings, target, mask, weights)
     check_option("kind", kind, ("l1", "l2", "huber"))
@@ -94,7 +95,7 @@ def _check_inputs(
     views = tuple(pose_encodings.shape[1:3])
     check_shape("target", target, (*views, POSE_DIM))
     if mask is not None:
-        check_shape("mask", mask, views)
+        check_mask("mask", mask, views)
     if len(weights) != 3:
         raise ValueError(f"weights must be three, of translation, rotation and field of view, got {weights}")
 
@@ -130,5 +131,5 @@ def depth_to_camera_mask(mask: Bool[Tensor, "b s h w"], *, min_pixels: int = 100
     Raises:
         ValueError: For another shape.
     """
-    check_shape("mask", mask, ("B", "S", "H", "W"))
+    check_mask("mask", mask, ("B", "S", "H", "W"))
     return (mask[:, :1].sum((-2, -1)) > min_pixels).expand(mask.shape[:2])

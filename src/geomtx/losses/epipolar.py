@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.layers.float32 import at_least_float32
@@ -60,7 +60,7 @@ def epipolar_loss(
     check_cameras(cameras, camera_mask, (b, s))
     check_pairs(pairs, s)
     if visible is not None:
-        check_shape("visible", visible, (b, s, n))
+        check_mask("visible", visible, (b, s, n))
     check_option("reduction", reduction, ("mean", "none"))
     for name, value in (("delta", delta), ("min_baseline", min_baseline), ("min_points", min_points)):
         check_positive(name, value)

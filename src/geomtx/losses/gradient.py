@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.aleatoric import bound
 from geomtx.losses.reduce import select
@@ -20,8 +20,8 @@ __all__ = ["gradient_loss", "normal_loss"]
 Reduction = Literal["mean", "none"]
 # A scale with fewer normals than this says nothing.
 MIN_NORMALS = 10
-# A cross product that is shorter has no direction.
-MIN_LENGTH = 1e-8
+# Offsets whose directions differ by less (a sine) lie in line but for rounding.
+MIN_SINE = 1e-6
 
 
 def gradient_loss(
@@ -61,7 +61,8 @@ def gradient_loss(
         A scalar, or (…); float32 or better. Of no known pixel, a zero with a graph.
 
     Raises:
-        ValueError: For shapes that don't match, no scale, a clamp that is not positive or an unknown reduction.
+        ValueError: For shapes that don't match, a mask that isn't bool, no scale, a clamp that is not positive or an
+            unknown reduction.
 
     Source: VGGT (arXiv 2503.11651), section 3.4: the paper weights it by confidence, the released configuration does
     not.
@@ -121,7 +122,7 @@ def normal_loss(
         Predicted points that coincide have 1 − cos = 1, without a gradient from there.
 
     Raises:
-        ValueError: For shapes that don't match, no scale or an unknown reduction.
+        ValueError: For shapes that don't match, a mask that isn't bool, no scale or an unknown reduction.
 
     Source: the released training code; not in the paper.
     """
@@ -155,6 +156,7 @@ def _check(
 ) -> None:
     check_option("reduction", reduction, ("mean", "none"))
     check_positive("num_scales", num_scales)
+    check_mask("mask", mask, ("...", "H", "W"))
     check_shape(name, value, tuple(mask.shape), (*mask.shape, "C"))
     check_shape("target", target, tuple(value.shape))
     if confidence is not None:
@@ -201,13 +203,18 @@ def _neighbours(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _normals(points: Tensor) -> Tensor:
     """Unit normals of the four corners around each pixel, (4, …, H, W, 3); zero where the corner is degenerate."""
-    up, left, down, right = (neighbour - points for neighbour in _neighbours(points))
+    # Directions, not offsets: their products depend on no unit, and are neither too small to divide by nor infinite.
+    up, left, down, right = (_unit(neighbour - points) for neighbour in _neighbours(points))
     first, second = torch.stack([up, left, down, right]), torch.stack([left, down, right, up])
-    cross = torch.linalg.cross(first, second)
-    length = torch.linalg.vector_norm(cross, dim=-1, keepdim=True)
-    # Selected before the division, whose gradient would be 1e8 there.
-    has_direction = length > MIN_LENGTH
-    return torch.where(has_direction, cross, 0.0) / torch.where(has_direction, length, 1.0)
+    return _unit(torch.linalg.cross(first, second), MIN_SINE)
+
+
+def _unit(vectors: Tensor, least: float = 0.0) -> Tensor:
+    """Vectors of length 1; 0, without a gradient, where they are no longer than `least`."""
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    # Selected before the division, whose gradient is not finite there.
+    is_long = length > least
+    return torch.where(is_long, vectors, 0.0) / torch.where(is_long, length, 1.0)
 
 
 def _corners(mask: Tensor) -> Tensor:

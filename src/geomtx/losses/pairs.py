@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.types import Bool, Cameras, Int
 
@@ -74,14 +74,14 @@ def check_cameras(cameras: Cameras, camera_mask: Tensor | None, views: tuple[int
     check_shape("cameras.cam_from_world", cameras.cam_from_world, (*views, 3, 4))
     check_shape("cameras.intrinsics", cameras.intrinsics, (*views, 3, 3))
     if camera_mask is not None:
-        check_shape("camera_mask", camera_mask, views)
+        check_mask("camera_mask", camera_mask, views)
 
 
 def check_pairs(pairs: ViewPairs, num_views: int) -> None:
     """Require pairs of S views."""
     check_shape("pairs.sources", pairs.sources, (num_views, "K"))
     if pairs.frozen is not None:
-        check_shape("pairs.frozen", pairs.frozen, tuple(pairs.sources.shape))
+        check_mask("pairs.frozen", pairs.frozen, tuple(pairs.sources.shape))
 
 
 def mean_over_pairs(errors: Tensor, valid: Tensor, min_count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_floating, check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.pairs import ViewPairs, mean_over_pairs
 from geomtx.losses.reduce import masked_mean, select
@@ -57,11 +57,12 @@ def photometric_loss(
         graph.
 
     Raises:
-        ValueError: For shapes that don't fit, other options, a `similarity_weight` outside [0, 1], and for
-            `max_depth_error` or `min_pixels` that are not positive.
+        ValueError: For shapes that don't fit, integer images, other options, a `similarity_weight` outside [0, 1], and
+            for `max_depth_error` or `min_pixels` that are not positive.
     """
     check_shape("depth", depth, ("B", "S", "H", "W"))
     check_shape("images", images, (*depth.shape[:2], 3, *depth.shape[2:]))
+    check_floating("images", images)
     check_option("reduction", reduction, ("mean", "none"))
     check_positive("max_depth_error", max_depth_error)
     check_positive("min_pixels", min_pixels)
@@ -109,13 +110,23 @@ def structural_similarity(
         b: (..., H, W).
 
     Returns:
-        (..., H, W), 1 where the windows are equal. At the border, windows hold only pixels of the image.
+        (..., H, W), 1 where the windows are equal; float32 or better. At the border, windows hold only pixels of the
+        image.
+
+    Raises:
+        ValueError: For shapes that differ, or integer images.
     """
-    mean_a, mean_b = _window_mean(a), _window_mean(b)
-    variance = _window_mean(a.square()) + _window_mean(b.square()) - mean_a.square() - mean_b.square()
-    covariance = _window_mean(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
-    return luminance * (2 * covariance + 0.03**2) / (variance + 0.03**2)
+    check_shape("a", a, ("...", "H", "W"))
+    check_shape("b", b, tuple(a.shape))
+    for name, image in (("a", a), ("b", b)):
+        check_floating(name, image)
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = at_least_float32(a), at_least_float32(b)
+        mean_a, mean_b = _window_mean(a), _window_mean(b)
+        variance = _window_mean(a.square()) + _window_mean(b.square()) - mean_a.square() - mean_b.square()
+        covariance = _window_mean(a * b) - mean_a * mean_b
+        luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
+        return luminance * (2 * covariance + 0.03**2) / (variance + 0.03**2)
 
 
 def _window_mean(x: Tensor) -> Tensor:
@@ -150,12 +161,13 @@ def smoothness_loss(
         A scalar, float32 or better; without neighbours that count a zero that has a graph.
 
     Raises:
-        ValueError: For shapes that don't fit.
+        ValueError: For shapes that don't fit, or integer images.
     """
     check_shape("depth", depth, ("...", "H", "W"))
     check_shape("images", images, (*depth.shape[:-2], 3, *depth.shape[-2:]))
+    check_floating("images", images)
     if mask is not None:
-        check_shape("mask", mask, tuple(depth.shape))
+        check_mask("mask", mask, tuple(depth.shape))
     with torch.autocast(depth.device.type, enabled=False):
         depth = at_least_float32(depth)
         counts = depth > MIN_DEPTH if mask is None else (depth > MIN_DEPTH) & mask

@@ -47,6 +47,11 @@ def average_stages(errors: Tensor, decay: float) -> Tensor:
 
     Returns:
         (…).
+
+    Raises:
+        ValueError: Without a refinement.
     """
+    if len(errors) == 0:
+        raise ValueError("refinements must be at least 1, got 0")
     exponents = torch.arange(len(errors) - 1, -1, -1, device=errors.device, dtype=errors.dtype)
     return torch.tensordot(decay**exponents, errors, dims=1) / len(errors)

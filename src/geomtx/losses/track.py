@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.reduce import average_stages, masked_mean, select
 from geomtx.types import TrackIterations, TrackLabels
@@ -105,8 +105,8 @@ def _check_inputs(iterations: TrackIterations, labels: TrackLabels) -> None:
     check_shape("iterations.visibility_logits", iterations.visibility_logits, (b, s, n))
     check_shape("iterations.confidence_logits", iterations.confidence_logits, (b, s, n))
     check_shape("labels.coords_px", labels.coords_px, (b, s, n, 2))
-    check_shape("labels.visible", labels.visible, (b, s, n))
-    check_shape("labels.valid", labels.valid, (b, n))
+    check_mask("labels.visible", labels.visible, (b, s, n))
+    check_mask("labels.valid", labels.valid, (b, n))
 
 
 def _position_error(coords: Tensor, target: Tensor, mask: Tensor, kind: str, delta: float, decay: float) -> Tensor:

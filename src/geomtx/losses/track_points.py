@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.losses.warp import sample_maps
@@ -55,10 +55,10 @@ def track_point_loss(
     check_shape("target", target, tuple(points.shape))
     n = labels.valid.shape[-1]
     check_shape("labels.coords_px", labels.coords_px, (b, s, n, 2))
-    check_shape("labels.visible", labels.visible, (b, s, n))
-    check_shape("labels.valid", labels.valid, (b, n))
+    check_mask("labels.visible", labels.visible, (b, s, n))
+    check_mask("labels.valid", labels.valid, (b, n))
     if mask is not None:
-        check_shape("mask", mask, (b, s, height, width))
+        check_mask("mask", mask, (b, s, height, width))
     check_option("reduction", reduction, ("mean", "none"))
     check_positive("clamp", 1.0 if clamp is None else clamp)
     check_positive("min_samples", min_samples)

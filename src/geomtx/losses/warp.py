@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_shape
+from geomtx.checks import check_mask, check_shape
 from geomtx.geometry.camera import transform_points
 from geomtx.geometry.projection import project, unproject
 from geomtx.layers.float32 import at_least_float32
@@ -68,7 +68,7 @@ def warp_pixels(
     check_cameras(cameras, camera_mask, (depth.shape[0], depth.shape[1]))
     check_pairs(pairs, depth.shape[1])
     if mask is not None:
-        check_shape("mask", mask, tuple(depth.shape))
+        check_mask("mask", mask, tuple(depth.shape))
     depth, cameras = at_least_float32(depth), known_cameras(cameras, camera_mask)
     known = depth > MIN_DEPTH if mask is None else (depth > MIN_DEPTH) & mask
     if camera_mask is not None:
@@ -89,7 +89,9 @@ def warp_pixels(
 
     inverse = 1 / depth[:, pairs.sources]
     if pairs.frozen is not None:
-        inverse = torch.where(pairs.frozen[:, :, None, None], inverse.detach(), inverse)
+        # Pairs are drawn on the CPU; an index may stay there, a condition may not.
+        frozen = pairs.frozen.to(depth.device)[:, :, None, None]
+        inverse = torch.where(frozen, inverse.detach(), inverse)
     ratio = z * sample_maps(inverse[:, :, :, None], coords)[:, :, :, 0]
     all_known = sample_maps(known[:, pairs.sources][:, :, :, None].to(coords.dtype), coords.detach())[:, :, :, 0]
     # Bilinear weights add up to 1 but for rounding; a neighbour that isn't known takes away more, or nothing.
@@ -116,12 +118,14 @@ def sample_maps(maps: Tensor, coords_px: Tensor) -> Tensor:
     """Bilinear look-up, zero outside.
 
     Args:
-        maps: (*, C, H, W), finite.
+        maps: (*, C, H, W), finite, floating point.
         coords_px: (*, H', W', 2), pixel centres at integers.
 
     Returns:
-        (*, C, H', W').
+        (*, C, H', W'), in the wider precision of both.
     """
+    dtype = torch.promote_types(maps.dtype, coords_px.dtype)
+    maps, coords_px = maps.to(dtype), coords_px.to(dtype)
     batch, (height, width) = maps.shape[:-3], maps.shape[-2:]
     scale = coords_px.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     grid = (coords_px * scale - 1).flatten(0, len(batch) - 1)
