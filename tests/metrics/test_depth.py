@@ -124,5 +124,7 @@ def test_what_is_refused():
         depth_scores(depth, depth[..., :3])
     with pytest.raises(ValueError, match=r"^mask must have shape \(2, 4, 4\), got \(4, 4\)$"):
         depth_scores(depth, depth, torch.ones(4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.float32$"):
+        depth_scores(depth, depth, depth)
     with pytest.raises(ValueError, match=r"^align must be one of 'median', 'least_squares', 'none', got 'mean'$"):
         depth_scores(depth, depth, align="mean")

@@ -219,6 +219,10 @@ def test_what_is_refused():
         pointcloud_scores(random_points(2, 4), points)
     with pytest.raises(ValueError, match=r"^normals must be given for both clouds, got them for one$"):
         pointcloud_scores(points, points, true_normals=points)
+    with pytest.raises(ValueError, match=r"^predicted_normals must have shape \(4, 3\), got \(5, 3\)$"):
+        pointcloud_scores(points, points, predicted_normals=random_points(5), true_normals=points)
+    with pytest.raises(ValueError, match=r"^true_normals must have shape \(4, 3\), got \(4, 2\)$"):
+        pointcloud_scores(points, points, predicted_normals=points, true_normals=points[:, :2])
     with pytest.raises(ValueError, match=r"^max_distance must be positive, got 0$"):
         pointcloud_scores(points, points, max_distance=0)
     with pytest.raises(ValueError, match=r"^max_queries must be positive, got 0$"):
@@ -226,8 +230,12 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"^true must have shape \(2, 4, 3\), got \(4, 3\)$"):
         point_map_scores(random_points(2, 4), points)
     with pytest.raises(ValueError, match=r"^mask must have shape \(2, 4\), got \(2, 3\)$"):
-        point_map_normals(random_points(2, 4), torch.ones(2, 3))
+        point_map_normals(random_points(2, 4), torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.float32$"):
+        point_map_scores(random_points(2, 4), random_points(2, 4), torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"^num_iterations must be positive, got 0$"):
         align_by_nearest(points, points, max_distance=1.0, num_iterations=0)
     with pytest.raises(ValueError, match=r"^spacing must be positive, got -1$"):
         dtu_scores(points, scan(), spacing=-1)
+    with pytest.raises(ValueError, match=r"^predicted must be finite, got NaN or inf$"):
+        dtu_scores(points / 0, scan(), spacing=0)

@@ -90,6 +90,19 @@ def test_poses_that_are_not_finite_are_failures(bad):
     assert pairwise_pose_errors(predicted, true).rotation_deg[[0, 2]].tolist() == [FAILED_DEG] * 2
 
 
+def test_truth_that_is_not_finite_is_no_failure_of_the_model():
+    predicted, true = random_rigid(5), random_rigid(5)
+    broken = true.clone()
+    broken[3, 0, 0] = math.nan
+    known = torch.arange(5) != 3
+    found, expected = pairwise_pose_errors(predicted, broken), pairwise_pose_errors(predicted[known], true[known])
+    assert found.mask.sum() == 6
+    torch.testing.assert_close(found.larger_deg()[found.mask], expected.larger_deg())
+    torch.testing.assert_close(
+        trajectory_errors(predicted, broken).rmse, trajectory_errors(predicted[known], true[known]).rmse
+    )
+
+
 def test_unknown_cameras_take_no_part():
     predicted, true = random_rigid(2, 4), random_rigid(2, 4)
     mask = torch.tensor([[True, False, True, True], [True, True, True, True]])
@@ -189,6 +202,8 @@ def test_what_is_refused():
         pairwise_pose_errors(cameras, cameras[0])
     with pytest.raises(ValueError, match=r"^mask must have shape \(2, 3\), got \(2, 2\)$"):
         trajectory_errors(cameras, cameras, torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.uint8$"):
+        trajectory_errors(cameras, cameras, torch.ones(2, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"^thresholds must be whole degrees above 0, got 2.5$"):
         pose_auc(torch.zeros(3), (2.5,))
     with pytest.raises(ValueError, match=r"^thresholds must be positive, got 0$"):

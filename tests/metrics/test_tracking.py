@@ -144,6 +144,8 @@ def test_what_is_refused():
         track_scores(predicted[0], seen, true, visible, frames)
     with pytest.raises(ValueError, match=r"^true_visible must have shape \(4, 2\), got \(3, 2\)$"):
         track_scores(predicted, seen, true, visible[:3], frames)
+    with pytest.raises(ValueError, match=r"^predicted_visible must be bool, got torch.float32$"):
+        track_scores(predicted, seen.float(), true, visible, frames)
     with pytest.raises(ValueError, match=r"^query_frames must have shape \(2\), got \(1,\)$"):
         track_scores(predicted, seen, true, visible, frames[:1])
     with pytest.raises(ValueError, match=r"^valid must have shape \(2\), got \(4, 2\)$"):

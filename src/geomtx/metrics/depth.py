@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_shape
+from geomtx.checks import check_mask, check_option, check_shape
 from geomtx.metrics.median import masked_median
 from geomtx.types import Float
 
@@ -66,7 +66,7 @@ def depth_scores(
     check_option("align", align, ("median", "least_squares", "none"))
     known = true.isfinite() & (true > 0)
     if mask is not None:
-        check_shape("mask", mask, tuple(predicted.shape))
+        check_mask("mask", mask, tuple(predicted.shape))
         known = known & mask
     # One row a scene. Truth that is not known becomes 1, prediction 1: no quotient is ever 0 / 0.
     known, predicted, true = (x.flatten(-3) for x in (known, predicted.double(), true.double()))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_positive, check_shape
+from geomtx.checks import check_positive
 from geomtx.metrics.median import masked_median
-from geomtx.metrics.nearest import nearest_points, pairs_within
+from geomtx.metrics.nearest import check_points, nearest_points, pairs_within
 from geomtx.types import Bool, Float, Int
 
 __all__ = ["DTUScan", "DTUScores", "dtu_scores", "thin_points"]
@@ -71,7 +71,7 @@ def dtu_scores(
     Raises:
         ValueError: For another shape, points that are not finite, or a negative spacing.
     """
-    check_shape("predicted", predicted, ("N", 3))
+    check_points("predicted", predicted)
     if spacing != 0:
         check_positive("spacing", spacing)
         predicted = predicted[thin_points(predicted, spacing, generator=generator)]

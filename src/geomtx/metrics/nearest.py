@@ -16,7 +16,7 @@ from torch import Tensor
 from geomtx.checks import check_floating, check_shape
 from geomtx.types import Float, Int
 
-__all__ = ["nearest_points", "pairs_within"]
+__all__ = ["check_points", "nearest_points", "pairs_within"]
 
 _BOX_POINTS = 64
 # Boxes looked at in a round, and bytes of the largest intermediate.
@@ -47,7 +47,7 @@ def nearest_points(
         ValueError: For other shapes, integer points, points that are not finite, or an empty target.
     """
     for name, points in (("source", source), ("target", target)):
-        _check_points(name, points)
+        check_points(name, points)
     if len(target) == 0:
         raise ValueError(f"target must hold at least 1 point, got {tuple(target.shape)}")
     if len(source) == 0:
@@ -69,7 +69,7 @@ def pairs_within(points: Float[Tensor, "n 3"], radius: float) -> Int[Tensor, "2 
     Raises:
         ValueError: For another shape, integer points, or points that are not finite.
     """
-    _check_points("points", points)
+    check_points("points", points)
     if len(points) == 0:
         return torch.zeros(2, 0, dtype=torch.long, device=points.device)
     boxes = _sort_into_boxes(points.to(torch.promote_types(points.dtype, torch.float32)))
@@ -85,7 +85,8 @@ def pairs_within(points: Float[Tensor, "n 3"], radius: float) -> Int[Tensor, "2 
     return torch.cat(found, dim=1).unique(dim=1)
 
 
-def _check_points(name: str, points: Tensor) -> None:
+def check_points(name: str, points: Tensor) -> None:
+    """Require (N, 3) floating point numbers, all finite; waits for the device."""
     check_shape(name, points, ("N", 3))
     check_floating(name, points)
     if not points.isfinite().all():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_positive, check_shape
+from geomtx.checks import check_mask, check_positive, check_shape
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.metrics.median import masked_median
 from geomtx.metrics.nearest import nearest_points
@@ -70,6 +70,9 @@ def pointcloud_scores(
     check_shape("true", true, ("M", 3))
     if (predicted_normals is None) != (true_normals is None):
         raise ValueError("normals must be given for both clouds, got them for one")
+    if predicted_normals is not None and true_normals is not None:
+        check_shape("predicted_normals", predicted_normals, tuple(predicted.shape))
+        check_shape("true_normals", true_normals, tuple(true.shape))
     check_positive("max_distance", max_distance)
     nan = torch.full((), torch.nan, dtype=torch.float64, device=predicted.device)
     if not (len(predicted) and len(true) and predicted.isfinite().all() and true.isfinite().all()):
@@ -119,7 +122,7 @@ def point_map_scores(
     check_shape("true", true, tuple(predicted.shape))
     known = true.isfinite().all(-1)
     if mask is not None:
-        check_shape("mask", mask, tuple(predicted.shape[:-1]))
+        check_mask("mask", mask, tuple(predicted.shape[:-1]))
         known = known & mask
     predicted, true = predicted.double(), true.double()
     if align:
@@ -154,7 +157,7 @@ def point_map_normals(
     check_shape("points", points, ("...", "H", "W", 3))
     known = points.isfinite().all(-1)
     if mask is not None:
-        check_shape("mask", mask, tuple(points.shape[:-1]))
+        check_mask("mask", mask, tuple(points.shape[:-1]))
         known = known & mask
     points = torch.where(known[..., None], points, 0.0)
     across = points[..., 1:-1, 2:, :] - points[..., 1:-1, :-2, :]

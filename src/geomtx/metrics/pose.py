@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_positive, check_shape
+from geomtx.checks import check_mask, check_positive, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.rotation import matrix_to_quat
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
@@ -44,7 +44,7 @@ class PairErrors(NamedTuple):
         rotation_deg: (..., P) geodesic angle, degrees.
         translation_deg: (..., P) angle between the directions of the translations, in [0, 90] degrees: their sign
             and length count for nothing.
-        mask: (..., P) bool, True = both true cameras are known.
+        mask: (..., P) bool, True = both true cameras are known, and finite.
     """
 
     rotation_deg: Float[Tensor, "*batch p"]
@@ -83,7 +83,7 @@ def pairwise_pose_errors(
     Args:
         predicted: (..., S, 3, 4) `cam_from_world`.
         true: (..., S, 3, 4).
-        mask: (..., S) bool, True = the true camera is known; None = all are.
+        mask: (..., S) bool, True = the true camera is known; None = wherever it is finite. Elsewhere it never is.
 
     Returns:
         `PairErrors` in float64.
@@ -91,14 +91,8 @@ def pairwise_pose_errors(
     Raises:
         ValueError: For other shapes, or fewer than two views.
     """
-    check_shape("predicted", predicted, ("...", "S", 3, 4))
-    check_shape("true", true, tuple(predicted.shape))
-    num_views = predicted.shape[-3]
-    if num_views < 2:
-        raise ValueError(f"predicted must have at least 2 views, got {num_views}")
-    if mask is None:
-        mask = torch.ones(predicted.shape[:-2], dtype=torch.bool, device=predicted.device)
-    check_shape("mask", mask, tuple(predicted.shape[:-2]))
+    mask = _known_cameras(predicted, true, mask, least=2)
+    num_views = mask.shape[-1]
     first, second = torch.triu_indices(num_views, num_views, offset=1, device=predicted.device)
     got, want = (
         compose_rigid(cameras[..., first, :, :], invert_rigid(cameras[..., second, :, :]))
@@ -157,7 +151,7 @@ def pose_recall(
     """
     if mask is None:
         mask = torch.ones_like(errors_deg, dtype=torch.bool)
-    check_shape("mask", mask, tuple(errors_deg.shape))
+    check_mask("mask", mask, tuple(errors_deg.shape))
     edges = torch.tensor(thresholds, device=errors_deg.device, dtype=torch.float64)
     below = (errors_deg.double()[..., None] < edges) & mask[..., None]
     return below.sum(-2).double() / mask.sum(-1, keepdim=True)
@@ -209,7 +203,7 @@ def trajectory_errors(
     Args:
         predicted: (..., S, 3, 4) `cam_from_world`.
         true: (..., S, 3, 4).
-        mask: (..., S) bool, True = the true camera is known; None = all are.
+        mask: (..., S) bool, True = the true camera is known; None = wherever it is finite. Elsewhere it never is.
 
     Returns:
         `TrajectoryErrors` in float64. NaN for a scene with fewer than three known cameras, which a similarity always
@@ -218,14 +212,7 @@ def trajectory_errors(
     Raises:
         ValueError: For other shapes, or fewer than three views.
     """
-    check_shape("predicted", predicted, ("...", "S", 3, 4))
-    check_shape("true", true, tuple(predicted.shape))
-    num_views = predicted.shape[-3]
-    if num_views < 3:
-        raise ValueError(f"predicted must have at least 3 views, got {num_views}")
-    if mask is None:
-        mask = torch.ones(predicted.shape[:-2], dtype=torch.bool, device=predicted.device)
-    check_shape("mask", mask, tuple(predicted.shape[:-2]))
+    mask = _known_cameras(predicted, true, mask, least=3)
     source, target = (invert_rigid(cameras.double())[..., 3] for cameras in (predicted, true))
     usable = (mask.sum(-1) >= 3) & (source.isfinite().all(-1) | ~mask).all(-1)
     source = torch.where((mask & usable[..., None])[..., None], source, 0.0)
@@ -238,6 +225,19 @@ def trajectory_errors(
         masked_median(distances, mask & usable[..., None]),
         alignment,
     )
+
+
+def _known_cameras(predicted: Tensor, true: Tensor, mask: Tensor | None, *, least: int) -> Tensor:
+    """Checks the poses of at least so many views; (..., S) bool, where the truth is known and finite."""
+    check_shape("predicted", predicted, ("...", "S", 3, 4))
+    check_shape("true", true, tuple(predicted.shape))
+    if predicted.shape[-3] < least:
+        raise ValueError(f"predicted must have at least {least} views, got {predicted.shape[-3]}")
+    known = true.isfinite().all(-1).all(-1)
+    if mask is None:
+        return known
+    check_mask("mask", mask, tuple(known.shape))
+    return known & mask
 
 
 def _rotation_error(got: Tensor, want: Tensor) -> Tensor:

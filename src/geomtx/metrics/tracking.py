@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option, check_positive, check_shape
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.types import Float
 
 __all__ = ["RASTER", "THRESHOLDS_PX", "QueryMode", "TrackScores", "scale_to_raster", "select_queries", "track_scores"]
@@ -55,7 +55,7 @@ def track_scores(
 
     Args:
         predicted_px: (..., S, N, 2), on the raster of 256×256 (`scale_to_raster`).
-        predicted_visible: (..., S, N) bool.
+        predicted_visible: (..., S, N) bool, a probability compared with a threshold.
         true_px: (..., S, N, 2), on the same raster; what it holds where the point is not visible counts for nothing.
         true_visible: (..., S, N) bool.
         query_frames: (..., N) integer, the frame in which each track's query is.
@@ -67,32 +67,31 @@ def track_scores(
         visible one (`delta`; `jaccard` too unless there are false positives).
 
     Raises:
-        ValueError: For other shapes, or another mode.
+        ValueError: For other shapes, visibility that isn't bool, or another mode.
     """
     check_shape("predicted_px", predicted_px, ("...", "S", "N", 2))
     shape = tuple(predicted_px.shape)
     check_shape("true_px", true_px, shape)
-    check_shape("predicted_visible", predicted_visible, shape[:-1])
-    check_shape("true_visible", true_visible, shape[:-1])
+    check_mask("predicted_visible", predicted_visible, shape[:-1])
+    check_mask("true_visible", true_visible, shape[:-1])
     check_shape("query_frames", query_frames, (*shape[:-3], shape[-2]))
     check_option("mode", mode, ("first", "strided"))
     cells = _evaluated_cells(query_frames, shape[-3], mode)
     if valid is not None:
-        check_shape("valid", valid, (*shape[:-3], shape[-2]))
+        check_mask("valid", valid, (*shape[:-3], shape[-2]))
         cells = cells & valid[..., None, :]
 
-    # Bool masks, whatever the sets of cells are given as.
-    seen, truly_seen = predicted_visible.bool(), true_visible.bool() & cells
+    truly_seen = true_visible & cells
     distance_sq = (predicted_px.double() - true_px.double()).square().sum(-1)
     limits = torch.tensor(THRESHOLDS_PX, dtype=torch.float64, device=predicted_px.device)
     within = (distance_sq[..., None] < limits.square()) & truly_seen[..., None]
 
     num_seen = truly_seen.sum((-2, -1)).double()[..., None]
-    hits = (within & seen[..., None]).sum((-3, -2)).double()
-    alarms = (seen & cells).sum((-2, -1)).double()[..., None] - hits
+    hits = (within & predicted_visible[..., None]).sum((-3, -2)).double()
+    alarms = (predicted_visible & cells).sum((-2, -1)).double()[..., None] - hits
     jaccard = hits / (num_seen + alarms)
     delta = within.sum((-3, -2)) / num_seen
-    right = ((seen == true_visible.bool()) & cells).sum((-2, -1)).double() / cells.sum((-2, -1))
+    right = ((predicted_visible == true_visible) & cells).sum((-2, -1)).double() / cells.sum((-2, -1))
     return TrackScores(jaccard.mean(-1), delta.mean(-1), right, jaccard, delta)
 
 
@@ -128,7 +127,7 @@ def select_queries(visible: Tensor, *, mode: QueryMode = "first", stride: int = 
     Raises:
         ValueError: For another shape, mode, or a stride that is not positive.
     """
-    check_shape("visible", visible, ("S", "N"))
+    check_mask("visible", visible, ("S", "N"))
     check_option("mode", mode, ("first", "strided"))
     check_positive("stride", stride)
     if mode == "first":
