@@ -18,7 +18,7 @@ from geomtx.metrics.pose import pairwise_pose_errors, pose_auc, pose_recall, tra
 from geomtx.metrics.tracking import scale_to_raster, track_scores
 from geomtx.types import Bool, Float, Predictions, SceneBatch
 
-__all__ = ["Evaluation", "evaluate_predictions", "summarize"]
+__all__ = ["Evaluation", "evaluate_predictions", "measure_depth", "measure_poses", "summarize"]
 
 _NAN = float("nan")
 
@@ -105,8 +105,8 @@ def evaluate_predictions(
     failed = torch.zeros(num_scenes, dtype=torch.bool, device=batch.images.device)
     measured: dict[str, Tensor] = {}
     for part in (
-        _measure_poses(predictions, batch),
-        _measure_depth(predictions, batch),
+        measure_poses(predictions, batch),
+        measure_depth(predictions, batch),
         _measure_points(predictions, batch, max_queries),
         _measure_tracks(predictions, batch, (height, width), visibility_threshold),
     ):
@@ -136,7 +136,8 @@ def summarize(evaluations: Iterable[Evaluation]) -> dict[str, float]:
     return summary
 
 
-def _measure_poses(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+def measure_poses(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+    """The measures of `Evaluation` that concern cameras, (B,) each; nothing where there are no cameras."""
     if predictions.cameras is None or batch.cameras is None:
         return {}
     predicted, true, mask = predictions.cameras.cam_from_world, batch.cameras.cam_from_world, batch.camera_mask
@@ -157,7 +158,8 @@ def _measure_poses(predictions: Predictions, batch: SceneBatch) -> dict[str, Ten
     return measured
 
 
-def _measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+def measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+    """The measures of `Evaluation` that concern depth, (B,) each; nothing where there is no depth."""
     if predictions.depth is None or batch.depth is None:
         return {}
     predicted = predictions.depth.value

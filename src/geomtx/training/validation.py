@@ -9,33 +9,30 @@ from torch import Tensor, nn
 
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.losses.multitask import MultitaskLoss
-from geomtx.metrics.depth import depth_scores
-from geomtx.metrics.pose import pairwise_pose_errors, pose_auc
+from geomtx.metrics.evaluate import measure_depth, measure_poses
 from geomtx.training.step import predict
 from geomtx.types import Predictions, SceneBatch
 
 __all__ = ["score_cameras", "score_depth", "validate"]
 
-THRESHOLDS = (5, 15, 30)
+# In the log, by their names in `Evaluation`.
+_POSES = {"auc_5": "auc@5", "auc_15": "auc@15", "auc_30": "auc@30"}
+_DEPTH = {"depth_abs_rel": "abs_rel", "depth_delta": "delta_1.25"}
 
 
 def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """Area under the curve of pose errors, in 0 … 1, over all pairs of views; nothing where there are no cameras."""
-    if predictions.cameras is None or batch.cameras is None or batch.images.shape[1] < 2:
-        return {}
-    errors = pairwise_pose_errors(
-        predictions.cameras.cam_from_world, batch.cameras.cam_from_world, mask=batch.camera_mask
-    )
-    auc = pose_auc(errors.larger_deg().flatten(), THRESHOLDS, mask=errors.mask.flatten())
-    return {f"auc@{threshold}": value for threshold, value in zip(THRESHOLDS, auc, strict=True)}
+    """Areas under the curve of pose errors, in 0 … 1, a scene each (B,), as in `geomtx.metrics.Evaluation`.
+
+    Nothing where there are no cameras or no two views; NaN for a scene without two known cameras.
+    """
+    measured = measure_poses(predictions, batch)
+    return {short: measured[name] for name, short in _POSES.items() if name in measured}
 
 
 def score_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """`depth_scores` with one scale a scene, means over the scenes; nothing where there is no depth."""
-    if predictions.depth is None or batch.depth is None:
-        return {}
-    scores = depth_scores(predictions.depth.value, batch.depth, batch.mask)
-    return {"abs_rel": scores.abs_rel.nanmean(), "delta_1.25": scores.delta_1.nanmean()}
+    """Errors of depth with one scale a scene, (B,), as in `geomtx.metrics.Evaluation`; nothing without depth."""
+    measured = measure_depth(predictions, batch)
+    return {short: measured[name] for name, short in _DEPTH.items() if name in measured}
 
 
 @torch.no_grad()
@@ -46,7 +43,7 @@ def validate(
     *,
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Losses and scores, named "NAME/VIEWSv", means over scenes.
+    """Losses and scores, named "NAME/VIEWSv", means over scenes; scores over those scenes that have them.
 
     Args:
         model: In any mode, which it has again afterwards.
@@ -56,17 +53,16 @@ def validate(
     """
     was_training = model.training
     model.eval()
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    values: dict[str, list[Tensor]] = {}
     for num_views, batch in batches:
         normalised, _ = normalize_scene(batch)
         predictions = predict(model, normalised, autocast)
         report = loss(predictions, normalised)
-        scores = {"objective": report.total, **report.terms}
-        scores |= score_cameras(predictions, normalised) | score_depth(predictions, normalised)
-        for name, value in scores.items():
-            name = f"{name}/{num_views}v"
-            sums[name] = sums.get(name, 0) + len(batch.images) * value.double()
-            counts[name] = counts.get(name, 0) + len(batch.images)
+        terms = {"objective": report.total, **report.terms}
+        scores = score_cameras(predictions, normalised) | score_depth(predictions, normalised)
+        found = {name: value.expand(len(batch.images)) for name, value in terms.items()}
+        found |= {name: value[~value.isnan()] for name, value in scores.items()}
+        for name, value in found.items():
+            values.setdefault(f"{name}/{num_views}v", []).append(value.double())
     model.train(was_training)
-    return {name: float(total) / counts[name] for name, total in sums.items()}
+    return {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
