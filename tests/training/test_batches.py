@@ -3,8 +3,10 @@ from collections import Counter
 import pytest
 import torch
 
+from geomtx.data.error import SceneError
+from geomtx.data.sampler import rare_view_counts
 from geomtx.data.seeds import is_held_out
-from geomtx.training.batches import SceneStream, load_batches, rare_view_counts, split_batch, validation_batches
+from geomtx.training.batches import SceneStream, load_batches, split_batch, validation_batches
 from geomtx.training.data_config import DataSection, ValidationSection
 from geomtx.types import SceneBatch
 from training.small_run import random_scenes
@@ -86,6 +88,16 @@ def test_loading_is_the_stream_in_order(workers: int):
     for step, batch in zip(range(3, 7), loaded, strict=True):
         assert torch.equal(batch.images, batches[step].images)
         assert batch.tracks is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_what_they_are_without(workers: int):
+    def fail(*_: object, **__: object) -> SceneBatch:
+        raise SceneError("pictures of 'a' must exist, got none")
+
+    batches = SceneStream(DataSection(image_hw=(4, 6)), fail, patch_size=2, seed=5)
+    with pytest.raises(SceneError, match=r"^pictures of 'a' must exist, got none$"):
+        next(iter(load_batches(batches, range(2), workers=workers)))
 
 
 def test_validation_scenes_are_held_out_and_always_the_same():

@@ -1,5 +1,8 @@
+import math
+
 import pytest
 
+from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.term import DenseTerm
 from geomtx.training.build import build_loss
@@ -27,10 +30,20 @@ def test_other_numbers_and_tasks_off_and_on():
     assert tasks["points"] == DenseTerm("points", gradient=None)
 
 
+def test_losses_across_views_are_off_until_asked_for():
+    assert "consistency" not in loss().tasks
+    tasks = loss(terms={"consistency": {"photometric": 0.5, "num_sources": 1}}).tasks
+    assert tasks["consistency"] == ConsistencyTerm(photometric=0.5, num_sources=1)
+
+
 def test_what_there_is_not():
     with pytest.raises(ValueError, match=r"^loss\.terms must be one of 'camera', .*, got 'x'$"):
         loss(terms={"x": {}})
-    with pytest.raises(ValueError, match=r"^loss\.terms\.depth must be one of 'task', 'weight', .*, got 'wait'$"):
+    with pytest.raises(ValueError, match=r"^config key .*, got 'loss\.terms\.depth\.wait'; did you mean 'weight'\?$"):
         loss(terms={"depth": {"wait": 1}})
+    with pytest.raises(ValueError, match=r"^loss\.terms\.depth\.weight must be a number, got 'five'$"):
+        loss(terms={"depth": {"weight": "five"}})
+    with pytest.raises(ValueError, match=r"^loss\.terms\.depth\.weight must be at least 0, got nan$"):
+        loss(terms={"depth": {"weight": math.nan}})
     with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', None, got 'normal'$"):
         loss(terms={"depth": {"gradient": "normal"}})

@@ -70,6 +70,14 @@ def test_norms_are_those_of_each_group_and_end_at_most_at_theirs():
         )
 
 
+def test_the_norm_of_no_gradient_is_where_the_parameters_are():
+    model = torch.nn.Linear(2, 2, device="meta")
+    (norm,) = clip_gradients(build_clip_groups(model, {"*": 1.0})).values()
+    assert (norm.device.type, norm.shape) == ("meta", ())
+    model = torch.nn.Linear(2, 2)
+    assert clip_gradients(build_clip_groups(model, {"*": 1.0})) == {"*": 0}
+
+
 def test_clip_groups_cover_everything_once(tiny_model: geomtx.VGGT):
     heads = {f"{head}_head.*": 1.0 for head in ("camera", "depth", "point", "track")}
     with pytest.raises(ValueError, match=r"^optimiser\.clip must have .* in one pattern, got none for encoder\."):

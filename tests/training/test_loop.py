@@ -202,6 +202,39 @@ def test_another_configuration_is_told(tmp_path: Path, caplog: pytest.LogCapture
     assert "The run goes on with another configuration than it began with: optimiser.lr, seed." in caplog.messages
 
 
+def test_what_can_be_changed_on_the_way(tmp_path: Path):
+    """The optimiser's numbers, what is frozen and averaged weights are those of the configuration given last."""
+    small_trainer(tmp_path, freeze=["encoder"]).train(until=1)
+    groups = {"camera_head.*": {"lr": 0.5}}
+    changed = {"optimiser": {"lr": 2e-3, "weight_decay": 0.3, "betas": [0.5, 0.9], "groups": groups}, "ema": 0.9}
+    trainer = small_trainer(tmp_path, resume=True, **changed)
+    found = {(group["lr_factor"], group["weight_decay"], group["betas"]) for group in trainer.optimiser.param_groups}
+    assert found == {(factor, decay, (0.5, 0.9)) for factor in (0.5, 1.0) for decay in (0.0, 0.3)}
+    before = weights_of(trainer)
+    assert is_equal(trainer.average.averages, {name: before[name] for name in trainer.average.averages})
+    trainer.train(until=2)
+    encoder = "encoder.frame_blocks.0.mlp.expand.weight"
+    assert not torch.equal(before[encoder], weights_of(trainer)[encoder])
+
+
+def test_the_launcher_decides_on_neither_precision_nor_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    trainer = small_trainer(tmp_path)
+    assert trainer.accelerator.mixed_precision == "no"
+    assert trainer.accelerator.gradient_accumulation_steps == 1
+
+
+def test_a_head_of_tracks_needs_tracks(tmp_path: Path):
+    message = r"^data\.num_tracks must be positive where the head of tracks is trained, got 0; else leave 'tracks' out"
+    with pytest.raises(ValueError, match=message):
+        small_trainer(tmp_path, model=TRACKS)
+    small_trainer(tmp_path, model=TRACKS, freeze=["track_head"])
+
+
 def test_weights_to_start_from(tmp_path: Path):
     model = geomtx.VGGT(small_config().model.model_config())
     model.save_pretrained(tmp_path / "start")

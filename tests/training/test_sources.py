@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ from PIL import Image
 
 from geomtx.data.seeds import held_out_seed
 from geomtx.data.synthetic import render_scenes
-from geomtx.training.config_file import parse_config
+from geomtx.training.config_file import load_config, parse_config
 from geomtx.training.data_config import DataSection
-from geomtx.training.sources import build_source
+from geomtx.training.sources import build_source, check_datasets
 from training.small_run import small_trainer
 
 
@@ -55,6 +56,7 @@ def test_colours_change_in_training_only_and_the_same_way_every_time():
     assert torch.equal(one.images, two.images)
     assert not torch.equal(one.images, plain.images)
     assert torch.equal(one.depth, plain.depth)
+    torch.testing.assert_close(source([7, 5], 2, (28, 42)).images[1:], one.images, atol=1e-3, rtol=0)
     held_out = build_source(changing, patch_size=14, held_out=True)
     assert torch.equal(held_out([5], 2, (28, 42)).images, plain.images)
 
@@ -89,10 +91,34 @@ def test_a_run_on_files_with_a_worker(tmp_path: Path):
 
 
 def test_options_that_there_are_not():
-    with pytest.raises(ValueError, match=r"^data\.style must be one of 'half_width', .*, got 'doors'$"):
+    with pytest.raises(ValueError, match=r"^config key must be one of half_width, .*, got 'data\.style\.doors'$"):
         build_source(section(style={"doors": 2}), patch_size=14)
-    with pytest.raises(ValueError, match=r"^data\.color must be one of 'brightness', .*, got 'jitter'$"):
+    with pytest.raises(ValueError, match=r"^data\.style\.num_solids must be a whole number, got 2\.5$"):
+        build_source(section(style={"num_solids": [2.5, 3]}), patch_size=14)
+    with pytest.raises(ValueError, match=r"got 'data\.color\.jitter'; did you mean 'jitter_prob'"):
         build_source(section(augment=True, color={"jitter": 1}), patch_size=14)
+    dataset = {"kind": "co3d", "root": "nowhere", "options": {"min_frame": 3}}
+    message = r"one of categories, min_frames, on_error, split, got 'data\.datasets\.a\.options\.min_f"
+    with pytest.raises(ValueError, match=message):
+        check_datasets(section(kind="dataset", datasets={"a": dataset}), validation=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"views": {2: 99, 32: 1}}, r"^data\.views must be up to 24 of rendered scenes, got 32$"),
+        ({"views": {2: math.nan}}, r"^data\.views must give weights to numbers of views, got \{2: nan\}$"),
+        ({"views": {0: 1}}, r"^data\.views must give weights to numbers of views, got \{0: 1\.0\}$"),
+        ({"num_tracks": 2000}, r"^data\.num_tracks must be up to 1024 of rendered scenes, got 2000$"),
+    ],
+)
+def test_what_would_fail_in_some_step_fails_at_once(values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        section(**values)
+
+
+def test_an_override_of_one_number_of_views():
+    assert load_config("nano", ["data.views.2=5", "data.views.6=1"]).data.views.items() >= {2: 5.0, 6: 1.0}.items()
 
 
 def test_folders_that_are_not_named(tmp_path: Path):

@@ -51,7 +51,20 @@ def test_weights_and_moments_by_name(tmp_path: Path):
         step(one, optimiser, x)
         step(two, other, x)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert [group["lr_factor"] for group in other.param_groups] == [0.1, 1.0]
+    # The groups are as they were built, whatever the checkpoint's were.
+    (three, changed), numbers = build(), {"lr_factor": 0.5, "weight_decay": 0.3, "betas": (0.5, 0.6)}
+    changed.param_groups[0].update(numbers)
+    load_into(three, changed, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert changed.param_groups[0].items() >= numbers.items()
+    assert changed.param_groups[1]["betas"] == (0.9, 0.999)
+    # What is trained only now begins without moments.
+    three[0].bias.requires_grad_(True)
+    more = torch.optim.AdamW([{"params": three.parameters(), "lr_factor": 1.0}], lr=0.1, fused=True)
+    load_into(three, more, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert three[0].bias not in more.state
+    assert more.state[three[1].bias]["step"] == 2
+    step(three, more, inputs[2])
+    assert more.state[three[0].bias]["step"] == 1
 
 
 def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path):

@@ -13,12 +13,22 @@ from torch.utils.data import Sampler
 
 from geomtx.checks import check_option, check_positive
 
-__all__ = ["SceneRequest", "ViewCountSampler"]
+__all__ = ["SceneRequest", "ViewCountSampler", "rare_view_counts"]
 
 logger = logging.getLogger(__name__)
 
 _USUAL_VIEWS = range(2, 25)
 _SINGLE_VIEW_WEIGHT = 0.1
+
+
+def rare_view_counts(views: Mapping[int, float]) -> list[int]:
+    """Numbers of views from 2 to 24 that less than 1 % of the batches have: models fail on what they never see.
+
+    Args:
+        views: Number of views → weight with which a batch has it.
+    """
+    total = sum(views.values())
+    return [count for count in _USUAL_VIEWS if views.get(count, 0.0) < 0.01 * total]
 
 
 class SceneRequest(NamedTuple):
@@ -146,8 +156,7 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         return values / values.sum()
 
     def _warn_of_gaps(self) -> None:
-        shares = dict(zip(self.views.tolist(), self.probabilities, strict=True))
-        rare = [views for views in _USUAL_VIEWS if shares.get(views, 0.0) < 0.01]
+        rare = rare_view_counts(dict(zip(self.views.tolist(), self.probabilities, strict=True)))
         if rare:
             logger.warning(
                 "numbers of views below 1 %% of the batches: %s; a model that doesn't see them in training fails there",

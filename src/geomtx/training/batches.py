@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +17,7 @@ from geomtx.training.data_config import DataSection, ValidationSection
 from geomtx.training.sources import DrawScenes
 from geomtx.types import SceneBatch
 
-__all__ = ["SceneStream", "load_batches", "move_batch", "rare_view_counts", "split_batch", "validation_batches"]
-
-
-def rare_view_counts(views: Mapping[int, float]) -> list[int]:
-    """Numbers of views from 2 to 24 that less than 1 % of the steps have: models fail on what they never see."""
-    total = sum(views.values())
-    return [count for count in range(2, 25) if views.get(count, 0.0) < 0.01 * total]
+__all__ = ["SceneStream", "load_batches", "move_batch", "split_batch", "validation_batches"]
 
 
 class SceneStream(Dataset[SceneBatch]):
@@ -93,9 +87,33 @@ def load_batches(stream: Dataset[SceneBatch], steps: range, *, workers: int = 0)
     if workers == 0:
         return (stream[step] for step in steps)
     loader = DataLoader(
-        stream, batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals
+        _ErrorsAsValues(stream),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
     )
-    return iter(loader)
+    return map(_raise_errors, iter(loader))
+
+
+class _ErrorsAsValues(Dataset[Any]):
+    """Expected errors of workers come back as they are, not as the text of a worker's traceback."""
+
+    def __init__(self, stream: Dataset[SceneBatch]) -> None:
+        self.stream = stream
+
+    def __getitem__(self, step: int) -> SceneBatch | Exception:
+        try:
+            return self.stream[step]
+        except (ValueError, OSError, ImportError) as error:
+            return error
+
+
+def _raise_errors(batch: SceneBatch | Exception) -> SceneBatch:
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
 
 
 def _leave_signals(worker: int) -> None:

@@ -9,16 +9,20 @@ from typing import Any
 import torch
 
 from geomtx.checks import check_option
+from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
+from geomtx.models.config import HEADS
 from geomtx.models.vggt import VGGT
 from geomtx.training.config import LossSection, ModelSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
+from geomtx.training.plain_values import parse_fields
+from geomtx.training.ranges import check_at_least
 from geomtx.training.recomputation import recompute_blocks
 
-__all__ = ["build_loss", "build_model", "prepare_model"]
+__all__ = ["build_loss", "build_model", "check_track_labels", "prepare_model"]
 
-_TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS}
+_TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS, "consistency": ConsistencyTerm()}
 
 
 def build_model(section: ModelSection) -> VGGT:
@@ -26,8 +30,23 @@ def build_model(section: ModelSection) -> VGGT:
     if section.weights is None:
         return VGGT(section.model_config())
     for head in section.heads or ():
-        check_option("model.heads", head, tuple(_TERMS))
+        check_option("model.heads", head, HEADS)
     return VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)  # type: ignore[arg-type]
+
+
+def check_track_labels(model: VGGT, num_tracks: int) -> None:
+    """Refuse to train a head of tracks on scenes without any: it would stay random, and other processes would wait.
+
+    Raises:
+        ValueError: If that is so.
+    """
+    if model.track_head is None or num_tracks > 0:
+        return
+    if any(parameter.requires_grad for parameter in model.track_head.parameters()):
+        raise ValueError(
+            f"data.num_tracks must be positive where the head of tracks is trained, got {num_tracks}; "
+            "else leave 'tracks' out of the model's heads, or freeze track_head"
+        )
 
 
 def prepare_model(model: VGGT, config: TrainingConfig) -> None:
@@ -47,7 +66,7 @@ def build_loss(section: LossSection) -> MultitaskLoss:
     """The preset with other numbers.
 
     Raises:
-        ValueError: For a task or a number that there isn't.
+        ValueError: For a task or a number that there isn't, or one out of its range.
     """
     presets: dict[str, Callable[..., MultitaskLoss]] = {
         "default": MultitaskLoss,
@@ -62,9 +81,6 @@ def build_loss(section: LossSection) -> MultitaskLoss:
             terms[task] = None
             continue
         term: Any = tasks.get(task, _TERMS[task])
-        for name in changes:
-            known = [field.name for field in dataclasses.fields(term)]
-            check_option(f"loss.terms.{task}", name, known)
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-        terms[task] = dataclasses.replace(term, **plain)
+        terms[task] = dataclasses.replace(term, **parse_fields(type(term), changes, f"loss.terms.{task}"))
+        check_at_least(f"loss.terms.{task}.weight", terms[task].weight, 0)
     return presets[section.preset](**terms)

@@ -63,7 +63,8 @@ class LossSection:
 
     Attributes:
         preset: "default", "paper" or "released".
-        terms: Task → what differs from the preset's term, `weight` for instance; None = off.
+        terms: "camera", "depth", "points", "tracks" or "consistency", the losses across views, which are off unless
+            named → what differs from the preset's term, `weight` for instance; None = off.
     """
 
     preset: Literal["default", "paper", "released"] = "default"
@@ -213,7 +214,7 @@ class TrainingConfig:
         accumulation: Chunks of a batch that are run one after the other.
         precision: "bfloat16" runs the encoder under autocast; heads, losses and parameters stay in float32.
         tf32: Let matrix products of float32 round their factors to TF32 where the hardware can; for the whole process.
-        gradient_checkpointing: Recompute blocks in the backward pass: half the speed, a fraction of the memory.
+        gradient_checkpointing: Recompute blocks in the backward pass: one more forward pass, less memory.
         compile: Run the model through torch.compile.
         ema: Decay of the averaged weights, which validation and the saved model use; 0 = none.
         max_skipped: Steps in a row whose loss or gradient may be NaN or infinite; one more ends the run.

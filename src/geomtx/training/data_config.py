@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from geomtx.checks import check_positive
+from geomtx.data.synthetic import MOST_TRACKS, MOST_VIEWS
 from geomtx.training.ranges import check_at_least
 
 __all__ = ["DataSection", "DatasetSection", "ValidationSection"]
@@ -74,8 +76,15 @@ class DataSection:
             check_positive("data.image_hw", side)
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"data.aspect must be a range above 0, got {self.aspect}")
-        if not self.views or min(self.views) < 1 or min(self.views.values()) < 0 or sum(self.views.values()) <= 0:
+        weights = self.views.values()
+        if not (all(views >= 1 for views in self.views) and all(weight >= 0 for weight in weights)) or not (
+            0 < sum(weights) < math.inf
+        ):
             raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
+        if self.kind == "synthetic" and max(self.views) > MOST_VIEWS:
+            raise ValueError(f"data.views must be up to {MOST_VIEWS} of rendered scenes, got {max(self.views)}")
+        if self.kind == "synthetic" and self.num_tracks > MOST_TRACKS:
+            raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
         if (self.kind == "dataset") != bool(self.datasets):
             raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
 

@@ -95,7 +95,8 @@ def clip_gradients(groups: list[ClipGroup]) -> dict[str, Tensor]:
     norms = {}
     for group in groups:
         gradients = [parameter.grad for parameter in group.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # Of no gradient at all, it would be 0 on the CPU.
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else group.parameters[0].new_zeros(())
         torch.nn.utils.clip_grads_with_norm_(group.parameters, group.max_norm, norm)
         # Of sharded gradients, the norm is sharded too.
         norms[group.pattern] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

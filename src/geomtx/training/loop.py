@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from geomtx.training.batches import SceneStream, load_batches, move_batch, rare_view_counts, validation_batches
-from geomtx.training.build import build_loss, build_model, prepare_model
+from geomtx.data.sampler import rare_view_counts
+from geomtx.training.batches import SceneStream, load_batches, move_batch, validation_batches
+from geomtx.training.build import build_loss, build_model, check_track_labels, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups, build_parameter_groups
@@ -19,7 +20,7 @@ from geomtx.training.monitor import GradientMonitor, shared_parameters
 from geomtx.training.requirements import import_extra
 from geomtx.training.run_folder import RunFolder
 from geomtx.training.schedule import learning_rate, set_learning_rates
-from geomtx.training.sources import DrawScenes, build_source, check_folders
+from geomtx.training.sources import DrawScenes, build_source, check_datasets
 from geomtx.training.state import capture_rng, load_into, restore_rng, training_state
 from geomtx.training.step import StepReport, TrainingStep
 from geomtx.training.validation import score_cameras, validate
@@ -65,12 +66,16 @@ class Trainer:
         draw: DrawScenes | None = None,
     ) -> None:
         accelerate = import_extra("accelerate")
-        check_folders(config.data, validation=config.validation.every > 0)
+        check_datasets(config.data, validation=config.validation.every > 0)
         self.config = config
         self.folder = RunFolder(Path(folder), config)
         state = self.folder.open(resume=resume)
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
-        self.accelerator = accelerate.Accelerator(cpu=cpu, kwargs_handlers=[ddp])
+        # Precision and accumulation are the configuration's, whatever the launcher's own says.
+        once = accelerate.utils.GradientAccumulationPlugin(num_steps=1)
+        self.accelerator = accelerate.Accelerator(
+            cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once, kwargs_handlers=[ddp]
+        )
         self.device: torch.device = self.accelerator.device
         self.progress = progress if self.accelerator.is_main_process else False
         self.step = self.num_skipped = self.skipped_in_a_row = 0
@@ -79,7 +84,7 @@ class Trainer:
         if config.tf32:
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
-        self._build_model(state)
+        self._build_model(state, check_labels=draw is None)
         patch_size = self.model_config.patch_size
         source = draw or build_source(config.data, patch_size=patch_size)
         if config.validation.every:
@@ -105,12 +110,14 @@ class Trainer:
                 "The model won't know scenes of %s views: data.views leaves them out.", ", ".join(map(str, rare))
             )
 
-    def _build_model(self, state: dict[str, Any] | None) -> None:
+    def _build_model(self, state: dict[str, Any] | None, *, check_labels: bool) -> None:
         config = self.config
         model = build_model(config.model)
         if state is not None:
             self.folder.check_model(state, model.config)
         prepare_model(model, config)
+        if check_labels:
+            check_track_labels(model, config.data.num_tracks)
         self.model_config = model.config
         self.loss = build_loss(config.loss)
         section = config.optimiser
@@ -203,7 +210,8 @@ class Trainer:
             log.bar.update()
         if step % config.log.every == 0 or step == config.schedule.steps:
             if report.applied:
-                self.means.add(score_cameras(report.predictions, report.batch))
+                poses = score_cameras(report.predictions, report.batch)
+                self.means.add({name: value.nanmean() for name, value in poses.items()})
             scalars = ScalarMeans.merge(self._gather(self.means.sums()))
             if log is not None:
                 rates = {"lr": self.optimiser.param_groups[0]["lr"], "skipped": float(self.num_skipped)}
@@ -253,8 +261,11 @@ class Trainer:
         load_into(self.bare_model, self.optimiser.optimizer, state)
         self.step = state["step"]
         self.num_skipped, self.skipped_in_a_row = state["skipped"]
-        if self.average is not None and state["average"] is not None:
-            self.average.load_state_dict(state["average"])
+        if self.average is not None:
+            if state["average"] is None:
+                self.average = WeightAverage(self.bare_model, self.config.ema)
+            else:
+                self.average.load_state_dict(state["average"])
         if self.monitor is not None and state["monitor"] is not None:
             self.monitor.load_state_dict(state["monitor"])
         processes = state["processes"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from geomtx.checks import check_option
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.co3d import Co3dDataset
 from geomtx.data.collate import collate_scenes
@@ -21,9 +20,12 @@ from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.unified import UnifiedDataset
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 from geomtx.training.data_config import DataSection, DatasetSection
+from geomtx.training.plain_values import parse_fields, unknown_key
 from geomtx.types import SceneBatch
 
-__all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_folders"]
+__all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_datasets"]
+
+_DATASETS = {"co3d": Co3dDataset, "virtual_kitti": VirtualKittiDataset, "unified": UnifiedDataset}
 
 
 @runtime_checkable
@@ -60,12 +62,13 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
         num_tracks=section.num_tracks,
     )
     datasets = [_open_dataset(dataset, options, held_out) for dataset in section.datasets.values()]
-    lengths = [dataset.length or len(files) for dataset, files in zip(section.datasets.values(), datasets, strict=True)]
+    pairs = zip(section.datasets.values(), datasets, strict=True)
+    lengths = [len(files) if dataset.length is None else dataset.length for dataset, files in pairs]
     return FileScenes(SceneMixture(datasets, lengths))
 
 
-def check_folders(section: DataSection, *, validation: bool) -> None:
-    """Require each dataset to have its folders; before the weights are loaded.
+def check_datasets(section: DataSection, *, validation: bool) -> None:
+    """Require each dataset to have its folders, and no options that there aren't; before the weights are loaded.
 
     Args:
         section: Of the configuration.
@@ -80,12 +83,14 @@ def check_folders(section: DataSection, *, validation: bool) -> None:
             if getattr(dataset, key) is None:
                 path = f"data.datasets.{name}.{key}"
                 raise ValueError(f"{path} must name a folder, got none; --set {path}=FOLDER gives one")
+        known = inspect.signature(_DATASETS[dataset.kind]).parameters.keys() - {"root", "annotations", "options"}
+        for option in dataset.options:
+            if option not in known:
+                raise ValueError(unknown_key(f"data.datasets.{name}.options.{option}", option, sorted(known)))
 
 
 def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
-    for key in numbers:
-        check_option(name, key, [field.name for field in dataclasses.fields(kind)])
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()})
+    return kind(**parse_fields(kind, numbers, name))
 
 
 def _open_dataset(section: DatasetSection, options: SampleOptions, held_out: bool) -> SceneDataset:
@@ -94,8 +99,7 @@ def _open_dataset(section: DatasetSection, options: SampleOptions, held_out: boo
     if section.kind == "co3d":
         split = "test" if held_out else "train"
         return Co3dDataset(root, section.annotations or root, options=options, **{"split": split, **section.options})
-    kind = VirtualKittiDataset if section.kind == "virtual_kitti" else UnifiedDataset
-    return kind(root, options=options, **section.options)
+    return _DATASETS[section.kind](root, options=options, **section.options)
 
 
 class RenderedScenes:
@@ -105,7 +109,7 @@ class RenderedScenes:
         style: What the rooms are like.
         num_tracks: Tracks a scene.
         supersample: Rays a pixel along each axis.
-        color: Changes colours, by numbers drawn from the first of the seeds.
+        color: Changes colours, of each scene by numbers drawn from its seed.
     """
 
     def __init__(
@@ -131,8 +135,9 @@ class RenderedScenes:
         )
         if self.color is None:
             return scenes
-        generator = torch.Generator().manual_seed(seeds[0])
-        return scenes._replace(images=self.color(scenes.images, generator=generator))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pairs = zip(scenes.images.split(1), generators, strict=True)
+        return scenes._replace(images=torch.cat([self.color(image, generator=generator) for image, generator in pairs]))
 
 
 class FileScenes:

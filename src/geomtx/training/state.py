@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Mapping
@@ -11,7 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -31,10 +37,23 @@ def training_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
 
 
 def load_into(model: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
-    """The inverse of `training_state`."""
+    """The inverse of `training_state`; learning rate, decay and the like of the groups stay what they are.
+
+    Parameters that never had a gradient have no moments; those that are trained only now begin without.
+    """
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
     # Copies: torch puts its shards in the place of what it is given.
     weights, moments = tree_map(lambda leaf: leaf, (state["model"], state["optimiser"]))
-    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments, options=_FULL)
+    set_model_state_dict(model, weights, options=_FULL)
+    set_optimizer_state_dict(model, optimiser, moments, options=dataclasses.replace(_FULL, strict=False))
+    # torch makes up moments for those that have none.
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in list(optimiser.state):
+        if names[parameter] not in state["optimiser"]["state"]:
+            del optimiser.state[parameter]
+    # What the configuration says now counts, not what the checkpoint's said.
+    for group, options in zip(optimiser.param_groups, groups, strict=True):
+        group.update(options)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
