@@ -36,7 +36,7 @@ def double(batch: SceneBatch) -> SceneBatch:
     return batch._replace(images=batch.images.double(), cameras=cameras, depth=batch.depth.double(), tracks=tracks)
 
 
-@pytest.mark.parametrize("num_chunks", [2, 4, 9])
+@pytest.mark.parametrize("num_chunks", [2, 9])
 def test_accumulation_equals_the_full_batch(num_chunks: int, model: geomtx.VGGT):
     """Of scenes that all know as many pixels; three chunks of four scenes are unequal and weighted."""
     batch = double(random_scenes(4))
@@ -81,9 +81,17 @@ def test_clipping_bounds_the_step(model: geomtx.VGGT):
     torch.testing.assert_close((after - before).norm().item(), 0.5, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["images", "depth", "cameras"])
+@pytest.mark.parametrize(
+    ("where", "value", "num_chunks"),
+    [
+        ("images", math.nan, 1),
+        ("images", math.inf, 2),
+        ("depth", math.nan, 2),
+        ("depth", math.inf, 1),
+        ("cameras", math.nan, 2),
+        ("cameras", math.inf, 1),
+    ],
+)
 def test_what_is_not_finite_changes_no_weight(where: str, value: float, num_chunks: int, model: geomtx.VGGT):
     batch = random_scenes(2)
     tensor = batch.cameras.cam_from_world if where == "cameras" else getattr(batch, where)
