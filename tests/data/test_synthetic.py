@@ -103,15 +103,15 @@ def test_cameras_are_rigid_and_stand_in_free_space():
 
 def test_depth_and_cameras_of_views_agree():
     """A pixel's point, projected to another view, is where that view's own ray ends, or it is hidden there."""
-    batch = render_scenes(SEEDS, 3, (36, 48), dtype=torch.float64)
+    batch = render_scenes(SEEDS, 3, (108, 144), dtype=torch.float64)
     points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
     torch.testing.assert_close(points, batch.points)
     for seen_from in (1, 2):
         target = [t[:, seen_from] for t in batch.cameras]
         coords, depth = project(points[:, 0].flatten(1, 2), target[1], target[0])
         index = coords.round().long()
-        inside = (index >= 0).all(-1) & (index[..., 0] < 48) & (index[..., 1] < 36) & (depth > 0.1)
-        flat = (index[..., 1] * 48 + index[..., 0]).clamp(0, 36 * 48 - 1)
+        inside = (index >= 0).all(-1) & (index[..., 0] < 144) & (index[..., 1] < 108) & (depth > 0.1)
+        flat = (index[..., 1] * 144 + index[..., 0]).clamp(0, 108 * 144 - 1)
         there = batch.depth[:, seen_from].flatten(1).gather(1, flat)
         agree = ((there / depth - 1).abs() < 0.05) & inside
         in_front = (there < depth * 1.05) & inside
@@ -149,6 +149,13 @@ def test_a_seed_is_a_scene_whatever_it_is_rendered_with():
     again = render_scenes(SEEDS[2:3], 2, (12, 18))
     assert torch.equal(alone.images, again.images)
     assert not torch.equal(render_scenes([SEEDS[2] + 1], 2, (12, 18)).images, alone.images)
+
+
+def test_a_seed_is_a_scene_in_double_precision_too():
+    single, double = (render_scenes(SEEDS, 2, (12, 18), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    assert double.depth.dtype == double.images.dtype == torch.float64
+    assert ((single.depth / double.depth - 1).abs() < 1e-4).double().mean() > 0.99
+    torch.testing.assert_close(single.cameras.cam_from_world.double(), double.cameras.cam_from_world, atol=1e-5, rtol=0)
 
 
 def test_more_rays_smooth_the_picture_and_leave_the_truth():

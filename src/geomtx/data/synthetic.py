@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
-from geomtx.data.rooms import Dice, Lights, RoomStyle, pick_textures, place_cameras, place_lights, place_solids
+from geomtx.data.room_style import RoomStyle
+from geomtx.data.rooms import Dice, Lights, pick_textures, place_cameras, place_lights, place_solids
 from geomtx.data.solids import Solids, cast_rays, is_blocked
 from geomtx.data.textures import Textures, paint
 from geomtx.geometry.camera import invert_rigid
