@@ -33,7 +33,7 @@ def main() -> None:
         draw(axis, [record for record in records if record["kind"] == kind], curves, smooth=1 if validation else 5)
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_xlabel("step")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1 if validation else None)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=9)
     figure.savefig(arguments.output, dpi=110)
