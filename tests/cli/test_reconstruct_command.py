@@ -212,3 +212,11 @@ def test_results_do_not_go_among_the_photos(photos: Path, capsys: pytest.Capture
     assert main(["reconstruct", str(photos), "-o", f"{photos}/../{photos.name}", "--preset", "tiny"]) == 2
     assert "error: --output must not be the folder of the photos" in capsys.readouterr().err
     assert sorted(photos.iterdir()) == before
+
+
+def test_nano_says_that_photos_are_beyond_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos, "--weights", "nano", "--heads", "camera,depth") == 0
+    assert "warning: nano has seen nothing but small rendered rooms" in capsys.readouterr().err
+    scene = geomtx.Scene.load(photos.parent / "out")
+    assert "rendered rooms" in scene.notice
+    assert max(scene.images.shape[-2:]) == 64

@@ -13,8 +13,9 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from geomtx.scene import Scene
 
-__all__ = ["RANDOM_WEIGHTS", "Stages", "write_scene"]
+__all__ = ["NANO_WEIGHTS", "RANDOM_WEIGHTS", "Stages", "write_scene"]
 
+NANO_WEIGHTS = "nano has seen nothing but small rendered rooms: it says little about photos"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: nothing was learned, the geometry is meaningless"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomtx.cli.device import choose_device
-from geomtx.cli.output import RANDOM_WEIGHTS, Stages, write_scene
+from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import parse_name
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
         scene = reconstruct(
             model, views, query_points=arguments.query, view_chunk=arguments.view_chunk, progress=sys.stderr.isatty()
         )
-    if arguments.preset:
-        scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS)
+    if arguments.preset or arguments.weights == "nano":
+        scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
     with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES) as folder:
         summary = write_scene(
             scene, folder, percentile=arguments.percentile, max_points=arguments.max_points, maps=arguments.maps
