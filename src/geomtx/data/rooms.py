@@ -143,7 +143,7 @@ def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
     num_surfaces = 6 + style.num_solids[1]
     direction = dice.between(-1, 1, num_surfaces, NUM_WAVES, 3)
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-3)
-    # Octaves: from a wave as long as the room to one of a hand's breadth.
+    # Octaves: waves of a quarter of a metre to two and a half.
     frequency = 2 * math.pi / (0.25 * 2 ** dice.between(0, 3.3, num_surfaces, NUM_WAVES, 1))
     # Most things are pale: hue is a departure from grey, strong only now and then.
     grey = dice.between(0.25, 0.95, num_surfaces, 1, 1)
