@@ -160,3 +160,14 @@ def test_builds_on_the_meta_device():
         model = VisionTransformer()
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == 304_372_736
+
+
+def test_positions_start_as_waves_that_tell_places_apart():
+    model = VisionTransformer(16, 1, num_heads=2, patch_size=4, image_size=32)
+    table = model.position_table[0, 1:].detach()
+    closest = torch.cdist(table, table) + 9 * torch.eye(64)
+    assert closest.min() > 0.1, "no two places are alike"
+    torch.testing.assert_close(table.square().sum(-1), torch.full((64,), 0.3**2 * 8), rtol=1e-4, atol=0)
+    row = table.unflatten(0, (8, 8))
+    torch.testing.assert_close(row[0, :, :8], row[5, :, :8], rtol=0, atol=0)  # columns do not depend on the row
+    assert model.position_table[0, 0].abs().max() < 0.1, "the class token is nowhere"

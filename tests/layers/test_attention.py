@@ -156,3 +156,32 @@ def test_rotary_positions_are_for_self_attention():
     module, x, table = attention(), torch.randn(1, 3, DIM).double(), rotary_table(torch.ones(3, 2).long(), DIM // HEADS)
     with pytest.raises(ValueError, match=r"^rope must be None with a context, whose tokens have positions"):
         module(x, x, rope=table)
+
+
+def test_a_start_by_similarity_looks_at_what_looks_alike():
+    torch.manual_seed(0)
+    module = Attention(64, 4, qk_norm=True, backend="math")
+    kinds = torch.randn(5, 64)
+    x = kinds[torch.tensor([0, 1, 2, 3, 4, 3])][None]
+    seen = []
+
+    def attend(q, k, v, mask):
+        seen.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean((0, 1))[3])
+        return v
+
+    module.attend = attend
+    module(x)
+    module.start_by_similarity(1.5)
+    module(x)
+    before, after = seen
+    assert before[[3, 5]].sum() < 0.5
+    assert after[[3, 5]].sum() > 0.9
+    with torch.no_grad():
+        module.start_by_similarity(0.5)
+    module(x)
+    assert seen[-1][[3, 5]].sum() < after[[3, 5]].sum(), "a smaller gain looks at more"
+
+
+def test_a_start_by_similarity_needs_norms():
+    with pytest.raises(ValueError, match="qk_norm must be on to start by similarity, got False"):
+        Attention(DIM, HEADS).start_by_similarity(1.0)

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import geomtx
 from geometry.random_cameras import random_intrinsics, random_rigid
 from geomtx import Cameras, DenseMap, MultitaskLoss, Predictions, SceneBatch, TrackLabels
-from geomtx.losses import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
+from geomtx.losses import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm, bearing_loss
 from geomtx.types import TrackIterations
 
 B, S, H, W, N = 2, 3, 20, 24, 5
@@ -79,6 +79,14 @@ def test_dense_totals_are_the_sum_of_what_is_logged(name):
     torch.testing.assert_close(terms[f"loss_{name}"], sum(parts))
 
 
+def test_bearing_is_added_with_its_weight():
+    predictions, batch = random_predictions(), random_batch()
+    plain, with_bearing = DenseTerm("points")(predictions, batch), DenseTerm("points", bearing=0.5)(predictions, batch)
+    expected = bearing_loss(predictions.points.value, batch.points, batch.mask)
+    torch.testing.assert_close(with_bearing.parts["loss_bearing"], expected)
+    torch.testing.assert_close(with_bearing.total - plain.total, 0.5 * expected)
+
+
 def test_terms_are_those_of_the_functions():
     predictions, batch = random_predictions(), random_batch()
     terms = MultitaskLoss()(predictions, batch).terms
@@ -137,7 +145,7 @@ def test_every_option_reaches_its_function():
             "min_pixels": B * S * H * W,
         },
         DenseTerm("depth", gradient_confidence=True): {"legacy_unmasked_log": True},
-        DenseTerm("points"): {"gradient": "normal"},
+        DenseTerm("points"): {"gradient": "normal", "bearing": 0.5},
         DenseTerm("points", gradient="normal"): {"gradient_confidence": True},
         TrackTerm(): {
             "decay": 0.5,
@@ -338,6 +346,8 @@ def test_another_term_has_another_name():
 def test_bad_options():
     with pytest.raises(ValueError, match=r"^task must be one of 'depth', 'points', got 'point'$"):
         DenseTerm("point")
+    with pytest.raises(ValueError, match=r"^bearing must be 0 for the task 'depth', which has no directions, got 0.5$"):
+        DenseTerm("depth", bearing=0.5)
     with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', None, got 'normal'$"):
         DenseTerm("depth", gradient="normal")
     with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', 'normal', None, got 'grad'$"):

@@ -604,3 +604,18 @@ def test_queries_on_the_border_of_the_image(model, images):
     queries = torch.tensor([[-0.5, -0.5], [83.5, 55.5], [0, 55.5]], dtype=torch.float64).expand(2, 3, 2)
     assert model(images, queries).tracks.coords_px.isfinite().all()
     assert model(images, queries[:, :0]).tracks.coords_px.shape == (2, 3, 0, 2)
+
+
+def test_global_blocks_start_by_similarity_on_request():
+    model = VGGT(VGGTConfig.tiny(similarity_gain=1.5))
+    dim = model.config.dim
+    for block in model.encoder.global_blocks:
+        weight, bias = block.attention.qkv.weight, block.attention.qkv.bias
+        assert torch.equal(weight[:dim], weight[dim : 2 * dim])
+        assert torch.equal(bias[:dim], bias[dim : 2 * dim])
+        assert (block.attention.q_norm.weight == 1.5).all()
+        assert (block.attention.k_norm.weight == 1.5).all()
+    for block in [*model.encoder.frame_blocks, *VGGT(VGGTConfig.tiny()).encoder.global_blocks]:
+        weight = block.attention.qkv.weight
+        assert not torch.equal(weight[:dim], weight[dim : 2 * dim])
+        assert (block.attention.q_norm.weight == 1).all()

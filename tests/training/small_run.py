@@ -28,8 +28,10 @@ def small_config(**changes: Any) -> TrainingConfig:
     return parse_config({**values, **changes})
 
 
-def small_trainer(folder: Path, draw: DrawScenes | None = None, *, resume: bool = False, **changes: Any) -> Trainer:
-    return Trainer(small_config(**changes), folder, draw=draw, resume=resume, cpu=True, progress=False)
+def small_trainer(
+    folder: Path, draw: DrawScenes | None = None, *, resume: bool = False, cpu: bool = True, **changes: Any
+) -> Trainer:
+    return Trainer(small_config(**changes), folder, draw=draw, resume=resume, cpu=cpu, progress=False)
 
 
 def random_scenes(num_scenes: int, num_views: int = 2, image_hw: tuple[int, int] = (28, 28), **_: Any) -> SceneBatch:

@@ -41,9 +41,11 @@ def run(folder: Path, num_processes: int) -> None:
         "monitor": {"every": 1},
         "validation": {"every": 3, "scenes": 1, "views": [2]},
     }
-    trainer = small_trainer(folder, **changes)
+    # Where there is nothing but CPUs, the trainer has to see that by itself.
+    cpu = torch.accelerator.is_available()
+    trainer = small_trainer(folder, cpu=cpu, **changes)
     trainer.train(until=2)
-    resumed = small_trainer(folder, resume=True, **changes)
+    resumed = small_trainer(folder, resume=True, cpu=cpu, **changes)
     resumed.train()
 
 

@@ -26,9 +26,9 @@ class SpecialTokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tokens, small enough to leave the first layers to the patches."""
-        nn.init.normal_(self.camera, std=1e-2)
-        nn.init.normal_(self.registers, std=1e-2)
+        """Draw the tokens, large enough for the first view to stay told from the others after a few blocks."""
+        nn.init.normal_(self.camera, std=0.3)
+        nn.init.normal_(self.registers, std=0.3)
 
     def forward(self, patches: Float[Tensor, "b s p c"]) -> Float[Tensor, "b s p2 c"]:
         """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C)."""

@@ -14,9 +14,12 @@ from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.position import grid_signal
 from geomtx.types import Bool, Float
 
 __all__ = ["ViTFeatures", "VisionTransformer"]
+
+_POSITION_SCALE = 0.3  # of the first positions: less than a patch's content
 
 
 class ViTFeatures(NamedTuple):
@@ -79,10 +82,20 @@ class VisionTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the learned tokens and positions (the layers inside draw theirs themselves)."""
+        """Draw the learned tokens and start the positions (the layers inside draw theirs themselves).
+
+        The positions start as waves of a quarter of the table to four tables: places that are already told apart need
+        not be learned first, which in small models takes most of the time.
+        """
         for parameter in (self.cls_token, self.registers, self.position_table):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
+        if self.dim % 4 == 0:
+            side = self.table_side
+            phase = torch.arange(side, device=self.position_table.device) * (8 * torch.pi / side)
+            with torch.no_grad():
+                signal = grid_signal(phase, phase, self.dim, base=16.0)
+                self.position_table[0, 1:] = _POSITION_SCALE * signal.flatten(1).T
 
     def forward(
         self, images: Float[Tensor, "n 3 h w"], patch_mask: Bool[Tensor, "n p"] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible
@@ -74,6 +75,27 @@ class Attention(nn.Module):
         # Under autocast the norms return float32; the values tell the precision of the product.
         out = self.attend(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.out(out.transpose(1, 2).flatten(2))
+
+    def start_by_similarity(self, gain: float) -> None:
+        """Make queries and keys equal, so that a token attends to what looks like it before anything is learned.
+
+        Random projections attend to everything alike, and small models take long to find out that matching helps
+        (mimetic initialization, Trockman & Kolter 2023).
+
+        Args:
+            gain: Weight of the norms of queries and keys; larger looks at less.
+
+        Raises:
+            ValueError: Without qk-norm.
+        """
+        if not isinstance(self.q_norm, nn.LayerNorm) or not isinstance(self.k_norm, nn.LayerNorm):
+            raise ValueError("qk_norm must be on to start by similarity, got False")
+        dim = self.num_heads * self.head_dim
+        with torch.no_grad():
+            for packed in (self.qkv.weight, self.qkv.bias):
+                packed[dim : 2 * dim] = packed[:dim]
+            for norm in (self.q_norm, self.k_norm):
+                norm.weight.fill_(gain)
 
     def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         if context is None:

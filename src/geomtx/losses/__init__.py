@@ -1,6 +1,7 @@
 """Losses: pure functions that masks select for, and one composer."""
 
 from geomtx.losses.aleatoric import AleatoricLoss, aleatoric_loss, quantile_filter
+from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.depth_consistency import depth_consistency_loss
@@ -27,6 +28,7 @@ __all__ = [
     "TrackTerm",
     "ViewPairs",
     "aleatoric_loss",
+    "bearing_loss",
     "camera_loss",
     "choose_cameras",
     "depth_consistency_loss",

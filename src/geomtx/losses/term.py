@@ -12,6 +12,7 @@ from geomtx.checks import check_option
 from geomtx.geometry.pose_encoding import encode_pose
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.aleatoric import aleatoric_loss
+from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import camera_loss, depth_to_camera_mask
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.track import track_loss
@@ -114,6 +115,8 @@ class DenseTerm:
         gradient: "gradient" = `gradient_loss`, "normal" = `normal_loss` (points only), None = neither.
         gradient_confidence: Weight that term by confidence too.
         legacy_unmasked_log: See `gradient_loss`.
+        bearing: Weight of `bearing_loss` (points only), which models without pretrained parts learn to match views
+            from; 0 = without.
         min_pixels: With fewer known pixels in the batch, all is zero. Published: 100.
     """
 
@@ -128,15 +131,21 @@ class DenseTerm:
     gradient: Literal["gradient", "normal"] | None = "gradient"
     gradient_confidence: bool = False
     legacy_unmasked_log: bool = False
+    bearing: float = 0.0
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
         check_option("task", self.task, ("depth", "points"))
+        if self.bearing and self.task != "points":
+            raise ValueError(f"bearing must be 0 for the task 'depth', which has no directions, got {self.bearing}")
         normals = ("normal",) if self.task == "points" else ()
         check_option("gradient", self.gradient, ("gradient", *normals, None))
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs, for depth, `loss_depth` and its addends `loss_conf_depth`, `loss_reg_depth`, `loss_grad_depth`."""
+        """Logs, for depth, `loss_depth` and its addends `loss_conf_depth`, `loss_reg_depth`, `loss_grad_depth`.
+
+        With a `bearing`, `loss_bearing` too, before its weight.
+        """
         if self.task == "depth":
             name, prediction, target = "depth", predictions.depth, batch.depth
         else:
@@ -166,6 +175,9 @@ class DenseTerm:
         if self.gradient is not None:
             parts[f"loss_grad_{name}"] = self._gradient(value, target, mask, confidence)
         total = torch.stack(list(parts.values())).sum()
+        if self.bearing:
+            parts["loss_bearing"] = bearing_loss(value, target, mask)
+            total = total + self.bearing * parts["loss_bearing"]
         return TermLoss(total, {f"loss_{name}": total, **parts})
 
     def _gradient(self, value: Tensor, target: Tensor, mask: Tensor, confidence: Tensor) -> Tensor:

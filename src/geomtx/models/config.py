@@ -41,6 +41,8 @@ class VGGTConfig:
         scopes: What the blocks of a pair attend over: "frame", "global" or "cross", see `AlternatingEncoder`.
         num_heads: Attention heads of these blocks; dim / num_heads must be a multiple of 4.
         layer_scale: Initial factor of the branches of these blocks and of the camera head's.
+        similarity_gain: The global blocks' queries and keys start equal, with this weight in their norms, see
+            `Attention.start_by_similarity`; 0 = they are drawn apart.
         patch_size: Pixels.
         num_registers: Register tokens a view, in encoder and ViT.
         image_size: Longer side of the images that the model is made for; the ViT's position table is for a square of
@@ -72,6 +74,7 @@ class VGGTConfig:
     scopes: tuple[Scope, Scope] = ("frame", "global")
     num_heads: int = 16
     layer_scale: float = 0.01
+    similarity_gain: float = 0.0
     patch_size: int = 14
     num_registers: int = 4
     image_size: int = 518

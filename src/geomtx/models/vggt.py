@@ -48,12 +48,18 @@ def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
             config.dim, config.num_heads, qk_norm=True, layer_scale=config.layer_scale, backend=config.attention
         )
 
+    def global_block() -> TransformerBlock:
+        made = block()
+        if config.similarity_gain:
+            made.attention.start_by_similarity(config.similarity_gain)
+        return made
+
     order = (config.scopes,) * config.depth
     num_frame = config.depth * config.scopes.count("frame")
     return AlternatingEncoder(
         backbone,
         [block() for _ in range(num_frame)],
-        [block() for _ in range(2 * config.depth - num_frame)],
+        [global_block() for _ in range(2 * config.depth - num_frame)],
         order=order,
         taps=config.taps,
         num_registers=config.num_registers,

@@ -73,6 +73,8 @@ class Trainer:
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
         # Precision and accumulation are the configuration's, whatever the launcher's own says.
         once = accelerate.utils.GradientAccumulationPlugin(num_steps=1)
+        # Without being told that it is on CPUs, accelerate takes each process of a launcher for a run of its own.
+        cpu = cpu or not torch.accelerator.is_available()
         self.accelerator = accelerate.Accelerator(
             cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once, kwargs_handlers=[ddp]
         )

@@ -1,0 +1,62 @@
+"""Where predicted points lie as seen from the first camera, whatever their distance."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_mask, check_option, check_shape
+from geomtx.layers.float32 import at_least_float32
+from geomtx.losses.reduce import masked_mean, select
+from geomtx.types import Bool, Float
+
+__all__ = ["bearing_loss"]
+
+MIN_LENGTH = 1e-3  # scene units: nearer points have no stable direction
+
+
+def bearing_loss(
+    points: Float[Tensor, "*batch h w 3"],
+    target: Float[Tensor, "*batch h w 3"],
+    mask: Bool[Tensor, "*batch h w"] | None = None,
+    *,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """‖p/‖p‖ − t/‖t‖‖ of points in the first camera's frame, 2 sin(θ/2) of the angle θ between their directions.
+
+    A pixel's direction from the first camera is where that camera sees its point: dense correspondence, without the
+    depth, which a model learns much later. Added to the points' loss it makes models trained from random weights find
+    out early that views can be matched; cameras follow.
+
+    Args:
+        points: Prediction, (…, H, W, 3), in the frame of the first view's camera; any leading axes, any unit.
+        target: As `points`. A point within 1e-3 of the first camera has no direction and doesn't count.
+        mask: (…, H, W) bool, True = known. What it hides may be NaN. None = everything.
+        reduction: "mean" over the points that count, or "none".
+
+    Returns:
+        A scalar in [0, 2], or (…, H, W) with 0 where nothing counts; float32 or better. Of no point, a zero with a
+        graph. A prediction at the origin has error 1, and a gradient from there.
+
+    Raises:
+        ValueError: For shapes that don't match, a mask that isn't bool or an unknown reduction.
+    """
+    check_shape("points", points, ("...", "H", "W", 3))
+    check_shape("target", target, tuple(points.shape))
+    check_option("reduction", reduction, ("mean", "none"))
+    if mask is not None:
+        check_mask("mask", mask, tuple(points.shape[:-1]))
+    with torch.autocast(points.device.type, enabled=False):
+        known = None if mask is None else mask[..., None]
+        points, target = (select(at_least_float32(maps), known) for maps in (points, target))
+        counts = target.norm(dim=-1) > MIN_LENGTH
+        difference = _direction(points) - _direction(target)
+        error = select(torch.linalg.vector_norm(difference, dim=-1), counts)
+        return masked_mean(error, counts) if reduction == "mean" else error
+
+
+def _direction(points: Tensor) -> Tensor:
+    # No division by less than the least length: a prediction at the origin is pulled outwards, not thrown.
+    return points / torch.linalg.vector_norm(points, dim=-1, keepdim=True).clamp(min=MIN_LENGTH)
