@@ -222,8 +222,8 @@ def test_cross_attends_to_all_other_views():
     for index in range(3):
         mine, others = view == index, view != index
         attended = attend_to(block, block.attention_norm(x), mine, others, options["rope"])
-        expected = x[:, mine] + block.attention_scale(attended)
-        expected = expected + block.mlp_scale(block.mlp(block.mlp_norm(expected)))
+        expected = x[:, mine] + block.attention_scale.gamma * attended
+        expected = expected + block.mlp_scale.gamma * block.mlp(block.mlp_norm(expected))
         torch.testing.assert_close(out[:, index], expected, rtol=0, atol=1e-12)
 
 
@@ -234,7 +234,7 @@ def attend_to(block: TransformerBlock, x: Tensor, queries: Tensor, keys: Tensor,
 
     def turn(t: Tensor) -> Tensor:
         first, second = t.unflatten(-1, (2, 2, -1)).unbind(-2)
-        return t * rope.cos + torch.stack([-second, first], dim=-2).flatten(-3) * rope.sin
+        return t * rope.cos + torch.stack([second, first], dim=-2).flatten(-3) * rope.sin
 
     q, k = turn(attention.q_norm(q)), turn(attention.k_norm(k))
     weights = (q[:, :, queries] @ k[:, :, keys].mT / 8**0.5).softmax(-1)

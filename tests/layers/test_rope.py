@@ -66,6 +66,8 @@ def test_turns_add_up():
 
 def test_slowest_and_fastest_pairs_tell_the_base():
     angles = torch.atan2(*table_of(torch.tensor([[1, 0]]), base=100.0)[::-1])[0]
+    assert (angles[: D // 4] < 0).all(), "the sign of a pair's first is in the table"
+    angles = angles.abs()
     torch.testing.assert_close(angles[0], torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(angles[D // 4 - 1], torch.tensor(100.0, dtype=torch.float64) ** -(1 - 4 / D))
     assert torch.equal(angles[: D // 4], angles[D // 4 : D // 2]), "angles are repeated, not interleaved"

@@ -118,10 +118,9 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers
         cls_position, positions = self._positions(grid_of((images.shape[-2], images.shape[-1]), self.patch_size))
-        special = self.cls_token + cls_position
-        if self.registers is not None:
-            special = torch.cat([special, self.registers], dim=1)
-        x = torch.cat([special.to(patches.dtype).expand(num, -1, -1), patches + positions], dim=1)
+        special = [self.cls_token + cls_position, *(() if self.registers is None else (self.registers,))]
+        special = [token.to(patches.dtype).expand(num, -1, -1) for token in special]
+        x = torch.cat([*special, patches + positions], dim=1)
         mask = None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
         for block in self.blocks:
             x = block(x, mask=mask)

@@ -68,12 +68,14 @@ class Attention(nn.Module):
         """
         if rope is not None and context is not None:
             raise ValueError("rope must be None with a context, whose tokens have positions of their own")
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self._project(x, context))
+        # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in self._project(x, context))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = apply_rotary(q, rope), apply_rotary(k, rope)
+            q, k = apply_rotary(torch.stack([q, k]), rope.over_heads())
         # Under autocast the norms return float32; the values tell the precision of the product.
-        out = self.attend(q.to(v.dtype), k.to(v.dtype), v, mask)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def start_by_similarity(self, gain: float) -> None:

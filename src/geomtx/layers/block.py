@@ -54,5 +54,5 @@ class TransformerBlock(nn.Module):
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
     ) -> Float[Tensor, "batch n c"]:
         """(batch, N, C) → (batch, N, C); `rope` and `mask` as in `Attention`."""
-        x = x + self.attention_scale(self.attention(self.attention_norm(x), rope=rope, mask=mask))
-        return x + self.mlp_scale(self.mlp(self.mlp_norm(x)))
+        x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask))
+        return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))

@@ -19,10 +19,18 @@ __all__ = ["RotaryTable", "apply_rotary", "grid_positions", "rotary_table"]
 
 
 class RotaryTable(NamedTuple):
-    """cos and sin of every token's angles, each (..., P, D) for heads of dimension D."""
+    """cos and sin of every token's angles, each (..., P, D) for heads of dimension D.
+
+    A pair of channels (a, b) becomes (a cos - b sin, b cos + a sin); the sign of the first is in the table: its `sin`
+    is negative.
+    """
 
     cos: Tensor
     sin: Tensor
+
+    def over_heads(self) -> RotaryTable:
+        """(..., P, 1, D), for tokens of which each has several heads."""
+        return RotaryTable(self.cos.unsqueeze(-2), self.sin.unsqueeze(-2))
 
     def repeat(self, num_views: int) -> RotaryTable:
         """The table of `num_views` views in one sequence, from the table of one, (P, D) → (S·P, D)."""
@@ -53,14 +61,18 @@ def rotary_table(
     """
     check_divisible("head_dim", head_dim, 4)
     half = head_dim // 2
-    exponents = torch.arange(0, half, 2, device=positions.device, dtype=dtype) / half
-    angles = positions[..., None].to(dtype) * base**-exponents  # (..., P, 2, D/4)
-    angles = torch.cat([angles, angles], dim=-1).flatten(-2)
-    return RotaryTable(angles.cos(), angles.sin())
+    exponents = torch.arange(0, -half, -2, device=positions.device, dtype=dtype) / half
+    angles = positions[..., None] * base**exponents  # (..., P, 2, D/4)
+    sin = angles.sin()
+    return RotaryTable(*(torch.cat(t, dim=-1).flatten(-2) for t in ([angles.cos()] * 2, [-sin, sin])))
 
 
-def apply_rotary(x: Float[Tensor, "*batch p d"], table: RotaryTable) -> Float[Tensor, "*batch p d"]:
-    """Rotate queries or keys; computed in the table's precision, returned in that of `x`."""
-    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = torch.stack([-second, first], dim=-2).flatten(-3)
-    return (x * table.cos + turned * table.sin).to(x.dtype)
+def apply_rotary(x: Float[Tensor, "*batch d"], table: RotaryTable) -> Float[Tensor, "*batch d"]:
+    """Rotate queries or keys; computed in the table's precision, returned in that of `x`.
+
+    Args:
+        x: (..., D).
+        table: Broadcastable to `x`: (P, D) for (..., P, D), see `RotaryTable.over_heads` for (..., P, H, D).
+    """
+    swapped = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
+    return torch.addcmul(x * table.cos, swapped, table.sin).to(x.dtype)

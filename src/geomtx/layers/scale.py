@@ -1,4 +1,4 @@
-"""LayerScale."""
+"""Residual branches with a learned scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["LayerScale"]
 
 
 class LayerScale(nn.Module):
-    """A learned factor a channel on a residual branch (Touvron et al. 2021).
+    """Add a residual branch with a learned factor a channel (LayerScale, Touvron et al. 2021).
 
     Args:
         dim: Channels.
@@ -22,6 +22,6 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
-        """(..., C) → (..., C)."""
-        return x * self.gamma
+    def forward(self, x: Float[Tensor, "*batch c"], branch: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        """Give x + gamma · branch, (..., C) each; one operation, rounded once."""
+        return torch.addcmul(x, branch, self.gamma)

@@ -1,0 +1,33 @@
+"""Launches: below about ten views, a GPU spends its time between operations, not in them."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+import geomtx
+from operations import count_operations
+
+
+def test_the_encoder_of_vggt_1b_has_few_operations():
+    counts = count_operations(
+        lambda: geomtx.VGGT(geomtx.VGGTConfig(heads=())),
+        lambda model: model.encoder(torch.empty(1, 2, 3, 336, 518, dtype=torch.bfloat16)),
+    )
+    assert counts["aten.addmm"] == 72 * 4
+    assert sum(counts.values()) <= 1100, counts.most_common()
+
+
+def test_nothing_in_a_forward_pass_waits_for_values():
+    counts = count_operations(
+        lambda: geomtx.VGGT(geomtx.VGGTConfig()),
+        lambda model: model(
+            torch.empty(1, 3, 3, 336, 518, dtype=torch.bfloat16), torch.empty(1, 4, 2), torch.empty(1, 3, 24, 37) > 0
+        ),
+    )
+    assert counts["aten.addmm"] > 72 * 4
+    assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.equal"} & counts.keys()
+
+
+def test_the_counter_notices_a_wait():
+    with pytest.raises(DataDependentOutputException):
+        count_operations(lambda: torch.nn.Linear(2, 2), lambda model: model.weight.sum().item())
