@@ -44,6 +44,7 @@ __all__ = [
     "Float",
     "Int",
     "Predictions",
+    "ProjectedTokens",
     "SceneBatch",
     "Tokens",
     "TrackIterations",
@@ -85,6 +86,22 @@ class Tokens(NamedTuple):
         """(B, S)."""
         layer = next(iter(self.layers.values()))
         return layer.shape[0], layer.shape[1]
+
+
+class ProjectedTokens(NamedTuple):
+    """What a DPT decoder keeps of the layers that it reads, which is less than they are.
+
+    Attributes:
+        maps: One a tap, (B·S, channels, rows, columns); on any device.
+        views: (B, S).
+        image_hw: Height and width of the images, pixels.
+        view_mask: (B, S) bool, True = the view takes part; None = all do.
+    """
+
+    maps: tuple[Tensor, ...]
+    views: tuple[int, int]
+    image_hw: tuple[int, int]
+    view_mask: Tensor | None = None
 
 
 class Cameras(NamedTuple):

@@ -33,3 +33,20 @@ def test_gradients_flow_through_the_pieces():
 def test_chunks_have_views(view_chunk):
     with pytest.raises(ValueError, match=rf"^view_chunk must be positive, got {view_chunk}$"):
         map_chunks(lambda part: (torch.zeros(1),), 3, view_chunk)
+
+
+@pytest.mark.parametrize("view_chunk", [None, 2])
+def test_outputs_may_be_put_together_elsewhere(view_chunk):
+    x = torch.randn(5, 3)
+    (there,) = map_chunks(lambda part: (x[part],), 5, view_chunk, device=torch.device("meta"))
+    assert (there.device.type, there.shape) == ("meta", (5, 3))
+    (here,) = map_chunks(lambda part: (x[part],), 5, view_chunk, device=torch.device("cpu"))
+    assert torch.equal(here, x)
+
+
+@pytest.mark.cuda
+def test_from_the_gpu_to_pinned_memory_of_the_host():
+    x = torch.randn(500, 300, device="cuda")
+    (out,) = map_chunks(lambda part: (x[part] * 2,), 500, 7, device=torch.device("cpu"))
+    assert out.is_pinned()
+    assert torch.equal(out, (x * 2).cpu())

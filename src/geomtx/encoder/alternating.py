@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,28 @@ from geomtx.checks import check_floating, check_option, check_positive, check_sh
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import key_mask
+from geomtx.layers.block import TransformerBlock
+from geomtx.layers.chunked import run_in_chunks
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
 from geomtx.types import Bool, Float, Tokens
 
-__all__ = ["AlternatingEncoder", "Scope"]
+__all__ = ["AlternatingEncoder", "EncoderChunks", "Scope"]
 
 Scope = Literal["frame", "global", "cross"]
+
+
+class EncoderChunks(NamedTuple):
+    """How much an encoder works on at a time.
+
+    Attributes:
+        views: In the backbone and in frame blocks.
+        tokens: Of each scene, in global blocks; each still attends to all.
+        device: Where the outputs of a tapped layer's earlier blocks wait for that of its last; None = the model's.
+    """
+
+    views: int
+    tokens: int
+    device: torch.device | None = None
 
 
 class AlternatingEncoder(nn.Module):
@@ -106,6 +122,35 @@ class AlternatingEncoder(nn.Module):
         Raises:
             ValueError: For other shapes, sides that are no multiples of the patch, or a layer that is no tap.
         """
+        tokens, layers = self.stream(images, patch_mask=patch_mask, taps=taps)
+        # A function's arguments are let go when it returns, a loop's variables only when they are assigned again.
+        return tokens._replace(layers=dict(map(_join, layers)))
+
+    def stream(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        *,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+        taps: tuple[int, ...] | None = None,
+        chunks: EncoderChunks | None = None,
+    ) -> tuple[Tokens, Iterator[tuple[int, tuple[Tensor, ...]]]]:
+        """Encode scenes and hand out every tapped layer when it is reached, so that it need not be kept.
+
+        Args:
+            images: As for `forward`. With `chunks` they may be on another device than the model and in another
+                precision: views come over as they are needed.
+            patch_mask: As for `forward`.
+            taps: As for `forward`.
+            chunks: Work on some views or tokens at a time, without gradients; None = all at once.
+
+        Returns:
+            `Tokens` without layers; and an iterator of (index, outputs of the layer's blocks), (B, S, P, C) each, whose
+            concatenation is the layer. With `chunks` they hold only until the next is asked for, and all but the last
+            are on `chunks.device`.
+
+        Raises:
+            ValueError: As `forward`; with `chunks`, for blocks that are no `TransformerBlock`.
+        """
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         check_floating("images", images)
@@ -116,13 +161,41 @@ class AlternatingEncoder(nn.Module):
         image_hw = (images.shape[-2], images.shape[-1])
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
         patch_mask = self._check_mask(patch_mask, images, grid_hw)
-        patches = self.backbone(
-            normalize_images(images).flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1)
-        )
-        x = self.special(patches.unflatten(0, images.shape[:2]))
         mask = None if patch_mask is None else self._token_mask(patch_mask)
-        layers = dict(self._run_blocks(x, mask, grid_hw, taps))
-        return Tokens(layers, self.special.num_tokens, image_hw, grid_hw, mask)
+        if chunks is None:
+            patches = self._embed(images.flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1))
+            x = self.special(patches.unflatten(0, images.shape[:2]))
+        else:
+            self._check_blocks()
+            x = self._embed_in_chunks(images, patch_mask, chunks.views)
+        layers = self._run_blocks(x, mask, grid_hw, taps, chunks)
+        return Tokens({}, self.special.num_tokens, image_hw, grid_hw, mask), layers
+
+    def _embed(self, images: Tensor, patch_mask: Tensor | None) -> Tensor:
+        return self.backbone(normalize_images(images), patch_mask)
+
+    def _embed_in_chunks(self, images: Tensor, patch_mask: Tensor | None, num_views: int) -> Tensor:
+        """Special and patch tokens (B, S, P, C), some views at a time."""
+        parameter = self.special.camera
+        x = None
+        for start in range(0, images.shape[1], num_views):
+            part = slice(start, start + num_views)
+            # In this order: half as many bytes go over where the model is in half precision.
+            here = images[:, part].to(parameter.dtype).to(parameter.device, non_blocking=True)
+            keep = None if patch_mask is None else patch_mask[:, part].flatten(0, 1)
+            patches = self._embed(here.flatten(0, 1), keep).unflatten(0, here.shape[:2])
+            if x is None:
+                num_tokens = self.special.num_tokens + patches.shape[2]
+                x = patches.new_empty(*images.shape[:2], num_tokens, patches.shape[3])
+            x[:, part, self.special.num_tokens :] = patches
+        assert x is not None, "there is at least one view"
+        x[:, :, : self.special.num_tokens] = self.special.tokens(images.shape[1]).to(x.dtype)
+        return x
+
+    def _check_blocks(self) -> None:
+        for block in (*self.frame_blocks, *self.global_blocks):
+            if not isinstance(block, TransformerBlock):
+                raise ValueError(f"blocks must be TransformerBlock to run in chunks, got {type(block).__name__}")
 
     def _check_mask(self, mask: Tensor | None, images: Tensor, grid_hw: tuple[int, int]) -> Tensor | None:
         """Shape the patch mask to (B, S, P)."""
@@ -140,23 +213,50 @@ class AlternatingEncoder(nn.Module):
         return torch.cat([special, patch_mask], dim=-1)
 
     def _run_blocks(
-        self, x: Tensor, mask: Tensor | None, grid_hw: tuple[int, int], taps: tuple[int, ...]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index, output) of every tapped layer, up to the last."""
-        num_scenes, num_views = x.shape[:2]
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        grid_hw: tuple[int, int],
+        taps: tuple[int, ...],
+        chunks: EncoderChunks | None,
+    ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Yield (index, outputs) of every tapped layer, up to the last."""
         ropes, masks = self._tables(x, grid_hw), self._masks(x, mask)
         blocks = {"frame": iter(self.frame_blocks), "global": iter(self.global_blocks)}
         for index, layer in enumerate(self.order[: max(taps, default=-1) + 1]):
-            outputs = []
+            outputs: list[Tensor] = []
             for scope in layer:
                 block = next(blocks["frame" if scope == "frame" else "global"])
-                merged = x.flatten(0, 1) if scope == "frame" else x.flatten(1, 2)
-                merged = block(merged, rope=ropes[scope], mask=masks[scope])
-                x = merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
+                if chunks is not None and outputs:
+                    outputs[-1] = _set_aside(outputs[-1], chunks.device)  # the next block writes over it
+                x = self._run_block(block, x, scope, ropes[scope], masks[scope], chunks)
                 if index in taps:
                     outputs.append(x)
             if index in taps:
-                yield index, torch.cat(outputs, dim=-1)
+                yield index, tuple(outputs)
+
+    def _run_block(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        scope: Scope,
+        rope: RotaryTable | None,
+        mask: Tensor | None,
+        chunks: EncoderChunks | None,
+    ) -> Tensor:
+        num_scenes, num_views = x.shape[:2]
+        merged = x.flatten(0, 1) if scope == "frame" else x.flatten(1, 2)
+        if chunks is None:
+            merged = block(merged, rope=rope, mask=mask)
+            return merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
+        if scope == "frame":
+            for start in range(0, merged.shape[0], chunks.views):
+                part = slice(start, start + chunks.views)
+                merged[part] = block(merged[part], rope=rope, mask=None if mask is None else mask[part])
+        else:
+            assert isinstance(block, TransformerBlock)
+            run_in_chunks(block, merged, chunks.tokens, rope=rope, mask=mask)
+        return x
 
     def _tables(self, x: Tensor, grid_hw: tuple[int, int]) -> dict[Scope, RotaryTable | None]:
         if self.rope_base is None or self.head_dim is None:
@@ -179,6 +279,16 @@ class AlternatingEncoder(nn.Module):
             fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
             masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
         return masks
+
+
+def _set_aside(x: Tensor, device: torch.device | None) -> Tensor:
+    if device is None or device == x.device:
+        return x.clone()
+    return torch.empty_like(x, device=device, pin_memory=x.is_cuda and device.type == "cpu").copy_(x, non_blocking=True)
+
+
+def _join(layer: tuple[int, tuple[Tensor, ...]]) -> tuple[int, Tensor]:
+    return layer[0], torch.cat(layer[1], dim=-1)
 
 
 def _ask_head_dim(blocks: list[nn.Module]) -> int:

@@ -32,8 +32,11 @@ class SpecialTokens(nn.Module):
 
     def forward(self, patches: Float[Tensor, "b s p c"]) -> Float[Tensor, "b s p2 c"]:
         """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C)."""
-        num_scenes, num_views = patches.shape[:2]
+        special = self.tokens(patches.shape[1]).to(patches.dtype)
+        return torch.cat([special.expand(patches.shape[0], -1, -1, -1), patches], dim=2)
+
+    def tokens(self, num_views: int) -> Float[Tensor, "1 s p c"]:
+        """The special tokens of so many views, (1, S, num_tokens, C)."""
         # Which set a view takes: 0 for the first, 1 for all others; an index, so that one program serves any S.
-        kind = torch.arange(num_views, device=patches.device).clamp(max=1)
-        special = torch.cat([self.camera, self.registers], dim=2).to(patches.dtype)[:, kind]
-        return torch.cat([special.expand(num_scenes, -1, -1, -1), patches], dim=2)
+        kind = torch.arange(num_views, device=self.camera.device).clamp(max=1)
+        return torch.cat([self.camera, self.registers], dim=2)[:, kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
@@ -12,22 +13,41 @@ __all__ = ["map_chunks"]
 
 
 def map_chunks(
-    function: Callable[[slice], tuple[Tensor, ...]], num_views: int, view_chunk: int | None
+    function: Callable[[slice], tuple[Tensor, ...]],
+    num_views: int,
+    view_chunk: int | None,
+    *,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
     """Concatenate what `function` returns for slices of `view_chunk` views; None = all views at once.
 
     The outputs are allocated once and filled, so the peak is one set of outputs and the work of one chunk.
+
+    Args:
+        function: Slice of views → tuple of tensors whose first axis is the slice's.
+        num_views: In all.
+        view_chunk: Views at a time.
+        device: Of the outputs; None = where `function` leaves them. From a GPU to the host they are copied while the
+            next chunk is worked on.
     """
-    if view_chunk is None:
+    if view_chunk is None and device is None:
         return function(slice(None))
+    view_chunk = num_views if view_chunk is None else view_chunk
     check_positive("view_chunk", view_chunk)
     outputs: tuple[Tensor, ...] | None = None
     for start in range(0, num_views, view_chunk):
         chunk = slice(start, start + view_chunk)
         parts = function(chunk)
         if outputs is None:
-            outputs = tuple(part.new_empty(num_views, *part.shape[1:]) for part in parts)
+            outputs = tuple(_allocate(part, num_views, device) for part in parts)
         for output, part in zip(outputs, parts, strict=True):
-            output[chunk] = part
+            output[chunk].copy_(part, non_blocking=True)
     assert outputs is not None, "a scene has at least one view"
+    if device is not None and outputs[0].is_pinned():
+        torch.accelerator.current_stream().synchronize()  # copies to the host are on their way until then
     return outputs
+
+
+def _allocate(part: Tensor, num_views: int, device: torch.device | None) -> Tensor:
+    pinned = part.is_cuda and device is not None and device.type == "cpu"
+    return torch.empty(num_views, *part.shape[1:], dtype=part.dtype, device=device or part.device, pin_memory=pinned)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.heads.activations import ValueActivation, activate_confidence, value_activation
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.layers.float32 import Float32Conv2d
-from geomtx.types import DenseMap, Tokens
+from geomtx.types import DenseMap, ProjectedTokens, Tokens
 
 __all__ = ["DenseHead"]
 
@@ -37,12 +38,19 @@ class DenseHead(nn.Module):
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, value_dim + 1, 1)
 
-    def forward(self, tokens: Tokens, *, view_chunk: int | None = None) -> DenseMap:
+    def forward(
+        self,
+        tokens: Tokens | ProjectedTokens,
+        *,
+        view_chunk: int | None = None,
+        output_device: torch.device | None = None,
+    ) -> DenseMap:
         """Predict.
 
         Args:
-            tokens: Of an encoder that kept the decoder's taps.
+            tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
             view_chunk: Views to decode at a time, into outputs allocated once; None = all.
+            output_device: Where the outputs are; None = where the tokens are.
 
         Returns:
             Value (B, S, H, W) or (B, S, H, W, value_dim), confidence (B, S, H, W), float32 or better.
@@ -50,7 +58,7 @@ class DenseHead(nn.Module):
         Raises:
             ValueError: If a tap wasn't kept or has another width.
         """
-        return DenseMap(*self.decoder.decode(tokens, self._predict, view_chunk=view_chunk))
+        return DenseMap(*self.decoder.decode(tokens, self._predict, view_chunk=view_chunk, output_device=output_device))
 
     def _predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         out = self.out(self.hidden(features).relu())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +13,7 @@ from geomtx.checks import check_divisible, check_positive, check_shape
 from geomtx.heads.chunk import map_chunks
 from geomtx.layers.conv import ResidualConv
 from geomtx.layers.position import aspect_grid, grid_signal
-from geomtx.types import Float, Tokens
+from geomtx.types import Float, ProjectedTokens, Tokens
 
 __all__ = ["DPTDecoder"]
 
@@ -87,14 +89,20 @@ class DPTDecoder(nn.Module):
         self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
 
     def decode(
-        self, tokens: Tokens, then: Callable[[Tensor], tuple[Tensor, ...]], *, view_chunk: int | None = None
+        self,
+        tokens: Tokens | ProjectedTokens,
+        then: Callable[[Tensor], tuple[Tensor, ...]],
+        *,
+        view_chunk: int | None = None,
+        output_device: torch.device | None = None,
     ) -> tuple[Tensor, ...]:
         """Decode the views of scenes, some at a time, and hand every feature map on.
 
         Args:
-            tokens: Of an encoder that kept the taps.
+            tokens: Of an encoder that kept the taps; or what `project` made of each of them.
             then: From feature maps (N, out_channels, H / stride, W / stride) to a tuple of (N, …).
             view_chunk: Views at a time; None = all.
+            output_device: Where the results are put together; None = where they are made.
 
         Returns:
             What `then` returns, with scenes and views as the first axes, (B, S, …).
@@ -102,18 +110,36 @@ class DPTDecoder(nn.Module):
         Raises:
             ValueError: If a tap wasn't kept or has another width.
         """
+        if isinstance(tokens, ProjectedTokens):
+            read, views = self._read_maps(tokens), tokens.views
+        else:
+            read, views = self._read_layers(tokens), tokens.views()
+
+        def decode_chunk(chunk: slice) -> tuple[Tensor, ...]:
+            return then(self.merge(read(chunk), tokens.image_hw))
+
+        outputs = map_chunks(decode_chunk, math.prod(views), view_chunk, device=output_device)
+        return tuple(output.unflatten(0, views) for output in outputs)
+
+    def _read_layers(self, tokens: Tokens) -> Callable[[slice], list[Tensor]]:
         layers = [tokens.layer(tap) for tap in self.taps]
         for layer in layers:
             check_shape("tokens", layer, ("B", "S", "P", self.norm.normalized_shape[0]))
         layers = [layer[:, :, tokens.num_special :].flatten(0, 1) for layer in layers]
         mask = tokens.patch_mask()
 
-        def decode_chunk(chunk: slice) -> tuple[Tensor, ...]:
-            part = [layer[chunk] for layer in layers]
-            return then(self(part, tokens.grid_hw, tokens.image_hw, None if mask is None else mask[chunk]))
+        def read(chunk: slice) -> list[Tensor]:
+            part = None if mask is None else mask[chunk]
+            return [
+                self.project_tap(level, layer[chunk], tokens.grid_hw, tokens.image_hw, part)
+                for level, layer in enumerate(layers)
+            ]
 
-        outputs = map_chunks(decode_chunk, layers[0].shape[0], view_chunk)
-        return tuple(output.unflatten(0, tokens.views()) for output in outputs)
+        return read
+
+    def _read_maps(self, projected: ProjectedTokens) -> Callable[[slice], list[Tensor]]:
+        device = self.smooth.weight.device
+        return lambda chunk: [maps[chunk].to(device, non_blocking=True) for maps in projected.maps]
 
     def forward(
         self,
@@ -138,14 +164,39 @@ class DPTDecoder(nn.Module):
         """
         if len(layers) != len(self.taps):
             raise ValueError(f"layers must have {len(self.taps)} entries, got {len(layers)}")
-        maps = []
-        for level, tokens in enumerate(layers):
-            x = self.norm(tokens)
-            if patch_mask is not None:
-                x = x.masked_fill(~patch_mask[..., None], 0.0)
-            x = x.transpose(1, 2).unflatten(-1, grid_hw)
-            x = self.rescale[level](self._add_signal(self.project[level](x), image_hw))
-            maps.append(self.reduce[level](x))
+        return self.merge(
+            [self.project_tap(level, layer, grid_hw, image_hw, patch_mask) for level, layer in enumerate(layers)],
+            image_hw,
+        )
+
+    def project_tap(
+        self,
+        level: int,
+        tokens: Float[Tensor, "n p c"],
+        grid_hw: tuple[int, int],
+        image_hw: tuple[int, int],
+        patch_mask: Tensor | None = None,
+    ) -> Float[Tensor, "n c_out rows columns"]:
+        """Norm and projection of one layer: all that the decoder needs to keep of it, and smaller than it is.
+
+        Args:
+            level: Which of the four taps.
+            tokens: Its patch tokens, (N, P, C).
+            grid_hw: As in `forward`.
+            image_hw: As in `forward`.
+            patch_mask: As in `forward`.
+
+        Returns:
+            (N, channels of the level, rows, columns).
+        """
+        x = self.norm(tokens)
+        if patch_mask is not None:
+            x = x.masked_fill(~patch_mask[..., None], 0.0)
+        return self._add_signal(self.project[level](x.transpose(1, 2).unflatten(-1, grid_hw)), image_hw)
+
+    def merge(self, projected: Sequence[Tensor], image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
+        """The decoder from the four projected taps on, (N, channels, rows, columns) each; see `forward`."""
+        maps = [self.reduce[level](self.rescale[level](x)) for level, x in enumerate(projected)]
         merged = maps.pop()
         for level in (3, 2, 1):
             skip = None if level == 3 else maps.pop()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.tracking.tracker import Tracker
-from geomtx.types import Float, Tokens, TrackPrediction, Tracks
+from geomtx.types import Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
 
 __all__ = ["TrackHead"]
 
@@ -34,24 +34,27 @@ class TrackHead(nn.Module):
         self.tracker = tracker
 
     def forward(
-        self, tokens: Tokens, query_points: Float[Tensor, "b n q"], *, view_chunk: int | None = None
+        self, tokens: Tokens | ProjectedTokens, query_points: Float[Tensor, "b n q"], *, view_chunk: int | None = None
     ) -> TrackPrediction:
         """Track.
 
         Args:
-            tokens: Of an encoder that kept the decoder's taps.
+            tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
             query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
             view_chunk: Views to decode at a time; None = all.
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
         """
-        view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
+        if isinstance(tokens, ProjectedTokens):
+            view_mask = tokens.view_mask
+        else:
+            view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         result = self.tracker(self.extract(tokens, view_chunk=view_chunk), query_points, view_mask=view_mask)
         tracks = Tracks(result.coords_px[-1], result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid())
         return TrackPrediction(tracks, result)
 
-    def extract(self, tokens: Tokens, *, view_chunk: int | None = None) -> Float[Tensor, "b s c h w"]:
+    def extract(self, tokens: Tokens | ProjectedTokens, *, view_chunk: int | None = None) -> Float[Tensor, "b s c h w"]:
         """The feature maps, (B, S, C, H / stride, W / stride). Keep them to track several sets of queries."""
         (features,) = self.decoder.decode(tokens, lambda maps: (maps,), view_chunk=view_chunk)
         return features

@@ -39,6 +39,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False, backend: BackendName = "auto") -> None:
         super().__init__()
         check_divisible(f"dim (for {num_heads} heads)", dim, num_heads)
+        self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.attend = resolve_backend(backend)
@@ -68,8 +69,11 @@ class Attention(nn.Module):
         """
         if rope is not None and context is not None:
             raise ValueError("rope must be None with a context, whose tokens have positions of their own")
+        if context is not None:
+            keys, values = self.project_keys(context)
+            return self.attend_to(x, keys, values, mask=mask)
         # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in self._project(x, context))
+        q, k, v = self._split(x, slice(None))
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rotary(torch.stack([q, k]), rope.over_heads())
@@ -77,6 +81,41 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(out.transpose(1, 2).flatten(2))
+
+    def project_keys(
+        self, x: Float[Tensor, "batch m c"], rope: RotaryTable | None = None
+    ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
+        """Keys, normed and rotated, and values of `x` alone: with `attend_to`, attention piece by piece.
+
+        Args:
+            x: (batch, M, C).
+            rope: Table of these M tokens.
+        """
+        k, v = self._split(x, slice(self.dim, None))
+        return self._place(self.k_norm(k), rope).to(v.dtype), v
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch n c"],
+        keys: Float[Tensor, "batch m h d"],
+        values: Float[Tensor, "batch m h d"],
+        *,
+        rope: RotaryTable | None = None,
+        mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+    ) -> Float[Tensor, "batch n c"]:
+        """Let the queries of `x` attend to what `project_keys` gave; `rope` is the table of these N tokens."""
+        (q,) = self._split(x, slice(0, self.dim))
+        q = self._place(self.q_norm(q), rope).to(values.dtype)
+        out = self.attend(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), mask)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        """Some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
+        projected = nn.functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
+
+    def _place(self, x: Tensor, rope: RotaryTable | None) -> Tensor:
+        return x if rope is None else apply_rotary(x, rope.over_heads())
 
     def start_by_similarity(self, gain: float) -> None:
         """Make queries and keys equal, so that a token attends to what looks like it before anything is learned.
@@ -92,21 +131,11 @@ class Attention(nn.Module):
         """
         if not isinstance(self.q_norm, nn.LayerNorm) or not isinstance(self.k_norm, nn.LayerNorm):
             raise ValueError("qk_norm must be on to start by similarity, got False")
-        dim = self.num_heads * self.head_dim
         with torch.no_grad():
             for packed in (self.qkv.weight, self.qkv.bias):
-                packed[dim : 2 * dim] = packed[:dim]
+                packed[self.dim : 2 * self.dim] = packed[: self.dim]
             for norm in (self.q_norm, self.k_norm):
                 norm.weight.fill_(gain)
-
-    def _project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        if context is None:
-            return self.qkv(x).chunk(3, dim=-1)
-        # The rows of the packed projection are all of q, then k, then v.
-        dim = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = nn.functional.linear(x, weight[:dim], bias[:dim])
-        return (q, *nn.functional.linear(context, weight[dim:], bias[dim:]).chunk(2, dim=-1))
 
     def extra_repr(self) -> str:
         """Name the number of heads and the backend."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.track import TrackHead
 from geomtx.layers.block import TransformerBlock
 from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
+from geomtx.models.memory import MemoryPlan
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
+from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config, published_config
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, Predictions
@@ -167,6 +170,7 @@ class VGGT(nn.Module):
         *,
         heads: tuple[HeadName, ...] | None = None,
         view_chunk: int | None = None,
+        memory_plan: MemoryPlan | None = None,
     ) -> Predictions:
         """Predict; differentiable.
 
@@ -178,6 +182,8 @@ class VGGT(nn.Module):
             patch_mask: (B, S, H/patch, W/patch) bool, True = takes part; without the B axis for one scene.
             heads: Run only these; None = all that the model has.
             view_chunk: Views that the dense heads decode at a time; None = all.
+            memory_plan: Work in pieces, without gradients, see `MemoryPlan`; it says `view_chunk` too. Images may then
+                be on another device.
 
         Returns:
             `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
@@ -204,6 +210,10 @@ class VGGT(nn.Module):
             check_queries(query_points, images)
             if "tracks" in heads:
                 self._check_image_side(images)
+        if memory_plan is not None:
+            read = read_in_chunks(self, images, patch_mask, heads, memory_plan)
+            device = None if memory_plan.output_device is None else torch.device(memory_plan.output_device)
+            return self._run_heads(read, query_points, heads, memory_plan.view_chunk, device)
         return self._predict(images, query_points, patch_mask, heads, view_chunk)
 
     def _check_image_side(self, images: Tensor) -> None:
@@ -225,15 +235,26 @@ class VGGT(nn.Module):
         # The dense heads read all taps, the camera head the last.
         taps = self.config.taps[-1:] if heads == ("camera",) else self.config.taps
         tokens = self.encoder(images, patch_mask=patch_mask, taps=taps)
+        return self._run_heads(lambda head: tokens, query_points, heads, view_chunk)
+
+    def _run_heads(
+        self,
+        read: Callable[[HeadName], Any],
+        query_points: Tensor | None,
+        heads: tuple[HeadName, ...],
+        view_chunk: int | None,
+        output_device: torch.device | None = None,
+    ) -> Predictions:
         predictions = Predictions()
         if self.camera_head is not None and "camera" in heads:
-            predictions = predictions._replace(**self.camera_head(tokens)._asdict())
-        if self.depth_head is not None and "depth" in heads:
-            predictions = predictions._replace(depth=self.depth_head(tokens, view_chunk=view_chunk))
-        if self.point_head is not None and "points" in heads:
-            predictions = predictions._replace(points=self.point_head(tokens, view_chunk=view_chunk))
+            predictions = predictions._replace(**self.camera_head(read("camera"))._asdict())
+        dense: dict[str, DenseHead | None] = {"depth": self.depth_head, "points": self.point_head}
+        for name, head in dense.items():
+            if head is not None and name in heads:
+                maps = head(read(name), view_chunk=view_chunk, output_device=output_device)
+                predictions = predictions._replace(**{name: maps})
         if self.track_head is not None and "tracks" in heads:
-            tracks, iterations = self.track_head(tokens, query_points, view_chunk=view_chunk)
+            tracks, iterations = self.track_head(read("tracks"), query_points, view_chunk=view_chunk)
             predictions = predictions._replace(tracks=tracks, track_iterations=iterations)
         return predictions
 

@@ -1,0 +1,118 @@
+"""Memory of a forward pass for any number of views, without a GPU: `memory.py [--views 8 24 200] [--size H W] …`.
+
+The model runs on fake tensors, which have shapes and no values, while every allocation is counted until it is let go.
+What is on "cpu" there stands for the GPU, what is on "meta" for the host. Peaks are of live bytes: an allocator's
+reserve, the libraries' workspaces and the scratch memory inside kernels come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import weakref
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import geomtx
+from common import write_result
+from geomtx.models.memory import MemoryPlan, estimate_bytes
+
+PLANS: dict[str, MemoryPlan | None] = {
+    "plain": None,
+    "chunked": MemoryPlan(4, 8192, output_device="meta"),
+    "offloaded": MemoryPlan(4, 8192, tap_device="meta", output_device="meta"),
+    "low": MemoryPlan(1, 4096, tap_device="meta", output_device="meta", part_device="meta"),
+}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that are alive, by the device that they stand for, and the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: defaultdict[str, int] = defaultdict(int)
+        self.peak: defaultdict[str, int] = defaultdict(int)
+        self._watched: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for value in tree_iter(out):
+            if isinstance(value, torch.Tensor):
+                self.watch(value)
+        return out
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._watched:
+            return
+        device, size = tensor.device.type, storage.nbytes()
+        self._watched.add(storage._cdata)
+        self.now[device] += size
+        self.peak[device] = max(self.peak[device], self.now[device])
+        weakref.finalize(storage, self._let_go, storage._cdata, device, size)
+
+    def _let_go(self, key: int, device: str, size: int) -> None:
+        self._watched.discard(key)
+        self.now[device] -= size
+
+
+def measure(config: geomtx.VGGTConfig, views: int, size: list[int], plan: MemoryPlan | None) -> dict[str, float]:
+    """GiB of the weights and at the peak, in bfloat16."""
+    with torch.device("meta"):
+        model = geomtx.VGGT(config).to(torch.bfloat16).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = model.to_empty(device="cpu")
+        with LiveBytes() as live:
+            for parameter in model.parameters():
+                live.watch(parameter)
+            weights = live.now["cpu"]
+            host = "cpu" if plan is None else "meta"
+            images = torch.empty(1, views, 3, *size, dtype=torch.bfloat16, device=host)
+            start = time.perf_counter()
+            model(images, view_chunk=4, memory_plan=plan)
+    estimate = estimate_bytes(config, plan, views, (size[0], size[1]), heads=config.heads)
+    return {
+        "weights_gib": round(weights / 2**30, 3),
+        "estimated_gib": round((weights + estimate) / 2**30, 3),
+        "peak_gib": round(live.peak["cpu"] / 2**30, 3),
+        "host_gib": round(live.peak["meta"] / 2**30, 3),
+        "counted_in_s": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, nargs="+", default=[8, 24])
+    parser.add_argument("--size", type=int, nargs=2, default=[336, 518], metavar=("H", "W"))
+    parser.add_argument("--heads", default="camera,depth,points")
+    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--output", type=Path, help="folder of the result")
+    arguments = parser.parse_args()
+    config = geomtx.VGGTConfig(heads=tuple(arguments.heads.split(",")))
+    results: dict[str, Any] = {}
+    for name in arguments.plans:
+        found = {views: measure(config, views, arguments.size, PLANS[name]) for views in sorted(set(arguments.views))}
+        results[name] = {f"{views} views": numbers for views, numbers in found.items()}
+        if len(found) > 1:
+            results[name]["law"] = fit_law({views: numbers["peak_gib"] for views, numbers in found.items()})
+        print(name, results[name], flush=True)
+    settings = {"size": arguments.size, "heads": config.heads, "dtype": "bfloat16", "plans": arguments.plans}
+    height, width = arguments.size
+    write_result(f"memory_bfloat16_{height}x{width}", settings, results, folder=arguments.output, show=False)
+
+
+def fit_law(peaks: dict[int, float]) -> dict[str, float]:
+    """GiB = intercept + slope · views through the two largest numbers of views: with few, the heads' peak is higher."""
+    (first, low), (second, high) = sorted(peaks.items())[-2:]
+    slope = (high - low) / (second - first)
+    return {"slope_mib_a_view": round(1024 * slope, 3), "intercept_gib": round(low - slope * first, 3)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A transformer block on more tokens than its activations have room for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_positive
+from geomtx.layers.block import TransformerBlock
+from geomtx.layers.rope import RotaryTable
+from geomtx.types import Bool, Float
+
+__all__ = ["run_in_chunks"]
+
+
+def run_in_chunks(
+    block: TransformerBlock,
+    x: Float[Tensor, "batch n c"],
+    chunk: int,
+    *,
+    rope: RotaryTable | None = None,
+    mask: Bool[Tensor, "#batch #heads #n n"] | None = None,
+) -> None:
+    """What `block(x)` gives, written over `x`; without gradients.
+
+    Keys and values of all tokens are held, 2 C numbers a token; queries, attention and MLP are worked on for `chunk`
+    tokens at a time. Every query still attends to every key: nothing but rounding changes.
+
+    Args:
+        block: In evaluation or training mode; both are the same.
+        x: (batch, N, C), contiguous; changed in place.
+        chunk: Tokens of each entry of the batch at a time.
+        rope: Table of the N tokens.
+        mask: As in `Attention`.
+
+    Raises:
+        ValueError: If `chunk` is not positive.
+        RuntimeError: Where gradients are recorded.
+    """
+    check_positive("chunk", chunk)
+    if torch.is_grad_enabled():
+        raise RuntimeError("chunks are worked on in place, which gradients can't follow; use torch.no_grad()")
+    parts = [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
+    tables = [None if rope is None else RotaryTable(*(t[part] for t in rope)) for part in parts]
+    attention = block.attention
+    shape = (*x.shape[:2], attention.num_heads, attention.head_dim)
+    keys = values = None
+    for part, table in zip(parts, tables, strict=True):
+        new_keys, new_values = attention.project_keys(block.attention_norm(x[:, part]), table)
+        if keys is None or values is None:
+            keys, values = new_keys.new_empty(shape), new_values.new_empty(shape)
+        keys[:, part], values[:, part] = new_keys, new_values
+    assert keys is not None, "there is at least one token"
+    assert values is not None
+    for part, table in zip(parts, tables, strict=True):
+        of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
+        here = x[:, part]
+        attended = attention.attend_to(block.attention_norm(here), keys, values, rope=table, mask=of_part)
+        here = block.attention_scale(here, attended)
+        x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))

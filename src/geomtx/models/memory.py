@@ -1,0 +1,93 @@
+"""How much memory a forward pass of VGGT takes, and how it is cut into pieces to take less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from geomtx.models.config import VGGTConfig
+
+__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "estimate_bytes"]
+
+
+class MemoryPlan(NamedTuple):
+    """How a forward pass without gradients is cut into pieces. The result is that of the whole but for rounding.
+
+    Attributes:
+        view_chunk: Views at a time in the backbone, in frame blocks and in the dense heads.
+        token_chunk: Tokens at a time in global blocks; each still attends to all.
+        tap_device: Where what the dense heads keep of the encoder's layers waits for them, "cpu" for the host's memory;
+            None = the model's.
+        output_device: Where depth and points are put together; None = the model's.
+        part_device: Where the frame blocks' part of a layer that is kept waits for the global block's; None = the
+            model's.
+    """
+
+    view_chunk: int
+    token_chunk: int
+    tap_device: str | None = None
+    output_device: str | None = "cpu"
+    part_device: str | None = None
+
+
+PLANS = (
+    MemoryPlan(8, 32768),
+    MemoryPlan(4, 8192),
+    MemoryPlan(4, 8192, tap_device="cpu"),
+    MemoryPlan(1, 4096, tap_device="cpu", part_device="cpu"),
+)
+"""From those that take the most to those that take the least."""
+LEAN_PLAN = PLANS[-1]
+
+
+def estimate_bytes(
+    config: VGGTConfig,
+    plan: MemoryPlan | None,
+    num_views: int,
+    image_hw: tuple[int, int],
+    *,
+    heads: Sequence[str] = ("camera", "depth", "points"),
+    element_size: int = 2,
+    view_chunk: int = 4,
+) -> int:
+    """Bytes beyond the weights at the peak of a forward pass of one scene on the model's device, tracks left out.
+
+    Counted on fake tensors, peaks are between 0.6 and 1 times that (`tests/models/test_memory.py`).
+
+    Args:
+        config: Of the model.
+        plan: None = all at once, with `view_chunk` views at a time in the dense heads.
+        num_views: S.
+        image_hw: Of the images.
+        heads: That run.
+        element_size: Bytes of a number of the model's precision.
+        view_chunk: Where there is no plan.
+    """
+    rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
+    of_view = rows * columns + 1 + config.num_registers
+    tokens = num_views * of_view
+    row = config.dim * element_size
+    dense = [head for head in heads if head != "camera"]
+    pixels = math.prod(image_hw)
+    # Merged maps of every view, of which some are alive at once, and the positions' signals in float32, once.
+    view_chunk = min(view_chunk if plan is None else plan.view_chunk, num_views)
+    decoding = int(pixels * config.dpt_features * (1.1 * element_size * view_chunk + 4)) * bool(dense)
+    outputs = num_views * pixels * 4 * (2 * ("depth" in dense) + 4 * ("points" in dense))
+    if plan is None:
+        # Two outputs of blocks a tap; queries, keys, values, and their rotation in float32; or the MLP's inner layer.
+        layers = tokens * row * 2 * (len(config.taps) if dense else 1)
+        work = tokens * (row * 10 + config.dim * 16)
+        return layers + max(work, decoding + outputs)
+    kept = [
+        0 if plan.tap_device else element_size * num_views * rows * columns * len(dense) * count
+        for count in config.dpt_channels
+    ]
+    work = max(min(plan.token_chunk, tokens), view_chunk * of_view)
+    work *= row * 7 + config.dim * 18  # queries and keys, and their rotation in float32; or the MLP's inner layer
+    # The tokens, the frame block's beside them, keys and values, what is kept of three taps; or of all, without those.
+    beside = 0 if plan.part_device else tokens * row
+    encoding = tokens * row + beside + max(2 * tokens * row + sum(kept[:-1]) + work, sum(kept))
+    fetched = sum(config.dpt_channels) * element_size * rows * columns
+    heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
+    return max(encoding, heads_peak + (outputs if plan.output_device is None else 0))

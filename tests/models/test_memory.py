@@ -1,0 +1,48 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from geomtx import VGGTConfig
+from geomtx.models.memory import PLANS, MemoryPlan, estimate_bytes
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from memory import measure
+
+ALL = ("camera", "depth", "points")
+ON_HOST = {"output_device": "meta"}  # which stands for the host where memory is counted
+
+
+@pytest.mark.parametrize(
+    ("heads", "views", "size", "plan"),
+    [
+        (ALL, 2, (336, 518), None),
+        (("camera",), 6, (336, 518), None),
+        (("camera",), 6, (336, 518), MemoryPlan(4, 2048, **ON_HOST)),
+        (ALL, 4, (518, 518), MemoryPlan(2, 4096, **ON_HOST)),
+        (("depth",), 3, (280, 392), MemoryPlan(1, 500, tap_device="meta", **ON_HOST)),
+    ],
+)
+def test_estimates_are_above_what_is_counted_but_not_far(heads, views, size, plan):
+    """Of VGGT-1B, which is as large as that here only in name."""
+    counted = measure(VGGTConfig(heads=heads), views, list(size), plan)
+    peak = counted["peak_gib"] - counted["weights_gib"]
+    estimate = counted["estimated_gib"] - counted["weights_gib"]
+    assert peak <= estimate <= 2 * peak
+
+
+def test_later_plans_take_less():
+    sizes = [estimate_bytes(VGGTConfig(), plan, 200, (336, 518)) for plan in (None, *PLANS)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_the_law_of_vggt_1b():
+    """Bytes a view of 336 x 518 in bfloat16: what is published takes 23 MB a view at best."""
+
+    def slope(plan):
+        fewer, more = (estimate_bytes(VGGTConfig(), plan, views, (336, 518)) for views in (200, 400))
+        return (more - fewer) / 200
+
+    assert slope(PLANS[1]) < 18e6
+    assert slope(PLANS[-1]) < 8e6

@@ -1,0 +1,111 @@
+import weakref
+
+import pytest
+import torch
+
+from geomtx import VGGT, AlternatingEncoder, Predictions, VGGTConfig
+from geomtx.encoder import PatchEmbedding
+from geomtx.encoder.alternating import EncoderChunks
+from geomtx.models.memory import PLANS, MemoryPlan
+from reference import named_tensors
+
+ALL = ("camera", "depth", "points", "tracks")
+SMALL = (MemoryPlan(2, 7), MemoryPlan(1, 1000, "cpu"), MemoryPlan(100, 1, output_device=None, part_device="cpu"))
+
+
+@pytest.fixture
+def model(tiny_model) -> VGGT:
+    return tiny_model.double()
+
+
+def mask_of(images: torch.Tensor) -> torch.Tensor:
+    """Some patches are out, and one view is out with all of its."""
+    mask = torch.ones(*images.shape[:2], images.shape[-2] // 14, images.shape[-1] // 14, dtype=torch.bool)
+    mask[0, 1, :2] = False
+    mask[1, 2] = False
+    return mask
+
+
+@pytest.mark.parametrize("plan", [*SMALL, *PLANS])
+@pytest.mark.parametrize("masked", [False, True])
+def test_pieces_give_what_the_whole_gives(model, images, plan, masked):
+    images, queries = images.double(), 50 * torch.rand(2, 4, 2, dtype=torch.float64)
+    mask = mask_of(images) if masked else None
+    with torch.no_grad():
+        whole, pieces = model(images, queries, mask), model(images, queries, mask, memory_plan=plan)
+    expected, got = named_tensors(whole), named_tensors(pieces)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        # The tracker enlarges rounding.
+        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-6 if "track" in name else 1e-12, msg=name)
+
+
+@pytest.mark.parametrize("heads", [("camera",), ("depth",), ("points", "tracks"), ("camera", "depth")])
+def test_some_heads(model, images, heads):
+    images = images.double()
+    queries = torch.full((2, 3, 2), 20.0, dtype=torch.float64) if "tracks" in heads else None
+    with torch.no_grad():
+        whole = model(images, queries, heads=heads)
+        pieces = model(images, queries, heads=heads, memory_plan=SMALL[0])
+    assert [value is None for value in pieces] == [value is None for value in whole]
+    for name, value in named_tensors(whole).items():
+        torch.testing.assert_close(named_tensors(pieces)[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_scopes_of_all_kinds(images):
+    for scopes in (("global", "global"), ("frame", "cross"), ("frame", "frame")):
+        model = VGGT(VGGTConfig.tiny(scopes=scopes, heads=("camera", "depth"))).double().eval()
+        with torch.no_grad():
+            whole, pieces = model(images.double()), model(images.double(), memory_plan=SMALL[0])
+        torch.testing.assert_close(pieces.depth.value, whole.depth.value, rtol=0, atol=1e-12)
+
+
+def test_images_may_be_in_another_precision(tiny_model, images):
+    """They come over view by view."""
+    with torch.no_grad():
+        pieces = tiny_model(images.double(), memory_plan=SMALL[0], heads=("depth",))
+        whole = tiny_model(images, heads=("depth",))
+    assert pieces.depth.value.dtype == torch.float32
+    torch.testing.assert_close(pieces.depth.value, whole.depth.value, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_refused(model, images):
+    with pytest.raises(RuntimeError, match="gradients can't follow"):
+        model(images.double(), memory_plan=SMALL[0])
+
+
+def test_layers_are_let_go_before_the_next(model, images):
+    """Of a layer, the tokens beside those that the blocks go on with live until the layer has been read."""
+    alive, kept = [], []
+    model.encoder.frame_blocks[-1].register_forward_pre_hook(
+        lambda *_: alive.append(sum(part() is not None for part in kept))
+    )
+
+    def remember(item):
+        kept.append(weakref.ref(item[1][0]))
+
+    with torch.no_grad():
+        _, layers = model.encoder.stream(images.double(), chunks=EncoderChunks(1, 5))
+        for _ in map(remember, layers):
+            pass
+    assert len(kept) == 4
+    assert set(alive) == {0}
+
+
+def test_other_blocks_can_not_be_cut():
+    class Plain(torch.nn.Linear):
+        def forward(self, x, *, rope=None, mask=None):
+            return super().forward(x)
+
+    encoder = AlternatingEncoder(PatchEmbedding(8, patch_size=4), [Plain(8, 8)], [Plain(8, 8)], head_dim=8)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"^blocks must be TransformerBlock to run in chunks, got Plain$"),
+    ):
+        encoder.stream(torch.rand(1, 2, 3, 8, 8), chunks=EncoderChunks(1, 5))
+
+
+def test_without_a_plan_predictions_keep_their_graph(model, images):
+    predictions = model(images.double(), heads=("camera", "depth"))
+    assert isinstance(predictions, Predictions)
+    assert predictions.depth.value.requires_grad
