@@ -62,6 +62,27 @@ def test_weights_from_a_file_and_several_photos(photos: Path, capsys: pytest.Cap
     assert scene.notice == ""
 
 
+@pytest.mark.parametrize("memory", ["low", "20GiB", "500 MB", "auto"])
+def test_little_memory_is_enough(photos: Path, memory: str) -> None:
+    argv = ["reconstruct", str(photos), "-o", str(photos.parent / "out"), "--preset", "tiny", "--size", "56"]
+    assert main([*argv, "--device", "cpu", "--memory", memory]) == 0
+    assert geomtx.Scene.load(photos.parent / "out").predictions.points is not None
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"), [("some", "must be auto, low or a size"), ("1MiB", "memory must be at least 0.0")]
+)
+def test_too_little_memory(photos: Path, capsys: pytest.CaptureFixture[str], memory: str, message: str) -> None:
+    argv = ["reconstruct", str(photos), "-o", str(photos.parent / "out"), "--preset", "tiny", "--size", "56"]
+    try:
+        code = main([*argv, "--device", "cpu", "--memory", memory])
+    except SystemExit as stop:
+        code = stop.code
+    assert code
+    assert message in capsys.readouterr().err
+    assert not (photos.parent / "out").exists()
+
+
 def test_the_same_seed_gives_the_same_bytes(photos: Path) -> None:
     written = []
     for seed in ("1", "1", "2"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--max-points", type=_parse_count, metavar="N", help="at most so many points")
     parser.add_argument("--view-chunk", type=_parse_chunk, default="auto", metavar="N", help="photos decoded at once")
     parser.add_argument(
+        "--memory", type=_parse_memory, default="auto", metavar="M",
+        help="of the device to use: auto (what is free), low (as little as can be), or a size such as 8GiB (auto)",
+    )  # fmt: skip
+    parser.add_argument(
         "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
     )
 
@@ -99,7 +104,12 @@ def run(arguments: argparse.Namespace) -> None:
         model = _load_model(arguments, config, device)
     with stages.stage("encode and run heads"):
         scene = reconstruct(
-            model, views, query_points=arguments.query, view_chunk=arguments.view_chunk, progress=sys.stderr.isatty()
+            model,
+            views,
+            query_points=arguments.query,
+            view_chunk=arguments.view_chunk,
+            memory=arguments.memory,
+            progress=sys.stderr.isatty(),
         )
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
@@ -192,6 +202,15 @@ def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
     return int(text)
+
+
+def _parse_memory(text: str) -> str | int:
+    if text in ("auto", "low"):
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])i?B", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be auto, low or a size such as 8GiB or 500MiB, got {text!r}")
+    return int(float(match[1]) * 2 ** {"m": 20, "g": 30}[match[2].lower()])
 
 
 def _parse_chunk(text: str) -> int | str:

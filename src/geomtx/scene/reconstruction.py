@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.models.config import HEAD_MODULES
+from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
@@ -22,8 +23,7 @@ from geomtx.views.views import warn_of_range
 
 __all__ = ["reconstruct"]
 
-# Pixels that the dense heads hold at once with view_chunk="auto". A fixed number, not what happens to be free, so that
-# a scene gives the same result and needs the same memory every time.
+# Pixels that the dense heads hold at once with view_chunk="auto", where memory is not short.
 _PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
 _PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
 _HALVES = (torch.bfloat16, torch.float16)
@@ -36,6 +36,7 @@ def reconstruct(
     query_points: Tensor | Sequence[Sequence[float]] | None = None,
     heads: Sequence[str] | None = None,
     view_chunk: int | Literal["auto"] = "auto",
+    memory: Memory = "auto",
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -49,6 +50,9 @@ def reconstruct(
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
         heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
         view_chunk: How many views the dense heads process at once; "auto" limits their memory.
+        memory: Scenes that don't fit are worked on in pieces, with the same result but for rounding: "auto" = if they
+            don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
+            included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
         progress: Show a progress bar on stderr.
 
@@ -57,7 +61,7 @@ def reconstruct(
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have.
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`.
     """
     config: Any = model.config
     available: Any = model.heads
@@ -67,14 +71,21 @@ def reconstruct(
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
     device = parameter.device
-    options = {
+    options: dict[str, Any] = {
         "query_points": _to_batch(model_queries, device),
         "patch_mask": _to_batch(views.patch_mask, device),
         "heads": heads,
         "view_chunk": _choose_chunk(view_chunk, views.images, device),
     }
+    images = views.images[None]
+    image_hw = (images.shape[-2], images.shape[-1])
+    plan = choose_plan(model, images.shape[1], image_hw, heads, memory, options["view_chunk"])
+    if plan is None:
+        images = images.to(device)
+    else:
+        options["memory_plan"] = plan  # under which images come over some at a time
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        predictions = model(_to_batch(views.images, device), **options)
+        predictions = model(images, **options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
@@ -175,9 +186,15 @@ def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterato
     if not show:
         yield
         return
-    steps = _steps(model, heads)
-    with tqdm(total=len(steps), desc="encoder and heads", unit="step", leave=False) as bar:
-        hooks = [module.register_forward_hook(lambda *_: _advance(bar)) for module in steps]
+    waiting = set(_steps(model, heads))
+
+    def advance(module: nn.Module, *_: Any) -> None:
+        if module in waiting:  # in pieces, a module runs more than once
+            waiting.remove(module)
+            bar.update(1)
+
+    with tqdm(total=len(waiting), desc="encoder and heads", unit="step", leave=False) as bar:
+        hooks = [module.register_forward_hook(advance) for module in waiting]
         try:
             yield
         finally:
@@ -186,18 +203,16 @@ def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterato
 
 
 def _steps(model: nn.Module, heads: Sequence[str]) -> list[nn.Module]:
-    """Modules that run once each: the blocks in the encoder's lists, and the heads."""
+    """Modules that all run: of the blocks in the encoder's lists, and the heads."""
     lists = [module for name, module in model.named_modules() if _is_block_list(name, module)]
     parts = (getattr(model, name, None) for head, name in HEAD_MODULES.items() if head in heads)
-    return [block for blocks in lists for block in blocks] + [part for part in parts if part is not None]
+    # In pieces, a block's parts are called instead of the block.
+    blocks = [getattr(block, "mlp", block) for blocks in lists for block in blocks]
+    return blocks + [part for part in parts if part is not None]
 
 
 def _is_block_list(name: str, module: nn.Module) -> bool:
     return name.startswith("encoder.") and isinstance(module, nn.ModuleList)
-
-
-def _advance(bar: Any) -> None:
-    bar.update(1)
 
 
 def _single_scene(predictions: Predictions) -> Predictions:

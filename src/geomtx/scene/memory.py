@@ -1,0 +1,91 @@
+"""How a reconstruction is cut into pieces to fit into the memory that there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from geomtx.models.config import VGGTConfig
+from geomtx.models.memory import LEAN_PLAN, PLANS, MemoryPlan, estimate_bytes
+
+__all__ = ["Memory", "choose_plan", "free_bytes"]
+
+Memory = Literal["auto", "low"] | int
+
+_SHARE = 0.9  # of what is free: an allocator's pieces don't fill it
+
+
+def choose_plan(
+    model: nn.Module, num_views: int, image_hw: tuple[int, int], heads: Sequence[str], memory: Memory, view_chunk: int
+) -> MemoryPlan | None:
+    """The first plan, from all at once to the leanest, that fits.
+
+    Args:
+        model: Its own weights are where they are already.
+        num_views: S.
+        image_hw: Of the images.
+        heads: That run.
+        memory: "auto" = what is free now on the model's device; "low" = the leanest; or bytes of the device, weights
+            included.
+        view_chunk: Of the dense heads where no plan is needed.
+
+    Returns:
+        None = all at once; also for "auto" and a model other than VGGT, whose memory isn't known.
+
+    Raises:
+        ValueError: For another `memory`, for bytes that the leanest plan doesn't fit into, and for a model other than
+            VGGT unless "auto".
+    """
+    if memory not in ("auto", "low") and (not isinstance(memory, int) or isinstance(memory, bool) or memory < 1):
+        raise ValueError(f"memory must be 'auto', 'low' or a positive number of bytes, got {memory!r}")
+    config = getattr(model, "config", None)
+    if not isinstance(config, VGGTConfig):
+        if memory != "auto":
+            raise ValueError(f"memory must be 'auto' for a model other than VGGT, got {memory!r}")
+        return None
+    if memory == "low":
+        return LEAN_PLAN
+    parameter = next(model.parameters())
+    if isinstance(memory, int):
+        budget: float = memory - sum(p.numel() * p.element_size() for p in model.parameters())
+    else:
+        free = free_bytes(parameter.device)
+        budget = float("inf") if free is None else _SHARE * free
+    sizes = {
+        plan: estimate_bytes(
+            config,
+            plan,
+            num_views,
+            image_hw,
+            heads=heads,
+            element_size=parameter.element_size(),
+            view_chunk=view_chunk,
+        )
+        for plan in (None, *PLANS)
+    }
+    fitting = [plan for plan, size in sizes.items() if size <= budget]
+    if fitting:
+        return fitting[0]
+    if isinstance(memory, int):
+        least = min(sizes.values()) + memory - budget
+        raise ValueError(f"memory must be at least {least / 2**30:.2f} GiB for this scene, got {memory / 2**30:.2f}")
+    return LEAN_PLAN
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be had on a device now; None = not known."""
+    if device.type == "cpu":
+        names = getattr(os, "sysconf_names", {})
+        if "SC_AVPHYS_PAGES" not in names:
+            return None
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)
+    # What the allocator holds but nobody uses.
+    return free + module.memory_reserved(device) - module.memory_allocated(device)

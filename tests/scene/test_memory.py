@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+import geomtx
+from geomtx.models.memory import LEAN_PLAN, PLANS, estimate_bytes
+from geomtx.scene import memory as scene_memory
+from geomtx.scene.memory import choose_plan, free_bytes
+
+HEADS = ("camera", "depth", "points")
+SCENE = (40, (336, 518))
+
+
+@pytest.fixture(scope="module")
+def large() -> geomtx.VGGT:
+    """VGGT-1B without weights."""
+    with torch.device("meta"):
+        return geomtx.VGGT(geomtx.VGGTConfig(heads=HEADS)).to(torch.bfloat16)
+
+
+def choose(model, memory):
+    return choose_plan(model, *SCENE, HEADS, memory, 4)
+
+
+def sizes(model):
+    return [estimate_bytes(model.config, plan, *SCENE, heads=HEADS) for plan in (None, *PLANS)]
+
+
+def test_bytes_get_the_first_plan_that_fits(large):
+    weights = sum(p.numel() * p.element_size() for p in large.parameters())
+    for plan, size in zip((None, *PLANS), sizes(large), strict=True):
+        assert choose(large, weights + size) == plan
+    with pytest.raises(ValueError, match=r"^memory must be at least 2\.\d\d GiB for this scene, got 2\.\d\d$"):
+        choose(large, weights + sizes(large)[-1] - 1)
+
+
+def test_auto_looks_at_what_is_free(large, monkeypatch):
+    for free, plan in ((1e12, None), (sizes(large)[1] * 1.2, PLANS[0]), (0, LEAN_PLAN), (None, None)):
+        monkeypatch.setattr(scene_memory, "free_bytes", lambda device, free=free: free)
+        assert choose(large, "auto") == plan
+
+
+def test_low_is_the_leanest(large):
+    assert choose(large, "low") == LEAN_PLAN
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("memory", ["much", 0, -5, 2.5, True, None])
+def test_what_memory_can_not_be(large, memory):
+    with pytest.raises(ValueError, match=r"^memory must be 'auto', 'low' or a positive number of bytes, got "):
+        choose(large, memory)
+
+
+def test_other_models_are_left_alone():
+    model = torch.nn.Linear(2, 2)
+    assert choose(model, "auto") is None
+    with pytest.raises(ValueError, match=r"^memory must be 'auto' for a model other than VGGT, got 'low'$"):
+        choose(model, "low")
+
+
+def test_there_is_some_memory_here():
+    free = free_bytes(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.cuda
+def test_there_is_some_memory_on_the_gpu():
+    free, total = free_bytes(torch.device("cuda")), torch.cuda.get_device_properties(0).total_memory
+    assert 0 < free <= total
+
+
+@pytest.mark.parametrize("memory", ["low", 50_000_000])
+def test_a_reconstruction_is_the_same_in_pieces(tiny_model, memory):
+    views = torch.rand(5, 3, 56, 84)
+    whole = geomtx.reconstruct(tiny_model, views)
+    pieces = geomtx.reconstruct(tiny_model, views, memory=memory, progress=True)
+    for name in ("depth", "points"):
+        ours, theirs = getattr(pieces.predictions, name), getattr(whole.predictions, name)
+        torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.confidence, theirs.confidence, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        pieces.predictions.cameras.cam_from_world, whole.predictions.cameras.cam_from_world, rtol=0, atol=1e-4
+    )
