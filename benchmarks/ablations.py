@@ -27,16 +27,16 @@ from geomtx.training.sources import build_source
 from geomtx.training.step import predict
 
 SMALLER = (
-    "model.numbers={dim: 96, depth: 4, num_heads: 4, image_size: 40, taps: [0, 1, 2, 3], dpt_features: 16, "
-    "dpt_channels: [16, 16, 32, 32], track_features: 12, track_dim: 32, track_radius: 2, track_iterations: 2}",
+    "model.numbers={dim: 64, image_size: 40, dpt_features: 8, dpt_channels: [16, 16, 16, 16], "
+    "track_features: 12, track_dim: 32, track_radius: 2, track_iterations: 2}",
     "data.image_hw=[32, 40]",
-    "data.images=16",
-    "data.views={2: 1, 3: 1, 4: 2}",
-    "data.num_tracks=12",
+    "data.images=32",
+    "data.views={2: 1, 4: 1}",
     "data.workers=0",
     "validation.every=0",
     "ema=0.99",
-    "checkpoint.every=200",
+    "loss.terms.points.gradient=null",
+    "checkpoint.every=500",
     "log={every: 50, tensorboard: false}",
 )
 ARMS = {
@@ -46,6 +46,7 @@ ARMS = {
     "without_camera_loss": ("loss.terms.camera=null",),
     "without_depth_loss": ("loss.terms.depth=null",),
     "without_track_loss": ("loss.terms.tracks=null",),
+    "without_bearing": ("loss.terms.points.bearing=0",),
     "alternating_other_seed": ("seed=1",),
 }
 # Of heads that an arm doesn't train.
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the runs")
     parser.add_argument("arms", nargs="*", default=list(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--scenes", type=int, default=256, help="to measure on")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--output", type=Path, help="folder of the result")

@@ -48,14 +48,16 @@ class RoomStyle:
     def nano(cls) -> RoomStyle:
         """The rooms that the weights which ship with geomtx are trained on: few things, orderly cameras, no shadows."""
         return cls(
-            num_solids=(3, 6),
-            solid_radius=(0.25, 0.7),
-            fov=(55.0, 75.0),
-            spread=(20.0, 60.0),
+            half_width=(2.5, 3.5),
+            height=(2.6, 3.0),
+            num_solids=(2, 4),
+            solid_radius=(0.4, 0.7),
+            fov=(62.0, 68.0),
+            spread=(60.0, 60.0),
             dolly=(0.85, 1.15),
-            level=(0.45, 0.6),
-            aim=0.06,
-            roll=3.0,
+            level=(0.5, 0.55),
+            aim=0.03,
+            roll=1.0,
             wild=0.0,
             shadows=False,
         )

@@ -144,10 +144,11 @@ class VGGTConfig:
             changes: Replace single numbers.
         """
         numbers: dict[str, Any] = {
-            "dim": 128,
+            "dim": 96,
             "depth": 4,
             "num_heads": 4,
-            "layer_scale": 0.1,
+            "layer_scale": 1.0,
+            "similarity_gain": 1.5,
             "patch_size": 8,
             "image_size": 64,
             "vit_depth": 1,

@@ -38,6 +38,7 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     else:
         raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped)}, got '{source}'")
     values = _read_yaml(yaml, text, str(source))
+    values = {} if values is None else values  # an empty file
     if not isinstance(values, dict):
         raise ValueError(f"config must be a mapping of keys, got '{source}' with {type(values).__name__}")
     for override in overrides:
@@ -74,7 +75,7 @@ def _read_yaml(yaml: Any, text: str, source: str) -> Any:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"config must be YAML, got '{source}' with {' '.join(str(error).split())}") from error
-    return {} if values is None else values
+    return values
 
 
 def _set_value(values: dict[str, Any], override: str, yaml: Any) -> None:
@@ -87,4 +88,4 @@ def _set_value(values: dict[str, Any], override: str, yaml: Any) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ValueError(f"--set must name a key, got '{override}', where {parent} holds no keys")
-    values[key] = _read_yaml(yaml, text, override) if text else None
+    values[key] = _read_yaml(yaml, text, override)
