@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_divisible", "check_floating", "check_mask", "check_option", "check_positive", "check_shape"]
+__all__ = [
+    "check_at_least",
+    "check_divisible",
+    "check_finite_positive",
+    "check_floating",
+    "check_mask",
+    "check_option",
+    "check_positive",
+    "check_shape",
+]
 
 
 def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None:
@@ -52,6 +62,24 @@ def check_positive(name: str, value: float) -> None:
     """Require `value` > 0."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_finite_positive(name: str, value: float) -> None:
+    """Require a finite `value` > 0."""
+    check_positive(name, value)
+    _check_finite(name, value)
+
+
+def check_at_least(name: str, value: float, low: float) -> None:
+    """Require a finite `value` ≥ `low`."""
+    if not value >= low:
+        raise ValueError(f"{name} must be at least {low:g}, got {value}")
+    _check_finite(name, value)
+
+
+def _check_finite(name: str, value: float) -> None:
+    if math.isinf(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_divisible(name: str, value: float, divisor: int) -> None:

@@ -87,7 +87,7 @@ def test_weights_without_all_heads_are_measured_where_they_can(
     [
         (["--views", "1"], "--views must be in 2 … 24, got 1"),
         (["--views", "25"], "--views must be in 2 … 24, got 25"),
-        (["--scene", "-1"], "--scene must be in 0 … 2147483647, got -1"),
+        (["--scene", "-1"], "--scene must be in 0 … 999999, got -1"),
         (["--device", "abacus"], "--device must be a device of this machine, got 'abacus'"),
         (["--weights", "WEIGHTS/nowhere.safetensors"], "nowhere.safetensors"),
     ],
@@ -158,6 +158,22 @@ def test_errors_that_are_not_numbers() -> None:
     table = demo_errors.format_errors(demo_errors.Errors(some, nothing), "a name that is far too long")
     assert "a name that…" in table
     assert {len(line[:37].rstrip()) > 0 for line in table.splitlines()[1:]} == {True}
+
+
+def test_failed_cameras_have_no_angle(tmp_path: Path) -> None:
+    truth = normalize_scene(render_scenes([1], 2, (28, 42)))[0]
+    assert truth.cameras is not None
+    cameras = geomtx.Cameras(torch.full_like(truth.cameras.cam_from_world, torch.nan), truth.cameras.intrinsics)
+    found = demo_errors._measure(Predictions(cameras=cameras), truth)
+    nothing = {measure.name: math.nan for measure in demo_errors._MEASURES}
+    errors = demo_errors.Errors(found, nothing)
+    rows = {line[:37].strip(): line[37:].split() for line in demo_errors.format_errors(errors, "m").splitlines()[1:]}
+    assert rows["rotation error, median of pairs"][:2] == ["failed", "-"]
+    assert rows["translation direction error, median"][:2] == ["failed", "-"]
+    assert rows["poses, AUC@30"][0] == "0.0"
+    demo_errors.write_errors(tmp_path / "errors.json", errors, scene=0, weights="m")
+    written = json.loads((tmp_path / "errors.json").read_text())["model"]
+    assert (written["rotation_deg"], written["translation_deg"], written["auc_30"]) == (None, None, 0)
 
 
 def test_failed_predictions_are_no_small_errors() -> None:

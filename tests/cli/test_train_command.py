@@ -11,6 +11,7 @@ import torch
 
 import geomtx
 from geomtx.cli import main
+from geomtx.cli.failure import describe_error
 
 SMALL = """
 model: {preset: tiny, numbers: {heads: [camera], depth: 4, image_size: 28}}
@@ -65,6 +66,46 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
     assert line.startswith("geomtx: error: ")
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_the_output_must_be_a_folder(resume: list[str], config: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "run"
+    file.write_text("mine")
+    assert main(["train", config, "-o", str(file), "--cpu", *resume]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"geomtx: error: output must be a folder, got '{file}', which is a file"
+    assert file.read_text() == "mine"
+    file.unlink()
+    file.symlink_to("nowhere")
+    assert main(["train", config, "-o", str(file), "--cpu", *resume]) == 2
+    assert "which is a link to nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "advice", "other"),
+    [
+        ("train", "--set gradient_checkpointing=true", "--size"),
+        ("demo", "fewer --views or --device cpu", "--size"),
+        ("reconstruct", "fewer photos, a smaller --size or --view-chunk 1", "--set"),
+    ],
+)
+def test_advice_is_of_options_that_the_command_has(command: str, advice: str, other: str) -> None:
+    said = describe_error(MemoryError("no. More"), command)
+    assert advice in said
+    assert other not in said
+    assert said.endswith("(no)")
+
+
+def test_a_command_without_memory_gets_its_own_advice(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("geomtx.training.config_file.load_config", fail)
+    assert main(["train", config]) == 2
+    assert "out of memory; use --set gradient_checkpointing=true" in capsys.readouterr().err
 
 
 def test_sigterm_stops_with_a_checkpoint(config: str, tmp_path: Path) -> None:

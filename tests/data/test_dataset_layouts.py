@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,16 +222,61 @@ def test_virtual_kitti_chooses_views_near_each_other(tmp_path: Path) -> None:
         ("intrinsic.txt", None, r"cameras '.*intrinsic.txt' must be an existing file, got none"),
         ("extrinsic.txt", "0 0 1 0 0", r"cameras '.*' must have 18 numbers a line, got other in line 2"),
         ("intrinsic.txt", "0 0 a b c d", r"cameras '.*' must have 6 numbers a line, got other in line 2"),
+        (
+            "intrinsic.txt",
+            "0 nan 1 1 1 1",
+            r"cameras '.*intrinsic.txt' must have whole numbers of frame and camera, got '0 nan 1 1 1 1' in line 2",
+        ),
+        (
+            "intrinsic.txt",
+            "inf 0 1 1 1 1",
+            r"cameras '.*' must have whole numbers of frame and camera, got 'inf 0 1 1 1 1' in line 2",
+        ),
+        (
+            "intrinsic.txt",
+            "0 inf 1 1 1 1",
+            r"cameras '.*' must have whole numbers of frame and camera, got '0 inf 1 1 1 1' in line 2",
+        ),
+        (
+            "intrinsic.txt",
+            "0.5 0 1 1 1 1",
+            r"cameras '.*' must have whole numbers of frame and camera, got '0.5 0 .* in line 2",
+        ),
+        ("intrinsic.txt", b"\xff\xfe", r"cameras '.*intrinsic.txt' must be text, got bytes that are none in line 2"),
         ("intrinsic.txt", "9 0 1 1 1 1", r"cameras of '.*Camera_0' must have a row for every picture, .* for frame 0"),
     ],
 )
-def test_virtual_kitti_tables(name: str, edit: str | None, message: str, tmp_path: Path) -> None:
+def test_virtual_kitti_tables(
+    name: str, edit: str | bytes | None, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_virtual_kitti(tmp_path) / name
     if edit is None:
         path.unlink()
     else:
-        lines = path.read_text().splitlines()
-        lines[1] = edit
-        path.write_text("\n".join(lines))
+        lines = path.read_bytes().splitlines()
+        lines[1] = edit if isinstance(edit, bytes) else edit.encode()
+        path.write_bytes(b"\n".join(lines))
     with pytest.raises(SceneError, match=rf"^{message}$"):
         VirtualKittiDataset(tmp_path, min_frames=2)
+    shutil.copytree(tmp_path / "Scene01", tmp_path / "Scene02")
+    write_virtual_kitti(tmp_path)
+    whole = VirtualKittiDataset(tmp_path, min_frames=2, on_error="skip")
+    assert all(record.name.startswith("Scene01/") for record in whole.records[:2])
+    assert f"and {4 - len(whole.records)} broken ones" in caplog.text
+
+
+def test_virtual_kitti_pictures_of_another_name(tmp_path: Path) -> None:
+    folder = write_virtual_kitti(tmp_path) / "frames" / "rgb" / "Camera_1"
+    (folder / "rgb_x.jpg").touch()
+    with pytest.raises(SceneError, match=r"^pictures of '.*Camera_1' must be named rgb_NUMBER.jpg, got 'rgb_x.jpg'$"):
+        VirtualKittiDataset(tmp_path, min_frames=2)
+    assert len(VirtualKittiDataset(tmp_path, min_frames=2, on_error="skip")) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_options_of_another_type(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^min_frames must be a whole number, got 'x'$"):
+        UnifiedDataset(tmp_path, min_frames="x")
+    for categories in ("apple", 3):
+        with pytest.raises(ValueError, match=rf"^categories must be a list of names, got {categories!r}$"):
+            Co3dDataset(tmp_path, tmp_path, categories=categories)

@@ -142,6 +142,26 @@ def test_depth_is_positive_where_it_is_known(value: float) -> None:
         check_values(scene._replace(depth=poison(scene.depth, value)))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0])
+def test_without_a_mask_depth_must_be_depth(value: float) -> None:
+    scene = plane_scene()
+    depth = scene.depth.clone()
+    depth[0, 1, 3, 4] = value
+    with pytest.raises(ValueError, match=r"^depth must be finite and positive, or 0 for not known, got other values"):
+        check_values(scene._replace(mask=None, depth=depth))
+
+
+def test_without_a_mask_depth_says_what_is_known() -> None:
+    scene = plane_scene()
+    points = torch.rand(1, 3, 32, 40, 3)
+    depth = scene.depth.clone()
+    depth[0, 1, 3, 4], points[0, 1, 3, 4] = 0, torch.nan
+    check_values(scene._replace(mask=None, depth=depth, points=points))
+    depth[:] = 0
+    with pytest.raises(ValueError, match=r"^depth must have a known pixel in every scene, got none in scene 0$"):
+        check_values(scene._replace(mask=None, depth=depth))
+
+
 def test_an_empty_mask() -> None:
     scene = plane_scene()
     images, mask = scene.images.repeat(2, 1, 1, 1, 1), scene.mask.repeat(2, 1, 1, 1)
@@ -170,6 +190,27 @@ def test_focal_lengths() -> None:
     intrinsics[0, 1, 1, 1] = -40
     with pytest.raises(ValueError, match=r"^intrinsics must have positive focal lengths, got others$"):
         check_cameras(scene.cameras._replace(intrinsics=intrinsics))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ((2, 2), 0.0, "the last row 0, 0, 1, got 0, 0, 0 for camera 4"),
+        ((2, 0), 0.5, "the last row 0, 0, 1, got 0.5, 0, 1 for camera 4"),
+        ((0, 1), 50.0, "no skew, got 50 for camera 4"),
+        ((1, 0), -50.0, "no skew, got -50 for camera 4"),
+    ],
+)
+def test_a_matrix_that_is_no_pinhole_camera(entry: tuple[int, int], value: float, message: str) -> None:
+    scene = plane_scene()
+    intrinsics = scene.cameras.intrinsics.repeat(2, 1, 1, 1)
+    poses = scene.cameras.cam_from_world.repeat(2, 1, 1, 1)
+    intrinsics[1, 1][entry] = value
+    with pytest.raises(ValueError, match=rf"^intrinsics must have {message}$"):
+        check_cameras(Cameras(poses, intrinsics))
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    mask[1, 1] = False
+    check_cameras(Cameras(poses, intrinsics), mask)
 
 
 def test_half_precision_rotations_pass() -> None:

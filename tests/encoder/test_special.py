@@ -30,7 +30,8 @@ def test_every_parameter_gets_a_gradient():
 def test_a_new_model_tells_the_first_view_from_the_others():
     special = SpecialTokens(64)
     assert not torch.equal(special.camera[:, 0], special.camera[:, 1])
-    assert special.camera.std().item() == pytest.approx(0.3, rel=0.5)
+    assert special.camera.std().item() == pytest.approx(0.01, rel=0.5)
+    assert SpecialTokens(64, std=0.3).registers.std().item() == pytest.approx(0.3, rel=0.5)
 
 
 def test_takes_the_precision_of_the_patches():

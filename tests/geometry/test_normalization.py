@@ -5,6 +5,7 @@ from torch import Tensor
 from geometry.random_cameras import random_intrinsics, random_rigid
 from geomtx import Cameras, SceneBatch, TrackLabels, normalize_scene, project, unproject
 from geomtx.geometry import compose_rigid, invert_rigid, transform_points
+from geomtx.geometry.normalization import known_pixels
 
 B, S, H, W = 2, 3, 4, 5
 NAN = float("nan")
@@ -134,6 +135,30 @@ def test_what_the_mask_hides_has_no_influence(value, with_points):
     assert torch.equal(batch.points[batch.mask], clean.points[clean.mask])
     assert batch.depth.isfinite().all()
     assert batch.points.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, NAN, float("inf")])
+@pytest.mark.parametrize("with_points", [True, False])
+@pytest.mark.parametrize("with_cameras", [True, False])
+def test_without_a_mask_depth_says_what_is_known(value, with_points, with_cameras):
+    scene = random_scene()
+    scene = scene if with_points else scene._replace(points=None)
+    scene = scene if with_cameras else scene._replace(cameras=None)
+    expected, scale = normalize_scene(scene)
+    bare = scene._replace(depth=torch.where(scene.mask, scene.depth, value), mask=None)
+    batch, bare_scale = normalize_scene(bare)
+    assert torch.equal(known_pixels(bare), scene.mask)
+    assert torch.equal(batch.mask, scene.mask)
+    assert torch.equal(bare_scale, scale)
+    assert batch.depth.isfinite().all()
+    assert torch.equal(batch.depth[batch.mask], expected.depth[batch.mask])
+
+
+def test_known_pixels_of_what_has_no_depth():
+    scene = random_scene()._replace(depth=None)
+    assert torch.equal(known_pixels(scene), scene.mask)
+    assert known_pixels(scene._replace(mask=None)).all()
+    assert normalize_scene(scene._replace(mask=None))[0].mask is None
 
 
 def test_a_known_nan_is_not_hushed_up():

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -352,6 +353,56 @@ def test_bad_options():
         DenseTerm("depth", gradient="normal")
     with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', 'normal', None, got 'grad'$"):
         DenseTerm("points", gradient="grad")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("term", "values", "message"),
+    [
+        (CameraTerm, {"decay": -1}, "decay must be positive, got -1"),
+        (CameraTerm, {"delta": 0}, "delta must be positive, got 0"),
+        (CameraTerm, {"clamp": math.inf}, "clamp must be finite, got inf"),
+        (CameraTerm, {"kind": "l3"}, "kind must be one of 'l1', 'l2', 'huber', got 'l3'"),
+        (CameraTerm, {"part_weights": (1, 1)}, r"part_weights must be three, got \(1, 1\)"),
+        (CameraTerm, {"part_weights": (1, -1, 1)}, "part_weights must be at least 0, got -1"),
+        (CameraTerm, {"min_depth_pixels": -1}, "min_depth_pixels must be at least 0, got -1"),
+        (DenseTerm, {"quantile": 2}, r"quantile must be in \(0, 1\], got 2"),
+        (DenseTerm, {"quantile": 0.0}, r"quantile must be in \(0, 1\], got 0.0"),
+        (DenseTerm, {"gamma": math.nan}, "gamma must be at least 0, got nan"),
+        (DenseTerm, {"weight": math.inf}, "weight must be finite, got inf"),
+        (DenseTerm, {"clamp": 0}, "clamp must be positive, got 0"),
+        (TrackTerm, {"kind": "l2"}, "kind must be one of 'l1', 'huber', got 'l2'"),
+        (TrackTerm, {"decay": 0}, "decay must be positive, got 0"),
+        (TrackTerm, {"visible_boost": -1}, "visible_boost must be at least 0, got -1"),
+        (TrackTerm, {"confidence_weight": -1}, "confidence_weight must be at least 0, got -1"),
+    ],
+)
+def test_numbers_out_of_range(term, values, message):
+    with pytest.raises(ValueError, match=rf"^{message}$"):
+        term(**({"task": "points"} if term is DenseTerm else {}), **values)
+
+
+# Without a mask
+
+
+@pytest.mark.parametrize("unknown", [0.0, float("nan")])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_without_a_mask_depth_says_what_is_known(unknown, normalized, preset):
+    predictions, batch = random_predictions(), random_batch()
+    mask = torch.rand(batch.depth.shape) < 0.5
+    mask[:, 0] |= torch.rand(batch.depth[:, 0].shape) < 0.9
+    batch = batch._replace(depth=torch.where(mask, batch.depth.abs() + 0.1, unknown), mask=mask)
+    bare = batch._replace(mask=None)
+    if normalized:
+        batch, bare = (geomtx.normalize_scene(part)[0] for part in (batch, bare))
+    assert preset()(predictions, bare).total == preset()(predictions, batch).total
+
+
+def test_the_published_one_counts_the_pixels_of_depth_without_a_mask():
+    predictions, batch = random_predictions(), random_batch()
+    nothing = batch._replace(depth=torch.zeros_like(batch.depth), mask=None)
+    assert MultitaskLoss.released()(predictions, nothing).terms["loss_camera"] == 0
 
 
 # With a model

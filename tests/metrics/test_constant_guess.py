@@ -144,6 +144,14 @@ def test_what_a_mask_hides_counts_for_nothing(scenes):
     assert not torch.equal(a.depth, fit_constant_guess(scenes).depth)
 
 
+def test_without_a_mask_depth_says_what_is_known(scenes):
+    masks = [torch.rand(b.depth.shape) < 0.7 for b in scenes]
+    clean = [b._replace(mask=m) for b, m in zip(scenes, masks, strict=True)]
+    bare = [b._replace(mask=None, depth=torch.where(m, b.depth, 0)) for b, m in zip(scenes, masks, strict=True)]
+    a, b = fit_constant_guess(bare), fit_constant_guess(clean)
+    torch.testing.assert_close((a.depth, a.points), (b.depth, b.points))
+
+
 @pytest.mark.parametrize("views", [1, 2, 5])
 def test_any_number_of_views(guess, views):
     batch = render([77, 78], views)

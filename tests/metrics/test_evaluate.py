@@ -155,6 +155,20 @@ def test_garbage_that_the_truth_hides_changes_nothing(scenes):
     assert not found.failed.any()
 
 
+def test_without_a_mask_depth_says_what_is_known(scenes):
+    """Of the unit, too, which lengths are measured in."""
+    predictions = perfect(scenes)
+    cameras = predictions.cameras.cam_from_world + 0.05 * torch.randn(2, 3, 3, 4).double()
+    predictions = predictions._replace(cameras=predictions.cameras._replace(cam_from_world=cameras))
+    mask = torch.rand(2, 3, *HW) < 0.7
+    mask[..., : HW[1] // 2] = False
+    for unknown in (0.0, math.nan):
+        bare = scenes._replace(mask=None, depth=torch.where(mask, scenes.depth, unknown))
+        expected = evaluate_predictions(predictions, bare._replace(mask=mask))
+        torch.testing.assert_close(evaluate_predictions(predictions, bare), expected)
+    assert (expected.ate > 0).all()
+
+
 @pytest.mark.parametrize("views", [1, 2])
 def test_few_views(scenes, views):
     cut = [part if part is None else part[:, :views] for part in (scenes.images, *scenes[3:6])]

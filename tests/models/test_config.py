@@ -2,8 +2,9 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from geomtx import VGGTConfig
+from geomtx import VGGT, VGGTConfig
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,16 @@ def test_rotary_positions_need_heads_of_a_multiple_of_four():
         VGGTConfig.tiny(num_heads=3)
     with pytest.raises(ValueError, match=r"^num_heads must be positive, got 0$"):
         VGGTConfig.tiny(num_heads=0)
+
+
+def test_sizes_in_between():
+    def millions(config: VGGTConfig) -> float:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in VGGT(config).parameters()) / 1e6
+
+    sizes = {name: millions(getattr(VGGTConfig, name)()) for name in ("tiny", "nano", "small", "base", "large")}
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert 50 < sizes["small"] < 150
+    assert 250 < sizes["base"] < 600
+    assert VGGTConfig.large() == VGGTConfig()
+    assert VGGTConfig.small(heads=("camera",)).heads == ("camera",)

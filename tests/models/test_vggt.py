@@ -150,7 +150,7 @@ def test_cameras_alone_compute_nothing_dense(model, images, queries, monkeypatch
     def refuse(*_):
         raise AssertionError("the decoder ran")
 
-    monkeypatch.setattr(DPTDecoder, "forward", refuse)
+    monkeypatch.setattr(DPTDecoder, "merge", refuse)
     kept = []
     model.encoder.register_forward_hook(lambda _, __, tokens: kept.append(list(tokens.layers)))
     model(images, heads=("camera",))

@@ -43,7 +43,32 @@ def test_what_there_is_not():
         loss(terms={"depth": {"wait": 1}})
     with pytest.raises(ValueError, match=r"^loss\.terms\.depth\.weight must be a number, got 'five'$"):
         loss(terms={"depth": {"weight": "five"}})
-    with pytest.raises(ValueError, match=r"^loss\.terms\.depth\.weight must be at least 0, got nan$"):
+    with pytest.raises(ValueError, match=r"^loss\.terms\.depth\.weight must be a finite number, got nan$"):
         loss(terms={"depth": {"weight": math.nan}})
-    with pytest.raises(ValueError, match=r"^gradient must be one of 'gradient', None, got 'normal'$"):
+    with pytest.raises(
+        ValueError, match=r"^loss\.terms\.depth\.gradient must be one of 'gradient', None, got 'normal'$"
+    ):
         loss(terms={"depth": {"gradient": "normal"}})
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("depth", {"quantile": 2}, r"quantile must be in \(0, 1\], got 2\.0"),
+        ("depth", {"weight": -1}, r"weight must be at least 0, got -1\.0"),
+        ("camera", {"decay": -1}, r"decay must be positive, got -1\.0"),
+        ("tracks", {"threshold_px": 0}, r"threshold_px must be positive, got 0\.0"),
+    ],
+)
+def test_numbers_out_of_range_before_the_first_step(task: str, changes: dict, message: str):
+    with pytest.raises(ValueError, match=rf"^loss\.terms\.{task}\.{message}$"):
+        loss(terms={task: changes})
+
+
+def test_nothing_to_minimise():
+    off = dict.fromkeys(("camera", "depth", "points", "tracks"))
+    with pytest.raises(ValueError, match=r"^loss\.terms must leave a task with a weight above 0, got none$"):
+        loss(terms=off)
+    with pytest.raises(ValueError, match=r"^loss\.terms must leave .*, got depth with weight 0$"):
+        loss(terms={**off, "depth": {"weight": 0}})
+    assert loss(terms={**off, "consistency": {}}).tasks.keys() == {"consistency"}

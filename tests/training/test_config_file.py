@@ -1,8 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 
-from geomtx.training.config import TrainingConfig
+from geomtx.training.build import build_loss
+from geomtx.training.config import OptimiserSection, TrainingConfig
 from geomtx.training.config_file import load_config, parse_config, save_config, shipped_configs
 from training.small_run import small_config
 
@@ -80,12 +82,34 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path):
         ({"schedule": {"warmup": 2}}, r"^schedule\.warmup must be in 0 … 1, got 2\.0$"),
         ({"optimiser": {"clip": {"*": 0}}}, r"^optimiser\.clip\.\* must be positive, got 0\.0$"),
         ({"optimiser": {"groups": {"*": {"lr": -1}}}}, r"^lr must be at least 0, got -1\.0$"),
+        ({"validation": {"views": [2, 30]}}, r"^validation\.views must be up to 24 of rendered scenes, got 30$"),
+        ({"optimiser": {"lr": math.inf}}, r"^optimiser\.lr must be a finite number, got inf$"),
+        ({"optimiser": {"betas": [0.9, math.nan]}}, r"^optimiser\.betas must be a finite number, got nan$"),
+        ({"optimiser": {"lr": 10**400}}, r"^optimiser\.lr must be a number, got 10000"),
         ({"validation": {"views": []}}, r"^validation\.views must be at least 1, got 0$"),
     ],
 )
 def test_what_is_wrong_is_named(values: dict, message: str):
     with pytest.raises(ValueError, match=message):
         parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": math.inf}, r"^optimiser\.lr must be finite, got inf$"),
+        ({"lr": math.nan}, r"^optimiser\.lr must be positive, got nan$"),
+        ({"weight_decay": math.inf}, r"^optimiser\.weight_decay must be finite, got inf$"),
+    ],
+)
+def test_numbers_that_are_not_finite_without_a_file(values: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        OptimiserSection(**values)
+
+
+def test_files_may_have_more_views_to_validate_on_than_rendered_scenes():
+    data = {"kind": "dataset", "datasets": {"a": {"kind": "co3d", "root": "x"}}}
+    assert parse_config({"data": data, "validation": {"views": [30]}}).validation.views == (30,)
 
 
 def test_files_and_overrides_that_are_wrong(tmp_path: Path):
@@ -103,3 +127,11 @@ def test_files_and_overrides_that_are_wrong(tmp_path: Path):
         load_config("nano", ["ema"])
     with pytest.raises(ValueError, match=r"^--set must name a key, got 'ema\.x=1', where ema holds no keys$"):
         load_config("nano", ["ema.x=1"])
+
+
+@pytest.mark.parametrize("nothing", ["null", "", "~"])
+def test_null_switches_off(nothing: str):
+    config = load_config("nano", [f"loss.terms.camera={nothing}", f"loss.terms.points.gradient={nothing}"])
+    tasks = build_loss(config.loss).tasks
+    assert "camera" not in tasks
+    assert tasks["points"].gradient is None

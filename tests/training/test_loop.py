@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import geomtx
 from geomtx.data.seeds import is_held_out
 from geomtx.data.synthetic import render_scenes
+from geomtx.training.config_file import load_config
+from geomtx.training.loop import Trainer
 from geomtx.training.validation import validate
 from geomtx.types import SceneBatch
 from training.small_run import is_equal, small_config, small_trainer, weights_of
@@ -142,10 +145,45 @@ def test_bad_batches_are_skipped_counted_and_logged(tmp_path: Path, caplog: pyte
 
 def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
     trainer = small_trainer(tmp_path, Spoiled({0, 2, 3, 4}), max_skipped=2, checkpoint={"every": 2})
-    message = r"^loss and gradient must be finite, got 3 steps in a row that are not, up to step 5 \(objective"
+    message = r"^batches must be scenes, got 3 steps in a row that are not, up to step 5 \(images must be in \[0, 1\]"
     with pytest.raises(ValueError, match=message):
         trainer.train()
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2, "none from between skipped steps"
+
+
+def test_a_checkpoint_that_was_due_is_made_up_for(tmp_path: Path):
+    trainer = small_trainer(tmp_path, Spoiled({3}), checkpoint={"every": 4}, schedule={"steps": 12})
+    draw = trainer.stream.draw
+    steps = []
+    save = trainer.folder.save
+    trainer.folder.save = lambda state, config: (steps.append((state["step"], draw.calls)), save(state, config))
+    trainer.train()
+    assert [step for step, _ in steps] == [5, 8, 12]
+
+
+def _break(trainer: Trainer, step: int) -> None:
+    """Its weights are NaN after so many steps."""
+    take = trainer._take_step
+
+    def take_and_break(batch: SceneBatch) -> object:
+        report = take(batch)
+        if trainer.step == step:
+            next(trainer.bare_model.camera_head.parameters()).data.fill_(math.nan)
+        return report
+
+    trainer._take_step = take_and_break
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_weights_that_are_not_finite_are_not_written(step: int, tmp_path: Path):
+    """In the middle of the run, where a checkpoint is due, or at its end."""
+    trainer = small_trainer(tmp_path, checkpoint={"every": 2}, ema=0.9)
+    _break(trainer, step)
+    with pytest.raises(ValueError, match=r"^weights must be finite, got NaN or infinity in camera_head\."):
+        trainer.train()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert all(p.isfinite().all() for p in geomtx.VGGT.from_pretrained(tmp_path / "weights").parameters())
+    assert all(json.loads(line)["step"] <= 6 for line in (tmp_path / "log.jsonl").read_text().splitlines())
 
 
 def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(tmp_path: Path):
@@ -242,6 +280,28 @@ def test_weights_to_start_from(tmp_path: Path):
     assert trainer.bare_model.heads == ("camera",)
     want = {name: value for name, value in model.state_dict().items() if not name.startswith("depth_head.")}
     assert is_equal(weights_of(trainer), want)
+
+
+def test_weights_to_start_from_are_not_needed_to_go_on(tmp_path: Path):
+    start = tmp_path / "start"
+    geomtx.VGGT(small_config().model.model_config()).save_pretrained(start)
+    changes = {"model": {"weights": str(start), "heads": ["camera"]}}
+    small_trainer(tmp_path / "run", **changes).train(until=1)
+    shutil.rmtree(start)
+    trainer = small_trainer(tmp_path / "run", resume=True, **changes)
+    assert trainer.bare_model.heads == ("camera",)
+    stored = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    assert is_equal(weights_of(trainer), stored)
+    message = r"^checkpoint must be of a model with heads \['depth'\], got '.*' with heads \['camera'\]$"
+    with pytest.raises(ValueError, match=message):
+        small_trainer(tmp_path / "run", resume=True, model={"weights": str(start), "heads": ["depth"]})
+
+
+def test_the_configuration_that_is_written_is_the_last(tmp_path: Path):
+    small_trainer(tmp_path).train(until=1)
+    small_trainer(tmp_path, resume=True, optimiser={"lr": 7e-4}, ema=0.5)
+    written = load_config(str(tmp_path / "config.yaml"), [])
+    assert (written.optimiser.lr, written.ema) == (7e-4, 0.5)
 
 
 def test_the_seed_decides_on_the_weights(tmp_path: Path):

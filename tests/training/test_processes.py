@@ -71,6 +71,13 @@ def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
         torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_scenes_without_tracks_stop_nobody(folders: tuple[Path, Path]):
+    state = torch.load(folders[1] / "no_tracks" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 3
+    heads = [name for name in state["optimiser"]["state"] if name.startswith("track_head.")]
+    assert heads
+
+
 def test_sharded_parameters_train_as_whole_ones(folders: tuple[Path, Path]):
     """Norms, steps, averages, and all of it out of and into whole tensors."""
     results = torch.load(folders[1] / "sharded.pt", weights_only=True)

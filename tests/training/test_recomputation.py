@@ -61,3 +61,26 @@ def test_frozen_blocks_run_once(tiny_model: geomtx.VGGT, images: torch.Tensor, c
     tiny_model.train()
     tiny_model.encoder(images).layers[3].sum().backward()
     assert len(calls) == 2 + 2 * 8
+
+
+def test_a_copy_has_its_own_blocks(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    recompute_blocks(tiny_model.encoder)
+    other = copy.deepcopy(tiny_model).train()
+    before = tiny_model.encoder(images).layers[3].detach()
+    with torch.no_grad():
+        for block in other.encoder.global_blocks:
+            block.mlp.expand.weight.mul_(3)
+    after = other.encoder(images).layers[3]
+    assert not torch.allclose(before, after)
+    after.sum().backward()
+    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    assert all(parameter.grad is not None for parameter in other.encoder.global_blocks.parameters())
+
+
+def test_asking_twice_is_asking_once(tiny_model: geomtx.VGGT, images: torch.Tensor, calls: list[str]):
+    freeze(tiny_model, ["encoder.backbone.patch_embedding"])
+    recompute_blocks(tiny_model.encoder)
+    recompute_blocks(tiny_model.encoder)
+    tiny_model.train()
+    tiny_model.encoder(images).layers[3].sum().backward()
+    assert len(calls) == 20

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.plane_scenes import write_co3d, write_virtual_kitti
+from geomtx.data import FrameChoice, FrameTransform, SampleOptions
 from geomtx.data.seeds import held_out_seed
 from geomtx.data.synthetic import render_scenes
 from geomtx.training.config_file import load_config, parse_config
@@ -98,16 +100,87 @@ def test_options_that_there_are_not():
     with pytest.raises(ValueError, match=r"got 'data\.color\.jitter'; did you mean 'jitter_prob'"):
         build_source(section(augment=True, color={"jitter": 1}), patch_size=14)
     dataset = {"kind": "co3d", "root": "nowhere", "options": {"min_frame": 3}}
-    message = r"one of categories, min_frames, on_error, split, got 'data\.datasets\.a\.options\.min_f"
+    message = r"one of categories, min_frames, on_error, got 'data\.datasets\.a\.options\.min_f"
     with pytest.raises(ValueError, match=message):
         check_datasets(section(kind="dataset", datasets={"a": dataset}), validation=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_no_option_says_which_split_is_trained_on(split: str, held_out: bool, tmp_path: Path):
+    dataset = {"kind": "co3d", "root": str(tmp_path), "options": {"split": split}}
+    data = section(kind="dataset", datasets={"a": dataset})
+    message = r"^config key must be one of categories, .*, got 'data\.datasets\.a\.options\.split'$"
+    with pytest.raises(ValueError, match=message):
+        check_datasets(data, validation=False)
+    with pytest.raises(ValueError, match=message):
+        build_source(data, patch_size=14, held_out=held_out)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"min_frames": "x"}, r"min_frames must be a whole number, got 'x'"),
+        ({"categories": 3}, r"categories must be a list, got 3"),
+        ({"categories": "apple"}, r"categories must be a list, got 'apple'"),
+        ({"categories": ["apple", 3]}, r"categories must be a string, got 3"),
+        ({"on_error": "ignore"}, r"on_error must be one of 'raise', 'skip', got 'ignore'"),
+    ],
+)
+def test_options_of_another_type(option: dict, message: str):
+    data = section(kind="dataset", datasets={"a": {"kind": "co3d", "root": "nowhere", "options": option}})
+    with pytest.raises(ValueError, match=rf"^data\.datasets\.a\.options\.{message}$"):
+        check_datasets(data, validation=False)
+
+
+def test_options_reach_the_dataset(tmp_path: Path):
+    for name in ("apple", "cake"):
+        write_co3d(tmp_path, name)
+    options = {"categories": ["apple"], "min_frames": 2}
+    data = section(kind="dataset", datasets={"a": {"kind": "co3d", "root": str(tmp_path), "options": options}})
+    dataset = build_source(data, patch_size=14).mixture.datasets[0]
+    assert {record.name.split("/")[0] for record in dataset.records} == {"apple"}
+
+
+def test_numbers_of_transform_and_choice(tmp_path: Path):
+    write_virtual_kitti(tmp_path / "kitti")
+    save_unified(tmp_path / "rooms")
+    kinds = {"kitti": "virtual_kitti", "rooms": "unified"}
+    datasets = {name: {"kind": kind, "root": str(tmp_path / name)} for name, kind in kinds.items()}
+    datasets["kitti"]["options"] = {"min_frames": 2}
+
+    def options(*, held_out: bool = False, **values: object) -> list[SampleOptions]:
+        data = section(kind="dataset", datasets=datasets, **values)
+        return [dataset.options for dataset in build_source(data, patch_size=14, held_out=held_out).mixture.datasets]
+
+    transform = {"turn_portrait": True, "scale_jitter": [0.5, 1.0]}
+    assert options(transform=transform)[0].transform == FrameTransform(scale_jitter=(0.5, 1.0), turn_portrait=True)
+    assert options(transform=transform, held_out=True)[0].transform == FrameTransform.plain()
+    assert [part.choice for part in options()] == [FrameChoice(expand_ratio=8), FrameChoice()]
+    near = {"num_nearest": 9}
+    expected = [FrameChoice(expand_ratio=8, num_nearest=9), FrameChoice(num_nearest=9)]
+    assert [part.choice for part in options(choice=near)] == expected
+    assert [part.choice for part in options(choice=near, held_out=True)] == expected
+    assert [part.choice for part in options(choice={"expand_range": 5})] == [FrameChoice(expand_range=5)] * 2
+    assert [part.choice for part in options(choice={"expand_ratio": None})] == [FrameChoice()] * 2
+    with pytest.raises(ValueError, match=r"got 'data\.transform\.turn_portraits'; did you mean 'turn_portrait'"):
+        options(transform={"turn_portraits": True})
+    with pytest.raises(ValueError, match=r"^data\.choice\.num_nearest must be a whole number, got 2\.5$"):
+        options(choice={"num_nearest": 2.5})
+    with pytest.raises(ValueError, match=r"^expand_range must be None beside expand_ratio, got 5$"):
+        options(choice={"expand_range": 5, "expand_ratio": 2})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"views": {2: 99, 32: 1}}, r"^data\.views must be up to 24 of rendered scenes, got 32$"),
-        ({"views": {2: math.nan}}, r"^data\.views must give weights to numbers of views, got \{2: nan\}$"),
+        ({"views": {2: math.nan}}, r"^data\.views\.2 must be a finite number, got nan$"),
+        (
+            {"transform": {"zoom": 0.1}},
+            r"^data\.transform must go with kind 'dataset', got \{'zoom': 0\.1\} for 'synth",
+        ),
+        ({"choice": {"num_nearest": 9}}, r"^data\.choice must go with kind 'dataset', got \{'num_nearest': 9\} for"),
         ({"views": {0: 1}}, r"^data\.views must give weights to numbers of views, got \{0: 1\.0\}$"),
         ({"num_tracks": 2000}, r"^data\.num_tracks must be up to 1024 of rendered scenes, got 2000$"),
     ],

@@ -135,6 +135,47 @@ def test_empty_track_slots_are_queried_nowhere_outside(model: geomtx.VGGT):
     assert training_step(model)(batch).applied
 
 
+class TwoProcesses:
+    """What a step asks of accelerate; the other process has the same numbers."""
+
+    num_processes = 2
+
+    def unwrap_model(self, model: geomtx.VGGT) -> geomtx.VGGT:
+        return model
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
+        return 2 * tensor
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(frozen: bool, model: geomtx.VGGT):
+    model.track_head.requires_grad_(not frozen)
+    step = training_step(model)
+    seen: dict[str, torch.Tensor] = {}
+    for name, parameter in model.track_head.named_parameters():
+        if not frozen:
+            parameter.register_post_accumulate_grad_hook(lambda p, n=name: seen.update({n: p.grad.clone()}))
+    batch = double(random_scenes(2))._replace(tracks=None)
+    step = TrainingStep(model, step.loss, step.optimiser, TwoProcesses(), step.clip_groups)
+    report = step(batch)
+    assert report.applied
+    assert (report.predictions.tracks is None) is frozen
+    assert not any(name.startswith("loss_track") for name in report.scalars)
+    assert len(seen) == (0 if frozen else len(list(model.track_head.parameters())))
+    assert all((gradient == 0).all() for gradient in seen.values())
+
+
+def test_a_batch_that_is_not_usable_changes_no_weight(model: geomtx.VGGT):
+    before = copy.deepcopy(model.state_dict())
+    step = training_step(model)
+    report = step(double(random_scenes(2)), usable=False)
+    assert not report.applied
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
 def test_scenes_of_one_view_and_of_cameras_only(model: geomtx.VGGT):
     assert training_step(model)(double(random_scenes(2, num_views=1))).applied
     cameras_only = double(random_scenes(2))._replace(depth=None, mask=None, tracks=None)

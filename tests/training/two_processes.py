@@ -24,7 +24,8 @@ from geomtx.training.groups import build_clip_groups
 from geomtx.training.monitor import GradientMonitor
 from geomtx.training.state import load_into, training_state
 from geomtx.training.step import TrainingStep
-from training.small_run import random_scenes, small_config, small_trainer
+from geomtx.types import SceneBatch
+from training.small_run import NUMBERS, random_scenes, small_config, small_trainer
 
 # Of all processes together.
 IMAGES = 8
@@ -47,6 +48,23 @@ def run(folder: Path, num_processes: int) -> None:
     trainer.train(until=2)
     resumed = small_trainer(folder, resume=True, cpu=cpu, **changes)
     resumed.train()
+
+
+def train_without_tracks(folder: Path) -> None:
+    """A head of tracks, and scenes that know of none: in one of the processes, then in both."""
+    rank = int(os.environ["RANK"])
+    calls = 0
+
+    def draw(seeds: list[int], num_views: int, image_hw: tuple[int, int], **_: Any) -> SceneBatch:
+        nonlocal calls
+        calls += 1
+        scenes = random_scenes(len(seeds), num_views, image_hw)
+        return scenes._replace(tracks=None) if rank or calls > 1 else scenes
+
+    model = {"preset": "tiny", "numbers": {**NUMBERS, "track_depth": 1, "heads": ["camera", "tracks"]}}
+    trainer = small_trainer(folder, draw, cpu=torch.accelerator.is_available(), model=model, schedule={"steps": 3})
+    trainer.train()
+    assert trainer.num_skipped == 0
 
 
 def steps_of(model: geomtx.VGGT, accelerator: Accelerator, num_steps: int) -> dict[str, Any]:
@@ -93,4 +111,5 @@ def shard(folder: Path) -> None:
 if __name__ == "__main__":
     run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
     if int(os.environ["WORLD_SIZE"]) > 1:
+        train_without_tracks(Path(sys.argv[1]) / "no_tracks")
         shard(Path(sys.argv[1]))

@@ -41,7 +41,10 @@ _MEASURES = (
 
 
 class Errors(NamedTuple):
-    """By name; NaN where the model or the guess has none. Shares are in 0 … 1, angles in degrees."""
+    """By name; NaN where the model or the guess has none, infinity where what it has is no number.
+
+    Shares are in 0 … 1, angles in degrees.
+    """
 
     model: dict[str, float]
     guess: dict[str, float]
@@ -63,8 +66,10 @@ def _measure(predictions: Predictions, truth: SceneBatch) -> dict[str, float]:
     found = {name: float(values[0]) for name, values in evaluate_predictions(predictions, truth)._asdict().items()}
     if predictions.cameras is not None and truth.cameras is not None:
         pairs = pairwise_pose_errors(predictions.cameras.cam_from_world, truth.cameras.cam_from_world)
-        found["rotation_deg"] = float(pairs.rotation_deg.quantile(0.5))
-        found["translation_deg"] = float(pairs.translation_deg.quantile(0.5))
+        for name, angles in (("rotation_deg", pairs.rotation_deg), ("translation_deg", pairs.translation_deg)):
+            median = float(angles.quantile(0.5))
+            # A failed pose counts as an angle that there is not.
+            found[name] = median if median <= 180 else math.inf
     return {measure.name: found.get(measure.name, math.nan) for measure in _MEASURES}
 
 
@@ -90,7 +95,9 @@ def format_errors(errors: Errors, name: str) -> str:
 
 
 def _format(value: float, measure: _Measure) -> str:
-    return "-" if math.isnan(value) else f"{measure.factor * value:.{measure.digits}f}"
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else "failed"
+    return f"{measure.factor * value:.{measure.digits}f}"
 
 
 def describe_errors(errors: Errors) -> list[str]:
@@ -105,10 +112,10 @@ def describe_errors(errors: Errors) -> list[str]:
 
 
 def write_errors(path: Path, errors: Errors, *, scene: int, weights: str) -> None:
-    """The same numbers as JSON, null where there is none."""
+    """The same numbers as JSON, null where there is none or it failed."""
 
     def plain(side: dict[str, float]) -> dict[str, float | None]:
-        return {name: None if math.isnan(value) else float(f"{value:.6g}") for name, value in side.items()}
+        return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in side.items()}
 
     content = {"scene": scene, "weights": weights, "model": plain(errors.model), "guess": plain(errors.guess)}
     write_json(path, content)

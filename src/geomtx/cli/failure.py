@@ -13,6 +13,13 @@ from contextlib import contextmanager
 __all__ = ["describe_error", "run_command"]
 
 _EXPECTED = (ValueError, OSError, MemoryError, ImportError)
+_FEWER_PHOTOS = "fewer photos, a smaller --size or --view-chunk 1"
+# By command: what it has an option for.
+_LESS_MEMORY = {
+    "demo": "fewer --views or --device cpu",
+    "train": "--set gradient_checkpointing=true, a larger accumulation or a smaller data.images",
+    "info": "a machine with more memory",
+}
 
 
 def run_command(command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
@@ -27,18 +34,18 @@ def run_command(command: Callable[[argparse.Namespace], None], arguments: argpar
         if os.environ.get("GEOMTX_DEBUG"):
             raise
         expected = isinstance(error, _EXPECTED) or _is_out_of_memory(error)
-        print(f"geomtx: error: {describe_error(error)}", file=sys.stderr)
+        print(f"geomtx: error: {describe_error(error, getattr(arguments, 'command', None))}", file=sys.stderr)
         return 2 if expected else 1
     return 0
 
 
-def describe_error(error: Exception) -> str:
-    """One line."""
+def describe_error(error: Exception, command: str | None = None) -> str:
+    """One line; `command` is the name of the one that failed."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: '{error.filename}'"
     if _is_out_of_memory(error):
-        return f"out of memory; use fewer photos, a smaller --size or --view-chunk 1 ({text.split('. ')[0]})"
+        return f"out of memory; use {_LESS_MEMORY.get(command or '', _FEWER_PHOTOS)} ({text.split('. ')[0]})"
     if isinstance(error, _EXPECTED) and text:
         return text
     return f"unexpected {type(error).__name__}: {text} (GEOMTX_DEBUG=1 shows where)"

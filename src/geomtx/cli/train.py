@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     weights = trainer.train()
     if trainer.accelerator.is_main_process:
         skipped = f", {trainer.num_skipped} skipped" if trainer.num_skipped else ""
-        print(f"wrote {weights} after step {trainer.step} of {config.schedule.steps}{skipped}")
+        left_out = f", {trainer.num_left_out} scenes left out" if trainer.num_left_out else ""
+        print(f"wrote {weights} after step {trainer.step} of {config.schedule.steps}{skipped}{left_out}")
 
 
 def _stop_politely(trainer: Trainer) -> None:

@@ -76,6 +76,8 @@ class Co3dDataset(SceneDataset):
         options: SampleOptions | None = None,
     ) -> None:
         check_option("split", split, ("train", "test"))
+        if isinstance(categories, str) or not isinstance(categories, Sequence):
+            raise ValueError(f"categories must be a list of names, got {categories!r}")
         if min_frames is None:
             min_frames = 24 if split == "train" else 2
         records: list[SceneRecord] = []

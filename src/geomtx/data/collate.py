@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from geomtx.geometry.normalization import known_pixels
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 __all__ = ["collate_scenes", "repeat_batch"]
@@ -92,9 +93,7 @@ def _join_masks(
 
 def _known_pixels(scene: SceneBatch) -> Tensor | None:
     """(B, S, H, W) where depth is known that no mask speaks for, or points."""
-    if scene.depth is not None:
-        return scene.depth > 0
-    return None if scene.points is None else torch.ones_like(scene.points[..., 0], dtype=torch.bool)
+    return None if scene.depth is None and scene.points is None else known_pixels(scene)
 
 
 def _known_cameras(scene: SceneBatch) -> Tensor | None:

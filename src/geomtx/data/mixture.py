@@ -37,7 +37,7 @@ class SceneMixture(Dataset[SceneBatch]):
 
     An index stands for a dataset, the scene is drawn uniformly from it by the request's seed, and equal requests give
     equal scenes. If the scene cannot be used, that is logged and counted in `num_skipped` (of this process: a loader's
-    workers count apart), and another scene of the same dataset is drawn.
+    workers count apart; training adds them up as `scenes_left_out`), and another scene of the same dataset is drawn.
 
     Args:
         datasets: With at least one scene each.

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive, check_shape
+from geomtx.geometry.normalization import known_pixels
 from geomtx.geometry.projection import project, unproject
 from geomtx.types import Cameras, Float, SceneBatch
 
 __all__ = ["BatchCheck", "check_batch", "check_cameras", "check_values"]
 
 _ROTATION_TOLERANCE = 1e-3
+_SKEW_TOLERANCE = 1e-3  # focal lengths
+_LAST_ROW_TOLERANCE = 1e-6
 
 
 class BatchCheck(NamedTuple):
@@ -49,7 +52,7 @@ def check_batch(batch: SceneBatch, *, tolerance: float = 0.05, stride: int = 4) 
     if batch.cameras is None or batch.depth is None:
         raise ValueError(f"batch must have cameras and depth, got {'no depth' if batch.cameras else 'no cameras'}")
     check_values(batch)
-    known = batch.depth > 0 if batch.mask is None else batch.mask
+    known = known_pixels(batch)
     known = known if batch.camera_mask is None else known & batch.camera_mask[..., None, None]
     depth = torch.where(known, batch.depth, 0).to(torch.promote_types(batch.depth.dtype, torch.float32))
     cameras = Cameras(*(part.to(depth.dtype) for part in batch.cameras))
@@ -61,24 +64,25 @@ def check_batch(batch: SceneBatch, *, tolerance: float = 0.05, stride: int = 4) 
 def check_values(batch: SceneBatch) -> None:
     """Refuse what would turn into a NaN in training.
 
-    Values that masks hide may be anything.
+    Values that masks hide may be anything; without a mask, depth 0 is not known.
 
     Raises:
         ValueError: For images outside [0, 1] or NaN, what `check_cameras` refuses, depth or points that are not finite
-            or depth that is not positive where known, or a scene without a known pixel.
+            or depth that is not positive where the mask says known, or a scene without a known pixel.
     """
     check_shape("images", batch.images, ("B", "S", 3, "H", "W"))
     if not ((batch.images >= 0) & (batch.images <= 1)).all():
         raise ValueError("images must be in [0, 1], got values outside or NaN")
     if batch.cameras is not None:
         check_cameras(batch.cameras, batch.camera_mask)
-    known = batch.images.new_ones(1, dtype=torch.bool) if batch.mask is None else batch.mask
-    if batch.mask is not None and not batch.mask.flatten(1).any(-1).all():
-        empty = (~batch.mask.flatten(1).any(-1)).nonzero()[0, 0]
-        raise ValueError(f"mask must have a known pixel in every scene, got none in scene {int(empty)}")
-    # A pixel without depth is 0 where no mask says so.
-    depth_ok = None if batch.depth is None else (batch.depth > 0 if batch.mask is not None else batch.depth >= 0)
-    if depth_ok is not None and batch.depth is not None and not ((depth_ok & batch.depth.isfinite()) | ~known).all():
+    if batch.depth is not None and batch.mask is None and not (batch.depth.isfinite() & (batch.depth >= 0)).all():
+        raise ValueError("depth must be finite and positive, or 0 for not known, got other values and no mask")
+    known = known_pixels(batch)
+    empty = ~known.flatten(1).any(-1)
+    if empty.any():
+        name = "depth" if batch.mask is None else "mask"
+        raise ValueError(f"{name} must have a known pixel in every scene, got none in scene {int(empty.nonzero()[0])}")
+    if batch.depth is not None and not ((batch.depth.isfinite() & (batch.depth > 0)) | ~known).all():
         raise ValueError("depth must be finite and positive where it is known, got other values")
     if batch.points is not None and not (batch.points.isfinite().all(-1) | ~known).all():
         raise ValueError("points must be finite where they are known, got NaN or infinity")
@@ -93,7 +97,8 @@ def check_cameras(cameras: Cameras, mask: Tensor | None = None) -> None:
 
     Raises:
         ValueError: For values that are not finite, a matrix that is over 0.001 away from a rotation, reflections
-            included, or a focal length that is not positive.
+            included, a focal length that is not positive, skew over 0.001 focal lengths, which fields of view can't
+            say, or another last row than 0, 0, 1.
     """
     cam_from_world, intrinsics = cameras
     if mask is not None:
@@ -110,6 +115,17 @@ def check_cameras(cameras: Cameras, mask: Tensor | None = None) -> None:
         raise ValueError(f"cam_from_world must have rotations, got another matrix for camera {number}")
     if not ((intrinsics[..., 0, 0] > 0) & (intrinsics[..., 1, 1] > 0)).all():
         raise ValueError("intrinsics must have positive focal lengths, got others")
+    _check_pinhole(intrinsics.reshape(-1, 3, 3).to(torch.promote_types(intrinsics.dtype, torch.float32)))
+
+
+def _check_pinhole(intrinsics: Float[Tensor, "n 3 3"]) -> None:
+    for number, (row, below, last) in enumerate(intrinsics.tolist()):
+        if max(abs(value - wanted) for value, wanted in zip(last, (0.0, 0.0, 1.0), strict=True)) > _LAST_ROW_TOLERANCE:
+            got = ", ".join(f"{value:g}" for value in last)
+            raise ValueError(f"intrinsics must have the last row 0, 0, 1, got {got} for camera {number}")
+        skew = max(row[1], below[0], key=abs)
+        if abs(skew) > _SKEW_TOLERANCE * min(row[0], below[1]):
+            raise ValueError(f"intrinsics must have no skew, got {skew:g} for camera {number}")
 
 
 def _compare(

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -191,6 +192,8 @@ def collect_records(
         SceneError: For the first sequence that is broken, if `on_error` is "raise".
     """
     check_option("on_error", on_error, ("raise", "skip"))
+    if not isinstance(min_frames, Integral):
+        raise ValueError(f"min_frames must be a whole number, got {min_frames!r}")
     check_positive("min_frames", min_frames)
     records, short, broken = [], 0, 0
     for name in names:

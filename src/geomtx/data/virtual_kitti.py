@@ -80,6 +80,8 @@ def _list_sequence(root: Path, name: str) -> SceneRecord:
     intrinsics = _read_table(variation / "intrinsic.txt", camera, 4)
     images, poses, matrices = [], [], []
     for path in sorted(folder.glob("rgb_*.jpg")):
+        if not re.fullmatch(r"rgb_\d+", path.stem):
+            raise SceneError(f"pictures of '{name}' must be named rgb_NUMBER.jpg, got '{path.name}'")
         frame = int(path.stem.removeprefix("rgb_"))
         if frame not in extrinsics or frame not in intrinsics:
             raise SceneError(f"cameras of '{name}' must have a row for every picture, got none for frame {frame}")
@@ -99,8 +101,15 @@ def _read_table(path: Path, camera: int, num_values: int) -> dict[int, NDArray[n
     """Frame → numbers of one camera; rows are frame, camera, numbers, after a line of titles."""
     if not path.is_file():
         raise SceneError(f"cameras '{path}' must be an existing file, got none")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        where = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise SceneError(f"cameras '{path}' must be text, got bytes that are none in line {where}") from error
+    except OSError as error:
+        raise SceneError(f"cameras '{path}' must be a file that can be read, got {error}") from error
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for number, line in enumerate(lines[1:], start=2):
         fields = line.split()
         if not fields:
             continue
@@ -110,6 +119,10 @@ def _read_table(path: Path, camera: int, num_values: int) -> dict[int, NDArray[n
             values = np.empty(0)
         if len(values) != num_values + 2:
             raise SceneError(f"cameras '{path}' must have {num_values + 2} numbers a line, got other in line {number}")
+        # The others are looked at camera by camera: one that is broken leaves out its own pictures only.
+        if not (np.isfinite(values[:2]) & (values[:2] == np.floor(values[:2]))).all():
+            got = f"'{line.strip()}' in line {number}"
+            raise SceneError(f"cameras '{path}' must have whole numbers of frame and camera, got {got}")
         if int(values[1]) == camera:
             rows[int(values[0])] = values[2:]
     return rows

@@ -57,6 +57,7 @@ class AlternatingEncoder(nn.Module):
         order: See above; None = ("frame", "global") for every pair of blocks.
         taps: Indices of the layers whose output the heads read; None = all.
         num_registers: Register tokens a view, beside the camera token.
+        special_std: Of the first camera and register tokens.
         head_dim: Of the blocks' attention, for the rotary table; None = ask the first block's `attention.head_dim`.
         rope_base: Of the rotary positions; None = no positions beyond the backbone's.
 
@@ -73,12 +74,13 @@ class AlternatingEncoder(nn.Module):
         order: tuple[tuple[Scope, ...], ...] | None = None,
         taps: tuple[int, ...] | None = None,
         num_registers: int = 4,
+        special_std: float = 1e-2,
         head_dim: int | None = None,
         rope_base: float | None = 100.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.special = SpecialTokens(backbone.dim, num_registers=num_registers)
+        self.special = SpecialTokens(backbone.dim, num_registers=num_registers, std=special_std)
         self.frame_blocks = nn.ModuleList(frame_blocks)
         self.global_blocks = nn.ModuleList(global_blocks)
         self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order

@@ -16,19 +16,25 @@ class SpecialTokens(nn.Module):
     Args:
         dim: Width C.
         num_registers: Register tokens a view.
+        std: Of the first tokens.
     """
 
-    def __init__(self, dim: int, *, num_registers: int = 4) -> None:
+    def __init__(self, dim: int, *, num_registers: int = 4, std: float = 1e-2) -> None:
         super().__init__()
+        self.std = std
         self.num_tokens = 1 + num_registers
         self.camera = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, 2, num_registers, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tokens, large enough for the first view to stay told from the others after a few blocks."""
-        nn.init.normal_(self.camera, std=0.3)
-        nn.init.normal_(self.registers, std=0.3)
+        """Draw the tokens.
+
+        Larger than what a block adds, they would hide the pictures; much smaller, the first view would soon look like
+        the others.
+        """
+        nn.init.normal_(self.camera, std=self.std)
+        nn.init.normal_(self.registers, std=self.std)
 
     def forward(self, patches: Float[Tensor, "b s p c"]) -> Float[Tensor, "b s p2 c"]:
         """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C)."""

@@ -10,7 +10,7 @@ from geomtx.geometry.camera import compose_rigid, invert_rigid, transform_points
 from geomtx.geometry.projection import unproject
 from geomtx.types import Bool, Cameras, SceneBatch
 
-__all__ = ["normalize_scene"]
+__all__ = ["known_pixels", "normalize_scene"]
 
 # The published sum is divided by the count plus this.
 COUNT_MARGIN = 1e-3
@@ -28,6 +28,8 @@ def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[Scene
       nothing either, by 1. Depth without cameras is scaled by its own mean.
     - A scene whose first camera is unknown has no frame: all its cameras and, where there are cameras, its pixels are
       masked. So are the pixels of any other view of unknown camera, if points were made of its depth.
+    - Without a mask, a pixel whose depth is not finite and positive is unknown, as `known_pixels` has it; the batch
+      that is returned has that mask.
     - What a mask hides may be NaN or infinite, has no influence on anything else and becomes 0. What is known must be
       finite: a NaN there makes its scene NaN.
 
@@ -47,7 +49,7 @@ def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[Scene
     """
     _check_shapes(batch)
     with torch.autocast(batch.images.device.type, enabled=False):
-        batch = _first_camera_as_world(_with_points(_at_least_float32(batch)))
+        batch = _first_camera_as_world(_with_points(_with_mask(_at_least_float32(batch))))
         scale = _scene_scale(batch) if by_points else _ones(batch)
         return _divide(batch, scale), scale
 
@@ -86,11 +88,19 @@ def _camera_mask(batch: SceneBatch) -> Bool[Tensor, "b s"]:
     return batch.camera_mask & batch.camera_mask[:, :1]
 
 
-def _pixel_mask(batch: SceneBatch) -> Bool[Tensor, "b s h w"]:
+def known_pixels(batch: SceneBatch) -> Bool[Tensor, "b s h w"]:
+    """Where depth and points are known: the mask; without one, where depth is finite and positive; else everywhere."""
     if batch.mask is not None:
         return batch.mask
+    if batch.depth is not None:
+        return batch.depth.isfinite() & (batch.depth > 0)
     shape = (*batch.images.shape[:2], *batch.images.shape[-2:])
     return torch.ones(shape, dtype=torch.bool, device=batch.images.device)
+
+
+def _with_mask(batch: SceneBatch) -> SceneBatch:
+    """Depth says what is known only before it is divided, and what is unknown becomes 0."""
+    return batch if batch.depth is None else batch._replace(mask=known_pixels(batch))
 
 
 def _with_points(batch: SceneBatch) -> SceneBatch:
@@ -100,7 +110,7 @@ def _with_points(batch: SceneBatch) -> SceneBatch:
     points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
     if batch.camera_mask is None:
         return batch._replace(points=points)
-    return batch._replace(points=points, mask=_pixel_mask(batch) & batch.camera_mask[..., None, None])
+    return batch._replace(points=points, mask=known_pixels(batch) & batch.camera_mask[..., None, None])
 
 
 def _first_camera_as_world(batch: SceneBatch) -> SceneBatch:
@@ -120,7 +130,7 @@ def _first_camera_as_world(batch: SceneBatch) -> SceneBatch:
     if points is not None:
         points = transform_points(first[:, 0], points.flatten(1, 3)).view_as(points)
     if batch.camera_mask is not None and (batch.depth is not None or points is not None):
-        mask = _pixel_mask(batch) & batch.camera_mask[:, :1, None, None]
+        mask = known_pixels(batch) & batch.camera_mask[:, :1, None, None]
     camera_mask = None if batch.camera_mask is None else known
     cameras_now = Cameras(relative, batch.cameras.intrinsics)
     return batch._replace(cameras=cameras_now, camera_mask=camera_mask, points=points, mask=mask)
@@ -143,7 +153,7 @@ def _scene_scale(batch: SceneBatch) -> Tensor:
         distance = torch.linalg.vector_norm(batch.cameras.cam_from_world[:, 1:, :, 3], dim=-1)
         mean = distance.sum(-1) / known.sum(-1).clamp(min=1)
         scale = torch.where(mean > SCALE_RANGE[0], mean, scale)
-    mask = _pixel_mask(batch)
+    mask = known_pixels(batch)
     if batch.points is not None:
         distance = torch.linalg.vector_norm(torch.where(mask[..., None], batch.points, 0.0), dim=-1)
     elif batch.depth is not None:
@@ -161,7 +171,7 @@ def _divide(batch: SceneBatch, scale: Tensor) -> SceneBatch:
         rotation, translation = cameras.cam_from_world.split([3, 1], dim=-1)
         translation = translation / scale[:, None, None, None]
         cameras = cameras._replace(cam_from_world=torch.cat([rotation, translation], dim=-1))
-    depth, points, mask = batch.depth, batch.points, _pixel_mask(batch)
+    depth, points, mask = batch.depth, batch.points, known_pixels(batch)
     if depth is not None:
         depth = _finite_where_hidden(depth / scale[:, None, None, None], mask)
     if points is not None:

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_option
+from geomtx.checks import check_at_least, check_finite_positive, check_option
+from geomtx.geometry.normalization import known_pixels
 from geomtx.geometry.pose_encoding import encode_pose
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.aleatoric import aleatoric_loss
@@ -67,6 +68,17 @@ class CameraTerm:
     clamp: float | None = None
     min_depth_pixels: int | None = None
 
+    def __post_init__(self) -> None:
+        check_option("kind", self.kind, ("l1", "l2", "huber"))
+        check_at_least("weight", self.weight, 0)
+        if len(self.part_weights) != 3:
+            raise ValueError(f"part_weights must be three, got {self.part_weights}")
+        for weight in self.part_weights:
+            check_at_least("part_weights", weight, 0)
+        _check_positive(self, "decay", "delta", "clamp")
+        if self.min_depth_pixels is not None:
+            check_at_least("min_depth_pixels", self.min_depth_pixels, 0)
+
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
         """Logs `loss_camera`, `loss_T`, `loss_R`, `loss_FL`: all, translation, rotation, field of view."""
         if predictions.pose_encodings is None or batch.cameras is None:
@@ -93,9 +105,9 @@ class CameraTerm:
         return TermLoss(loss.total, parts)
 
     def _mask(self, batch: SceneBatch) -> Tensor | None:
-        if self.min_depth_pixels is None or batch.mask is None:
+        if self.min_depth_pixels is None or (batch.mask is None and batch.depth is None):
             return batch.camera_mask
-        has_depth = depth_to_camera_mask(batch.mask, min_pixels=self.min_depth_pixels)
+        has_depth = depth_to_camera_mask(known_pixels(batch), min_pixels=self.min_depth_pixels)
         return has_depth if batch.camera_mask is None else has_depth & batch.camera_mask
 
 
@@ -140,6 +152,11 @@ class DenseTerm:
             raise ValueError(f"bearing must be 0 for the task 'depth', which has no directions, got {self.bearing}")
         normals = ("normal",) if self.task == "points" else ()
         check_option("gradient", self.gradient, ("gradient", *normals, None))
+        for name in ("weight", "gamma", "alpha", "bearing", "min_pixels"):
+            check_at_least(name, getattr(self, name), 0)
+        if self.quantile is not None and not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile must be in (0, 1], got {self.quantile}")
+        _check_positive(self, "clamp")
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
         """Logs, for depth, `loss_depth` and its addends `loss_conf_depth`, `loss_reg_depth`, `loss_grad_depth`.
@@ -153,9 +170,7 @@ class DenseTerm:
         if prediction is None or target is None:
             return None
         value, confidence = prediction
-        mask = batch.mask
-        if mask is None:
-            mask = torch.ones_like(confidence, dtype=torch.bool)
+        mask = known_pixels(batch)
         # One comparison on the device instead of a branch, which would wait for it.
         mask = mask & (mask.sum() >= self.min_pixels)
         pair = aleatoric_loss(
@@ -210,6 +225,14 @@ class TrackTerm:
     visible_boost: float | None = None
     min_points: int = 3
 
+    def __post_init__(self) -> None:
+        check_option("kind", self.kind, ("l1", "huber"))
+        for name in ("weight", "visibility_weight", "confidence_weight"):
+            check_at_least(name, getattr(self, name), 0)
+        if self.visible_boost is not None:
+            check_at_least("visible_boost", self.visible_boost, 0)
+        _check_positive(self, "decay", "delta", "threshold_px", "min_points")
+
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
         """Logs `loss_track` and its addends before weights: `loss_position`, `loss_visibility`, `loss_confidence`."""
         if predictions.track_iterations is None or batch.tracks is None:
@@ -233,3 +256,11 @@ class TrackTerm:
             "loss_confidence": loss.confidence,
         }
         return TermLoss(loss.total, parts)
+
+
+def _check_positive(term: Term, *names: str) -> None:
+    """None is no number."""
+    for name in names:
+        value = getattr(term, name)
+        if value is not None:
+            check_finite_positive(name, value)

@@ -22,6 +22,7 @@ from geomtx.metrics.pose import (
     pose_recall,
     trajectory_errors,
 )
+from geomtx.metrics.sparse_views import SparseViewScores, sparse_view_report
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Evaluation",
     "PairErrors",
     "PointCloudScores",
+    "SparseViewScores",
     "TrackScores",
     "TrajectoryErrors",
     "align_by_nearest",
@@ -50,6 +52,7 @@ __all__ = [
     "psnr",
     "scale_to_raster",
     "select_queries",
+    "sparse_view_report",
     "ssim",
     "summarize",
     "thin_points",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_option, check_shape
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.metrics.constant_maps import DEPTH_WAYS, POINT_WAYS, map_views
 from geomtx.metrics.constant_poses import best_direction, known_cameras, relative_poses
 from geomtx.metrics.evaluate import evaluate_predictions, summarize
@@ -255,8 +255,7 @@ def _argmin(scores: Sequence[float]) -> int:
 
 def _masked(batches: Sequence[SceneBatch], part: str) -> list[tuple[Tensor, Tensor]]:
     """(values, known pixels (B, S, H, W)) of each batch."""
-    masks = [torch.ones(b.images[:, :, 0].shape, dtype=torch.bool) if b.mask is None else b.mask for b in batches]
-    return [(getattr(b, part).double().cpu(), mask.cpu()) for b, mask in zip(batches, masks, strict=True)]
+    return [(getattr(batch, part).double().cpu(), known_pixels(batch).cpu()) for batch in batches]
 
 
 def _spread(maps: Tensor, images: Tensor) -> Tensor:

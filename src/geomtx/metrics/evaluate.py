@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.geometry.projection import unproject
 from geomtx.metrics.depth import depth_scores
 from geomtx.metrics.pointcloud import PointCloudScores, point_map_scores
@@ -164,7 +164,7 @@ def measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tens
         return {}
     predicted = predictions.depth.value
     check_shape("predictions.depth.value", predicted, tuple(batch.depth.shape))
-    known = _known_pixels(batch)
+    known = _measured_pixels(batch)
     scores = depth_scores(predicted, batch.depth, known)
     broken = (~predicted.isfinite() & known).flatten(1).any(1)
     return {"depth_abs_rel": scores.abs_rel, "depth_delta": torch.where(broken, _NAN, scores.delta_1), "failed": broken}
@@ -174,7 +174,7 @@ def _measure_points(predictions: Predictions, batch: SceneBatch, max_queries: in
     if batch.points is None:
         return {}
     measured: dict[str, Tensor] = {}
-    known = _known_pixels(batch)
+    known = _measured_pixels(batch)
     for name, points in (("head", _head_points(predictions)), ("unprojected", _unprojected_points(predictions))):
         if points is None:
             continue
@@ -216,13 +216,11 @@ def _measure_tracks(
     }
 
 
-def _known_pixels(batch: SceneBatch) -> Tensor:
-    """Where depth and points are known, (B, S, H, W)."""
-    known = batch.images.new_ones(batch.images[:, :, 0].shape, dtype=torch.bool)
-    if batch.mask is not None:
-        known = known & batch.mask
+def _measured_pixels(batch: SceneBatch) -> Tensor:
+    """Of the known pixels those that can be measured, (B, S, H, W): no error is relative to a depth of 0."""
+    known = known_pixels(batch)
     if batch.depth is not None:
-        known = known & batch.depth.isfinite() & (batch.depth > 0)
+        known = known & known_pixels(batch._replace(mask=None))
     return known if batch.points is None else known & batch.points.isfinite().all(-1)
 
 

@@ -137,6 +137,46 @@ class VGGTConfig:
         return cls(**{**numbers, **changes})
 
     @classmethod
+    def small(cls, **changes: Any) -> VGGTConfig:
+        """Widths of a ViT-S, for training of one's own; there are no weights. `changes` replace single numbers."""
+        numbers: dict[str, Any] = {
+            "dim": 384,
+            "depth": 12,
+            "num_heads": 6,
+            "vit_depth": 12,
+            "vit_num_heads": 6,
+            "taps": (2, 5, 8, 11),
+            "camera_depth": 2,
+            "camera_num_heads": 12,
+            "dpt_features": 64,
+            "dpt_channels": (48, 96, 192, 384),
+            "track_dim": 192,
+            "track_depth": 3,
+        }
+        return cls(**{**numbers, **changes})
+
+    @classmethod
+    def base(cls, **changes: Any) -> VGGTConfig:
+        """Widths of a ViT-B, as `small`."""
+        numbers: dict[str, Any] = {
+            "dim": 768,
+            "depth": 12,
+            "num_heads": 12,
+            "vit_depth": 12,
+            "vit_num_heads": 12,
+            "taps": (2, 5, 8, 11),
+            "camera_num_heads": 12,
+            "dpt_features": 128,
+            "dpt_channels": (96, 192, 384, 768),
+        }
+        return cls(**{**numbers, **changes})
+
+    @classmethod
+    def large(cls, **changes: Any) -> VGGTConfig:
+        """VGGT-1B's numbers, the defaults, by the name of their size. `changes` replace single numbers."""
+        return cls(**changes)
+
+    @classmethod
     def nano(cls, **changes: Any) -> VGGTConfig:
         """The small model whose weights ship with geomtx, see `VGGT.from_pretrained("nano")`.
 

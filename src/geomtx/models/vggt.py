@@ -66,6 +66,7 @@ def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
         order=order,
         taps=config.taps,
         num_registers=config.num_registers,
+        special_std=0.3 * config.layer_scale,  # in proportion to what a block adds
         rope_base=config.rope_base,
     )
 

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geomtx.checks import check_divisible
+from geomtx.data.scene_check import check_values
 from geomtx.data.seeds import held_out_seed, training_seed
+from geomtx.geometry.normalization import known_pixels
 from geomtx.training.data_config import DataSection, ValidationSection
-from geomtx.training.sources import DrawScenes
+from geomtx.training.sources import DrawScenes, FileScenes
 from geomtx.types import SceneBatch
 
-__all__ = ["SceneStream", "load_batches", "move_batch", "split_batch", "validation_batches"]
+__all__ = ["SceneStream", "describe_problem", "load_batches", "move_batch", "split_batch", "validation_batches"]
 
 
 class SceneStream(Dataset[SceneBatch]):
@@ -35,6 +37,10 @@ class SceneStream(Dataset[SceneBatch]):
         rank: Of the process.
         num_processes: In all.
         device: Where scenes are made; None = the CPU.
+
+    Attributes:
+        num_left_out: Scenes of files that could not be used, and others were drawn for, in the batches so far; those
+            that workers prepare count when `load_batches` hands them over.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class SceneStream(Dataset[SceneBatch]):
         self.rank = rank
         self.num_processes = num_processes
         self.device = device
+        self.num_left_out = 0
 
     def num_views(self, step: int) -> int:
         """Views of the scenes of a step."""
@@ -79,40 +86,51 @@ class SceneStream(Dataset[SceneBatch]):
 
     def __getitem__(self, step: int) -> SceneBatch:
         """The batch of a step."""
-        return self.draw(self.seeds(step), self.num_views(step), self.image_hw(step), device=self.device)
+        before = self._num_skipped()
+        batch = self.draw(self.seeds(step), self.num_views(step), self.image_hw(step), device=self.device)
+        self.num_left_out += self._num_skipped() - before
+        return batch
+
+    def _num_skipped(self) -> int:
+        """Since the start of this process."""
+        return self.draw.mixture.num_skipped if isinstance(self.draw, FileScenes) else 0
 
 
-def load_batches(stream: Dataset[SceneBatch], steps: range, *, workers: int = 0) -> Iterator[SceneBatch]:
+def load_batches(stream: SceneStream, steps: range, *, workers: int = 0) -> Iterator[SceneBatch]:
     """The batches of `steps`, in order; prepared ahead of time if there are workers."""
     if workers == 0:
         return (stream[step] for step in steps)
     loader = DataLoader(
-        _ErrorsAsValues(stream),
+        _WorkerStream(stream),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals,
+        # Of its own: a loader draws from its generator, and one more of them would change what training draws.
+        generator=torch.Generator(),
     )
-    return map(_raise_errors, iter(loader))
+    return (_receive(stream, *item) for item in iter(loader))
 
 
-class _ErrorsAsValues(Dataset[Any]):
-    """Expected errors of workers come back as they are, not as the text of a worker's traceback."""
+class _WorkerStream(Dataset[Any]):
+    """(batch, scenes left out for it). Expected errors come back as they are, not as the text of a traceback."""
 
-    def __init__(self, stream: Dataset[SceneBatch]) -> None:
+    def __init__(self, stream: SceneStream) -> None:
         self.stream = stream
 
-    def __getitem__(self, step: int) -> SceneBatch | Exception:
+    def __getitem__(self, step: int) -> tuple[SceneBatch | Exception, int]:
+        before = self.stream.num_left_out
         try:
-            return self.stream[step]
+            return self.stream[step], self.stream.num_left_out - before
         except (ValueError, OSError, ImportError) as error:
-            return error
+            return error, 0
 
 
-def _raise_errors(batch: SceneBatch | Exception) -> SceneBatch:
+def _receive(stream: SceneStream, batch: SceneBatch | Exception, num_left_out: int) -> SceneBatch:
     if isinstance(batch, Exception):
         raise batch
+    stream.num_left_out += num_left_out
     return batch
 
 
@@ -135,6 +153,17 @@ def validation_batches(
         seeds = [held_out_seed(index) for index in range(section.scenes)]
         for start in range(0, len(seeds), size):
             yield num_views, draw(seeds[start : start + size], num_views, data.image_hw, device=device)
+
+
+def describe_problem(batch: SceneBatch) -> str | None:
+    """What `check_values` has against a batch; None = nothing. A scene may be without a known pixel."""
+    try:
+        check_values(batch._replace(depth=None, points=None, mask=None))
+        known = known_pixels(batch).flatten(1).any(-1)
+        check_values(_map(batch, lambda tensor: tensor[known]))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def move_batch(batch: SceneBatch, device: torch.device) -> SceneBatch:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from geomtx.checks import check_option
+from geomtx.checks import check_at_least, check_option
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
 from geomtx.models.config import HEADS
@@ -17,7 +17,6 @@ from geomtx.training.config import LossSection, ModelSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
 from geomtx.training.plain_values import parse_fields
-from geomtx.training.ranges import check_at_least
 from geomtx.training.recomputation import recompute_blocks
 
 __all__ = ["build_loss", "build_model", "check_track_labels", "prepare_model"]
@@ -66,7 +65,7 @@ def build_loss(section: LossSection) -> MultitaskLoss:
     """The preset with other numbers.
 
     Raises:
-        ValueError: For a task or a number that there isn't, or one out of its range.
+        ValueError: For a task or a number that there isn't, one out of its range, or if nothing is left to minimise.
     """
     presets: dict[str, Callable[..., MultitaskLoss]] = {
         "default": MultitaskLoss,
@@ -81,6 +80,14 @@ def build_loss(section: LossSection) -> MultitaskLoss:
             terms[task] = None
             continue
         term: Any = tasks.get(task, _TERMS[task])
-        terms[task] = dataclasses.replace(term, **parse_fields(type(term), changes, f"loss.terms.{task}"))
+        numbers = parse_fields(type(term), changes, f"loss.terms.{task}")
+        try:
+            terms[task] = dataclasses.replace(term, **numbers)
+        except ValueError as error:
+            raise ValueError(f"loss.terms.{task}.{error}") from error
         check_at_least(f"loss.terms.{task}.weight", terms[task].weight, 0)
-    return presets[section.preset](**terms)
+    loss = presets[section.preset](**terms)
+    if not any(term.weight for term in loss.tasks.values()):
+        got = ", ".join(f"{task} with weight 0" for task in loss.tasks) or "none"
+        raise ValueError(f"loss.terms must leave a task with a weight above 0, got {got}")
+    return loss

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from geomtx.checks import check_option, check_positive
+from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive
+from geomtx.data.synthetic import MOST_VIEWS
 from geomtx.models.config import HEADS, VGGTConfig
 from geomtx.training.data_config import DataSection, ValidationSection
-from geomtx.training.ranges import check_at_least, check_range
+from geomtx.training.ranges import check_range
 
 __all__ = [
     "CheckpointSection",
@@ -40,8 +41,7 @@ class ModelSection:
     heads: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        presets = ("vggt_1b", *(name for name in ("nano", "tiny") if hasattr(VGGTConfig, name)))
-        check_option("model.preset", self.preset, presets)
+        check_option("model.preset", self.preset, ("vggt_1b", "tiny", "nano", "small", "base", "large"))
         if self.weights is not None and self.numbers:
             raise ValueError(f"model.numbers must be empty where model.weights bring theirs, got {self.numbers}")
         if self.weights is None and self.heads is not None:
@@ -111,13 +111,13 @@ class OptimiserSection:
     clip: dict[str, float] = dataclasses.field(default_factory=lambda: {"*": 1.0})
 
     def __post_init__(self) -> None:
-        check_positive("optimiser.lr", self.lr)
-        check_positive("optimiser.eps", self.eps)
+        check_finite_positive("optimiser.lr", self.lr)
+        check_finite_positive("optimiser.eps", self.eps)
         check_at_least("optimiser.weight_decay", self.weight_decay, 0)
         for beta in self.betas:
             check_range("optimiser.betas", beta, 0, 1)
         for pattern, norm in self.clip.items():
-            check_positive(f"optimiser.clip.{pattern}", norm)
+            check_finite_positive(f"optimiser.clip.{pattern}", norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +248,9 @@ class TrainingConfig:
         check_positive("accumulation", self.accumulation)
         check_range("ema", self.ema, 0, 1)
         check_at_least("max_skipped", self.max_skipped, 0)
+        views = max(self.validation.views)
+        if self.data.kind == "synthetic" and views > MOST_VIEWS:
+            raise ValueError(f"validation.views must be up to {MOST_VIEWS} of rendered scenes, got {views}")
         for head in self.detach:
             check_option("detach", head, HEADS)
 

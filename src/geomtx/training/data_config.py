@@ -6,9 +6,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from geomtx.checks import check_positive
+from geomtx.checks import check_at_least, check_positive
 from geomtx.data.synthetic import MOST_TRACKS, MOST_VIEWS
-from geomtx.training.ranges import check_at_least
 
 __all__ = ["DataSection", "DatasetSection", "ValidationSection"]
 
@@ -51,6 +50,8 @@ class DataSection:
         style: Numbers of `geomtx.data.synthetic.RoomStyle`.
         augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`.
         color: Numbers of that.
+        transform: Numbers of `geomtx.data.FrameTransform`, for training on `datasets`.
+        choice: Numbers of `geomtx.data.FrameChoice`, in place of what is usual for each of `datasets`.
         workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
     """
 
@@ -65,6 +66,8 @@ class DataSection:
     style: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: bool = False
     color: dict[str, Any] = dataclasses.field(default_factory=dict)
+    transform: dict[str, Any] = dataclasses.field(default_factory=dict)
+    choice: dict[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +88,9 @@ class DataSection:
             raise ValueError(f"data.views must be up to {MOST_VIEWS} of rendered scenes, got {max(self.views)}")
         if self.kind == "synthetic" and self.num_tracks > MOST_TRACKS:
             raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
+        for name in ("transform", "choice"):
+            if self.kind == "synthetic" and getattr(self, name):
+                raise ValueError(f"data.{name} must go with kind 'dataset', got {getattr(self, name)} for 'synthetic'")
         if (self.kind == "dataset") != bool(self.datasets):
             raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from geomtx.data.sampler import rare_view_counts
-from geomtx.training.batches import SceneStream, load_batches, move_batch, validation_batches
+from geomtx.training.batches import SceneStream, describe_problem, load_batches, move_batch, validation_batches
 from geomtx.training.build import build_loss, build_model, check_track_labels, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
@@ -20,8 +21,8 @@ from geomtx.training.monitor import GradientMonitor, shared_parameters
 from geomtx.training.requirements import import_extra
 from geomtx.training.run_folder import RunFolder
 from geomtx.training.schedule import learning_rate, set_learning_rates
-from geomtx.training.sources import DrawScenes, build_source, check_datasets
-from geomtx.training.state import capture_rng, load_into, restore_rng, training_state
+from geomtx.training.sources import DrawScenes, FileScenes, RenderedScenes, build_source, check_datasets
+from geomtx.training.state import capture_rng, check_finite, kept_rng, load_into, restore_rng, training_state
 from geomtx.training.step import StepReport, TrainingStep
 from geomtx.training.validation import score_cameras, validate
 from geomtx.types import SceneBatch
@@ -41,11 +42,13 @@ class Trainer:
         resume: Go on from the folder's checkpoint; False = the folder must not have one.
         cpu: Train on the CPU, whatever else there is.
         progress: Show a bar on stderr; None = if that is a terminal.
-        draw: Scenes by seed, for training and validation, in place of those that the configuration asks for.
+        draw: Scenes by seed, for training and validation, in place of those that the configuration asks for. Batches
+            to train on are checked (`geomtx.data.check_values`), and skipped if there is something wrong with one.
 
     Attributes:
         step: Steps done, those that were skipped too; also which batch comes next.
-        num_skipped: Steps whose loss or gradient was not finite.
+        num_skipped: Steps whose loss or gradient was not finite, or whose batch was no scene.
+        num_left_out: Scenes of files that could not be used, in all processes, up to the last line of the log.
         stop_requested: Set it, for instance in a signal handler, to stop after the current step.
 
     Raises:
@@ -80,7 +83,10 @@ class Trainer:
         )
         self.device: torch.device = self.accelerator.device
         self.progress = progress if self.accelerator.is_main_process else False
-        self.step = self.num_skipped = self.skipped_in_a_row = 0
+        self.step = self.num_skipped = self.skipped_in_a_row = self.num_left_out = self._left_out_before = 0
+        self._save_is_due = False
+        # Rendered scenes are right, and those of files were checked one by one.
+        self.checks_batches = draw is not None and not isinstance(draw, RenderedScenes | FileScenes)
         self.stop_requested = False
         self.means = ScalarMeans()
         if config.tf32:
@@ -104,8 +110,7 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
         if state is not None:
             self._restore(state)
-        else:
-            self.folder.start(self.accelerator)
+        self.folder.start(self.accelerator)
         rare = rare_view_counts(config.data.views)
         if rare and self.accelerator.is_main_process:
             logger.warning(
@@ -114,9 +119,7 @@ class Trainer:
 
     def _build_model(self, state: dict[str, Any] | None, *, check_labels: bool) -> None:
         config = self.config
-        model = build_model(config.model)
-        if state is not None:
-            self.folder.check_model(state, model.config)
+        model = build_model(config.model) if state is None else self.folder.build_model(state)
         prepare_model(model, config)
         if check_labels:
             check_track_labels(model, config.data.num_tracks)
@@ -165,7 +168,7 @@ class Trainer:
             The folder of the weights.
 
         Raises:
-            ValueError: If more than `max_skipped` steps in a row are not finite.
+            ValueError: If more than `max_skipped` steps in a row are skipped, or the weights are not finite.
         """
         total = self.config.schedule.steps
         steps = range(self.step, total if until is None else min(until, total))
@@ -188,7 +191,8 @@ class Trainer:
         section = self.config.schedule
         lr = learning_rate(self.step / section.steps, self.config.optimiser.lr, section)
         set_learning_rates(self.optimiser, lr)
-        report = self.training_step(move_batch(batch, self.device), self.step)
+        problem = describe_problem(batch) if self.checks_batches else None
+        report = self.training_step(move_batch(batch, self.device), self.step, usable=problem is None)
         self.step += 1
         if report.applied:
             self.skipped_in_a_row = 0
@@ -198,12 +202,12 @@ class Trainer:
         self.num_skipped += 1
         self.skipped_in_a_row += 1
         bad = ", ".join(name for name, value in report.scalars.items() if not value.isfinite()) or "another process's"
-        logger.warning("Step %d was skipped, as these are not finite: %s.", self.step, bad)
+        kind, why = ("these are not finite", bad) if problem is None else ("its batch is no scene", problem)
+        logger.warning("Step %d was skipped, as %s: %s.", self.step, kind, why)
         if self.skipped_in_a_row > self.config.max_skipped:
-            raise ValueError(
-                f"loss and gradient must be finite, got {self.skipped_in_a_row} steps in a row that are not, "
-                f"up to step {self.step} ({bad}); the last checkpoint is kept"
-            )
+            rule = "loss and gradient must be finite" if problem is None else "batches must be scenes"
+            got = f"got {self.skipped_in_a_row} steps in a row that are not, up to step {self.step} ({why})"
+            raise ValueError(f"{rule}, {got}; the last checkpoint is kept")
         return report._replace(scalars={})
 
     def _write_what_is_due(self, log: TrainingLog | None, report: StepReport) -> None:
@@ -215,14 +219,16 @@ class Trainer:
                 poses = score_cameras(report.predictions, report.batch)
                 self.means.add({name: value.nanmean() for name, value in poses.items()})
             scalars = ScalarMeans.merge(self._gather(self.means.sums()))
+            counts = {"skipped": float(self.num_skipped), "scenes_left_out": float(self._count_left_out())}
             if log is not None:
-                rates = {"lr": self.optimiser.param_groups[0]["lr"], "skipped": float(self.num_skipped)}
-                log.write(step, {**scalars, **rates})
+                log.write(step, {**scalars, "lr": self.optimiser.param_groups[0]["lr"], **counts})
         if config.validation.every and (step % config.validation.every == 0 or step == config.schedule.steps):
             scores = self.validate()
             if log is not None:
                 log.write(step, scores, kind="validation")
-        if step % config.checkpoint.every == 0 and step < config.schedule.steps:
+        self._save_is_due |= step % config.checkpoint.every == 0 and step < config.schedule.steps
+        # Weights that lead to nothing finite may be broken: the last good ones stay until it goes on.
+        if self._save_is_due and not self.skipped_in_a_row:
             self._save()
 
     def _stops(self) -> bool:
@@ -236,21 +242,29 @@ class Trainer:
             return [value]
         return import_extra("accelerate.utils").gather_object([value])
 
+    def _count_left_out(self) -> int:
+        self.num_left_out = self._left_out_before + sum(self._gather(self.stream.num_left_out))
+        return self.num_left_out
+
     def validate(self) -> dict[str, float]:
         """Losses and scores on held-out scenes, of the averaged weights if there are; the same in every process."""
         scenes = validation_batches(self.config.validation, self.config.data, self.held_out, self.device)
         batches = ((num_views, move_batch(batch, self.device)) for num_views, batch in scenes)
-        if self.average is None:
-            return validate(self.bare_model, self.loss, batches, autocast=self.autocast)
-        with self.average.applied():
+        averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
+        with averaged, kept_rng(self.device, self.config.seed):
             return validate(self.bare_model, self.loss, batches, autocast=self.autocast)
 
     def _save(self) -> None:
         """All processes take part; the first writes."""
+        self._save_is_due = False
+        check_finite(self.bare_model.state_dict(), self._gather)
+        if self.average is not None:
+            check_finite(self.average.averages, self._gather)
         state = training_state(self.bare_model, self.optimiser.optimizer)
         state |= {
             "step": self.step,
             "skipped": (self.num_skipped, self.skipped_in_a_row),
+            "left_out": self._count_left_out(),
             "average": None if self.average is None else self.average.state_dict(),
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
             "processes": self._gather({"rng": capture_rng(self.device), "means": self.means.peek()}),
@@ -263,6 +277,7 @@ class Trainer:
         load_into(self.bare_model, self.optimiser.optimizer, state)
         self.step = state["step"]
         self.num_skipped, self.skipped_in_a_row = state["skipped"]
+        self.num_left_out = self._left_out_before = state.get("left_out", 0)
         if self.average is not None:
             if state["average"] is None:
                 self.average = WeightAverage(self.bare_model, self.config.ema)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from geomtx.training.names import close_matches
 
-__all__ = ["parse_fields", "parse_section", "unknown_key"]
+__all__ = ["parse_fields", "parse_section", "parse_value", "unknown_key"]
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
@@ -47,11 +48,11 @@ def parse_fields(section: Any, values: Any, path: str) -> dict[str, Any]:
     for key in values:
         if key not in fields:
             raise ValueError(unknown_key(f"{prefix}{key}", str(key), fields))
-    return {key: _parse_value(fields[key], value, f"{prefix}{key}") for key, value in values.items()}
+    return {key: parse_value(fields[key], value, f"{prefix}{key}") for key, value in values.items()}
 
 
-def _parse_value(kind: Any, value: Any, path: str) -> Any:
-    """A value of the annotated type, from what YAML has for it."""
+def parse_value(kind: Any, value: Any, path: str) -> Any:
+    """A value of the annotated type, from what YAML has for it. Errors as in `parse_section`."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -59,7 +60,7 @@ def _parse_value(kind: Any, value: Any, path: str) -> Any:
         return parse_section(kind, value, path)
     if origin in (Union, types.UnionType):
         inner = next(part for part in parts if part is not type(None))
-        return None if value is None else _parse_value(inner, value, path)
+        return None if value is None else parse_value(inner, value, path)
     if origin is Literal:
         if value not in parts:
             raise ValueError(f"{path} must be one of {', '.join(map(repr, parts))}, got {value!r}")
@@ -67,9 +68,11 @@ def _parse_value(kind: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{path} must be a mapping, got {value!r}")
-        return {_parse_key(parts[0], k, path): _parse_value(parts[1], v, f"{path}.{k}") for k, v in value.items()}
+        return {_parse_key(parts[0], k, path): parse_value(parts[1], v, f"{path}.{k}") for k, v in value.items()}
     if origin is tuple:
         return _parse_tuple(parts, value, path)
+    if origin is Sequence:
+        return _parse_tuple((parts[0], Ellipsis), value, path)
     return _parse_scalar(kind, value, path)
 
 
@@ -77,10 +80,10 @@ def _parse_tuple(parts: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ..
     if not isinstance(value, list | tuple):
         raise ValueError(f"{path} must be a list, got {value!r}")
     if parts[-1] is Ellipsis:
-        return tuple(_parse_value(parts[0], item, path) for item in value)
+        return tuple(parse_value(parts[0], item, path) for item in value)
     if len(value) != len(parts):
         raise ValueError(f"{path} must have {len(parts)} values, got {value!r}")
-    return tuple(_parse_value(part, item, path) for part, item in zip(parts, value, strict=True))
+    return tuple(parse_value(part, item, path) for part, item in zip(parts, value, strict=True))
 
 
 def _parse_key(kind: type, key: Any, path: str) -> Any:
@@ -91,9 +94,12 @@ def _parse_key(kind: type, key: Any, path: str) -> Any:
 def _parse_scalar(kind: type, value: Any, path: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 takes 1e-4, without a point, for a string
-        except (TypeError, ValueError):
-            pass
+            number = float(value)  # YAML 1.1 takes 1e-4, without a point, for a string
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{path} must be a number, got {value!r}") from None
+        if not math.isfinite(number):
+            raise ValueError(f"{path} must be a finite number, got {number}")
+        return number
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}[kind]

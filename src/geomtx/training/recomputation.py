@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from typing import Any
 
@@ -29,11 +28,13 @@ def recompute_blocks(encoder: AlternatingEncoder) -> int:
     """
     blocks = [*getattr(encoder.backbone, "blocks", ()), *encoder.frame_blocks, *encoder.global_blocks]
     for block in blocks:
-        block.forward = types.MethodType(functools.partial(_recompute, block.forward), block)
+        # A method of this module's function: a deep copy of the block has its own, and a second call changes nothing.
+        block.forward = types.MethodType(_recompute, block)
     return len(blocks)
 
 
-def _recompute(forward: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _recompute(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = type(block).forward
     if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    return forward(*args, **kwargs)
+        return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+    return forward(block, *args, **kwargs)

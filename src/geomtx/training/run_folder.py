@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,11 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: If there is none to go on from.
-            ValueError: If there is one and it isn't asked for.
+            ValueError: If there is one and it isn't asked for, or the folder is a file.
         """
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            found = "a link to nothing" if self.path.is_symlink() and not self.path.exists() else "a file"
+            raise ValueError(f"output must be a folder, got '{self.path}', which is {found}")
         if resume:
             return read_state(self.checkpoint)
         if self.checkpoint.exists():
@@ -52,20 +56,26 @@ class RunFolder:
         return None
 
     def start(self, accelerator: Accelerator) -> None:
-        """Make the folder of a new run; what an earlier one without a checkpoint logged goes."""
+        """Make the folder, and write the configuration that the run goes by from now on."""
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.path / "config.yaml")
         accelerator.wait_for_everyone()
 
-    def check_model(self, state: dict[str, Any], config: VGGTConfig) -> None:
-        """Require the checkpoint to be of this model; say what else of the configuration has changed.
+    def build_model(self, state: dict[str, Any]) -> VGGT:
+        """The checkpoint's model, with random weights; says what else of the configuration has changed.
+
+        Weights that the run began with are not read again: the checkpoint has what became of them.
 
         Raises:
-            ValueError: Naming the numbers that differ.
+            ValueError: If the configuration asks for another model, naming the numbers that differ.
         """
-        stored, now = state["model_config"], config.to_dict()
-        keys = [key for key in now if stored.get(key) != now[key]]
+        config = VGGTConfig.from_dict(state["model_config"])
+        stored, section = config.to_dict(), self.config.model
+        now = stored if section.weights is not None else section.model_config().to_dict()
+        if section.heads is not None and set(section.heads) != set(stored["heads"]):
+            now = {**stored, "heads": list(section.heads)}
+        keys = [key for key in now if stored[key] != now[key]]
         if keys:
             wanted, found = (", ".join(f"{key} {numbers.get(key)}" for key in keys) for numbers in (now, stored))
             raise ValueError(f"checkpoint must be of a model with {wanted}, got '{self.checkpoint}' with {found}")
@@ -73,6 +83,7 @@ class RunFolder:
         if differences:
             changed = ", ".join(dict.fromkeys(key for key, _ in differences))
             logger.warning("The run goes on with another configuration than it began with: %s.", changed)
+        return VGGT(config)
 
     def open_log(self, start: int, total: int, progress: bool | None) -> TrainingLog:
         """The log, to go on after `start` steps."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.co3d import Co3dDataset
 from geomtx.data.collate import collate_scenes
+from geomtx.data.frame_choice import FrameChoice
 from geomtx.data.frame_geometry import FrameTransform
 from geomtx.data.mixture import SceneMixture
 from geomtx.data.sampler import SceneRequest
@@ -20,12 +21,14 @@ from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.unified import UnifiedDataset
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 from geomtx.training.data_config import DataSection, DatasetSection
-from geomtx.training.plain_values import parse_fields, unknown_key
+from geomtx.training.plain_values import parse_fields, parse_value, unknown_key
 from geomtx.types import SceneBatch
 
 __all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_datasets"]
 
 _DATASETS = {"co3d": Co3dDataset, "virtual_kitti": VirtualKittiDataset, "unified": UnifiedDataset}
+# What other keys say: an option in place of the split would validate on what is trained on.
+_NO_OPTIONS = {"root", "annotations", "options", "split", "return"}
 
 
 @runtime_checkable
@@ -50,6 +53,7 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
     Raises:
         ValueError: For an option that there isn't, or a folder that isn't named.
     """
+    check_datasets(section, validation=False)
     color = None if held_out or not section.augment else _build("data.color", ColorAugmentation, section.color)
     if section.kind == "synthetic":
         style = _build("data.style", RoomStyle, section.style)
@@ -57,11 +61,11 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
     options = SampleOptions(
         size=section.image_hw[1],
         patch_size=patch_size,
-        transform=FrameTransform.plain() if held_out else FrameTransform(),
+        transform=FrameTransform.plain() if held_out else _build("data.transform", FrameTransform, section.transform),
         color=color,
         num_tracks=section.num_tracks,
     )
-    datasets = [_open_dataset(dataset, options, held_out) for dataset in section.datasets.values()]
+    datasets = [_open_dataset(dataset, options, section.choice, held_out) for dataset in section.datasets.values()]
     pairs = zip(section.datasets.values(), datasets, strict=True)
     lengths = [len(files) if dataset.length is None else dataset.length for dataset, files in pairs]
     return FileScenes(SceneMixture(datasets, lengths))
@@ -83,23 +87,44 @@ def check_datasets(section: DataSection, *, validation: bool) -> None:
             if getattr(dataset, key) is None:
                 path = f"data.datasets.{name}.{key}"
                 raise ValueError(f"{path} must name a folder, got none; --set {path}=FOLDER gives one")
-        known = inspect.signature(_DATASETS[dataset.kind]).parameters.keys() - {"root", "annotations", "options"}
-        for option in dataset.options:
-            if option not in known:
-                raise ValueError(unknown_key(f"data.datasets.{name}.options.{option}", option, sorted(known)))
+        _parse_options(dataset, f"data.datasets.{name}.options")
+    _build("data.transform", FrameTransform, section.transform)
+    _build("data.choice", FrameChoice, section.choice)
 
 
 def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
     return kind(**parse_fields(kind, numbers, name))
 
 
-def _open_dataset(section: DatasetSection, options: SampleOptions, held_out: bool) -> SceneDataset:
+def _parse_options(section: DatasetSection, path: str) -> dict[str, Any]:
+    """Keyword arguments of the dataset, each of the type that it is annotated with."""
+    kind: Any = _DATASETS[section.kind]
+    hints = get_type_hints(kind.__init__)
+    for option in section.options:
+        if option not in hints.keys() - _NO_OPTIONS:
+            raise ValueError(unknown_key(f"{path}.{option}", option, sorted(hints.keys() - _NO_OPTIONS)))
+    return {option: parse_value(hints[option], value, f"{path}.{option}") for option, value in section.options.items()}
+
+
+def _choose_frames(usual: FrameChoice, numbers: dict[str, Any]) -> FrameChoice:
+    """The dataset's usual choice with other numbers; one radius of the window takes the other's place."""
+    if numbers.get("expand_range") is not None:
+        usual = dataclasses.replace(usual, expand_ratio=None)
+    return dataclasses.replace(usual, **parse_fields(FrameChoice, numbers, "data.choice"))
+
+
+def _open_dataset(
+    section: DatasetSection, options: SampleOptions, choice: dict[str, Any], held_out: bool
+) -> SceneDataset:
     assert section.root is not None
+    kind: Any = _DATASETS[section.kind]
+    options = dataclasses.replace(options, choice=_choose_frames(kind.usual_choice, choice))
+    more = _parse_options(section, "options")
     root = section.validation_root if held_out and section.validation_root is not None else section.root
     if section.kind == "co3d":
-        split = "test" if held_out else "train"
-        return Co3dDataset(root, section.annotations or root, options=options, **{"split": split, **section.options})
-    return _DATASETS[section.kind](root, options=options, **section.options)
+        split: Literal["train", "test"] = "test" if held_out else "train"
+        return Co3dDataset(root, section.annotations or root, split=split, options=options, **more)
+    return kind(root, options=options, **more)
 
 
 class RenderedScenes:

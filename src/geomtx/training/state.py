@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-__all__ = ["capture_rng", "full_tensor", "load_into", "read_state", "restore_rng", "training_state", "write_state"]
+__all__ = [
+    "capture_rng",
+    "check_finite",
+    "full_tensor",
+    "kept_rng",
+    "load_into",
+    "read_state",
+    "restore_rng",
+    "training_state",
+    "write_state",
+]
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -66,6 +77,23 @@ def copy_full_(target: Tensor, value: Tensor) -> None:
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
+
+
+def check_finite(weights: Mapping[str, Tensor], gather: Callable[[Any], list[Any]]) -> None:
+    """Require finite numbers, in all processes at once.
+
+    Args:
+        weights: By name; they may be sharded.
+        gather: Gives every process's value to all.
+
+    Raises:
+        ValueError: Naming a tensor with NaN or infinity.
+    """
+    local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in weights.items()}
+    bad = next((name for name, tensor in local.items() if not tensor.isfinite().all()), None)
+    bad = next((name for name in gather(bad) if name is not None), None)
+    if bad is not None:
+        raise ValueError(f"weights must be finite, got NaN or infinity in {bad}; they are not written, older ones stay")
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:
@@ -118,3 +146,14 @@ def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if "device" in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state["device"], device)
+
+
+@contextmanager
+def kept_rng(device: torch.device, seed: int) -> Iterator[None]:
+    """Within the block, torch draws from `seed`; after it, everything goes on as if nothing had been drawn."""
+    state = capture_rng(device)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        restore_rng(state, device)

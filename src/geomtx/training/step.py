@@ -74,9 +74,16 @@ class TrainingStep:
         self.num_chunks = num_chunks
         self.autocast = autocast
         self.monitor = monitor
+        # DDP waits for every trained head, also for that of tracks where there is nothing to track.
+        head = getattr(accelerator.unwrap_model(model), "track_head", None)
+        trained = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+        self._always_tracks = trained and accelerator.num_processes > 1
 
-    def __call__(self, batch: SceneBatch, step: int = 0) -> StepReport:
-        """Go one step; `step` tells the monitor whether to look."""
+    def __call__(self, batch: SceneBatch, step: int = 0, *, usable: bool = True) -> StepReport:
+        """Go one step; `step` tells the monitor whether to look.
+
+        With `usable` false in one of the processes, none of them changes its weights.
+        """
         chunks = split_batch(normalize_scene(batch)[0], self.num_chunks)
         totals: dict[str, Tensor] = {}
         predictions = Predictions()
@@ -87,7 +94,7 @@ class TrainingStep:
             share = chunk.images.shape[0] / batch.images.shape[0]
             last = index == len(chunks) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                predictions = predict(self.model, chunk, self.autocast)
+                predictions = predict(self.model, chunk, self.autocast, always_tracks=self._always_tracks)
                 report = self.loss(predictions, chunk)
                 if self.monitor is not None:
                     self.monitor.add({name: share * task for name, task in report.tasks.items()})
@@ -97,7 +104,7 @@ class TrainingStep:
             totals.update(self.monitor.finish())
         norms = clip_gradients(self.clip_groups)
         totals.update({f"norm/{pattern}": norm for pattern, norm in norms.items()})
-        applied = self._is_finite([totals["objective"], *norms.values()])
+        applied = self._is_finite([totals["objective"], *norms.values()], usable)
         if applied:
             self.optimiser.step()
         self.optimiser.zero_grad()
@@ -110,17 +117,22 @@ class TrainingStep:
         nothing = torch.zeros((), dtype=torch.bool, device=total.device)
         return total + sum(select(output, nothing).sum() for output in _tensors(predictions) if output.requires_grad)
 
-    def _is_finite(self, values: list[Tensor]) -> bool:
+    def _is_finite(self, values: list[Tensor], usable: bool) -> bool:
         """On all processes, or on none."""
-        finite = torch.stack([value.detach().float().isfinite() for value in values]).all()
+        finite = torch.stack([value.detach().float().isfinite() for value in values]).all() & usable
         if self.accelerator.num_processes > 1:
             finite = self.accelerator.reduce(finite.float(), "sum") == self.accelerator.num_processes
         return bool(finite)
 
 
-def predict(model: nn.Module, batch: SceneBatch, autocast: torch.dtype | None = None) -> Predictions:
-    """Run all heads on a batch; queries are where the tracks are in view 0."""
-    queries = None
+def predict(
+    model: nn.Module, batch: SceneBatch, autocast: torch.dtype | None = None, *, always_tracks: bool = False
+) -> Predictions:
+    """Run all heads on a batch; queries are where the tracks are in view 0.
+
+    Without tracks, the head of tracks doesn't run, unless it has to: then it follows a pixel that no label is of.
+    """
+    queries = batch.images.new_zeros(batch.images.shape[0], 1, 2) if always_tracks else None
     if batch.tracks is not None:
         # An empty slot may hold anything.
         queries = select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
