@@ -1,8 +1,9 @@
 """The paper's ablations in small: which attention, which losses. `benchmarks/ablations.py OUT [--steps N] [ARM …]`.
 
-Every arm is the nano recipe made smaller, with the same steps, scenes, initial seeds and number of parameters; a loss
-that is off leaves its head where it is, untrained, as the paper's does. All are measured on the same scenes that none
-was trained on. A run that was stopped goes on where it was, and one that is done is only measured again.
+Every arm is the nano recipe with fewer and smaller batches of two views, with the same steps, scenes, initial seeds and
+number of parameters; a loss that is off leaves its head where it is, untrained, as the paper's does. All are measured
+on the same scenes that none was trained on. A run that was stopped goes on where it was, and one that is done is only
+measured again.
 """
 
 from __future__ import annotations
@@ -26,16 +27,13 @@ from geomtx.training.loop import Trainer
 from geomtx.training.sources import build_source
 from geomtx.training.step import predict
 
+# Smaller pictures (32x40) and models (64) had after 900 steps not found out that views can be matched: all arms alike.
 SMALLER = (
-    "model.numbers={dim: 64, image_size: 40, dpt_features: 8, dpt_channels: [16, 16, 16, 16], "
-    "track_features: 12, track_dim: 32, track_radius: 2, track_iterations: 2}",
-    "data.image_hw=[32, 40]",
     "data.images=32",
-    "data.views={2: 1, 4: 1}",
+    "data.views={2: 1}",
     "data.workers=0",
     "validation.every=0",
     "ema=0.99",
-    "loss.terms.points.gradient=null",
     "checkpoint.every=500",
     "log={every: 50, tensorboard: false}",
 )
@@ -62,9 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of the runs")
     parser.add_argument("arms", nargs="*", default=list(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--scenes", type=int, default=256, help="to measure on")
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--output", type=Path, help="folder of the result")
     arguments = parser.parse_args()
     for arm in arguments.arms:

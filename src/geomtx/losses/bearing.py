@@ -27,8 +27,7 @@ def bearing_loss(
     """‖p/‖p‖ − t/‖t‖‖ of points in the first camera's frame, 2 sin(θ/2) of the angle θ between their directions.
 
     A pixel's direction from the first camera is where that camera sees its point: dense correspondence, without the
-    depth, which a model learns much later. Added to the points' loss it makes models trained from random weights find
-    out early that views can be matched; cameras follow.
+    depth, whose errors drown it in the points' loss. For models that are trained from random weights.
 
     Args:
         points: Prediction, (…, H, W, 3), in the frame of the first view's camera; any leading axes, any unit.

@@ -127,8 +127,7 @@ class DenseTerm:
         gradient: "gradient" = `gradient_loss`, "normal" = `normal_loss` (points only), None = neither.
         gradient_confidence: Weight that term by confidence too.
         legacy_unmasked_log: See `gradient_loss`.
-        bearing: Weight of `bearing_loss` (points only), which models without pretrained parts learn to match views
-            from; 0 = without.
+        bearing: Weight of `bearing_loss` (points only), for models without pretrained parts; 0 = without.
         min_pixels: With fewer known pixels in the batch, all is zero. Published: 100.
     """
 
