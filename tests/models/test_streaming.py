@@ -37,7 +37,8 @@ def test_pieces_give_what_the_whole_gives(model, images, plan, masked):
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         # The tracker enlarges rounding.
-        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-6 if "track" in name else 1e-12, msg=name)
+        # Focal lengths are in pixels, and a narrow field of view makes them large.
+        torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-6 if "track" in name else 1e-12, msg=name)
 
 
 @pytest.mark.parametrize("heads", [("camera",), ("depth",), ("points", "tracks"), ("camera", "depth")])
@@ -49,7 +50,7 @@ def test_some_heads(model, images, heads):
         pieces = model(images, queries, heads=heads, memory_plan=SMALL[0])
     assert [value is None for value in pieces] == [value is None for value in whole]
     for name, value in named_tensors(whole).items():
-        torch.testing.assert_close(named_tensors(pieces)[name], value, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(named_tensors(pieces)[name], value, rtol=1e-9, atol=1e-6, msg=name)
 
 
 def test_scopes_of_all_kinds(images):
