@@ -4,6 +4,7 @@ import torch
 import geomtx
 from geomtx.models.memory import LEAN_PLAN, PLANS, estimate_bytes
 from geomtx.scene import memory as scene_memory
+from geomtx.scene import reconstruction
 from geomtx.scene.memory import choose_plan, free_bytes
 
 HEADS = ("camera", "depth", "points")
@@ -57,9 +58,23 @@ def test_other_models_are_left_alone():
         choose(model, "low")
 
 
-def test_there_is_some_memory_here():
-    free = free_bytes(torch.device("cpu"))
-    assert free is None or 2**20 < free < 2**50
+def test_memory_of_files_that_were_read_is_free(tmp_path, monkeypatch):
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal:       24641724 kB\nMemFree:          123456 kB\nMemAvailable:   20000000 kB\n")
+    monkeypatch.setattr(scene_memory, "_MEMINFO", path)
+    assert free_bytes(torch.device("cpu")) == 20_000_000 * 1024
+    monkeypatch.setattr(scene_memory, "_MEMINFO", tmp_path / "none")
+    assert free_bytes(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(("asked", "plan_has"), [("auto", 4), (2, 2), (9, 4)])
+def test_no_more_views_at_a_time_than_asked_for(tiny_model, monkeypatch, asked, plan_has):
+    plans = []
+    monkeypatch.setattr(reconstruction, "choose_plan", lambda *_: PLANS[1])
+    forward = tiny_model.forward
+    monkeypatch.setattr(tiny_model, "forward", lambda *a, **k: plans.append(k["memory_plan"]) or forward(*a, **k))
+    geomtx.reconstruct(tiny_model, torch.rand(3, 3, 56, 84), view_chunk=asked)
+    assert plans == [PLANS[1]._replace(view_chunk=plan_has)]
 
 
 @pytest.mark.cuda

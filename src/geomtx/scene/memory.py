@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ __all__ = ["Memory", "choose_plan", "free_bytes"]
 
 Memory = Literal["auto", "low"] | int
 
+_MEMINFO = Path("/proc/meminfo")  # Linux
 _SHARE = 0.9  # of what is free: an allocator's pieces don't fill it
 
 
@@ -79,10 +80,10 @@ def choose_plan(
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can be had on a device now; None = not known."""
     if device.type == "cpu":
-        names = getattr(os, "sysconf_names", {})
-        if "SC_AVPHYS_PAGES" not in names:
-            return None
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # Not what nobody uses: files that were read fill that up, and make room when it is needed.
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines() if _MEMINFO.is_file() else []
+        available = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+        return None if available is None else 1024 * int(available)
     module = torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):
         return None

@@ -49,7 +49,7 @@ def reconstruct(
             patch.
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
         heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
-        view_chunk: How many views the dense heads process at once; "auto" limits their memory.
+        view_chunk: How many views the dense heads process at once, at most; "auto" limits their memory.
         memory: Scenes that don't fit are worked on in pieces, with the same result but for rounding: "auto" = if they
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
             included. Tracks are not counted.
@@ -82,8 +82,9 @@ def reconstruct(
     plan = choose_plan(model, images.shape[1], image_hw, heads, memory, options["view_chunk"])
     if plan is None:
         images = images.to(device)
-    else:
-        options["memory_plan"] = plan  # under which images come over some at a time
+    else:  # images come over some at a time
+        most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
+        options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
         predictions = model(images, **options)
     return Scene(
