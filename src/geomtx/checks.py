@@ -16,6 +16,7 @@ __all__ = [
     "check_mask",
     "check_option",
     "check_positive",
+    "check_range",
     "check_shape",
 ]
 
@@ -75,6 +76,12 @@ def check_at_least(name: str, value: float, low: float) -> None:
     if not value >= low:
         raise ValueError(f"{name} must be at least {low:g}, got {value}")
     _check_finite(name, value)
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Require low ≤ value ≤ high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in {low:g} … {high:g}, got {value}")
 
 
 def _check_finite(name: str, value: float) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from geomtx import TransformerBlock
 from geomtx.layers import grid_positions, key_mask, rotary_table
-from geomtx.layers.chunked import run_in_chunks
+from geomtx.layers.chunked import run_batch_in_chunks, run_in_chunks
 from reference import randomize
 
 DIM, HEADS, TOKENS = 24, 2, 13
@@ -46,9 +46,27 @@ def test_never_more_than_a_chunk_at_work():
     assert sizes == [5, 5, 3]
 
 
-def test_not_with_gradients_and_not_in_no_pieces():
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_in_pieces(chunk, masked):
+    module, x = block(qk_norm=True), torch.randn(5, TOKENS, DIM, dtype=torch.float64)
+    rope = rotary_table(grid_positions((3, 4), 1, x.device), DIM // HEADS, dtype=torch.float64)
+    mask = key_mask(torch.rand(5, TOKENS) > 0.4) if masked else None
+    sizes = []
+    module.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    with torch.no_grad():
+        expected = module(x, rope=rope, mask=mask)
+        sizes.clear()
+        assert run_batch_in_chunks(module, x, chunk, rope=rope, mask=mask) is None
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
+    assert max(sizes) <= chunk
+    assert sum(sizes) == 5
+
+
+@pytest.mark.parametrize("run", [run_in_chunks, run_batch_in_chunks])
+def test_not_with_gradients_and_not_in_no_pieces(run):
     x = torch.randn(1, TOKENS, DIM, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="chunks are worked on in place, which gradients can't follow"):
-        run_in_chunks(block(), x, 5)
+        run(block(), x, 5)
     with torch.no_grad(), pytest.raises(ValueError, match=r"^chunk must be positive, got 0$"):
-        run_in_chunks(block(), x, 0)
+        run(block(), x, 0)

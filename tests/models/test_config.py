@@ -93,9 +93,8 @@ def test_sizes_in_between():
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in VGGT(config).parameters()) / 1e6
 
-    sizes = {name: millions(getattr(VGGTConfig, name)()) for name in ("tiny", "nano", "small", "base", "large")}
-    assert list(sizes.values()) == sorted(sizes.values())
+    sizes = {name: millions(getattr(VGGTConfig, name)()) for name in ("tiny", "nano", "small", "base")}
+    assert [*sizes.values(), millions(VGGTConfig())] == sorted([*sizes.values(), millions(VGGTConfig())])
     assert 50 < sizes["small"] < 150
     assert 250 < sizes["base"] < 600
-    assert VGGTConfig.large() == VGGTConfig()
     assert VGGTConfig.small(heads=("camera",)).heads == ("camera",)

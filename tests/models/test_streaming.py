@@ -5,7 +5,7 @@ import torch
 
 from geomtx import VGGT, AlternatingEncoder, Predictions, VGGTConfig
 from geomtx.encoder import PatchEmbedding
-from geomtx.encoder.alternating import EncoderChunks
+from geomtx.encoder.chunks import EncoderChunks
 from geomtx.models.memory import PLANS, MemoryPlan
 from reference import named_tensors
 

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
+from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import key_mask
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.chunked import run_in_chunks
+from geomtx.layers.chunked import run_batch_in_chunks, run_in_chunks
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
 from geomtx.types import Bool, Float, Tokens
 
-__all__ = ["AlternatingEncoder", "EncoderChunks", "Scope"]
+__all__ = ["AlternatingEncoder", "Scope"]
 
 Scope = Literal["frame", "global", "cross"]
-
-
-class EncoderChunks(NamedTuple):
-    """How much an encoder works on at a time.
-
-    Attributes:
-        views: In the backbone and in frame blocks.
-        tokens: Of each scene, in global blocks; each still attends to all.
-        device: Where the outputs of a tapped layer's earlier blocks wait for that of its last; None = the model's.
-    """
-
-    views: int
-    tokens: int
-    device: torch.device | None = None
 
 
 class AlternatingEncoder(nn.Module):
@@ -168,36 +155,13 @@ class AlternatingEncoder(nn.Module):
             patches = self._embed(images.flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1))
             x = self.special(patches.unflatten(0, images.shape[:2]))
         else:
-            self._check_blocks()
-            x = self._embed_in_chunks(images, patch_mask, chunks.views)
+            check_blocks((*self.frame_blocks, *self.global_blocks))
+            x = embed_in_chunks(self._embed, self.special, images, patch_mask, chunks.views)
         layers = self._run_blocks(x, mask, grid_hw, taps, chunks)
         return Tokens({}, self.special.num_tokens, image_hw, grid_hw, mask), layers
 
     def _embed(self, images: Tensor, patch_mask: Tensor | None) -> Tensor:
         return self.backbone(normalize_images(images), patch_mask)
-
-    def _embed_in_chunks(self, images: Tensor, patch_mask: Tensor | None, num_views: int) -> Tensor:
-        """Special and patch tokens (B, S, P, C), some views at a time."""
-        parameter = self.special.camera
-        x = None
-        for start in range(0, images.shape[1], num_views):
-            part = slice(start, start + num_views)
-            # In this order: half as many bytes go over where the model is in half precision.
-            here = images[:, part].to(parameter.dtype).to(parameter.device, non_blocking=True)
-            keep = None if patch_mask is None else patch_mask[:, part].flatten(0, 1)
-            patches = self._embed(here.flatten(0, 1), keep).unflatten(0, here.shape[:2])
-            if x is None:
-                num_tokens = self.special.num_tokens + patches.shape[2]
-                x = patches.new_empty(*images.shape[:2], num_tokens, patches.shape[3])
-            x[:, part, self.special.num_tokens :] = patches
-        assert x is not None, "there is at least one view"
-        x[:, :, : self.special.num_tokens] = self.special.tokens(images.shape[1]).to(x.dtype)
-        return x
-
-    def _check_blocks(self) -> None:
-        for block in (*self.frame_blocks, *self.global_blocks):
-            if not isinstance(block, TransformerBlock):
-                raise ValueError(f"blocks must be TransformerBlock to run in chunks, got {type(block).__name__}")
 
     def _check_mask(self, mask: Tensor | None, images: Tensor, grid_hw: tuple[int, int]) -> Tensor | None:
         """Shape the patch mask to (B, S, P)."""
@@ -230,7 +194,7 @@ class AlternatingEncoder(nn.Module):
             for scope in layer:
                 block = next(blocks["frame" if scope == "frame" else "global"])
                 if chunks is not None and outputs:
-                    outputs[-1] = _set_aside(outputs[-1], chunks.device)  # the next block writes over it
+                    outputs[-1] = set_aside(outputs[-1], chunks.device)  # the next block writes over it
                 x = self._run_block(block, x, scope, ropes[scope], masks[scope], chunks)
                 if index in taps:
                     outputs.append(x)
@@ -252,9 +216,7 @@ class AlternatingEncoder(nn.Module):
             merged = block(merged, rope=rope, mask=mask)
             return merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
         if scope == "frame":
-            for start in range(0, merged.shape[0], chunks.views):
-                part = slice(start, start + chunks.views)
-                merged[part] = block(merged[part], rope=rope, mask=None if mask is None else mask[part])
+            run_batch_in_chunks(block, merged, chunks.views, rope=rope, mask=mask)
         else:
             assert isinstance(block, TransformerBlock)
             run_in_chunks(block, merged, chunks.tokens, rope=rope, mask=mask)
@@ -281,12 +243,6 @@ class AlternatingEncoder(nn.Module):
             fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
             masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
         return masks
-
-
-def _set_aside(x: Tensor, device: torch.device | None) -> Tensor:
-    if device is None or device == x.device:
-        return x.clone()
-    return torch.empty_like(x, device=device, pin_memory=x.is_cuda and device.type == "cpu").copy_(x, non_blocking=True)
 
 
 def _join(layer: tuple[int, tuple[Tensor, ...]]) -> tuple[int, Tensor]:

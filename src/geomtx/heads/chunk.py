@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
+from geomtx.layers.placement import empty_on
 
 __all__ = ["map_chunks"]
 
@@ -39,15 +40,10 @@ def map_chunks(
         chunk = slice(start, start + view_chunk)
         parts = function(chunk)
         if outputs is None:
-            outputs = tuple(_allocate(part, num_views, device) for part in parts)
+            outputs = tuple(empty_on(device, part, num_views, *part.shape[1:]) for part in parts)
         for output, part in zip(outputs, parts, strict=True):
             output[chunk].copy_(part, non_blocking=True)
     assert outputs is not None, "a scene has at least one view"
     if device is not None and outputs[0].is_pinned():
         torch.accelerator.current_stream().synchronize()  # copies to the host are on their way until then
     return outputs
-
-
-def _allocate(part: Tensor, num_views: int, device: torch.device | None) -> Tensor:
-    pinned = part.is_cuda and device is not None and device.type == "cpu"
-    return torch.empty(num_views, *part.shape[1:], dtype=part.dtype, device=device or part.device, pin_memory=pinned)

@@ -1,16 +1,16 @@
-"""A transformer block on more tokens than its activations have room for."""
+"""Blocks on more tokens than their activations have room for; in place, without gradients."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geomtx.checks import check_positive
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
-__all__ = ["run_in_chunks"]
+__all__ = ["run_batch_in_chunks", "run_in_chunks"]
 
 
 def run_in_chunks(
@@ -37,9 +37,7 @@ def run_in_chunks(
         ValueError: If `chunk` is not positive.
         RuntimeError: Where gradients are recorded.
     """
-    check_positive("chunk", chunk)
-    if torch.is_grad_enabled():
-        raise RuntimeError("chunks are worked on in place, which gradients can't follow; use torch.no_grad()")
+    _check(chunk)
     parts = [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
     tables = [None if rope is None else RotaryTable(*(t[part] for t in rope)) for part in parts]
     attention = block.attention
@@ -58,3 +56,42 @@ def run_in_chunks(
         attended = attention.attend_to(block.attention_norm(here), keys, values, rope=table, mask=of_part)
         here = block.attention_scale(here, attended)
         x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))
+
+
+def run_batch_in_chunks(
+    block: nn.Module,
+    x: Float[Tensor, "batch n c"],
+    chunk: int,
+    *,
+    rope: RotaryTable | None = None,
+    mask: Bool[
+        Tensor,
+        (
+            batch  # heads #n n
+        ),
+    ]
+    | None = None,
+) -> None:
+    """What `block(x)` gives, written over `x`, for some entries of the batch at a time; without gradients.
+
+    Args:
+        block: Called as `block(x, rope=, mask=)`; entries of a batch don't see each other.
+        x: (batch, N, C); changed in place.
+        chunk: Entries at a time.
+        rope: Table of the N tokens.
+        mask: Of every entry.
+
+    Raises:
+        ValueError: If `chunk` is not positive.
+        RuntimeError: Where gradients are recorded.
+    """
+    _check(chunk)
+    for start in range(0, x.shape[0], chunk):
+        part = slice(start, start + chunk)
+        x[part] = block(x[part], rope=rope, mask=None if mask is None else mask[part])
+
+
+def _check(chunk: int) -> None:
+    check_positive("chunk", chunk)
+    if torch.is_grad_enabled():
+        raise RuntimeError("chunks are worked on in place, which gradients can't follow; use torch.no_grad()")

@@ -172,11 +172,6 @@ class VGGTConfig:
         return cls(**{**numbers, **changes})
 
     @classmethod
-    def large(cls, **changes: Any) -> VGGTConfig:
-        """VGGT-1B's numbers, the defaults, by the name of their size. `changes` replace single numbers."""
-        return cls(**changes)
-
-    @classmethod
     def nano(cls, **changes: Any) -> VGGTConfig:
         """The small model whose weights ship with geomtx, see `VGGT.from_pretrained("nano")`.
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from geomtx.encoder.alternating import EncoderChunks
+from geomtx.encoder.chunks import EncoderChunks
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.layers.placement import empty_on
 from geomtx.models.config import HEAD_MODULES, HeadName
 from geomtx.models.memory import MemoryPlan
 from geomtx.types import ProjectedTokens, Tokens
@@ -62,13 +63,8 @@ class _LayerReader:
                 )
                 maps = self.maps[head]
                 if level not in maps:
-                    maps[level] = self._allocate(projected, num_views)
+                    maps[level] = empty_on(_device(self.plan.tap_device), projected, num_views, *projected.shape[1:])
                 maps[level][chunk].copy_(projected, non_blocking=True)
-
-    def _allocate(self, like: Tensor, num_views: int) -> Tensor:
-        device = _device(self.plan.tap_device) or like.device
-        pinned = like.is_cuda and device.type == "cpu"
-        return torch.empty(num_views, *like.shape[1:], dtype=like.dtype, device=device, pin_memory=pinned)
 
     def read(self, head: HeadName) -> Tokens | ProjectedTokens:
         """What a head reads; let go here, so it can be read once."""

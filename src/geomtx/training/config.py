@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive
+from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive, check_range
 from geomtx.data.synthetic import MOST_VIEWS
 from geomtx.models.config import HEADS, VGGTConfig
 from geomtx.training.data_config import DataSection, ValidationSection
-from geomtx.training.ranges import check_range
 
 __all__ = [
     "CheckpointSection",
@@ -41,7 +40,7 @@ class ModelSection:
     heads: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_option("model.preset", self.preset, ("vggt_1b", "tiny", "nano", "small", "base", "large"))
+        check_option("model.preset", self.preset, ("vggt_1b", "tiny", "nano", "small", "base"))
         if self.weights is not None and self.numbers:
             raise ValueError(f"model.numbers must be empty where model.weights bring theirs, got {self.numbers}")
         if self.weights is None and self.heads is not None:
