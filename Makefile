@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/geomtx demo -o demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile  # a file's fixtures are made once
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -110,3 +110,21 @@ def test_without_a_plan_predictions_keep_their_graph(model, images):
     predictions = model(images.double(), heads=("camera", "depth"))
     assert isinstance(predictions, Predictions)
     assert predictions.depth.value.requires_grad
+
+
+@pytest.mark.parametrize("plan", [None, SMALL[0]])
+def test_convolutions_read_channels_last(model, images, plan):
+    """The order that GPUs' kernels want; nobody has to turn maps over on the way."""
+    formats = {}
+
+    def look(name: str, x: torch.Tensor) -> None:
+        formats[name] = x.is_contiguous(memory_format=torch.channels_last)
+
+    for head in (model.depth_head, model.point_head):
+        for name, module in head.named_modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.register_forward_pre_hook(lambda _, args, name=name: look(name, args[0]))
+    with torch.no_grad():
+        model(images.double(), heads=("depth", "points"), memory_plan=plan)
+    assert formats
+    assert [name for name, last in formats.items() if not last] == []

@@ -20,7 +20,7 @@ def start(folder: Path, num_processes: int) -> list[subprocess.Popen]:
     command = [sys.executable, two_processes.__file__, str(folder)]
     common = {
         "WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-        "PYTHONPATH": TESTS, "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": TESTS, "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": 1,
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"}
     return [

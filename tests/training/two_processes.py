@@ -113,3 +113,6 @@ if __name__ == "__main__":
     if int(os.environ["WORLD_SIZE"]) > 1:
         train_without_tracks(Path(sys.argv[1]) / "no_tracks")
         shard(Path(sys.argv[1]))
+        # Whoever leaves first would cut the others' connections.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         skipped = f", {trainer.num_skipped} skipped" if trainer.num_skipped else ""
         left_out = f", {trainer.num_left_out} scenes left out" if trainer.num_left_out else ""
         print(f"wrote {weights} after step {trainer.step} of {config.schedule.steps}{skipped}{left_out}")
+    trainer.accelerator.end_training()  # no process leaves while others talk to it
 
 
 def _stop_politely(trainer: Trainer) -> None:

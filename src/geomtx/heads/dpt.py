@@ -210,7 +210,7 @@ class DPTDecoder(nn.Module):
         if not self.position_signal:
             return x
         columns, rows = aspect_grid((x.shape[-2], x.shape[-1]), image_hw, x)
-        return x + (0.1 * grid_signal(columns, rows, x.shape[1], base=100.0)).to(x.dtype)
+        return x + grid_signal(columns, rows, x.shape[1], base=100.0, scale=0.1, dtype=x.dtype)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -23,17 +23,35 @@ def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Floa
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def grid_signal(x: Float[Tensor, w], y: Float[Tensor, h], dim: int, *, base: float) -> Float[Tensor, "dim h w"]:
+def grid_signal(
+    x: Float[Tensor, w],
+    y: Float[Tensor, h],
+    dim: int,
+    *,
+    base: float,
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "dim h w"]:
     """Signal of a grid with columns at `x` and rows at `y`: the first half of the channels tells x, the second y.
+
+    Args:
+        x: Positions of the columns.
+        y: Positions of the rows.
+        dim: Channels.
+        base: As in `sincos`.
+        scale: Times the signal.
+        dtype: Of the result; None = that of the positions.
+
+    Returns:
+        (dim, H, W), the channels beside each other in memory.
 
     Raises:
         ValueError: If `dim` is not a multiple of 4.
     """
     check_divisible("dim", dim, 4)
-    height, width = y.shape[0], x.shape[0]
-    of_x = sincos(x, dim // 2, base=base).T[:, None, :].expand(-1, height, width)
-    of_y = sincos(y, dim // 2, base=base).T[:, :, None].expand(-1, height, width)
-    return torch.cat([of_x, of_y])
+    size = (y.shape[0], x.shape[0], -1)
+    of_x, of_y = ((scale * sincos(axis, dim // 2, base=base)).to(dtype or axis.dtype) for axis in (x, y))
+    return torch.cat([of_x.expand(size), of_y[:, None].expand(size)], dim=-1).permute(2, 0, 1)
 
 
 def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, int], dim: int, *, base: float) -> Tensor:

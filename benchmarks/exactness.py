@@ -1,0 +1,120 @@
+"""How far each mode is from the plain forward pass in float32 on the same weights: `exactness.py [WEIGHTS] …`.
+
+Without weights, those of nano, on rendered rooms that it was never trained on. Cameras are compared by their rotations
+and by translations relative to the mean length of these, the worst view of all; depth by the median relative
+difference of a scene's pixels, the worst scene. Identical means bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import geomtx
+from common import write_result
+from geomtx.data.seeds import held_out_seed
+from geomtx.geometry import rotation_angle
+from geomtx.models.memory import LEAN_PLAN, MemoryPlan
+from geomtx.training.config_file import load_config
+from geomtx.training.sources import build_source
+
+# Largest differences of a mode that is called exact.
+GATES = {"rotation_deg": 0.02, "translation": 1e-3, "depth": 2e-3}
+FIRST_SCENE = 6_000_000  # of the held-out ones: no other benchmark takes these
+MODES: dict[str, dict[str, Any]] = {
+    "dense heads a view at a time": {"view_chunk": 1},
+    "in pieces": {"memory_plan": MemoryPlan(2, 256)},
+    "leanest plan": {"memory_plan": LEAN_PLAN},
+    "math attention": {"attention": "math"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "bfloat16, leanest plan": {"dtype": torch.bfloat16, "memory_plan": LEAN_PLAN},
+    "float16": {"dtype": torch.float16},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", nargs="?", default="nano")
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of noise instead of rooms")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--output", type=Path, help="folder of the result")
+    arguments = parser.parse_args()
+    model = geomtx.VGGT.from_pretrained(arguments.weights, heads=("camera", "depth"), device=arguments.device)
+    model.eval()
+    images = draw_images(arguments.scenes, arguments.views, arguments.size).to(arguments.device)
+    with torch.inference_mode():
+        plain = [model(scene) for scene in images]
+        results = {name: compare(plain, run_mode(model, images, **MODES[name])) for name in arguments.modes}
+    for name, found in results.items():
+        print(f"{name:32}", found)
+    settings = {
+        "weights": "nano" if arguments.weights == "nano" else f"{model.config.dim} wide, filled with random numbers",
+        "images": list(images.shape),
+        "rooms": arguments.size is None,
+        "device": torch.device(arguments.device).type,
+        "gates": GATES,
+    }
+    name = f"exactness_{settings['device']}_{'nano' if arguments.weights == 'nano' else '1b'}"
+    write_result(name, settings, results, folder=arguments.output, show=False)
+
+
+def draw_images(num_scenes: int, num_views: int, size: tuple[int, int] | None) -> torch.Tensor:
+    """Rooms of nano's recipe, or noise of another size: (scenes, views, 3, H, W)."""
+    if size is not None:
+        return torch.rand(num_scenes, num_views, 3, *size, generator=torch.Generator().manual_seed(0))
+    data = load_config("nano").data
+    draw = build_source(data, patch_size=geomtx.VGGTConfig.nano().patch_size, held_out=True)
+    return draw([held_out_seed(FIRST_SCENE + i) for i in range(num_scenes)], num_views, data.image_hw).images
+
+
+def run_mode(
+    model: geomtx.VGGT,
+    images: torch.Tensor,
+    *,
+    attention: str | None = None,
+    dtype: torch.dtype | None = None,
+    **how: Any,
+) -> list[geomtx.Predictions]:
+    """The same weights in another precision or with another attention."""
+    if attention is not None or dtype is not None:
+        config = model.config if attention is None else dataclasses.replace(model.config, attention=attention)
+        with torch.device("meta"):
+            other = geomtx.VGGT(config)
+        other.load_state_dict(model.state_dict(), assign=True)
+        model = other.to(dtype or torch.float32).eval()
+    return [model(scene.to(next(model.parameters()).dtype), **how) for scene in images]
+
+
+def compare(plain: list[geomtx.Predictions], found: list[geomtx.Predictions]) -> dict[str, Any]:
+    differences = {"rotation_deg": 0.0, "translation": 0.0, "depth": 0.0}
+    for a, b in zip(plain, found, strict=True):
+        poses = a.cameras.cam_from_world.double(), b.cameras.cam_from_world.double()
+        apart = (poses[0][..., 3] - poses[1][..., 3]).norm(dim=-1).max() / poses[0][..., 3].norm(dim=-1).mean()
+        of_scene = {
+            "rotation_deg": rotation_angle(poses[0][..., :3], poses[1][..., :3]).rad2deg().max(),
+            "translation": apart,
+            "depth": ((b.depth.value - a.depth.value).abs() / a.depth.value).median(),
+        }
+        differences = {key: max(value, of_scene[key].item()) for key, value in differences.items()}
+    identical = all(
+        torch.equal(getattr(a, head)[i], getattr(b, head)[i])
+        for a, b in zip(plain, found, strict=True)
+        for head in ("cameras", "depth")
+        for i in range(2)
+    )
+    return {
+        **{key: float(f"{value:.3g}") for key, value in differences.items()},
+        "identical": identical,
+        "within_gates": all(differences[key] <= gate for key, gate in GATES.items()),
+    }
+
+
+if __name__ == "__main__":
+    main()
