@@ -23,6 +23,7 @@ import geomtx
 from common import write_result
 from geomtx.models.memory import MemoryPlan, estimate_bytes
 
+DEFAULT_HEADS = "camera,depth,points"
 PLANS: dict[str, MemoryPlan | None] = {
     "plain": None,
     "chunked": MemoryPlan(4, 8192, output_device="meta"),
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[8, 24])
     parser.add_argument("--size", type=int, nargs=2, default=[336, 518], metavar=("H", "W"))
-    parser.add_argument("--heads", default="camera,depth,points")
+    parser.add_argument("--heads", default=DEFAULT_HEADS)
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--output", type=Path, help="folder of the result")
     arguments = parser.parse_args()
@@ -104,7 +105,8 @@ def main() -> None:
         print(name, results[name], flush=True)
     settings = {"size": arguments.size, "heads": config.heads, "dtype": "bfloat16", "plans": arguments.plans}
     height, width = arguments.size
-    write_result(f"memory_bfloat16_{height}x{width}", settings, results, folder=arguments.output, show=False)
+    heads = "" if arguments.heads == DEFAULT_HEADS else "_" + "_".join(config.heads)
+    write_result(f"memory_bfloat16_{height}x{width}{heads}", settings, results, folder=arguments.output, show=False)
 
 
 def fit_law(peaks: dict[int, float]) -> dict[str, float]:
