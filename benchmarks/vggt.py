@@ -1,66 +1,191 @@
-"""Time and peak memory of VGGT-1B's forward pass: `vggt.py WEIGHTS [--views 4] [--size 280 280] …`."""
+"""VGGT-1B's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
+
+Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
+round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
+
+Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
+`low` (memory plans), `sdpa_flash`, `sdpa_cudnn`, `math`, … (attention). `--reference PATH` adds a checkout of the
+published code (package `vggt`), `--before PATH` another checkout of geomtx.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import geomtx
-from common import measure_time, peak_memory_gib, write_result
+from common import RESULTS, write_result
+from geomtx.layers.backends import available_backends
 
-# The published code on the setting below, on a quiet machine with two cores. Measured separately, not by this script:
-# see the machine in the results before you compare.
-PUBLISHED_CPU = {"median_s": 24.0, "peak_resident_gib": 5.6}
-PUBLISHED_SETTING = {"views": 4, "size": [280, 280], "device": "cpu", "dtype": "float32"}
+WORKER = Path(__file__).parent / "vggt_worker.py"
+PLANS = ("pieces", "low")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--views", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=[280, 280], metavar=("H", "W"))
+    parser.add_argument("--candidates", nargs="+", default=["plain", "straightforward"])
+    parser.add_argument("--reference", type=Path, help="checkout of the published code")
+    parser.add_argument("--before", type=Path, help="checkout of geomtx to compare with")
+    parser.add_argument("--cases", nargs="+", type=parse_case, default=[(4, 280, 280)], metavar="VIEWSxHxW")
     parser.add_argument("--heads", default="camera,depth,points")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--view-chunk", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--name", help="of the result; default from the settings")
-    parser.add_argument("--output", type=Path, help="folder of the result")
-    return parser.parse_args()
+    parser.add_argument("--output", type=Path, help="folder of the results, one file a case")
+    parser.add_argument("--skip-done", action="store_true", help="leave out cases that have a file there")
+    arguments = parser.parse_args()
+    if not arguments.weights.exists():
+        parser.error(f"weights must be a file or a folder, got '{arguments.weights}'; weights.py makes some")
+    known = ("plain", "straightforward", *PLANS, *available_backends())
+    for name in arguments.candidates:
+        if name not in known:
+            parser.error(f"candidate must be one of {', '.join(known)}, got {name!r}")
+    return arguments
 
 
-@torch.inference_mode()
+def parse_case(text: str) -> tuple[int, int, int]:
+    views, height, width = map(int, text.split("x"))
+    return views, height, width
+
+
 def main() -> None:
     arguments = parse_arguments()
-    heads = tuple(arguments.heads.split(","))
-    model = geomtx.VGGT.from_pretrained(
-        arguments.weights, heads=heads, device=arguments.device, dtype=getattr(torch, arguments.dtype)
-    )
-    images = torch.rand(arguments.views, 3, *arguments.size, generator=torch.Generator().manual_seed(0))
-    images = images.to(arguments.device)
-    timing = measure_time(
-        lambda: model(images, view_chunk=arguments.view_chunk), warmup=arguments.warmup, repeats=arguments.repeats
-    )
-    results: dict[str, Any] = {**timing, **peak_memory_gib(arguments.device)}
-    settings = {
-        "views": arguments.views,
-        "size": arguments.size,
-        "heads": heads,
+    folder = arguments.output or RESULTS
+    names = {case: f"vggt_{arguments.device}_{arguments.dtype}_{'x'.join(map(str, case))}" for case in arguments.cases}
+    if arguments.skip_done:
+        names = {case: name for case, name in names.items() if not (folder / f"{name}.json").exists()}
+    if not names:
+        return
+    workers = start_all(arguments)
+    try:
+        for case, name in names.items():
+            results = measure_case(workers, case, arguments.warmup, arguments.repeats)
+            write_result(name, describe_settings(arguments, case), results, folder=folder)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+
+
+def start_all(arguments: argparse.Namespace) -> dict[str, subprocess.Popen[str]]:
+    workers: dict[str, subprocess.Popen[str]] = {}
+    for name, extra in list_candidates(arguments).items():
+        worker = start(arguments, extra, arguments.before if name == "before" else None)
+        # One after the other: each needs room for loading.
+        if "failed" in ask(worker, None):
+            print(f"{name} could not be started and is left out", file=sys.stderr)
+        else:
+            workers[name] = worker
+    if not workers:
+        raise SystemExit("no candidate could be started")
+    return workers
+
+
+def measure_case(
+    workers: dict[str, subprocess.Popen[str]], case: tuple[int, int, int], warmup: int, repeats: int
+) -> dict[str, Any]:
+    """What each candidate took, round after round."""
+    question = json.dumps({"views": case[0], "size": case[1:]})
+    rounds: list[dict[str, Any]] = []
+    for _ in range(warmup + repeats):
+        # Who has failed once has too little memory.
+        gone = {name for found in rounds for name, answer in found.items() if "failed" in answer}
+        rounds.append({name: ask(worker, question) for name, worker in workers.items() if name not in gone})
+    results = {name: summarize([found[name] for found in rounds if name in found], warmup) for name in workers}
+    first = next(iter(results))
+    for found in results.values():
+        if "seconds" in found and "seconds" in results[first]:
+            pairs = zip(found["seconds"], results[first]["seconds"], strict=True)
+            found[f"times_of_{first}"] = round(statistics.median(a / b for a, b in pairs), 3)
+    return results
+
+
+def describe_settings(arguments: argparse.Namespace, case: tuple[int, int, int]) -> dict[str, Any]:
+    return {
+        "views": case[0],
+        "size": case[1:],
+        **{key: getattr(arguments, key) for key in ("heads", "dtype", "view_chunk", "warmup")},
         "device": torch.device(arguments.device).type,
-        "dtype": arguments.dtype,
-        "view_chunk": arguments.view_chunk,
         "threads": torch.get_num_threads(),
+        "before": commit_of(arguments.before),
+        "reference": commit_of(arguments.reference),
     }
-    if all(settings[key] == value for key, value in PUBLISHED_SETTING.items()):
-        results["published"] = PUBLISHED_CPU
-        results["over_published"] = {key: round(results[key] / value, 3) for key, value in PUBLISHED_CPU.items()}
-    height, width = arguments.size
-    name = f"vggt_{settings['device']}_{arguments.dtype}_{arguments.views}x{height}x{width}"
-    write_result(arguments.name or name, settings, results, folder=arguments.output)
+
+
+def list_candidates(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Name → arguments of the worker."""
+    found: dict[str, list[str]] = {}
+    for name in arguments.candidates:
+        if name == "straightforward":
+            found[name] = ["--kind", name]
+        elif name in PLANS:
+            found[name] = ["--plan", name]
+        else:
+            found[name] = [] if name == "plain" else ["--attention", name]
+    if arguments.before:
+        found["before"] = []
+    if arguments.reference:
+        found["published"] = ["--kind", "published", "--path", str(arguments.reference.resolve())]
+    return found
+
+
+def start(arguments: argparse.Namespace, extra: list[str], checkout: Path | None) -> subprocess.Popen[str]:
+    source = Path(geomtx.__file__).parent.parent if checkout is None else checkout.resolve() / "src"
+    if not (source / "geomtx").is_dir():
+        raise SystemExit(f"before must be a checkout of geomtx, got '{checkout}'")
+    path = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    command = [
+        sys.executable, str(WORKER), str(arguments.weights), *extra,
+        "--heads", arguments.heads, "--device", arguments.device, "--dtype", arguments.dtype,
+        "--view-chunk", str(arguments.view_chunk),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def ask(worker: subprocess.Popen[str], question: str | None) -> dict[str, Any]:
+    """A worker's next answer, after a question or when it is ready."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        if question is not None:
+            worker.stdin.write(question + "\n")
+            worker.stdin.flush()
+        return json.loads(worker.stdout.readline() or '{"failed": "process ended"}')
+    except BrokenPipeError:
+        return {"failed": "process ended"}
+
+
+def summarize(answers: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
+    if "failed" in answers[-1]:
+        return answers[-1]
+    seconds = [found["seconds"] for found in answers[warmup:]]
+    return {
+        "first_pass_s": round(answers[0]["seconds"], 4),
+        "seconds": [round(s, 4) for s in seconds],
+        "median_s": round(statistics.median(seconds), 4),
+        "min_s": round(min(seconds), 4),
+        "max_s": round(max(seconds), 4),
+        **{key: value for key, value in answers[-1].items() if key.startswith("peak")},
+    }
+
+
+def commit_of(checkout: Path | None) -> str | None:
+    if checkout is None:
+        return None
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "not a git checkout"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,3 +63,9 @@ def test_fences_are_known() -> None:
     """A misspelt info string would leave a block out without a word."""
     infos = {block["info"].strip() for page in PAGES for block in FENCE.finditer(page.read_text(encoding="utf-8"))}
     assert infos <= {"python", 'python title="needs weights"', "bash", ""}
+
+
+def test_figures_are_those_of_the_json_files() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

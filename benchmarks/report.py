@@ -1,0 +1,211 @@
+"""Fill the figures of docs/*.md from the JSON files of this version: `report.py [--check] [--plots]`.
+
+A page says where: between `<!-- figures: NAME -->` and `<!-- end of figures -->`. `--check` writes nothing and fails
+where a page differs; `--plots` draws docs/images/performance_*.png too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+NOT_MEASURED = "Not measured yet.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--plots", action="store_true")
+    arguments = parser.parse_args()
+    stale = []
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            stale.append(page.name)
+            if not arguments.check:
+                page.write_text(filled, encoding="utf-8")
+    if arguments.check and stale:
+        raise SystemExit(f"figures differ from the JSON files in {', '.join(stale)}; run benchmarks/report.py")
+    if arguments.plots:
+        plot_memory()
+        plot_time()
+
+
+def fill(text: str) -> str:
+    """The page with its figures as they are in the JSON files."""
+    return BLOCK.sub(lambda found: found[1] + MAKERS[found[2]]() + found[3], text)
+
+
+def read(pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines) + "\n"
+
+
+def describe(record: dict[str, Any]) -> str:
+    machine, code = record["machine"], record["code"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    return f"{where}; torch {code['torch']}, commit {code['commit'][:7]}, {record['date']}"
+
+
+def make_memory() -> str:
+    """Peaks by number of views, and the line through them."""
+    text = ""
+    for record in read("memory_*.json"):
+        settings, results = record["settings"], record["results"]
+        height, width = settings["size"]
+        views = sorted({int(key.split()[0]) for found in results.values() for key in found if key.endswith("views")})
+        rows = []
+        for plan, found in results.items():
+            peaks = [found.get(f"{count} views", {}).get("peak_gib", "") for count in views]
+            law = found.get("law", {})
+            line = f"{law['intercept_gib']:.2f} + {law['slope_mib_a_view']:.1f} MiB a view" if law else ""
+            host = found.get(f"{views[-1]} views", {}).get("host_gib", "")
+            rows.append([plan, *peaks, line, host])
+        text += f"{height} × {width}, {', '.join(settings['heads'])}, {settings['dtype']}:\n\n"
+        head = ["plan", *(f"{count} views, GiB" for count in views), "law, GiB", f"host at {views[-1]} views, GiB"]
+        text += table(head, rows)
+    return text or NOT_MEASURED
+
+
+def make_exactness() -> str:
+    text = ""
+    for record in read("exactness_*.json"):
+        settings = record["settings"]
+        scenes, views, _, height, width = settings["images"]
+        kind = "rooms" if settings["rooms"] else "noise"
+        text += f"Weights: {settings['weights']}; {scenes} scenes of {views} views of {height} × {width}, {kind}\n"
+        text += f"({describe(record)}):\n\n"
+        rows = [
+            [mode, f"{found['rotation_deg']:.1e}", f"{found['translation']:.1e}", f"{found['depth']:.1e}",
+             "identical" if found["identical"] else "yes" if found["within_gates"] else "no"]
+            for mode, found in record["results"].items()
+        ]  # fmt: skip
+        text += table(["mode", "rotation, degrees", "translation", "depth", "within the gates"], rows)
+    return text or NOT_MEASURED
+
+
+def make_time() -> str:
+    text = ""
+    for record in read("vggt_*.json"):
+        settings = record["settings"]
+        height, width = settings["size"]
+        text += f"{settings['views']} views of {height} × {width}, {settings['dtype']} ({describe(record)}):\n\n"
+        rows = []
+        for name, found in record["results"].items():
+            if "failed" in found:
+                rows.append([name, found["failed"], "", "", ""])
+                continue
+            peak = next(value for key, value in found.items() if key.startswith("peak"))
+            ratio = next((value for key, value in found.items() if key.startswith("times_of")), "")
+            spread = f"{1000 * found['min_s']:,.0f} … {1000 * found['max_s']:,.0f}"
+            rows.append([name, f"{1000 * found['median_s']:,.1f}", spread, ratio, peak])
+        first = next(iter(record["results"]))
+        text += table(["", "median, ms", "range, ms", f"times of {first}", "peak, GiB"], rows)
+    return text or NOT_MEASURED
+
+
+def make_ablations() -> str:
+    records = read("ablations.json")
+    if not records:
+        return NOT_MEASURED
+    columns = {
+        "auc_30": "AUC@30, %", "rra_15": "rotation within 15°, %", "depth_abs_rel": "depth AbsRel",
+        "depth_delta": "δ < 1.25, %", "unprojected_overall": "points from depth and cameras",
+        "head_overall": "point head", "track_delta": "tracks δ, %",
+    }  # fmt: skip
+    rows = []
+    for arm, found in records[0]["results"].items():
+        cells = [format_error(found.get(name), 100 if label.endswith("%") else 1) for name, label in columns.items()]
+        rows.append([arm.replace("_", " "), *cells])
+    return table(["", *columns.values()], rows)
+
+
+def format_error(value: Sequence[float] | None, factor: int) -> str:
+    if value is None:
+        return ""
+    digits = 1 if factor == 100 else 3
+    return f"{factor * value[0]:.{digits}f} ± {factor * value[1]:.{digits}f}"
+
+
+def plot_memory() -> None:
+    """Counted peaks, and the laws through them."""
+    records = [record for record in read("memory_*.json") if "depth" in record["settings"]["heads"]]
+    if not records:
+        return
+    plt = import_pyplot()
+    figure, axes = plt.subplots(1, len(records), figsize=(5.5 * len(records), 4), layout="constrained", squeeze=False)
+    for axis, record in zip(axes[0], records, strict=True):
+        height, width = record["settings"]["size"]
+        for plan, found in record["results"].items():
+            peaks = {int(key.split()[0]): value["peak_gib"] for key, value in found.items() if key.endswith("views")}
+            axis.plot(list(peaks), list(peaks.values()), marker="o", markersize=4, label=plan)
+        axis.set_title(f"Peak of a pass, {height} × {width}, bfloat16", fontsize=11, loc="left")
+        axis.set_xlabel("views")
+        axis.set_ylabel("GiB")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=9)
+    save(figure, "performance_memory.png")
+
+
+def plot_time() -> None:
+    """Times on a GPU by number of views, a line a candidate."""
+    records = [record for record in read("vggt_cuda_*.json") if record["settings"]["size"] == [336, 518]]
+    if not records:
+        return
+    plt = import_pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    lines: dict[str, dict[int, float]] = {}
+    for record in records:
+        for name, found in record["results"].items():
+            if "median_s" in found:
+                lines.setdefault(name, {})[record["settings"]["views"]] = 1000 * found["median_s"]
+    for name, line in lines.items():
+        axis.plot(sorted(line), [line[views] for views in sorted(line)], marker="o", markersize=4, label=name)
+    axis.set_title("A pass at 336 × 518, bfloat16", fontsize=11, loc="left")
+    axis.set_xlabel("views")
+    axis.set_ylabel("ms")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    save(figure, "performance_time.png")
+
+
+def import_pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, name: str) -> None:
+    figure.savefig(DOCS / "images" / name, dpi=110)
+    print(f"wrote {DOCS / 'images' / name}")
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "memory": make_memory,
+    "exactness": make_exactness,
+    "time": make_time,
+    "ablations": make_ablations,
+}
+
+if __name__ == "__main__":
+    main()
