@@ -13,6 +13,7 @@
 #   TRAIN_ARGS  for `geomtx train nano_gpu`, like "--set schedule.steps=4000": the schedule has to fit into the time
 #   NANO_ARGS   for benchmarks/nano.py
 #   WEIGHTS     of VGGT-1B's size, for `vggt`; made if they are not there
+#   CANDIDATES  for `vggt`, see benchmarks/vggt.py
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
@@ -21,6 +22,7 @@ VERSION=$("$PYTHON" -c "import geomtx; print(geomtx.__version__)") || exit
 OUT=${OUT:-benchmarks/results/$VERSION}
 STATE=${STATE:-${TMPDIR:-/tmp}/geomtx-gpu}
 WAIT_S=${WAIT_S:-480}
+CANDIDATES=${CANDIDATES:-plain straightforward sdpa_cudnn sdpa_flash pieces low}
 WEIGHTS=${WEIGHTS:-${TMPDIR:-/tmp}/geomtx-benchmark-1b.safetensors}
 RUN=$STATE/nano_gpu
 mkdir -p "$OUT" "$STATE/results"
@@ -103,15 +105,16 @@ measure_nano() {
     mv "$STATE/nano/nano.json" "$STATE/results/nano_gpu.json"
 }
 
-benchmark_vggt() {
+benchmark_vggt() { # small numbers of views first: they are done in seconds
   [ -e "$WEIGHTS" ] || "$PYTHON" benchmarks/weights.py "$WEIGHTS" || return
-  for size in "336 518" "518 518"; do
-    for views in 1 2 4 8 10 20 50 100 200; do
-      # shellcheck disable=SC2086 # height and width are two arguments
-      step "vggt_cuda_bfloat16_${views}x${size/ /x}" "$PYTHON" benchmarks/vggt.py "$WEIGHTS" --device cuda \
-        --dtype bfloat16 --views "$views" --size $size --view-chunk 8 --repeats 5 --output "$STATE/results"
-    done
+  local size views cases=()
+  for views in 1 2 4 8 10 20 50 100 200; do
+    for size in 336x518 518x518; do cases+=("${views}x$size"); done
   done
+  echo "== vggt"
+  # shellcheck disable=SC2086 # several candidates
+  "$PYTHON" benchmarks/vggt.py "$WEIGHTS" --device cuda --dtype bfloat16 --view-chunk 8 --repeats 5 --limit-s 40 \
+    --candidates $CANDIDATES --cases "${cases[@]}" --output "$STATE/results" --skip-done || echo "== vggt: FAILED"
 }
 
 [ $# -gt 0 ] || set -- tests train nano vggt

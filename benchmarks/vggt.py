@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--view-chunk", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit-s", type=float, default=600.0, help="after this no other round of a case is begun")
     parser.add_argument("--output", type=Path, help="folder of the results, one file a case")
     parser.add_argument("--skip-done", action="store_true", help="leave out cases that have a file there")
     arguments = parser.parse_args()
@@ -70,7 +72,7 @@ def main() -> None:
     workers = start_all(arguments)
     try:
         for case, name in names.items():
-            results = measure_case(workers, case, arguments.warmup, arguments.repeats)
+            results = measure_case(workers, case, arguments)
             write_result(name, describe_settings(arguments, case), results, folder=folder)
     finally:
         for worker in workers.values():
@@ -92,12 +94,15 @@ def start_all(arguments: argparse.Namespace) -> dict[str, subprocess.Popen[str]]
 
 
 def measure_case(
-    workers: dict[str, subprocess.Popen[str]], case: tuple[int, int, int], warmup: int, repeats: int
+    workers: dict[str, subprocess.Popen[str]], case: tuple[int, int, int], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """What each candidate took, round after round."""
     question = json.dumps({"views": case[0], "size": case[1:]})
     rounds: list[dict[str, Any]] = []
-    for _ in range(warmup + repeats):
+    start, warmup = time.perf_counter(), arguments.warmup
+    for index in range(warmup + arguments.repeats):
+        if index > warmup and time.perf_counter() - start > arguments.limit_s:
+            break
         # Who has failed once has too little memory.
         gone = {name for found in rounds for name, answer in found.items() if "failed" in answer}
         rounds.append({name: ask(worker, question) for name, worker in workers.items() if name not in gone})
