@@ -36,7 +36,11 @@ def start(command: list[str], num_processes: int, **environment: object) -> list
 
 def wait_for(running: list[subprocess.Popen], *, timeout: float = 240) -> list[str]:
     """What each said on stdout; all of them are shown if one fails."""
-    texts = [process.communicate(timeout=timeout) for process in running]
+    try:
+        texts = [process.communicate(timeout=timeout) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     # All of them: what one complains about is often that another is gone.
     codes = [process.returncode for process in running]
     assert not any(codes), "\n".join(f"exit code {code}:\n{err}" for code, (_, err) in zip(codes, texts, strict=True))

@@ -1,4 +1,4 @@
-"""One of several processes with a scene among them: `python several_processes.py FOLDER`, into `FOLDER/RANK.pt`.
+"""One of several processes with a scene among them: `python several_processes.py FOLDER [cuda]`, into `FOLDER/RANK.pt`.
 
 Environment as torchrun gives it. The tests work out the same things alone, with the functions of this file.
 """
@@ -53,6 +53,9 @@ CASES = {
     "own views": Case(2, 5, masked=True, query_dim=3, options={"gather": False}),
     "own views, cameras": Case(3, 4, options={"gather": False, "heads": ("camera",)}),
     "pieces": Case(2, 5, masked=True, query_dim=2, options={"memory_plan": MemoryPlan(1, 7, "cpu", part_device="cpu")}),
+    "pieces without tracks": Case(
+        2, 3, {"heads": DENSE}, masked=True, options={"memory_plan": MemoryPlan(1, 7, "cpu")}
+    ),
     "pieces, three": Case(3, 4, options={"memory_plan": MemoryPlan(2, 5), "gather": False}),
     "chunks of views": Case(2, 5, options={"view_chunk": 1, "heads": ("depth",)}),
     "global only": Case(2, 3, {"scopes": ("global", "global"), "heads": DENSE}),
@@ -105,8 +108,8 @@ def state_of(model: geomtx.VGGT) -> tuple[Any, ...]:
     return attends, hooks, model.encoder.special.first_view
 
 
-def predict(case: Case) -> dict[str, Tensor]:
-    model = model_of(case)
+def predict(case: Case, device: str = "cpu") -> dict[str, Tensor]:
+    model = model_of(case).to(device)
     before = state_of(model)
     predictions = predict_parallel(model, *arguments_of(case), **case.options)
     assert state_of(model) == before
@@ -192,6 +195,16 @@ def run(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def run_on_gpus(folder: Path) -> None:
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
+    names = ("heads that can't be shared, two", "chunks of views", "math", "pieces without tracks")
+    torch.save({name: predict(CASES[name], "cuda") for name in names}, folder / f"{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     with torch.no_grad():
-        run(Path(sys.argv[1]))
+        (run_on_gpus if "cuda" in sys.argv else run)(Path(sys.argv[1]))
