@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Before the first import of geomtx: annotations become jaxtyping's, and an import hook checks them at every call.
 os.environ["GEOMTX_CHECK_SHAPES"] = "1"
@@ -17,6 +19,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import geomtx  # noqa: E402
+from processes import start, wait_for  # noqa: E402
 
 # Tests run in parallel, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)
@@ -51,6 +54,17 @@ def tiny_model() -> geomtx.VGGT:
 def images() -> torch.Tensor:
     """Two scenes of three views, (2, 3, 3, 56, 84)."""
     return torch.rand(2, 3, 3, 56, 84)
+
+
+@pytest.fixture(scope="session")
+def parallel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """Number of processes → what each of them found, with a scene among them; see `models/several_processes.py`."""
+    found = {}
+    for num in (2, 3):
+        folder = tmp_path_factory.mktemp("parallel")
+        wait_for(start([str(Path(__file__).parent / "models" / "several_processes.py"), str(folder)], num))
+        found[num] = [torch.load(folder / f"{rank}.pt") for rank in range(num)]
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,6 +26,7 @@ _HOMES = {
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
+    "predict_parallel": "models.parallel",
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from geomtx.losses.gradient import normal_loss as normal_loss
     from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
+    from geomtx.models.parallel import predict_parallel as predict_parallel
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
     from geomtx.scene import Scene as Scene

@@ -21,6 +21,14 @@ def test_first_view_has_a_set_of_its_own(num_registers, num_views):
             assert torch.equal(out[scene, view, 1 : special.num_tokens], special.registers[0, kind])
 
 
+def test_views_after_the_first_of_their_scene():
+    special = SpecialTokens(6)
+    whole = special.tokens(5)
+    for first, num in ((0, 2), (1, 1), (3, 2)):
+        special.first_view = first
+        assert torch.equal(special.tokens(num), whole[:, first : first + num])
+
+
 def test_every_parameter_gets_a_gradient():
     special = SpecialTokens(6)
     special(torch.randn(2, 3, 4, 6)).square().sum().backward()

@@ -46,3 +46,14 @@ def test_the_law_of_vggt_1b():
 
     assert slope(PLANS[1]) < 18e6
     assert slope(PLANS[-1]) < 8e6
+
+
+def test_processes_exchange_what_they_need_memory_for():
+    scene = (VGGTConfig(), 20, (336, 518))
+    for plan in (None, *PLANS):
+        one, two, eight = (
+            estimate_bytes(scene[0], plan, *scene[1:], heads=("camera",), num_processes=num) for num in (1, 2, 8)
+        )
+        assert one < two < eight
+    keys = 2 * 20 * (24 * 37 + 5) * 1024 * 2  # of the other six, in every block
+    assert eight - two > 6 * keys

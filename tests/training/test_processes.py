@@ -1,37 +1,11 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from processes import start, wait_for
 from training import two_processes
-
-TESTS = Path(__file__).parent.parent
-
-
-def start(folder: Path, num_processes: int) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, two_processes.__file__, str(folder)]
-    common = {
-        "WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
-        "PYTHONPATH": TESTS, "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": 1,
-    }  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "GEOMTX_CHECK_SHAPES"}
-    return [
-        subprocess.Popen(
-            command,
-            env={**environment, **{k: str(v) for k, v in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -42,12 +16,14 @@ def log_of(folder: Path) -> list[dict]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run, of one process and of two, stopped and resumed both times."""
     folder = tmp_path_factory.mktemp("processes")
-    running = start(folder / "two", 2)
-    running += start(folder / "one", 1)
-    errors = [process.communicate(timeout=240)[1] for process in running]
-    # All of them: what one complains about is often that another is gone.
-    codes = [process.returncode for process in running]
-    assert not any(codes), "\n".join(f"exit code {code}:\n{text}" for code, text in zip(codes, errors, strict=True))
+    runs = (("two", 2), ("one", 1))
+    wait_for(
+        [
+            process
+            for name, num in runs
+            for process in start([two_processes.__file__, str(folder / name)], num, ACCELERATE_USE_CPU="true")
+        ]
+    )
     return folder / "one", folder / "two"
 
 

@@ -22,10 +22,10 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS: nothing was learned, the geometry is meaningle
 class Stages:
     """A progress bar over named stages, on stderr if that is a terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, show: bool = True) -> None:
         self.started = time.monotonic()
         bar_format = "{desc:<24}{bar:20} {n_fmt}/{total_fmt} [{elapsed}]"
-        self._bar = tqdm(total=total, unit="stage", bar_format=bar_format, disable=None)
+        self._bar = tqdm(total=total, unit="stage", bar_format=bar_format, disable=None if show else True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

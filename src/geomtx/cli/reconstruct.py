@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from geomtx.cli.device import choose_device
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import parse_name
+from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check everything that is quick to check, then do the work, then write."""
+    """Check everything that is quick to check, then do the work, then write; of several processes the first writes."""
     _check_arguments(arguments)
     from geomtx.export import SCENE_FILES
     from geomtx.scene import reconstruct
@@ -89,10 +90,12 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.views import load_views
     from geomtx.views.loading import default_size, list_photos
 
-    check_writable(arguments.output, SCENE_FILES)
-    device = choose_device(arguments.device)
+    first = is_first_process()
+    if first:
+        check_writable(arguments.output, SCENE_FILES)
+    device = device_of_process(choose_device(arguments.device))
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
-    stages = Stages(5)
+    stages = Stages(5, show=first)
     with stages.stage("find weights"):
         config = _read_config(arguments)
     with stages.stage("load photos"):
@@ -102,15 +105,18 @@ def run(arguments: argparse.Namespace) -> None:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
     with stages.stage("load weights"):
         model = _load_model(arguments, config, device)
-    with stages.stage("encode and run heads"):
+    with stages.stage("encode and run heads"), joined_processes(device):
         scene = reconstruct(
             model,
             views,
             query_points=arguments.query,
             view_chunk=arguments.view_chunk,
             memory=arguments.memory,
-            progress=sys.stderr.isatty(),
+            progress=first and sys.stderr.isatty(),
+            parallel=num_processes() > 1,
         )
+    if not first:
+        return
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
     with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES) as folder:

@@ -150,7 +150,7 @@ class AlternatingEncoder(nn.Module):
         image_hw = (images.shape[-2], images.shape[-1])
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
         patch_mask = self._check_mask(patch_mask, images, grid_hw)
-        mask = None if patch_mask is None else self._token_mask(patch_mask)
+        mask = None if patch_mask is None else self.token_mask(patch_mask)
         if chunks is None:
             patches = self._embed(images.flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1))
             x = self.special(patches.unflatten(0, images.shape[:2]))
@@ -173,7 +173,7 @@ class AlternatingEncoder(nn.Module):
         check_shape("patch_mask", mask, (images.shape[0], images.shape[1], *grid_hw))
         return mask.flatten(2)
 
-    def _token_mask(self, patch_mask: Tensor) -> Tensor:
+    def token_mask(self, patch_mask: Bool[Tensor, "b s patches"]) -> Bool[Tensor, "b s p"]:
         """(B, S, patches) → (B, S, P): special tokens take part where any patch of their view does."""
         special = patch_mask.any(dim=-1, keepdim=True).expand(-1, -1, self.special.num_tokens)
         return torch.cat([special, patch_mask], dim=-1)

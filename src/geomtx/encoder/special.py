@@ -17,12 +17,16 @@ class SpecialTokens(nn.Module):
         dim: Width C.
         num_registers: Register tokens a view.
         std: Of the first tokens.
+
+    Attributes:
+        first_view: Index in its scene of the first view that is given; above 0 where another process holds the first.
     """
 
     def __init__(self, dim: int, *, num_registers: int = 4, std: float = 1e-2) -> None:
         super().__init__()
         self.std = std
         self.num_tokens = 1 + num_registers
+        self.first_view = 0
         self.camera = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, 2, num_registers, dim))
         self.reset_parameters()
@@ -44,5 +48,5 @@ class SpecialTokens(nn.Module):
     def tokens(self, num_views: int) -> Float[Tensor, "1 s p c"]:
         """The special tokens of so many views, (1, S, num_tokens, C)."""
         # Which set a view takes: 0 for the first, 1 for all others; an index, so that one program serves any S.
-        kind = torch.arange(num_views, device=self.camera.device).clamp(max=1)
+        kind = torch.arange(self.first_view, self.first_view + num_views, device=self.camera.device).clamp(max=1)
         return torch.cat([self.camera, self.registers], dim=2)[:, kind]

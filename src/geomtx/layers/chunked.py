@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_positive
 from geomtx.layers.block import TransformerBlock
+from geomtx.layers.exchange import SharedAttention
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
@@ -50,6 +51,10 @@ def run_in_chunks(
         keys[:, part], values[:, part] = new_keys, new_values
     assert keys is not None, "there is at least one token"
     assert values is not None
+    if isinstance(attention.attend, SharedAttention):
+        # Not a chunk at a time: processes may have different numbers of them.
+        keys, values = attention.attend.gather_keys(keys, values)
+        mask = attention.attend.mask
     for part, table in zip(parts, tables, strict=True):
         of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
         here = x[:, part]

@@ -53,6 +53,7 @@ def estimate_bytes(
     heads: Sequence[str] = ("camera", "depth", "points"),
     element_size: int = 2,
     view_chunk: int = 4,
+    num_processes: int = 1,
 ) -> int:
     """Bytes beyond the weights at the peak of a forward pass of one scene on the model's device, tracks left out.
 
@@ -61,11 +62,13 @@ def estimate_bytes(
     Args:
         config: Of the model.
         plan: None = all at once, with `view_chunk` views at a time in the dense heads.
-        num_views: S.
+        num_views: S; of one process where there are several.
         image_hw: Of the images.
         heads: That run.
         element_size: Bytes of a number of the model's precision.
         view_chunk: Where there is no plan.
+        num_processes: That share the scene, see `geomtx.predict_parallel`; not counted, but added up from what they
+            exchange.
     """
     rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
     of_view = rows * columns + 1 + config.num_registers
@@ -80,7 +83,9 @@ def estimate_bytes(
     if plan is None:
         # Two outputs of blocks a tap; queries, keys, values, and their rotation in float32; or the MLP's inner layer.
         layers = tokens * row * 2 * (len(config.taps) if dense else 1)
-        work = tokens * (row * 10 + config.dim * 16)
+        # Of several processes: what is sent and received; or keys and values of all, where heads can't be shared.
+        exchanged = 0 if num_processes == 1 else max(6, 2 * num_processes + 3)
+        work = tokens * (row * (10 + exchanged) + config.dim * 16)
         return int(_MARGIN * (layers + max(work, decoding + outputs)))
     kept = [
         0 if plan.tap_device else element_size * num_views * rows * columns * len(dense) * count
@@ -88,9 +93,11 @@ def estimate_bytes(
     ]
     work = max(min(plan.token_chunk, tokens), view_chunk * of_view)
     work *= row * 7 + config.dim * 18  # queries and keys, and their rotation in float32; or the MLP's inner layer
-    # The tokens, the frame block's beside them, keys and values, what is kept of three taps; or of all, without those.
+    # Keys and values; of several processes those of all besides, and what travels.
+    held = (2 if num_processes == 1 else 2 * num_processes + 3) * tokens * row
+    # The tokens, the frame block's beside them, what is held, what is kept of three taps; or of all, without those.
     beside = 0 if plan.part_device else tokens * row
-    encoding = tokens * row + beside + max(2 * tokens * row + sum(kept[:-1]) + work, sum(kept))
+    encoding = tokens * row + beside + max(held + sum(kept[:-1]) + work, sum(kept))
     fetched = sum(config.dpt_channels) * element_size * rows * columns
     heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
     return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device is None else 0)))

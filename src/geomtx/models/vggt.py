@@ -103,6 +103,17 @@ class VGGT(nn.Module):
                 points outside their view. Values on an accelerator are not looked at, which would make it wait;
                 `geomtx.reconstruct` checks them, and the images' too.
         """
+        images, query_points, patch_mask, heads = self._to_batch(images, query_points, patch_mask, heads)
+        return self._predict(images, query_points, patch_mask, heads, view_chunk, memory_plan)
+
+    def _to_batch(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        patch_mask: Tensor | None,
+        heads: tuple[HeadName, ...] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[HeadName, ...]]:
+        """Arguments of `forward`, checked: with the B axis, and the heads that run."""
         if heads is not None:
             check_heads(heads, self.heads)
             if "tracks" in heads and query_points is None:
@@ -120,11 +131,7 @@ class VGGT(nn.Module):
             check_queries(query_points, images)
             if "tracks" in heads:
                 self._check_image_side(images)
-        if memory_plan is not None:
-            read = read_in_chunks(self, images, patch_mask, heads, memory_plan)
-            device = None if memory_plan.output_device is None else torch.device(memory_plan.output_device)
-            return self._run_heads(read, query_points, heads, memory_plan.view_chunk, device)
-        return self._predict(images, query_points, patch_mask, heads, view_chunk)
+        return images, query_points, patch_mask, heads
 
     def _check_image_side(self, images: Tensor) -> None:
         """Before the encoder's work is done in vain."""
@@ -141,7 +148,12 @@ class VGGT(nn.Module):
         patch_mask: Tensor | None,
         heads: tuple[HeadName, ...],
         view_chunk: int | None,
+        memory_plan: MemoryPlan | None,
     ) -> Predictions:
+        if memory_plan is not None:
+            read = read_in_chunks(self, images, patch_mask, heads, memory_plan)
+            device = None if memory_plan.output_device is None else torch.device(memory_plan.output_device)
+            return self._run_heads(read, query_points, heads, memory_plan.view_chunk, device)
         # The dense heads read all taps, the camera head the last.
         taps = self.config.taps[-1:] if heads == ("camera",) else self.config.taps
         tokens = self.encoder(images, patch_mask=patch_mask, taps=taps)

@@ -21,18 +21,25 @@ _SHARE = 0.9  # of what is free: an allocator's pieces don't fill it
 
 
 def choose_plan(
-    model: nn.Module, num_views: int, image_hw: tuple[int, int], heads: Sequence[str], memory: Memory, view_chunk: int
+    model: nn.Module,
+    num_views: int,
+    image_hw: tuple[int, int],
+    heads: Sequence[str],
+    memory: Memory,
+    view_chunk: int,
+    num_processes: int = 1,
 ) -> MemoryPlan | None:
     """The first plan, from all at once to the leanest, that fits.
 
     Args:
         model: Its own weights are where they are already.
-        num_views: S.
+        num_views: S; of this process where there are several.
         image_hw: Of the images.
         heads: That run.
         memory: "auto" = what is free now on the model's device; "low" = the leanest; or bytes of the device, weights
             included.
         view_chunk: Of the dense heads where no plan is needed.
+        num_processes: That share the scene.
 
     Returns:
         None = all at once; also for "auto" and a model other than VGGT, whose memory isn't known.
@@ -65,6 +72,7 @@ def choose_plan(
             heads=heads,
             element_size=parameter.element_size(),
             view_chunk=view_chunk,
+            num_processes=num_processes,
         )
         for plan in (None, *PLANS)
     }

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.models.config import HEAD_MODULES
+from geomtx.models.memory import PLANS, MemoryPlan
+from geomtx.models.parallel import deal_out, predict_parallel
+from geomtx.models.vggt import VGGT
 from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
@@ -39,6 +44,7 @@ def reconstruct(
     memory: Memory = "auto",
     dtype: torch.dtype | None = None,
     progress: bool = False,
+    parallel: bool = False,
 ) -> Scene:
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
 
@@ -55,13 +61,16 @@ def reconstruct(
             included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
         progress: Show a progress bar on stderr.
+        parallel: Share the views with all other processes of torch.distributed's default group, see
+            `geomtx.predict_parallel`: all of them call this with the same arguments and get the same scene.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`.
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`;
+            with `parallel`, for a model other than VGGT and for fewer views than processes.
     """
     config: Any = model.config
     available: Any = model.heads
@@ -79,14 +88,18 @@ def reconstruct(
     }
     images = views.images[None]
     image_hw = (images.shape[-2], images.shape[-1])
-    plan = choose_plan(model, images.shape[1], image_hw, heads, memory, options["view_chunk"])
-    if plan is None:
+    run = _shared(model) if parallel else model
+    shares = deal_out(images.shape[1]).sizes if parallel else (images.shape[1],)
+    plan = choose_plan(model, shares[0], image_hw, heads, memory, options["view_chunk"], len(shares))
+    if parallel:
+        plan = _leanest(plan, device)
+    elif plan is None:
         images = images.to(device)
-    else:  # images come over some at a time
+    if plan is not None:  # images come over some at a time
         most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
         options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        predictions = model(images, **options)
+        predictions = run(images, **options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
@@ -155,6 +168,20 @@ def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -
     if not isinstance(view_chunk, int) or view_chunk < 1:
         raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
     return view_chunk
+
+
+def _shared(model: nn.Module) -> Callable[..., Predictions]:
+    if not isinstance(model, VGGT):
+        raise ValueError(f"model must be VGGT to run in parallel, got {type(model).__name__}")
+    return partial(predict_parallel, model)
+
+
+def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None:
+    """The plan of the process with the least memory: what they exchange depends on it."""
+    plans = (None, *PLANS)
+    index = torch.tensor(plans.index(plan), device=device)
+    dist.all_reduce(index, dist.ReduceOp.MAX)
+    return plans[int(index)]
 
 
 def _to_batch(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Everything that a CPU can measure, then the tables and plots of the docs: `benchmarks/cpu.sh [PART …]`, default all.
+#
+# Stop it anywhere, run it again and it goes on. Nothing else should run meanwhile where times are compared.
+#
+#   STATE    what has to be there the next time ($TMPDIR/geomtx-bench); without it everything is measured again
+#   PYTHON   .venv/bin/python
+#   WEIGHTS  of VGGT-1B's size, for `vggt`; made if they are not there (5 GB)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+PYTHON=${PYTHON:-.venv/bin/python}
+STATE=${STATE:-${TMPDIR:-/tmp}/geomtx-bench}
+WEIGHTS=${WEIGHTS:-${TMPDIR:-/tmp}/geomtx-benchmark-1b.safetensors}
+FAILED=0
+mkdir -p "$STATE"
+
+step() { # NAME FILE ARGUMENTS…: run benchmarks/FILE unless it is done; a failure doesn't stop the rest
+  local name=$1 file=$2
+  shift 2
+  if [ -e "$STATE/$name" ]; then
+    echo "== $name: done already"
+    return
+  fi
+  echo "== $name"
+  if "$PYTHON" "benchmarks/$file" "$@"; then touch "$STATE/$name"; else echo "== $name: FAILED"; FAILED=1; fi
+}
+
+vggt() {
+  if [ ! -e "$STATE/vggt" ] || [ ! -e "$STATE/load" ]; then
+    [ -e "$WEIGHTS" ] || "$PYTHON" benchmarks/weights.py "$WEIGHTS" || exit
+  fi
+  step load load.py "$WEIGHTS"
+  step vggt vggt.py "$WEIGHTS" --cases 4x280x280
+  step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
+}
+
+[ $# -gt 0 ] || set -- exactness memory vggt
+for part in "$@"; do
+  case $part in
+    exactness) step exactness exactness.py ;;
+    memory)
+      step memory_small memory.py --views 8 24 100 200
+      step memory_camera memory.py --views 8 200 1000 --heads camera
+      step memory_large memory.py --size 392 518 --views 8 200 1000 --plans plain offloaded low
+      ;;
+    vggt) vggt ;;
+    *)
+      echo "part must be one of exactness, memory, vggt, got '$part'" >&2
+      exit 2
+      ;;
+  esac
+done
+"$PYTHON" benchmarks/report.py --plots && exit "$FAILED"

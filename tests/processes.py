@@ -1,0 +1,47 @@
+"""Several processes on this machine, as torchrun would start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def start(command: list[str], num_processes: int, **environment: object) -> list[subprocess.Popen]:
+    """`python COMMAND` so many times; `environment` is beside torchrun's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outside = {name: value for name, value in os.environ.items() if name != "GEOMTX_CHECK_SHAPES"}
+    path = os.pathsep.join(filter(None, (str(TESTS), outside.get("PYTHONPATH"))))
+    shared = {
+        "WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
+        "PYTHONPATH": path, "PYTHONFAULTHANDLER": 1, **environment,
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**outside, **{k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+
+
+def wait_for(running: list[subprocess.Popen], *, timeout: float = 240) -> list[str]:
+    """What each said on stdout; all of them are shown if one fails."""
+    try:
+        texts = [process.communicate(timeout=timeout) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    # All of them: what one complains about is often that another is gone.
+    codes = [process.returncode for process in running]
+    assert not any(codes), "\n".join(f"exit code {code}:\n{err}" for code, (_, err) in zip(codes, texts, strict=True))
+    return [out for out, _ in texts]
