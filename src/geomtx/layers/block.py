@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from geomtx.layers.attention import Attention
+from geomtx.layers.attention import Attention, KeySubset
 from geomtx.layers.backends import BackendName
 from geomtx.layers.mlp import MLP
 from geomtx.layers.rope import RotaryTable
@@ -52,7 +52,8 @@ class TransformerBlock(nn.Module):
         *,
         rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+        keys: KeySubset | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """(batch, N, C) → (batch, N, C); `rope` and `mask` as in `Attention`."""
-        x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask))
+        """(batch, N, C) → (batch, N, C); `rope`, `mask` and `keys` as in `Attention`."""
+        x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask, keys=keys))
         return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
