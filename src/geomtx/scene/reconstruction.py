@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.encoder.keys import GlobalApproximation
 from geomtx.models.config import HEAD_MODULES
 from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
+from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size
@@ -38,6 +41,8 @@ def reconstruct(
     view_chunk: int | Literal["auto"] = "auto",
     memory: Memory = "auto",
     dtype: torch.dtype | None = None,
+    approximation: GlobalApproximation | None = None,
+    window: WindowPlan | None = None,
     progress: bool = False,
 ) -> Scene:
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
@@ -54,6 +59,11 @@ def reconstruct(
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
             included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
+        approximation: What global attention may leave out, for many views; None = nothing, and other models than
+            `geomtx.VGGT` are not asked for it.
+        window: Run the model on so many consecutive views at a time and stitch the scenes by what overlaps, see
+            `geomtx.scene.windows.stitch_scenes`; None = all views in one pass. Neighbouring views must show the same
+            things. Not with query points.
         progress: Show a progress bar on stderr.
 
     Returns:
@@ -61,13 +71,23 @@ def reconstruct(
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`.
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
+            windows that can't be stitched.
     """
     config: Any = model.config
     available: Any = model.heads
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
+    if window is not None:
+        check_window_heads(heads)
+        windows = place_windows(len(views), window)
+        if len(windows) > 1:
+            run = partial(
+                reconstruct, model, heads=heads, view_chunk=view_chunk, memory=memory, dtype=dtype,
+                approximation=approximation, progress=progress,
+            )  # fmt: skip
+            return stitch_scenes((run(views[part.start : part.stop]) for part in windows), windows)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
     device = parameter.device
@@ -77,6 +97,8 @@ def reconstruct(
         "heads": heads,
         "view_chunk": _choose_chunk(view_chunk, views.images, device),
     }
+    if approximation is not None:
+        options["approximation"] = approximation
     images = views.images[None]
     image_hw = (images.shape[-2], images.shape[-1])
     plan = choose_plan(model, images.shape[1], image_hw, heads, memory, options["view_chunk"])
