@@ -65,13 +65,22 @@ def test_copies_of_a_view_come_last():
 def test_views_without_patches_come_last_and_masked_patches_are_not_pooled():
     patches = torch.randn(2, 5, 6, 8, dtype=torch.float64)
     mask = draw_mask().flatten(2)
-    poisoned = torch.where(mask[..., None], patches, 1e6)
+    poisoned = torch.where(mask[..., None], patches, torch.nan)
     chosen = choose_views(poisoned, 5, mask)
     assert torch.equal(chosen, choose_views(patches, 5, mask))
     assert chosen[0, -1] == 3
     assert sorted(chosen[0].tolist()) == list(range(5))
     full = torch.ones_like(mask)
     assert torch.equal(choose_views(patches, 5, full), choose_views(patches, 5))
+
+
+def test_views_that_differ_by_little_in_half_precision():
+    """Neighbouring frames: the choice is made in float32 whatever the caller's precision."""
+    patches = (10 + torch.randn(1, 1, 1, 32) + 0.3 * torch.randn(1, 9, 50, 32)).bfloat16()
+    expected = choose_views(patches.double(), 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(choose_views(patches, 5), expected)
+        assert torch.equal(choose_views(patches, 5, torch.ones(1, 9, 50, dtype=torch.bool)), expected)
 
 
 @pytest.mark.parametrize("grid_hw", [(1, 1), (2, 3), (7, 5), (1, 9)])

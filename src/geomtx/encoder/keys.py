@@ -20,7 +20,7 @@ class GlobalApproximation(NamedTuple):
     """What the global blocks leave out; nothing by default. No weights are trained for it.
 
     Every token is still a query. Keys and values are the special tokens of all views and, of some views, the patches on
-    every `stride`-th row and column. With a fixed number of key views, time is linear in the number of views.
+    every `stride`-th row and column. With a fixed number of key views, time is nearly linear in the number of views.
 
     Attributes:
         num_key_views: How many views give patches as keys: the reference and those whose pooled patch features are
@@ -99,9 +99,9 @@ def strided_patches(grid_hw: tuple[int, int], stride: int, device: torch.device)
 def choose_views(
     patches: Float[Tensor, "b s p c"], num_views: int, mask: Bool[Tensor, "b s p"] | None = None
 ) -> Int[Tensor, "b k"]:
-    """Views that differ most, by farthest-point sampling: the first, then always the one least like all chosen ones.
+    """Views that differ most, by farthest-point sampling: the first, then always the one farthest from all chosen ones.
 
-    Likeness is the cosine between means over the patches. Views without any patch that takes part come last.
+    Distances are between directions of the means over the patches. Views without any patch that takes part come last.
 
     Args:
         patches: (B, S, P, C).
@@ -111,21 +111,26 @@ def choose_views(
     Returns:
         (B, K), different ones, in the order of choice.
     """
-    if mask is None:
-        pooled = patches.mean(dim=2, dtype=torch.promote_types(patches.dtype, torch.float32))
-    else:
-        pooled = (mask[:, :, None].to(patches.dtype) @ patches).squeeze(2)
-        pooled = pooled.to(torch.promote_types(patches.dtype, torch.float32))
-    features = F.normalize(pooled, dim=-1)
-    distance = 1 - features @ features.mT
+    features = F.normalize(_pool(patches, mask), dim=-1)
+    nearest = torch.full_like(features[..., 0], torch.inf)
     if mask is not None:
-        distance = distance.masked_fill(~mask.any(dim=-1)[:, None], -4.0)  # below any other: 1 - cos is in 0 … 2
-    chosen = patches.new_zeros(patches.shape[0], dtype=torch.long)
-    nearest = torch.full_like(distance[:, 0], torch.inf)
+        nearest = nearest.masked_fill(~mask.any(dim=-1), -1.0)  # below any squared distance
+    chosen = torch.zeros_like(nearest[:, :1], dtype=torch.long)
     order = [chosen]
     for _ in range(num_views - 1):
-        nearest = torch.minimum(nearest, distance.gather(1, chosen[:, None, None].expand_as(distance[:, :1]))[:, 0])
-        nearest = nearest.scatter(1, chosen[:, None], -torch.inf)
-        chosen = nearest.argmax(dim=1)
+        # Not as a product of all pairs, whose precision is the caller's: neighbouring frames differ by little.
+        here = features.gather(1, chosen[..., None].expand(-1, -1, features.shape[-1]))
+        nearest = torch.minimum(nearest, (features - here).square().sum(dim=-1)).scatter(1, chosen, -torch.inf)
+        chosen = nearest.argmax(dim=1, keepdim=True)
         order.append(chosen)
-    return torch.stack(order, dim=1)
+    return torch.cat(order, dim=1)
+
+
+def _pool(patches: Tensor, mask: Tensor | None) -> Tensor:
+    """Means over the patches, or sums over those that take part, in float32 or better."""
+    dtype = torch.promote_types(patches.dtype, torch.float32)
+    if mask is None:
+        return patches.mean(dim=2, dtype=dtype)
+    # View by view: what it takes in between is as large as the patches.
+    views = zip(patches.unbind(1), mask.unbind(1), strict=True)
+    return torch.stack([here.to(dtype).masked_fill(~keep[..., None], 0.0).sum(dim=1) for here, keep in views], dim=1)
