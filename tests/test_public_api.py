@@ -55,7 +55,7 @@ NAMES = sorted(INVENTORY.keys() - {"__version__"})
 # The parameters of what the README and the docs call; keyword-only ones after the star.
 SIGNATURES = {
     "VGGT": "(config)",
-    "VGGT.forward": "(self, images, query_points, patch_mask, *, heads, view_chunk, memory_plan)",
+    "VGGT.forward": "(self, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, approximation)",
     "VGGT.from_pretrained": "(source, *, heads, device, dtype, config)",
     "VGGT.save_pretrained": "(self, folder, *, names)",
     "predict_parallel": "(model, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, group, gather)",
@@ -63,7 +63,7 @@ SIGNATURES = {
     "CameraHead.forward": "(self, tokens)",
     "DenseHead.forward": "(self, tokens, *, view_chunk, output_device)",
     "TrackHead.forward": "(self, tokens, query_points, *, view_chunk)",
-    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps)",
+    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation)",
     "encode_pose": "(cam_from_world, intrinsics, image_hw)",
     "decode_pose": "(encoding, image_hw)",
     "unproject": "(depth, intrinsics, cam_from_world, *, pixel_center)",

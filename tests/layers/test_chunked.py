@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geomtx import TransformerBlock
-from geomtx.layers import grid_positions, key_mask, rotary_table
+from geomtx.layers import KeySubset, grid_positions, key_mask, rotary_table
 from geomtx.layers.chunked import run_batch_in_chunks, run_in_chunks
 from reference import randomize
 
@@ -27,6 +27,24 @@ def test_equals_the_block(chunk, qk_norm, masked):
     with torch.no_grad():
         expected = module(x, rope=rope, mask=mask)
         assert run_in_chunks(module, x, chunk, rope=rope, mask=mask) is None
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("masked", ["not", "keys", "pairs"])
+def test_fewer_keys(chunk, masked):
+    module, x = block(qk_norm=True), torch.randn(2, TOKENS, DIM, dtype=torch.float64)
+    rope = rotary_table(grid_positions((3, 4), 1, x.device), DIM // HEADS, dtype=torch.float64)
+    chosen = torch.tensor([5, 0, 12, 7, 3])
+    keys = KeySubset(torch.stack([chosen, chosen]), rope.rows(chosen))
+    mask = {
+        "not": None,
+        "keys": key_mask(torch.rand(2, 5) > 0.4),
+        "pairs": torch.rand(1, 1, TOKENS, 5) > 0.2,
+    }[masked]
+    with torch.no_grad():
+        expected = module(x, rope=rope, mask=mask, keys=keys)
+        run_in_chunks(module, x, chunk, rope=rope, mask=mask, keys=keys)
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
 
 

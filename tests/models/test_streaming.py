@@ -101,7 +101,7 @@ def test_other_blocks_can_not_be_cut():
     encoder = AlternatingEncoder(PatchEmbedding(8, patch_size=4), [Plain(8, 8)], [Plain(8, 8)], head_dim=8)
     with (
         torch.no_grad(),
-        pytest.raises(ValueError, match=r"^blocks must be TransformerBlock to run in chunks, got Plain$"),
+        pytest.raises(ValueError, match=r"^blocks must be TransformerBlock for chunks or fewer keys, got Plain$"),
     ):
         encoder.stream(torch.rand(1, 2, 3, 8, 8), chunks=EncoderChunks(1, 5))
 

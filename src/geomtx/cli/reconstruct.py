@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from geomtx.cli import long_sequences
 from geomtx.cli.device import choose_device
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import parse_name
@@ -78,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
     )
+    long_sequences.add_options(parser, _parse_count)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             memory=arguments.memory,
             progress=first and sys.stderr.isatty(),
             parallel=num_processes() > 1,
+            **long_sequences.read_options(arguments),
         )
     if not first:
         return
@@ -137,6 +140,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
     if not 0 <= arguments.percentile <= 100:
         raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")
+    long_sequences.check_options(arguments)
     photos, output = Path(arguments.photos[0]), Path(arguments.output)
     if photos.is_dir() and photos.resolve() == output.resolve():
         raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")

@@ -1,6 +1,7 @@
 """Images to tokens."""
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
+from geomtx.encoder.keys import GlobalApproximation
 from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.encoder.vit import VisionTransformer, ViTFeatures
@@ -8,6 +9,7 @@ from geomtx.encoder.vit import VisionTransformer, ViTFeatures
 __all__ = [
     "AlternatingEncoder",
     "Backbone",
+    "GlobalApproximation",
     "PatchEmbedding",
     "Scope",
     "SpecialTokens",

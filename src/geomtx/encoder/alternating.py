@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
 from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
+from geomtx.encoder.keys import GlobalApproximation, check_approximation, choose_keys
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.special import SpecialTokens
-from geomtx.layers.attention import key_mask
+from geomtx.layers.attention import KeySubset, key_mask
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.chunked import run_batch_in_chunks, run_in_chunks
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
@@ -99,6 +100,7 @@ class AlternatingEncoder(nn.Module):
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         taps: tuple[int, ...] | None = None,
+        approximation: GlobalApproximation | None = None,
     ) -> Tokens:
         """Encode scenes.
 
@@ -107,11 +109,13 @@ class AlternatingEncoder(nn.Module):
             patch_mask: (B, S, H/patch, W/patch) bool, True = takes part. The others are keys to nothing, and nothing
                 of their content is read; a view without any patch drops out with its special tokens.
             taps: Keep only these of the encoder's taps; nothing after the last of them is computed.
+            approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, or a layer that is no tap.
+            ValueError: For other shapes, sides that are no multiples of the patch, a layer that is no tap, or an
+                approximation that these blocks can't take.
         """
-        tokens, layers = self.stream(images, patch_mask=patch_mask, taps=taps)
+        tokens, layers = self.stream(images, patch_mask=patch_mask, taps=taps, approximation=approximation)
         # A function's arguments are let go when it returns, a loop's variables only when they are assigned again.
         return tokens._replace(layers=dict(map(_join, layers)))
 
@@ -121,6 +125,7 @@ class AlternatingEncoder(nn.Module):
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         taps: tuple[int, ...] | None = None,
+        approximation: GlobalApproximation | None = None,
         chunks: EncoderChunks | None = None,
     ) -> tuple[Tokens, Iterator[tuple[int, tuple[Tensor, ...]]]]:
         """Encode scenes and hand out every tapped layer when it is reached, so that it need not be kept.
@@ -130,6 +135,7 @@ class AlternatingEncoder(nn.Module):
                 precision: views come over as they are needed.
             patch_mask: As for `forward`.
             taps: As for `forward`.
+            approximation: As for `forward`.
             chunks: Work on some views or tokens at a time, without gradients; None = all at once.
 
         Returns:
@@ -147,6 +153,8 @@ class AlternatingEncoder(nn.Module):
         taps = self.taps if taps is None else taps
         for tap in taps:
             check_option("tap", tap, self.taps)
+        if approximation is not None:
+            self._check_approximation(approximation)
         image_hw = (images.shape[-2], images.shape[-1])
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
         patch_mask = self._check_mask(patch_mask, images, grid_hw)
@@ -157,8 +165,15 @@ class AlternatingEncoder(nn.Module):
         else:
             check_blocks((*self.frame_blocks, *self.global_blocks))
             x = embed_in_chunks(self._embed, self.special, images, patch_mask, chunks.views)
-        layers = self._run_blocks(x, mask, grid_hw, taps, chunks)
+        layers = self._run_blocks(x, mask, grid_hw, taps, approximation or GlobalApproximation(), chunks)
         return Tokens({}, self.special.num_tokens, image_hw, grid_hw, mask), layers
+
+    def _check_approximation(self, approximation: GlobalApproximation) -> None:
+        check_approximation(approximation, len(self.global_blocks))
+        if any("cross" in layer for layer in self.order):
+            raise ValueError(f"approximation must be None with the scope 'cross', got {approximation}")
+        if approximation.num_key_views is not None or approximation.stride > 1:
+            check_blocks(self.global_blocks)
 
     def _embed(self, images: Tensor, patch_mask: Tensor | None) -> Tensor:
         return self.backbone(normalize_images(images), patch_mask)
@@ -184,18 +199,28 @@ class AlternatingEncoder(nn.Module):
         mask: Tensor | None,
         grid_hw: tuple[int, int],
         taps: tuple[int, ...],
+        approximation: GlobalApproximation,
         chunks: EncoderChunks | None,
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield (index, outputs) of every tapped layer, up to the last."""
         ropes, masks = self._tables(x, grid_hw), self._masks(x, mask)
+        keys = choose_keys(
+            x, approximation, num_special=self.special.num_tokens, grid_hw=grid_hw, rope=ropes["frame"], mask=mask
+        )
+        if keys is not None and mask is not None:
+            masks["global"] = key_mask(mask.flatten(1).gather(1, keys.tokens))
+        num_local = approximation.num_local_layers
         blocks = {"frame": iter(self.frame_blocks), "global": iter(self.global_blocks)}
         for index, layer in enumerate(self.order[: max(taps, default=-1) + 1]):
             outputs: list[Tensor] = []
             for scope in layer:
                 block = next(blocks["frame" if scope == "frame" else "global"])
+                if scope == "global" and num_local > 0:
+                    scope, num_local = "frame", num_local - 1
                 if chunks is not None and outputs:
                     outputs[-1] = set_aside(outputs[-1], chunks.device)  # the next block writes over it
-                x = self._run_block(block, x, scope, ropes[scope], masks[scope], chunks)
+                chosen = keys if scope == "global" else None
+                x = self._run_block(block, x, scope, ropes[scope], masks[scope], chosen, chunks)
                 if index in taps:
                     outputs.append(x)
             if index in taps:
@@ -208,18 +233,20 @@ class AlternatingEncoder(nn.Module):
         scope: Scope,
         rope: RotaryTable | None,
         mask: Tensor | None,
+        keys: KeySubset | None,
         chunks: EncoderChunks | None,
     ) -> Tensor:
         num_scenes, num_views = x.shape[:2]
         merged = x.flatten(0, 1) if scope == "frame" else x.flatten(1, 2)
         if chunks is None:
-            merged = block(merged, rope=rope, mask=mask)
+            # Blocks of other classes need not know of keys.
+            merged = block(merged, rope=rope, mask=mask, **({} if keys is None else {"keys": keys}))
             return merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
         if scope == "frame":
             run_batch_in_chunks(block, merged, chunks.views, rope=rope, mask=mask)
         else:
             assert isinstance(block, TransformerBlock)
-            run_in_chunks(block, merged, chunks.tokens, rope=rope, mask=mask)
+            run_in_chunks(block, merged, chunks.tokens, rope=rope, mask=mask, keys=keys)
         return x
 
     def _tables(self, x: Tensor, grid_hw: tuple[int, int]) -> dict[Scope, RotaryTable | None]:

@@ -31,14 +31,14 @@ class EncoderChunks(NamedTuple):
 
 
 def check_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Require blocks whose parts can be called one by one.
+    """Require blocks whose parts can be called one by one, and that take keys of their own.
 
     Raises:
         ValueError: For another one.
     """
     for block in blocks:
         if not isinstance(block, TransformerBlock):
-            raise ValueError(f"blocks must be TransformerBlock to run in chunks, got {type(block).__name__}")
+            raise ValueError(f"blocks must be TransformerBlock for chunks or fewer keys, got {type(block).__name__}")
 
 
 def embed_in_chunks(

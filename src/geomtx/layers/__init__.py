@@ -1,6 +1,6 @@
 """Bricks that know nothing of images or cameras."""
 
-from geomtx.layers.attention import Attention, key_mask
+from geomtx.layers.attention import Attention, KeySubset, key_mask
 from geomtx.layers.backends import available_backends, resolve_backend
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.float32 import Float32Conv2d, Float32Linear, at_least_float32
@@ -15,6 +15,7 @@ __all__ = [
     "Attention",
     "Float32Conv2d",
     "Float32Linear",
+    "KeySubset",
     "LayerScale",
     "Modulation",
     "RotaryTable",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible
 from geomtx.layers.backends import BackendName, resolve_backend
 from geomtx.layers.rope import RotaryTable, apply_rotary
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, Int
 
-__all__ = ["Attention", "key_mask"]
+__all__ = ["Attention", "KeySubset", "key_mask"]
 
 
 def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
@@ -20,6 +22,26 @@ def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
     stay finite.
     """
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
+
+
+class KeySubset(NamedTuple):
+    """Which tokens of a sequence are its keys and values, where not all are.
+
+    Attributes:
+        tokens: (batch, M), indices of different tokens.
+        rope: Table of these M tokens; None = without positions.
+    """
+
+    tokens: Int[Tensor, "batch m"]
+    rope: RotaryTable | None = None
+
+    def take(self, x: Float[Tensor, "batch n c"]) -> Float[Tensor, "batch m c"]:
+        """These tokens."""
+        return x.gather(1, self.tokens[..., None].expand(-1, -1, x.shape[-1]))
+
+    def rows(self, rows: slice) -> KeySubset:
+        """Some of them."""
+        return KeySubset(self.tokens[:, rows], None if self.rope is None else self.rope.rows(rows))
 
 
 class Attention(nn.Module):
@@ -55,6 +77,7 @@ class Attention(nn.Module):
         *,
         rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+        keys: KeySubset | None = None,
     ) -> Float[Tensor, "batch n c"]:
         """Attend.
 
@@ -63,15 +86,19 @@ class Attention(nn.Module):
             context: (batch, M, C), where keys and values come from.
             rope: Table of the N tokens; self-attention only.
             mask: Bool, broadcastable to (batch, heads, N, M), True = attend. `key_mask` makes one from a token mask.
+            keys: Which of `x` are keys; None = all. `mask` is of these M, then. Not with a context.
 
         Raises:
-            ValueError: For rotary positions together with a context.
+            ValueError: For rotary positions or a choice of keys together with a context.
         """
-        if rope is not None and context is not None:
-            raise ValueError("rope must be None with a context, whose tokens have positions of their own")
+        for name, value in (("rope", rope), ("keys", keys)):
+            if value is not None and context is not None:
+                raise ValueError(f"{name} must be None with a context, whose tokens have positions of their own")
+        key_rope = None
+        if keys is not None:
+            context, key_rope = keys.take(x), keys.rope
         if context is not None:
-            keys, values = self.project_keys(context)
-            return self.attend_to(x, keys, values, mask=mask)
+            return self.attend_to(x, *self.project_keys(context, key_rope), rope=rope, mask=mask)
         # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
         q, k, v = self._split(x, slice(None))
         q, k = self.q_norm(q), self.k_norm(k)

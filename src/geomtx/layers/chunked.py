@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_positive
+from geomtx.layers.attention import KeySubset
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.exchange import SharedAttention
 from geomtx.layers.rope import RotaryTable
@@ -20,12 +21,13 @@ def run_in_chunks(
     chunk: int,
     *,
     rope: RotaryTable | None = None,
-    mask: Bool[Tensor, "#batch #heads #n n"] | None = None,
+    mask: Bool[Tensor, "#batch #heads #n m"] | None = None,
+    keys: KeySubset | None = None,
 ) -> None:
     """What `block(x)` gives, written over `x`; without gradients.
 
-    Keys and values of all tokens are held, 2 C numbers a token; queries, attention and MLP are worked on for `chunk`
-    tokens at a time. Every query still attends to every key: nothing but rounding changes.
+    Keys and values of all tokens that are keys are held, 2 C numbers each; queries, attention and MLP are worked on for
+    `chunk` tokens at a time. Every query still attends to every key: nothing but rounding changes.
 
     Args:
         block: In evaluation or training mode; both are the same.
@@ -33,34 +35,54 @@ def run_in_chunks(
         chunk: Tokens of each entry of the batch at a time.
         rope: Table of the N tokens.
         mask: As in `Attention`.
+        keys: As in `Attention`.
 
     Raises:
         ValueError: If `chunk` is not positive.
         RuntimeError: Where gradients are recorded.
     """
     _check(chunk)
-    parts = [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
-    tables = [None if rope is None else RotaryTable(*(t[part] for t in rope)) for part in parts]
+    projected, values = _project_keys(block, x, chunk, rope, keys)
+    if isinstance(block.attention.attend, SharedAttention):
+        # Not a chunk at a time: processes may have different numbers of them.
+        projected, values = block.attention.attend.gather_keys(projected, values)
+        mask = block.attention.attend.mask
+    for part in _parts(x.shape[1], chunk):
+        of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
+        here = x[:, part]
+        attended = block.attention.attend_to(
+            block.attention_norm(here), projected, values, rope=_rows(rope, part), mask=of_part
+        )
+        here = block.attention_scale(here, attended)
+        x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))
+
+
+def _project_keys(
+    block: TransformerBlock, x: Tensor, chunk: int, rope: RotaryTable | None, subset: KeySubset | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values, (batch, M, H, D) each, of so many tokens at a time."""
     attention = block.attention
-    shape = (*x.shape[:2], attention.num_heads, attention.head_dim)
+    num_keys = x.shape[1] if subset is None else subset.tokens.shape[1]
+    shape = (x.shape[0], num_keys, attention.num_heads, attention.head_dim)
     keys = values = None
-    for part, table in zip(parts, tables, strict=True):
-        new_keys, new_values = attention.project_keys(block.attention_norm(x[:, part]), table)
+    for part in _parts(num_keys, chunk):
+        chosen = None if subset is None else subset.rows(part)
+        source, table = (x[:, part], _rows(rope, part)) if chosen is None else (chosen.take(x), chosen.rope)
+        new_keys, new_values = attention.project_keys(block.attention_norm(source), table)
         if keys is None or values is None:
             keys, values = new_keys.new_empty(shape), new_values.new_empty(shape)
         keys[:, part], values[:, part] = new_keys, new_values
     assert keys is not None, "there is at least one token"
     assert values is not None
-    if isinstance(attention.attend, SharedAttention):
-        # Not a chunk at a time: processes may have different numbers of them.
-        keys, values = attention.attend.gather_keys(keys, values)
-        mask = attention.attend.mask
-    for part, table in zip(parts, tables, strict=True):
-        of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
-        here = x[:, part]
-        attended = attention.attend_to(block.attention_norm(here), keys, values, rope=table, mask=of_part)
-        here = block.attention_scale(here, attended)
-        x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))
+    return keys, values
+
+
+def _parts(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _rows(rope: RotaryTable | None, part: slice) -> RotaryTable | None:
+    return None if rope is None else rope.rows(part)
 
 
 def run_batch_in_chunks(

@@ -32,6 +32,10 @@ class RotaryTable(NamedTuple):
         """(..., P, 1, D), for tokens of which each has several heads."""
         return RotaryTable(self.cos.unsqueeze(-2), self.sin.unsqueeze(-2))
 
+    def rows(self, rows: slice | Tensor) -> RotaryTable:
+        """The table of some tokens, (P, D) → (M, D)."""
+        return RotaryTable(self.cos[rows], self.sin[rows])
+
     def repeat(self, num_views: int) -> RotaryTable:
         """The table of `num_views` views in one sequence, from the table of one, (P, D) → (S·P, D)."""
         return RotaryTable(*(t.expand(num_views, -1, -1).flatten(0, 1) for t in self))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtx.encoder.chunks import EncoderChunks
+from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.layers.placement import empty_on
 from geomtx.models.config import HEAD_MODULES, HeadName
@@ -80,7 +81,12 @@ class _LayerReader:
 
 
 def read_in_chunks(
-    model: VGGT, images: Tensor, patch_mask: Tensor | None, heads: tuple[HeadName, ...], plan: MemoryPlan
+    model: VGGT,
+    images: Tensor,
+    patch_mask: Tensor | None,
+    heads: tuple[HeadName, ...],
+    plan: MemoryPlan,
+    approximation: GlobalApproximation | None = None,
 ) -> Callable[[HeadName], Tokens | ProjectedTokens]:
     """Run the encoder as the plan says, without gradients.
 
@@ -90,6 +96,7 @@ def read_in_chunks(
         patch_mask: (B, S, rows, columns), on the model's device.
         heads: That will read.
         plan: The pieces.
+        approximation: What global attention may leave out.
 
     Returns:
         Head → what it reads, once.
@@ -105,6 +112,7 @@ def read_in_chunks(
         images,
         patch_mask=patch_mask,
         taps=tuple(sorted(taps)),
+        approximation=approximation,
         chunks=EncoderChunks(plan.view_chunk, plan.token_chunk, _device(plan.part_device)),
     )
     reader = _LayerReader(tokens, decoders, camera_layer, (images.shape[0], images.shape[1]), plan)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
 from geomtx.checks import check_shape
+from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
 from geomtx.models.memory import MemoryPlan
@@ -81,6 +82,7 @@ class VGGT(nn.Module):
         heads: tuple[HeadName, ...] | None = None,
         view_chunk: int | None = None,
         memory_plan: MemoryPlan | None = None,
+        approximation: GlobalApproximation | None = None,
     ) -> Predictions:
         """Predict; differentiable.
 
@@ -94,6 +96,7 @@ class VGGT(nn.Module):
             view_chunk: Views that the dense heads decode at a time; None = all.
             memory_plan: Work in pieces, without gradients, see `MemoryPlan`; it says `view_chunk` too. Images may then
                 be on another device.
+            approximation: What global attention may leave out, for many views; None = nothing.
 
         Returns:
             `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
@@ -104,7 +107,7 @@ class VGGT(nn.Module):
                 `geomtx.reconstruct` checks them, and the images' too.
         """
         images, query_points, patch_mask, heads = self._to_batch(images, query_points, patch_mask, heads)
-        return self._predict(images, query_points, patch_mask, heads, view_chunk, memory_plan)
+        return self._predict(images, query_points, patch_mask, heads, view_chunk, memory_plan, approximation)
 
     def _to_batch(
         self,
@@ -149,14 +152,15 @@ class VGGT(nn.Module):
         heads: tuple[HeadName, ...],
         view_chunk: int | None,
         memory_plan: MemoryPlan | None,
+        approximation: GlobalApproximation | None = None,
     ) -> Predictions:
         if memory_plan is not None:
-            read = read_in_chunks(self, images, patch_mask, heads, memory_plan)
+            read = read_in_chunks(self, images, patch_mask, heads, memory_plan, approximation)
             device = None if memory_plan.output_device is None else torch.device(memory_plan.output_device)
             return self._run_heads(read, query_points, heads, memory_plan.view_chunk, device)
         # The dense heads read all taps, the camera head the last.
         taps = self.config.taps[-1:] if heads == ("camera",) else self.config.taps
-        tokens = self.encoder(images, patch_mask=patch_mask, taps=taps)
+        tokens = self.encoder(images, patch_mask=patch_mask, taps=taps, approximation=approximation)
         return self._run_heads(lambda head: tokens, query_points, heads, view_chunk)
 
     def _run_heads(

@@ -4,5 +4,6 @@ from geomtx.scene.alignment import align_scene
 from geomtx.scene.pointcloud import PointCloud
 from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
+from geomtx.scene.windows import WindowPlan
 
-__all__ = ["PointCloud", "Scene", "align_scene", "reconstruct"]
+__all__ = ["PointCloud", "Scene", "WindowPlan", "align_scene", "reconstruct"]

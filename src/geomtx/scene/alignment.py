@@ -13,7 +13,7 @@ from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similar
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 
-__all__ = ["align_scene"]
+__all__ = ["align_scene", "move_scene"]
 
 
 def align_scene(scene: Scene, target: Scene) -> Scene:
@@ -36,6 +36,19 @@ def align_scene(scene: Scene, target: Scene) -> Scene:
     similarity = _fit_points(scene, target) or _fit_cameras(scene, target)
     if similarity is None:
         raise ValueError("scene must have points or cameras, as the target has, to be aligned, got neither in common")
+    return replace(move_scene(scene, similarity), units=target.units)
+
+
+def move_scene(scene: Scene, similarity: Similarity) -> Scene:
+    """The scene in another world, whose points are those of its own after a similarity.
+
+    Args:
+        scene: With any predictions.
+        similarity: Of float64 parts.
+
+    Returns:
+        The moved scene; without `pose_encodings`, which can't tell another frame.
+    """
     scale, rotation, translation = similarity
     cameras, _, depth, points, _, _ = scene.predictions
     if cameras is not None:
@@ -51,7 +64,7 @@ def align_scene(scene: Scene, target: Scene) -> Scene:
         value = apply_similarity(similarity, points.value.double().flatten(0, 2)).view_as(points.value)
         points = points._replace(value=value.to(points.value.dtype))
     predictions = scene.predictions._replace(cameras=cameras, pose_encodings=None, depth=depth, points=points)
-    return replace(scene, predictions=predictions, units=target.units)
+    return replace(scene, predictions=predictions)
 
 
 def _fit_points(scene: Scene, target: Scene) -> Similarity | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.encoder.keys import GlobalApproximation
 from geomtx.models.config import HEAD_MODULES
 from geomtx.models.memory import PLANS, MemoryPlan
 from geomtx.models.parallel import deal_out, predict_parallel
@@ -21,6 +22,7 @@ from geomtx.models.vggt import VGGT
 from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
+from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size
@@ -43,6 +45,8 @@ def reconstruct(
     view_chunk: int | Literal["auto"] = "auto",
     memory: Memory = "auto",
     dtype: torch.dtype | None = None,
+    approximation: GlobalApproximation | None = None,
+    window: WindowPlan | None = None,
     progress: bool = False,
     parallel: bool = False,
 ) -> Scene:
@@ -60,6 +64,11 @@ def reconstruct(
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
             included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
+        approximation: What global attention may leave out, for many views; None = nothing, and other models than
+            `geomtx.VGGT` are not asked for it.
+        window: Run the model on so many consecutive views at a time and stitch the scenes by what overlaps, see
+            `geomtx.scene.windows.stitch_scenes`; None = all views in one pass. Neighbouring views must show the same
+            things. Not with query points.
         progress: Show a progress bar on stderr.
         parallel: Share the views with all other processes of torch.distributed's default group, see
             `geomtx.predict_parallel`: all of them call this with the same arguments and get the same scene.
@@ -69,14 +78,24 @@ def reconstruct(
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`;
-            with `parallel`, for a model other than VGGT and for fewer views than processes.
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
+            windows that can't be stitched; with `parallel`, for a model other than VGGT, fewer views than processes, and
+            an approximation.
     """
     config: Any = model.config
     available: Any = model.heads
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
+    if window is not None:
+        check_window_heads(heads)
+        windows = place_windows(len(views), window)
+        if len(windows) > 1:
+            run = partial(
+                reconstruct, model, heads=heads, view_chunk=view_chunk, memory=memory, dtype=dtype,
+                approximation=approximation, progress=progress, parallel=parallel,
+            )  # fmt: skip
+            return stitch_scenes((run(views[part.start : part.stop]) for part in windows), windows)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
     device = parameter.device
@@ -86,6 +105,10 @@ def reconstruct(
         "heads": heads,
         "view_chunk": _choose_chunk(view_chunk, views.images, device),
     }
+    if approximation is not None:
+        if parallel:
+            raise ValueError(f"approximation must be None in parallel, which is exact, got {approximation}")
+        options["approximation"] = approximation
     images = views.images[None]
     image_hw = (images.shape[-2], images.shape[-1])
     run = _shared(model) if parallel else model

@@ -1,0 +1,203 @@
+"""Many views in overlapping windows, a pass of the model each, and the way from each window's world to the first's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_at_least, check_range
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.scene.alignment import move_scene
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras, DenseMap, Predictions
+
+__all__ = ["WindowPlan", "check_window_heads", "fit_points", "place_windows", "stitch_scenes"]
+
+logger = logging.getLogger(__name__)
+
+_LEAST_POINTS = 100
+_MOST_POINTS = 100_000  # more say nothing new
+_ROUNDS = 10
+_POOR_FIT = 0.1  # median residual over the points' spread
+_LINE = 1e-8  # variance across a line over that along it
+
+
+class WindowPlan(NamedTuple):
+    """How many views a pass of the model takes.
+
+    Attributes:
+        size: Views of a window, at least 2.
+        overlap: Views that a window shares with the one before, at least 1 and fewer than `size`. The last window is as
+            large as the others, and shares more where the number of views leaves a rest.
+    """
+
+    size: int
+    overlap: int
+
+
+def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
+    """The views of each window; a single window where all views fit into one.
+
+    Raises:
+        ValueError: For a size or an overlap that makes no windows.
+    """
+    check_at_least("window size", plan.size, 2)
+    check_range("window overlap", plan.overlap, 1, plan.size - 1)
+    if num_views <= plan.size:
+        return [range(num_views)]
+    last = num_views - plan.size
+    return [range(start, start + plan.size) for start in (*range(0, last, plan.size - plan.overlap), last)]
+
+
+def check_window_heads(heads: Sequence[str]) -> None:
+    """Require heads whose predictions windows can be stitched by.
+
+    Raises:
+        ValueError: With tracks, and without both depth and cameras, or points.
+    """
+    if "tracks" in heads:
+        raise ValueError("window must be None for tracks, which are followed in one pass; got query_points")
+    if "points" not in heads and not {"camera", "depth"} <= set(heads):
+        raise ValueError(f"heads must hold camera and depth, or points, to stitch windows, got {', '.join(heads)}")
+
+
+def stitch_scenes(scenes: Iterable[Scene], windows: Sequence[range]) -> Scene:
+    """One scene of all views in the first window's world and unit.
+
+    Each window is brought to the one before by the similarity between both windows' points of the views that they
+    share, see `fit_points`. Of the views that two windows share, the first half (rounded down) is taken from the
+    earlier, the rest from the later one: each view's camera, depth and points are of one pass, and agree.
+
+    Args:
+        scenes: One a window, with (depth and cameras) or points; taken one at a time.
+        windows: Consecutive views each; each shares some with the one before.
+
+    Returns:
+        The scene, without `pose_encodings`, which can't tell another world.
+
+    Raises:
+        ValueError: Where windows share too few points, or points that determine no similarity.
+    """
+    parts: list[Scene] = []
+    previous: Scene | None = None
+    first = 0
+    for index, (scene, window) in enumerate(zip(scenes, windows, strict=True)):
+        if previous is not None:
+            num_shared = windows[index - 1].stop - window.start
+            shared = _select(scene, slice(0, num_shared)), _select(previous, slice(-num_shared, None))
+            scene = move_scene(scene, _fit_scenes(*shared))
+            parts[-1] = _select(parts[-1], slice(0, len(parts[-1]) - (num_shared - num_shared // 2)))
+            first = num_shared // 2
+        parts.append(_select(scene, slice(first, None)))
+        previous = scene
+    return _join(parts)
+
+
+def fit_points(source: DenseMap, target: DenseMap, mask: Tensor) -> Similarity:
+    """The similarity that brings points to others of the same pixels, in float64.
+
+    Least squares with weights 1 / (1/c₁² + 1/c₂²) of the two confidences, as errors fall with them; then again, ten
+    times, with each weight over 1 + (residual / median residual)² (Cauchy), so that what doesn't fit loses its say.
+
+    Args:
+        source: `value` (..., 3) and `confidence` (...).
+        target: Likewise.
+        mask: (...) bool, True = the pair takes part. Pairs that are not finite don't.
+
+    Raises:
+        ValueError: For fewer than 100 pairs, and where they determine no similarity: all on a line, for instance.
+    """
+    valid = mask & source.value.isfinite().all(-1) & target.value.isfinite().all(-1)
+    valid &= source.confidence.isfinite() & target.confidence.isfinite()
+    chosen = valid.flatten().nonzero().squeeze(-1)
+    if len(chosen) < _LEAST_POINTS:
+        raise ValueError(f"shared points must be at least {_LEAST_POINTS} valid ones, got {len(chosen)}")
+    chosen = chosen[:: -(-len(chosen) // _MOST_POINTS)]
+    moving, fixed = (each.value.reshape(-1, 3)[chosen].double() for each in (source, target))
+    variances = [each.confidence.flatten()[chosen].double() ** -2 for each in (source, target)]
+    weights = 1 / (variances[0] + variances[1])
+    spread = _spreads(fixed, weights).sum().sqrt()
+    similarity = fit_similarity(moving, fixed, weights)
+    robust = weights
+    for _ in range(_ROUNDS):
+        residuals = (apply_similarity(similarity, moving) - fixed).norm(dim=-1)
+        scale = _weighted_median(residuals, weights).clamp(min=1e-9 * spread)
+        robust = weights / (1 + (residuals / scale).square())
+        similarity = fit_similarity(moving, fixed, robust)
+    _check_fit(similarity, _spreads(moving, robust), _spreads(fixed, robust))
+    if scale > _POOR_FIT * spread:
+        logger.warning(
+            "windows don't fit well: what they share differs by %.0f %% of its size; neighbouring photos should "
+            "show the same things",
+            100 * scale / spread,
+        )
+    return similarity
+
+
+def _check_fit(similarity: Similarity, *spreads: Tensor) -> None:
+    # Written so that NaN is refused, too.
+    if any(not spread[1] > _LINE * spread[2] for spread in spreads):
+        raise ValueError("shared points must not lie on a line or in one place, got such points; no similarity fits")
+    if not (similarity.scale.isfinite() and similarity.scale > 0):
+        raise ValueError(f"scale between windows must be positive, got {similarity.scale:g}")
+
+
+def _spreads(points: Tensor, weights: Tensor) -> Tensor:
+    """Variances along the three principal axes, least first."""
+    shares = (weights / weights.sum())[:, None]
+    centered = points - (shares * points).sum(0)
+    return torch.linalg.eigvalsh((shares * centered).mT @ centered)
+
+
+def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    order = values.argsort()
+    reached = weights[order].cumsum(0)
+    return values[order[torch.searchsorted(reached, reached[-1:] / 2).clamp(max=len(values) - 1)]].squeeze(0)
+
+
+def _fit_scenes(scene: Scene, target: Scene) -> Similarity:
+    try:
+        return fit_points(scene.point_map(), target.point_map(), scene.masks & target.masks)
+    except ValueError as error:
+        names = f"{target.names[0]} … {target.names[-1]}" if len(target) > 1 else target.names[0]
+        raise ValueError(f"windows can't be stitched at {names}: {error}; a larger overlap may help") from error
+
+
+def _select(scene: Scene, views: slice) -> Scene:
+    """Some consecutive views, without pose encodings and tracks."""
+    cameras, _, depth, points, _, _ = scene.predictions
+    predictions = Predictions(
+        cameras=None if cameras is None else Cameras(*(each[views] for each in cameras)),
+        depth=None if depth is None else DenseMap(*(each[views] for each in depth)),
+        points=None if points is None else DenseMap(*(each[views] for each in points)),
+    )
+    return replace(
+        scene,
+        names=scene.names[views],
+        transforms=scene.transforms[views],
+        images=scene.images[views],
+        masks=scene.masks[views],
+        predictions=predictions,
+    )
+
+
+def _join(parts: Sequence[Scene]) -> Scene:
+    first = parts[0]
+    found: dict[str, Any] = {}
+    for name in ("cameras", "depth", "points"):
+        values = [value for part in parts if (value := getattr(part.predictions, name)) is not None]
+        if values:
+            found[name] = type(values[0])(*(torch.cat(each) for each in zip(*values, strict=True)))
+    return replace(
+        first,
+        names=tuple(name for part in parts for name in part.names),
+        transforms=tuple(transform for part in parts for transform in part.transforms),
+        images=torch.cat([part.images for part in parts]),
+        masks=torch.cat([part.masks for part in parts]),
+        predictions=first.predictions._replace(**found),
+    )
