@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.config import HEAD_MODULES
 from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
@@ -86,6 +87,8 @@ def reconstruct(
         most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
         options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
+        if device.type != "cpu":
+            choose_backends(model, dtype or parameter.dtype)
         predictions = model(images, **options)
     return Scene(
         names=views.names,
