@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that waits for a GPU, in order of worth: `benchmarks/gpu.sh [tests] [train] [nano] [vggt]`, default all.
+# Everything that waits for a GPU, in order of worth: `benchmarks/gpu.sh [tests] [train] [nano] [attention] [vggt]`, default
+# all.
 #
 # Made for a machine that is lent for minutes: stop it anywhere, run it again and it goes on. Training runs by itself,
 # in a session of its own that outlives this script, and from its last checkpoint if that was stopped too.
@@ -117,15 +118,16 @@ benchmark_vggt() { # small numbers of views first: they are done in seconds
     --candidates $CANDIDATES --cases "${cases[@]}" --output "$STATE/results" --skip-done || echo "== vggt: FAILED"
 }
 
-[ $# -gt 0 ] || set -- tests train nano vggt
+[ $# -gt 0 ] || set -- tests train nano attention vggt
 for part in "$@"; do
   case $part in
     tests) step cuda_tests run_tests ;;
     train) train ;;
     nano) benchmark_nano ;;
+    attention) step attention_cuda_bfloat16 "$PYTHON" benchmarks/attention.py "$STATE/results" --device cuda ;;
     vggt) benchmark_vggt ;;
     *)
-      echo "part must be one of tests, train, nano, vggt, got '$part'" >&2
+      echo "part must be one of tests, train, nano, attention, vggt, got '$part'" >&2
       exit 2
       ;;
   esac

@@ -72,7 +72,21 @@ def exported(model: geomtx.VGGT) -> dict[str, float]:
             images = torch.rand(1, num_views, 3, height, width, dtype=torch.float64)
             name = f"exported, {num_views} views of {height} x {width}"
             errors[name] = difference(program(images, queries), model(images, queries))
+    for backend in ("auto", "sdpa_flash"):
+        attention = geomtx.Attention(64, 2, backend=backend).double().eval()
+        shapes = {"x": {1: Dim("tokens", min=2, max=64)}, "context": None}
+        program = export(attention, (torch.rand(2, 7, 64).double(), None), dynamic_shapes=shapes, strict=False).module()
+        x = torch.rand(2, 31, 64, dtype=torch.float64)
+        errors[f"exported, attention {backend}"] = difference(program(x, None), attention(x))
     return errors
+
+
+def compiled_attention(backend: str) -> float:
+    """The largest of two, without and with a mask."""
+    attention = geomtx.Attention(64, 2, backend=backend).double().eval()
+    x, mask = torch.rand(2, 9, 64, dtype=torch.float64), torch.rand(2, 1, 1, 9) < 0.6
+    mask[..., 0] = True
+    return max(compiled(attention, x), compiled(attention, x, mask=mask))
 
 
 def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
@@ -89,6 +103,7 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         "point_head": compiled(model.point_head, tokens),
         "track_head": compiled(model.track_head, tokens, queries),
         "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
+        **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }
 
 

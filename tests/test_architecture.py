@@ -41,6 +41,7 @@ OTHERS = {
     "safetensors": {"tensor_file", "checkpoint"},
     "huggingface_hub": {"checkpoint"},
     "xformers": {"layers"},
+    "flash_attn_interface": {"layers"},
 }
 OUTER_ONLY = ("huggingface_hub", "PIL", "tqdm", "kornia", "numpy", "roma", "xformers", "jaxtyping", "torch._dynamo")
 
@@ -92,7 +93,7 @@ def test_imports_of_other_packages(path):
 
 
 def test_one_file_knows_optional_attention_backends():
-    optional = {"xformers", "flash_attn"}
+    optional = {"xformers", "flash_attn", "flash_attn_interface"}
     users = {id_of(p) for p in MODULES if {name.partition(".")[0] for name in imports_of(p)} & optional}
     assert users == {"layers/backends.py"}
 

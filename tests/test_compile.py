@@ -32,6 +32,7 @@ def test_compiles_without_a_break_and_computes_the_same():
         "point_head",
         "track_head",
         "model with a mask and chunks",
+        *(f"attention {name}" for name in ("auto", "math", "sdpa_flash", "flex")),
     }
     assert {component: error for component, error in errors.items() if not error < 1e-9} == {}
 
@@ -40,5 +41,8 @@ def test_compiles_without_a_break_and_computes_the_same():
 def test_one_exported_program_serves_all_views_and_sizes():
     errors = measure("export")
     sizes = ("56 x 84", "98 x 70")
-    assert errors.keys() == {f"exported, {views} views of {size}" for views in (1, 2, 5, 8) for size in sizes}
+    assert errors.keys() == {
+        *(f"exported, {views} views of {size}" for views in (1, 2, 5, 8) for size in sizes),
+        *(f"exported, attention {name}" for name in ("auto", "sdpa_flash")),
+    }
     assert {shape: error for shape, error in errors.items() if not error < 1e-9} == {}

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 import geomtx
 from geomtx.cli import main
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
+from geomtx.cli.info import _describe_attention
+from geomtx.layers import BackendTime
 
 
 def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +20,45 @@ def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["torch"] == torch.__version__
     assert "cpu" in lines["devices"]
     assert "sdpa" in lines["attention"]
+
+
+def test_times_of_attention_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert " sdpa_cudnn is not usable here: q, k and v must suit PyTorch's kernel CUDNN_ATTENTION" in out
+    lines = [line.split() for line in out.splitlines()]
+    start = lines.index(["ms", "on", "cpu", "128", "tokens", "512", "tokens"])
+    rows = {name: cells for name, *cells in lines[start + 1 :]}
+    assert all(0 < float(cell) < 1e5 for name in ("sdpa", "sdpa_flash") for cell in rows[name][:2])
+    assert ["sdpa_efficient", "-", "-"] in lines
+    assert ["auto", "sdpa", "sdpa"] in lines
+
+
+def test_the_fastest_backend_of_an_accelerator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_up(device: torch.device, *_: object, num_tokens: int, **__: object) -> dict[str, BackendTime]:
+        times = {name: BackendTime(float(num_tokens), None) for name in ("sdpa", "sdpa_flash", "sdpa_cudnn")}
+        times["sdpa_efficient"] = BackendTime(None, "too old")
+        times["sdpa_flash"] = BackendTime(1.0 if num_tokens > 2000 else 2000.0, None)
+        return times
+
+    monkeypatch.setattr("geomtx.layers.backend_speed.measure_backends", made_up)
+    facts = _describe_attention(torch.device("meta", 1), ["math", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient"])
+    lines = [value.split() for _, value in facts]
+    assert lines[0] == ["ms", "on", "meta:1", "1024", "tokens", "8192", "tokens"]
+    assert ["sdpa_flash", "2000.000", "1.000"] in lines
+    assert ["auto", "sdpa", "sdpa_flash"] in lines
+    assert [value for _, value in facts][-2:] == [
+        "(bfloat16, 16 heads of 64 channels)",
+        "sdpa_efficient is not usable here: too old",
+    ]
+
+
+def test_a_device_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("busy\nmore")
+
+    monkeypatch.setattr("geomtx.layers.backend_speed.measure_backends", fail)
+    assert _describe_attention(torch.device("cpu"), ["sdpa"]) == [("", "not measured on cpu: busy")]
 
 
 @pytest.mark.parametrize("names", ["geomtx", "published"])

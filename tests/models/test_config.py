@@ -69,6 +69,8 @@ def test_unknown_names():
 def test_unknown_options():
     with pytest.raises(ValueError, match=r"^backbone must be one of 'vit', 'conv', got 'swin'$"):
         VGGTConfig.tiny(backbone="swin")
+    with pytest.raises(ValueError, match=r"^attention must be one of 'auto', 'math', .*'flex', got 'flash'$"):
+        VGGTConfig.tiny(attention="flash")
     with pytest.raises(ValueError, match=r"^head must be one of 'camera', 'depth', 'points', 'tracks', got 'normals'$"):
         VGGTConfig.tiny(heads=("camera", "normals"))
 

@@ -184,6 +184,14 @@ def test_precision(tiny_model: geomtx.VGGT) -> None:
         geomtx.reconstruct(tiny_model, views, dtype=torch.float16)
 
 
+def test_attention_is_not_measured_on_a_cpu(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError("took time")
+
+    monkeypatch.setattr("geomtx.scene.reconstruction.choose_backends", measure)
+    assert geomtx.reconstruct(model, views).names == views.names
+
+
 def test_a_real_model_end_to_end_with_mixed_sizes(tiny_model: geomtx.VGGT, tmp_path: Path) -> None:
     for name, wh in (("a.png", (120, 80)), ("b.png", (80, 120)), ("c.jpg", (100, 100))):
         Image.effect_noise(wh, 60).convert("RGB").save(tmp_path / name)

@@ -1,12 +1,18 @@
-"""`geomtx info`: versions, devices and attention backends; what a checkpoint holds."""
+"""`geomtx info`: versions, devices, attention backends and their speed; what a checkpoint holds."""
 
 from __future__ import annotations
 
 import argparse
 import platform
+from typing import TYPE_CHECKING
 
 from geomtx import __version__
 from geomtx.cli.parser import parse_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from geomtx.layers.backends import BackendName
 
 __all__ = ["add_parser"]
 
@@ -16,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "info",
         help="versions, devices, attention backends; a checkpoint's contents and licence",
-        description="Versions, devices and attention backends; for a checkpoint, what its headers say.",
+        description="Versions, devices, attention backends and their speed; for a checkpoint, what its headers say.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -36,18 +42,55 @@ def _describe_machine() -> list[tuple[str, str]]:
 
     from geomtx.layers.backends import available_backends
 
-    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    devices, accelerators = [f"cpu ({torch.get_num_threads()} threads)"], []
     if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        devices += [f"{kind}:{index}{_device_name(index)}" for index in range(torch.accelerator.device_count())]
-    backends = [name if usable else f"{name} (not installed)" for name, usable in available_backends().items()]
-    return [
+        kind = str(torch.accelerator.current_accelerator())
+        accelerators = [torch.device(kind, index) for index in range(torch.accelerator.device_count())]
+        devices += [f"{device}{_device_name(device.index)}" for device in accelerators]
+    installed = available_backends()
+    facts = [
         ("geomtx", __version__),
         ("torch", torch.__version__),
         ("python", platform.python_version()),
         ("devices", ", ".join(devices)),
-        ("attention", ", ".join(backends)),
+        ("attention", ", ".join(name if there else f"{name} (not installed)" for name, there in installed.items())),
     ]
+    names = [name for name, there in installed.items() if there]
+    for device in (torch.device("cpu"), *accelerators):
+        facts += _describe_attention(device, names)
+    return facts
+
+
+def _describe_attention(device: torch.device, installed: list[BackendName]) -> list[tuple[str, str]]:
+    """A table of times, of small sizes on a CPU."""
+    import torch
+
+    from geomtx.layers.backend_speed import CANDIDATES, LENGTHS, fastest_backend, measure_backends
+
+    on_cpu = device.type == "cpu"
+    dtype, num_heads, lengths = (torch.float32, 4, (128, 512)) if on_cpu else (torch.bfloat16, 16, LENGTHS)
+    names = [name for name in CANDIDATES if name in installed]
+    try:
+        tables = [
+            measure_backends(device, dtype, head_dim=64, num_tokens=length, num_heads=num_heads, names=names)
+            for length in lengths
+        ]
+    except RuntimeError as error:
+        return [("", f"not measured on {device}: {str(error).splitlines()[0]}")]
+    rows = [[f"ms on {device}", *(f"{length} tokens" for length in lengths)]]
+    problems: dict[str, str] = {}
+    for name in names:
+        times = [table[name] for table in tables]
+        rows.append([name, *("-" if each.milliseconds is None else f"{each.milliseconds:.3f}" for each in times)])
+        found = [each.problem for each in times if each.problem is not None]
+        if found:
+            problems[name] = found[0]
+    # `reconstruct` doesn't measure on a CPU.
+    rows.append(["auto", *("sdpa" if on_cpu else fastest_backend(table) for table in tables)])
+    lines = [f"{first:<18}" + "".join(f"{each:>16}" for each in others) for first, *others in rows]
+    lines.append(f"({str(dtype).removeprefix('torch.')}, {num_heads} heads of 64 channels)")
+    lines += [f"{name} is not usable here: {problem}" for name, problem in problems.items()]
+    return [("", line) for line in lines]
 
 
 def _device_name(index: int) -> str:

@@ -1,6 +1,7 @@
 """Bricks that know nothing of images or cameras."""
 
 from geomtx.layers.attention import Attention, KeySubset, key_mask
+from geomtx.layers.backend_speed import BackendTime, choose_backends, fastest_backend, measure_backends
 from geomtx.layers.backends import available_backends, resolve_backend
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.float32 import Float32Conv2d, Float32Linear, at_least_float32
@@ -13,6 +14,7 @@ from geomtx.layers.scale import LayerScale
 __all__ = [
     "MLP",
     "Attention",
+    "BackendTime",
     "Float32Conv2d",
     "Float32Linear",
     "KeySubset",
@@ -24,10 +26,13 @@ __all__ = [
     "aspect_grid",
     "at_least_float32",
     "available_backends",
+    "choose_backends",
+    "fastest_backend",
     "fourier_features",
     "grid_positions",
     "grid_signal",
     "key_mask",
+    "measure_backends",
     "resolve_backend",
     "rotary_table",
     "sincos",

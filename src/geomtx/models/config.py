@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.encoder.alternating import Scope
@@ -103,6 +103,7 @@ class VGGTConfig:
         for name in ("heads", "scopes", "taps", "dpt_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_option("backbone", self.backbone, ("vit", "conv"))
+        check_option("attention", self.attention, get_args(BackendName))
         if len(self.scopes) != 2:
             raise ValueError(f"scopes must be two, the layers' widths are for pairs, got {self.scopes}")
         for scope in self.scopes:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.encoder.keys import GlobalApproximation
+from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.config import HEAD_MODULES
 from geomtx.models.memory import PLANS, MemoryPlan
 from geomtx.models.parallel import deal_out, predict_parallel
@@ -79,8 +80,8 @@ def reconstruct(
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
             outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
-            windows that can't be stitched; with `parallel`, for a model other than VGGT, fewer views than processes, and
-            an approximation.
+            windows that can't be stitched; with `parallel`, for a model other than VGGT, fewer views than processes,
+            and an approximation.
     """
     config: Any = model.config
     available: Any = model.heads
@@ -111,7 +112,7 @@ def reconstruct(
         options["approximation"] = approximation
     images = views.images[None]
     image_hw = (images.shape[-2], images.shape[-1])
-    run = _shared(model) if parallel else model
+    forward = _shared(model) if parallel else model
     shares = deal_out(images.shape[1]).sizes if parallel else (images.shape[1],)
     plan = choose_plan(model, shares[0], image_hw, heads, memory, options["view_chunk"], len(shares))
     if parallel:
@@ -122,7 +123,9 @@ def reconstruct(
         most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
         options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
     with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        predictions = run(images, **options)
+        if device.type != "cpu":
+            choose_backends(model, dtype or parameter.dtype)
+        predictions = forward(images, **options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
