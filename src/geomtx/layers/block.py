@@ -56,3 +56,23 @@ class TransformerBlock(nn.Module):
         """(batch, N, C) → (batch, N, C); `rope` and `mask` as in `Attention`."""
         x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask))
         return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
+
+    def project_keys(
+        self, x: Float[Tensor, "batch m c"], *, rope: RotaryTable | None = None
+    ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
+        """Keys and values of some tokens: with `attend_to`, `forward` piece by piece; `rope` is their table."""
+        return self.attention.project_keys(self.attention_norm(x), rope)
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch n c"],
+        keys: Float[Tensor, "batch m h d"],
+        values: Float[Tensor, "batch m h d"],
+        *,
+        rope: RotaryTable | None = None,
+        mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+    ) -> Float[Tensor, "batch n c"]:
+        """What `forward` gives for the tokens `x` among those of `keys` and `values`; `rope` is the table of `x`."""
+        attended = self.attention.attend_to(self.attention_norm(x), keys, values, rope=rope, mask=mask)
+        x = self.attention_scale(x, attended)
+        return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))

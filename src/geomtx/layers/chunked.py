@@ -40,11 +40,10 @@ def run_in_chunks(
     _check(chunk)
     parts = [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
     tables = [None if rope is None else RotaryTable(*(t[part] for t in rope)) for part in parts]
-    attention = block.attention
-    shape = (*x.shape[:2], attention.num_heads, attention.head_dim)
+    shape = (*x.shape[:2], block.attention.num_heads, block.attention.head_dim)
     keys = values = None
     for part, table in zip(parts, tables, strict=True):
-        new_keys, new_values = attention.project_keys(block.attention_norm(x[:, part]), table)
+        new_keys, new_values = block.project_keys(x[:, part], rope=table)
         if keys is None or values is None:
             keys, values = new_keys.new_empty(shape), new_values.new_empty(shape)
         keys[:, part], values[:, part] = new_keys, new_values
@@ -52,10 +51,7 @@ def run_in_chunks(
     assert values is not None
     for part, table in zip(parts, tables, strict=True):
         of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
-        here = x[:, part]
-        attended = attention.attend_to(block.attention_norm(here), keys, values, rope=table, mask=of_part)
-        here = block.attention_scale(here, attended)
-        x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))
+        x[:, part] = block.attend_to(x[:, part], keys, values, rope=table, mask=of_part)
 
 
 def run_batch_in_chunks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.models.captured import check_can_capture, run_captured
+from geomtx.models.compiled import compiled_parts
 from geomtx.models.config import HEAD_MODULES
 from geomtx.scene.memory import Memory, choose_plan
 from geomtx.scene.query import queries_to_model
@@ -38,6 +40,7 @@ def reconstruct(
     view_chunk: int | Literal["auto"] = "auto",
     memory: Memory = "auto",
     dtype: torch.dtype | None = None,
+    compile: bool | Literal["graphs"] = False,
     progress: bool = False,
 ) -> Scene:
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
@@ -54,15 +57,22 @@ def reconstruct(
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
             included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
-        progress: Show a progress bar on stderr.
+        compile: True = transformer blocks and decoders compiled by `torch.compile`, once a process and for all numbers of
+            views, with the same result but for rounding. "graphs" = the pass is recorded once a size on the GPU, which
+            holds its memory, and replayed, with the same result; for few views, where launching operations takes the
+            time. Scenes that are worked on in pieces are not recorded.
+        progress: Show a progress bar on stderr; not for a pass that is replayed.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`.
+            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
+            and for `compile` where there is nothing to compile, or for "graphs" a device that records none or a `dtype`
+            that isn't the model's.
     """
+    check_option("compile", compile, (False, True, "graphs"))
     config: Any = model.config
     available: Any = model.heads
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
@@ -71,12 +81,10 @@ def reconstruct(
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.parameters())
     device = parameter.device
-    options: dict[str, Any] = {
-        "query_points": _to_batch(model_queries, device),
-        "patch_mask": _to_batch(views.patch_mask, device),
-        "heads": heads,
-        "view_chunk": _choose_chunk(view_chunk, views.images, device),
-    }
+    if compile == "graphs":
+        _check_recordable(parameter, dtype)
+    inputs = {"query_points": _to_batch(model_queries, device), "patch_mask": _to_batch(views.patch_mask, device)}
+    options: dict[str, Any] = {"heads": heads, "view_chunk": _choose_chunk(view_chunk, views.images, device)}
     images = views.images[None]
     image_hw = (images.shape[-2], images.shape[-1])
     plan = choose_plan(model, images.shape[1], image_hw, heads, memory, options["view_chunk"])
@@ -85,8 +93,14 @@ def reconstruct(
     else:  # images come over some at a time
         most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
         options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
-    with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        predictions = model(images, **options)
+    compiling: AbstractContextManager[None] = compiled_parts(model) if compile is True else nullcontext()
+    steps = _steps(model, heads, compiled=compile is True, in_pieces=plan is not None) if progress else []
+    with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), compiling:
+        if compile == "graphs" and plan is None:
+            predictions = run_captured(model, {"images": images, **inputs}, options)
+        else:
+            with _progress_bar(steps):
+                predictions = model(images, **inputs, **options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
@@ -173,6 +187,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _check_recordable(parameter: Tensor, dtype: torch.dtype | None) -> None:
+    check_can_capture(parameter.device)
+    if dtype not in (None, parameter.dtype):
+        raise ValueError(f"dtype must be the model's own {parameter.dtype} with compile='graphs', got {dtype}")
+
+
 def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
     if dtype not in (None, parameter.dtype) and not (parameter.dtype == torch.float32 and dtype in _HALVES):
@@ -182,12 +202,12 @@ def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
 
 
 @contextmanager
-def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterator[None]:
-    """Count the encoder's blocks and the heads as they finish."""
-    if not show:
+def _progress_bar(steps: Sequence[nn.Module]) -> Iterator[None]:
+    """Count the encoder's blocks and the heads as they finish; nothing is shown without any."""
+    if not steps:
         yield
         return
-    waiting = set(_steps(model, heads))
+    waiting = set(steps)
 
     def advance(module: nn.Module, *_: Any) -> None:
         if module in waiting:  # in pieces, a module runs more than once
@@ -203,13 +223,18 @@ def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterato
                 hook.remove()
 
 
-def _steps(model: nn.Module, heads: Sequence[str]) -> list[nn.Module]:
-    """Modules that all run: of the blocks in the encoder's lists, and the heads."""
-    lists = [module for name, module in model.named_modules() if _is_block_list(name, module)]
+def _steps(model: nn.Module, heads: Sequence[str], *, compiled: bool, in_pieces: bool) -> list[nn.Module]:
+    """Modules that are all called: blocks in the encoder's lists, or what is in them, and the heads."""
+    lists = {name: module for name, module in model.named_modules() if _is_block_list(name, module)}
+    if compiled:
+        # What is within a block is no call of its own; in pieces, that of a global block is none either.
+        called = [blocks for name, blocks in lists.items() if not (in_pieces and name.endswith("global_blocks"))]
+        steps = [block for blocks in called for block in blocks]
+    else:
+        # In pieces, a block's parts are called instead of the block.
+        steps = [getattr(block, "mlp", block) for blocks in lists.values() for block in blocks]
     parts = (getattr(model, name, None) for head, name in HEAD_MODULES.items() if head in heads)
-    # In pieces, a block's parts are called instead of the block.
-    blocks = [getattr(block, "mlp", block) for blocks in lists for block in blocks]
-    return blocks + [part for part in parts if part is not None]
+    return steps + [part for part in parts if part is not None]
 
 
 def _is_block_list(name: str, module: nn.Module) -> bool:
