@@ -125,7 +125,7 @@ def test_weights_are_loaded_and_quantised_and_never_saved(tmp_path, images):
     assert is_quantized(loaded)
     assert not loaded.training
     assert loaded(images).pose_encodings.isfinite().all()
-    with pytest.raises(ValueError, match="^model must not be quantised to be saved, got quantised weights"):
+    with pytest.raises(ValueError, match=r"^model must not be quantised to be saved, got quantised weights"):
         loaded.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -133,7 +133,7 @@ def test_weights_are_loaded_and_quantised_and_never_saved(tmp_path, images):
 @needs_torchao
 def test_twice_is_once_too_often():
     model = quantize_model(model_of(heads=("camera",)), "int8")
-    with pytest.raises(ValueError, match="^model must not be quantised already, got VGGT"):
+    with pytest.raises(ValueError, match=r"^model must not be quantised already, got VGGT"):
         quantize_model(model, "int8")
 
 
@@ -152,9 +152,11 @@ def test_reconstruct_counts_the_bytes_that_are_held(tiny_model):
 
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_kinds_and_patterns(tiny_model):
-    with pytest.raises(ValueError, match="^quantize must be one of 'int8', 'fp8', got 'int4'$"):
+    with pytest.raises(ValueError, match=r"^quantize must be one of 'int8', 'fp8', got 'int4'$"):
         quantize_model(tiny_model, "int4")
-    with pytest.raises(ValueError, match=r"^keep must match linear layers of the model's blocks, got 'depth_head\.\*'$"):
+    with pytest.raises(
+        ValueError, match=r"^keep must match linear layers of the model's blocks, got 'depth_head\.\*'$"
+    ):
         quantize_model(tiny_model, "int8", keep=("depth_head.*",))
     message = "^model must have linear layers in transformer blocks that are not kept, got "
     with pytest.raises(ValueError, match=message + "VGGT$"):

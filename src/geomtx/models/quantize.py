@@ -1,4 +1,4 @@
-"""Weights of fewer bits, by torchao, for less memory and less to read; for inference. Only this file imports torchao."""
+"""Weights of fewer bits, for less memory, at inference. Only this file may import torchao."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _FP8_MULTIPLE = 16  # of both sides of a weight; torchao leaves others as they a
 def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = ()) -> Model:
     """Quantise the linear layers of a model's transformer blocks, in place, one after the other.
 
-    These hold nearly all of the weights of encoder and camera head. Norms, biases, embeddings, decoders, the tracker and
-    what computes in float32 stay as they are. The weights are rounded to nearest with one scale an output channel and no
-    calibration. The model can be copied and moved, but neither trained nor saved.
+    These hold nearly all of the weights of encoder and camera head. Norms, biases, embeddings, decoders, the tracker
+    and what computes in float32 stay as they are. Weights are rounded to nearest with one scale an output channel,
+    without calibration. The model can be copied and moved, but neither trained nor saved.
 
     Args:
         model: With weights in the precision that it will compute in.
@@ -51,9 +51,7 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
     if kind == "fp8":
         _check_fp8(layers)
     if importlib.util.find_spec("torchao") is None:
-        raise ImportError(
-            'quantised weights need torchao, which is not installed; `pip install "geomtx[quant]"` brings it'
-        )
+        raise ImportError('torchao is not installed; `pip install "geomtx[quant]"` brings it')
     from torchao.quantization import quantize_
 
     config = _config(kind)
@@ -63,8 +61,8 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any weight of a block is kept in parts that are no weight themselves: rounded numbers and their scales."""
-    return any(hasattr(layer.weight, "__tensor_flatten__") for layer in _linear_layers(model).values())
+    """Whether any weight of a transformer block is."""
+    return any(type(layer.weight).__module__.startswith("torchao.") for layer in _linear_layers(model).values())
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -57,10 +57,10 @@ def reconstruct(
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
             included. Tracks are not counted.
         dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
-        compile: True = transformer blocks and decoders compiled by `torch.compile`, once a process and for all numbers of
-            views, with the same result but for rounding. "graphs" = the pass is recorded once a size on the GPU, which
-            holds its memory, and replayed, with the same result; for few views, where launching operations takes the
-            time. Scenes that are worked on in pieces are not recorded.
+        compile: True = transformer blocks and decoders compiled by `torch.compile`, once a process and for all numbers
+            of views, with the same result but for rounding. "graphs" = the pass is recorded once a size on the GPU,
+            which holds its memory, and replayed, with the same result; for few views, where launching operations takes
+            the time. Scenes that are worked on in pieces are not recorded.
         progress: Show a progress bar on stderr; not for a pass that is replayed.
 
     Returns:
