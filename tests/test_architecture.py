@@ -42,8 +42,11 @@ OTHERS = {
     "huggingface_hub": {"checkpoint"},
     "xformers": {"layers"},
     "flash_attn_interface": {"layers"},
+    "torchao": {"models"},
 }
-OUTER_ONLY = ("huggingface_hub", "PIL", "tqdm", "kornia", "numpy", "roma", "xformers", "jaxtyping", "torch._dynamo")
+OUTER_ONLY = (
+    "huggingface_hub", "PIL", "tqdm", "kornia", "numpy", "roma", "xformers", "torchao", "jaxtyping", "torch._dynamo",
+)  # fmt: skip
 
 
 def part_of(path: Path) -> str:
@@ -92,10 +95,16 @@ def test_imports_of_other_packages(path):
     assert {name for name in others if part_of(path) not in OTHERS.get(name, ())} == set()
 
 
-def test_one_file_knows_optional_attention_backends():
-    optional = {"xformers", "flash_attn", "flash_attn_interface"}
+@pytest.mark.parametrize(
+    ("optional", "file"),
+    [
+        ({"xformers", "flash_attn", "flash_attn_interface"}, "layers/backends.py"),
+        ({"torchao"}, "models/quantize.py"),
+    ],
+)
+def test_one_file_knows_an_optional_package(optional, file):
     users = {id_of(p) for p in MODULES if {name.partition(".")[0] for name in imports_of(p)} & optional}
-    assert users == {"layers/backends.py"}
+    assert users == {file}
 
 
 def test_the_package_itself_imports_nothing_when_it_is_imported():

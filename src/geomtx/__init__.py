@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VGGT": "models.vggt",
     "VGGTConfig": "models.vggt",
+    "quantize_model": "models.quantize",
     "AlternatingEncoder": "encoder.alternating",
     "VisionTransformer": "encoder.vit",
     "CameraHead": "heads.camera",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
     from geomtx.models.parallel import predict_parallel as predict_parallel
+    from geomtx.models.quantize import quantize_model as quantize_model
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
     from geomtx.scene import Scene as Scene

@@ -188,7 +188,7 @@ def test_attention_is_not_measured_on_a_cpu(model: KnownScene, views: Views, mon
     def measure(*_: object) -> None:
         raise AssertionError("took time")
 
-    monkeypatch.setattr("geomtx.scene.reconstruction.choose_backends", measure)
+    monkeypatch.setattr("geomtx.scene.inference.choose_backends", measure)
     assert geomtx.reconstruct(model, views).names == views.names
 
 

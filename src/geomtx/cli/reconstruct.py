@@ -77,6 +77,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="of the device to use: auto (what is free), low (as little as can be), or a size such as 8GiB (auto)",
     )  # fmt: skip
     parser.add_argument(
+        "--quantize", choices=("int8", "fp8"), help="store the blocks' weights so, for less memory (extra quant)"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the model first; for large scenes")
+    parser.add_argument(
         "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
     )
     long_sequences.add_options(parser, _parse_count)
@@ -114,6 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
             query_points=arguments.query,
             view_chunk=arguments.view_chunk,
             memory=arguments.memory,
+            compile=arguments.compile,
             progress=first and sys.stderr.isatty(),
             parallel=num_processes() > 1,
             **long_sequences.read_options(arguments),
@@ -158,14 +163,17 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
     """The model with the heads that are needed, and no others."""
     import torch
 
+    from geomtx.models.quantize import quantize_model
     from geomtx.models.vggt import VGGT
 
     heads = _choose_heads(arguments, config.heads)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
-        return VGGT.from_pretrained(arguments.weights, heads=heads, device=device, dtype=dtype)
-    model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed)
-    return model.to(device=device, dtype=dtype)
+        return VGGT.from_pretrained(
+            arguments.weights, heads=heads, device=device, dtype=dtype, quantize=arguments.quantize
+        )
+    model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed).to(device=device, dtype=dtype)
+    return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
 
 
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:

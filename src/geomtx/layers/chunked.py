@@ -49,26 +49,20 @@ def run_in_chunks(
         mask = block.attention.attend.mask
     for part in _parts(x.shape[1], chunk):
         of_part = mask[:, :, part] if mask is not None and mask.shape[-2] > 1 else mask
-        here = x[:, part]
-        attended = block.attention.attend_to(
-            block.attention_norm(here), projected, values, rope=_rows(rope, part), mask=of_part
-        )
-        here = block.attention_scale(here, attended)
-        x[:, part] = block.mlp_scale(here, block.mlp(block.mlp_norm(here)))
+        x[:, part] = block.attend_to(x[:, part], projected, values, rope=_rows(rope, part), mask=of_part)
 
 
 def _project_keys(
     block: TransformerBlock, x: Tensor, chunk: int, rope: RotaryTable | None, subset: KeySubset | None
 ) -> tuple[Tensor, Tensor]:
     """Keys and values, (batch, M, H, D) each, of so many tokens at a time."""
-    attention = block.attention
     num_keys = x.shape[1] if subset is None else subset.tokens.shape[1]
-    shape = (x.shape[0], num_keys, attention.num_heads, attention.head_dim)
+    shape = (x.shape[0], num_keys, block.attention.num_heads, block.attention.head_dim)
     keys = values = None
     for part in _parts(num_keys, chunk):
         chosen = None if subset is None else subset.rows(part)
         source, table = (x[:, part], _rows(rope, part)) if chosen is None else (chosen.take(x), chosen.rope)
-        new_keys, new_values = attention.project_keys(block.attention_norm(source), table)
+        new_keys, new_values = block.project_keys(source, rope=table)
         if keys is None or values is None:
             keys, values = new_keys.new_empty(shape), new_values.new_empty(shape)
         keys[:, part], values[:, part] = new_keys, new_values

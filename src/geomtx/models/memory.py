@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor, nn
+
 from geomtx.models.config import VGGTConfig
 
-__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "estimate_bytes"]
+__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "estimate_bytes", "weight_bytes"]
 
 
 _MARGIN = 1.05  # for what is small beside the rest and not named
@@ -101,3 +103,15 @@ def estimate_bytes(
     fetched = sum(config.dpt_channels) * element_size * rows * columns
     heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
     return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device is None else 0)))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters; of quantised ones those that they are stored in, not those that they stand for."""
+    return sum(_stored_bytes(parameter) for parameter in model.parameters())
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(tensor, name)) for name in names)

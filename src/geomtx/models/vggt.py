@@ -17,6 +17,7 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
 from geomtx.models.memory import MemoryPlan
+from geomtx.models.quantize import QuantizedType, is_quantized, quantize_model
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
 from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config, published_config
@@ -193,6 +194,7 @@ class VGGT(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         config: VGGTConfig | None = None,
+        quantize: QuantizedType | None = None,
     ) -> VGGT:
         """Load weights, strictly; in evaluation mode.
 
@@ -204,10 +206,12 @@ class VGGT(nn.Module):
             device: Where to; None = the CPU.
             dtype: Of all parameters; None = as stored, for "nano" float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
+            quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
-                pickle with code in it.
+                pickle with code in it; and as `geomtx.quantize_model`.
+            ImportError: For quantised weights without torchao.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))
@@ -219,7 +223,7 @@ class VGGT(nn.Module):
             numbers = dataclasses.replace(numbers, heads=heads)
         model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype)
         state_licence(checkpoint.source)
-        return model
+        return model if quantize is None else quantize_model(model, quantize)
 
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
@@ -237,6 +241,11 @@ class VGGT(nn.Module):
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: For a quantised model, whose own numbers are lost.
         """
+        if is_quantized(self):
+            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
         ours, published = self.config.to_dict(), published_config(self.config)
         return save_model(self, folder, VGGT_KEYS, config=ours, published_config=published, names=names)

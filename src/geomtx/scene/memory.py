@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from geomtx.models.config import VGGTConfig
-from geomtx.models.memory import LEAN_PLAN, PLANS, MemoryPlan, estimate_bytes
+from geomtx.models.memory import LEAN_PLAN, PLANS, MemoryPlan, estimate_bytes, weight_bytes
 
 __all__ = ["Memory", "choose_plan", "free_bytes"]
 
@@ -59,7 +59,7 @@ def choose_plan(
         return LEAN_PLAN
     parameter = next(model.parameters())
     if isinstance(memory, int):
-        budget: float = memory - sum(p.numel() * p.element_size() for p in model.parameters())
+        budget: float = memory - weight_bytes(model)
     else:
         free = free_bytes(parameter.device)
         budget = float("inf") if free is None else _SHARE * free

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.encoder.keys import GlobalApproximation
-from geomtx.layers.backend_speed import choose_backends
-from geomtx.models.config import HEAD_MODULES
-from geomtx.models.memory import PLANS, MemoryPlan
-from geomtx.models.parallel import deal_out, predict_parallel
-from geomtx.models.vggt import VGGT
-from geomtx.scene.memory import Memory, choose_plan
+from geomtx.scene.inference import HALVES, PassOptions, check_options, run_model
+from geomtx.scene.memory import Memory
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
@@ -30,11 +22,6 @@ from geomtx.views.loading import default_size
 from geomtx.views.views import warn_of_range
 
 __all__ = ["reconstruct"]
-
-# Pixels that the dense heads hold at once with view_chunk="auto", where memory is not short.
-_PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
-_PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 def reconstruct(
@@ -48,8 +35,9 @@ def reconstruct(
     dtype: torch.dtype | None = None,
     approximation: GlobalApproximation | None = None,
     window: WindowPlan | None = None,
-    progress: bool = False,
+    compile: bool | Literal["graphs"] = False,
     parallel: bool = False,
+    progress: bool = False,
 ) -> Scene:
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
 
@@ -70,9 +58,13 @@ def reconstruct(
         window: Run the model on so many consecutive views at a time and stitch the scenes by what overlaps, see
             `geomtx.scene.windows.stitch_scenes`; None = all views in one pass. Neighbouring views must show the same
             things. Not with query points.
-        progress: Show a progress bar on stderr.
+        compile: True = transformer blocks and decoders compiled by `torch.compile`, once a process and for all numbers
+            of views, with the same result but for rounding. "graphs" = the pass is recorded once a size on the GPU,
+            which holds its memory, and replayed, with the same result; for few views, where launching operations takes
+            the time. Scenes that are worked on in pieces are not recorded.
         parallel: Share the views with all other processes of torch.distributed's default group, see
             `geomtx.predict_parallel`: all of them call this with the same arguments and get the same scene.
+        progress: Show a progress bar on stderr; not for a pass that is replayed.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
@@ -80,52 +72,25 @@ def reconstruct(
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
             outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
-            windows that can't be stitched; with `parallel`, for a model other than VGGT, fewer views than processes,
-            and an approximation.
+            windows that can't be stitched; with `compile`, where there is nothing to compile, or for "graphs" a device
+            that records none or a `dtype` that isn't the model's; with `parallel`, for a model other than VGGT, fewer
+            views than processes, an approximation and `compile`.
     """
     config: Any = model.config
     available: Any = model.heads
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
+    options = PassOptions(heads, view_chunk, memory, dtype, approximation, compile, parallel, progress)
+    check_options(model, options)
     if window is not None:
         check_window_heads(heads)
         windows = place_windows(len(views), window)
         if len(windows) > 1:
-            run = partial(
-                reconstruct, model, heads=heads, view_chunk=view_chunk, memory=memory, dtype=dtype,
-                approximation=approximation, progress=progress, parallel=parallel,
-            )  # fmt: skip
-            return stitch_scenes((run(views[part.start : part.stop]) for part in windows), windows)
+            scenes = (reconstruct(model, views[part.start : part.stop], **options._asdict()) for part in windows)
+            return stitch_scenes(scenes, windows)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
-    parameter = next(model.parameters())
-    device = parameter.device
-    options: dict[str, Any] = {
-        "query_points": _to_batch(model_queries, device),
-        "patch_mask": _to_batch(views.patch_mask, device),
-        "heads": heads,
-        "view_chunk": _choose_chunk(view_chunk, views.images, device),
-    }
-    if approximation is not None:
-        if parallel:
-            raise ValueError(f"approximation must be None in parallel, which is exact, got {approximation}")
-        options["approximation"] = approximation
-    images = views.images[None]
-    image_hw = (images.shape[-2], images.shape[-1])
-    forward = _shared(model) if parallel else model
-    shares = deal_out(images.shape[1]).sizes if parallel else (images.shape[1],)
-    plan = choose_plan(model, shares[0], image_hw, heads, memory, options["view_chunk"], len(shares))
-    if parallel:
-        plan = _leanest(plan, device)
-    elif plan is None:
-        images = images.to(device)
-    if plan is not None:  # images come over some at a time
-        most = plan.view_chunk if view_chunk == "auto" else options["view_chunk"]
-        options["memory_plan"] = plan._replace(view_chunk=min(plan.view_chunk, most))
-    with torch.no_grad(), _evaluating(model), _precision(parameter, dtype), _progress_bar(model, heads, progress):
-        if device.type != "cpu":
-            choose_backends(model, dtype or parameter.dtype)
-        predictions = forward(images, **options)
+    predictions = run_model(model, views, model_queries, options)
     return Scene(
         names=views.names,
         transforms=views.transforms,
@@ -187,88 +152,6 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
     return tuple(asked)
 
 
-def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -> int:
-    if view_chunk == "auto":
-        pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
-        return max(1, min(len(images), pixels // images[0, 0].numel()))
-    if not isinstance(view_chunk, int) or view_chunk < 1:
-        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
-    return view_chunk
-
-
-def _shared(model: nn.Module) -> Callable[..., Predictions]:
-    if not isinstance(model, VGGT):
-        raise ValueError(f"model must be VGGT to run in parallel, got {type(model).__name__}")
-    return partial(predict_parallel, model)
-
-
-def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None:
-    """The plan of the process with the least memory: what they exchange depends on it."""
-    plans = (None, *PLANS)
-    index = torch.tensor(plans.index(plan), device=device)
-    dist.all_reduce(index, dist.ReduceOp.MAX)
-    return plans[int(index)]
-
-
-def _to_batch(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor[None].to(device)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, afterwards each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
-    if dtype not in (None, parameter.dtype) and not (parameter.dtype == torch.float32 and dtype in _HALVES):
-        raise ValueError(f"dtype must be the model's own {parameter.dtype}, or half of a float32 model, got {dtype}")
-    enabled = dtype is not None and dtype != parameter.dtype
-    return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
-
-
-@contextmanager
-def _progress_bar(model: nn.Module, heads: Sequence[str], show: bool) -> Iterator[None]:
-    """Count the encoder's blocks and the heads as they finish."""
-    if not show:
-        yield
-        return
-    waiting = set(_steps(model, heads))
-
-    def advance(module: nn.Module, *_: Any) -> None:
-        if module in waiting:  # in pieces, a module runs more than once
-            waiting.remove(module)
-            bar.update(1)
-
-    with tqdm(total=len(waiting), desc="encoder and heads", unit="step", leave=False) as bar:
-        hooks = [module.register_forward_hook(advance) for module in waiting]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _steps(model: nn.Module, heads: Sequence[str]) -> list[nn.Module]:
-    """Modules that all run: of the blocks in the encoder's lists, and the heads."""
-    lists = [module for name, module in model.named_modules() if _is_block_list(name, module)]
-    parts = (getattr(model, name, None) for head, name in HEAD_MODULES.items() if head in heads)
-    # In pieces, a block's parts are called instead of the block.
-    blocks = [getattr(block, "mlp", block) for blocks in lists for block in blocks]
-    return blocks + [part for part in parts if part is not None]
-
-
-def _is_block_list(name: str, module: nn.Module) -> bool:
-    return name.startswith("encoder.") and isinstance(module, nn.ModuleList)
-
-
 def _single_scene(predictions: Predictions) -> Predictions:
     """Without the batch axis, without what only a loss needs; on the CPU, and no half precision, which files lack."""
     cameras, encodings, depth, points, tracks, _ = predictions
@@ -282,4 +165,4 @@ def _single_scene(predictions: Predictions) -> Predictions:
 
 
 def _to_plain(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.float32 if tensor.dtype in _HALVES else tensor.dtype)
+    return tensor.to("cpu", torch.float32 if tensor.dtype in HALVES else tensor.dtype)
