@@ -3,8 +3,8 @@ import torch
 
 import geomtx
 from geomtx.models.memory import LEAN_PLAN, PLANS, estimate_bytes
+from geomtx.scene import inference
 from geomtx.scene import memory as scene_memory
-from geomtx.scene import reconstruction
 from geomtx.scene.memory import choose_plan, free_bytes
 
 HEADS = ("camera", "depth", "points")
@@ -70,7 +70,7 @@ def test_memory_of_files_that_were_read_is_free(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("asked", "plan_has"), [("auto", 4), (2, 2), (9, 4)])
 def test_no_more_views_at_a_time_than_asked_for(tiny_model, monkeypatch, asked, plan_has):
     plans = []
-    monkeypatch.setattr(reconstruction, "choose_plan", lambda *_: PLANS[1])
+    monkeypatch.setattr(inference, "choose_plan", lambda *_: PLANS[1])
     forward = tiny_model.forward
     monkeypatch.setattr(tiny_model, "forward", lambda *a, **k: plans.append(k["memory_plan"]) or forward(*a, **k))
     geomtx.reconstruct(tiny_model, torch.rand(3, 3, 56, 84), view_chunk=asked)

@@ -13,7 +13,7 @@ from geomtx.models.config import VGGTConfig
 __all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "estimate_bytes", "weight_bytes"]
 
 
-_MARGIN = 1.05  # for what is small beside the rest and not named
+_MARGIN = 1.08  # for what is small beside the rest and not named
 
 
 class MemoryPlan(NamedTuple):
