@@ -46,6 +46,8 @@ ARMS = {
     "without_track_loss": ("loss.terms.tracks=null",),
     "without_bearing": ("loss.terms.points.bearing=0",),
     "alternating_other_seed": ("seed=1",),
+    "alternating_third_seed": ("seed=2",),
+    "global_only_other_seed": ("model.numbers.scopes=[global, global]", "seed=1"),
 }
 # Of heads that an arm doesn't train.
 UNTRAINED = {

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -241,3 +243,35 @@ def test_nano_says_that_photos_are_beyond_it(photos: Path, capsys: pytest.Captur
     scene = geomtx.Scene.load(photos.parent / "out")
     assert "rendered rooms" in scene.notice
     assert max(scene.images.shape[-2:]) == 64
+
+
+def test_how_the_model_is_to_run(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, str]] = []
+
+    def rounded(model: geomtx.VGGT, kind: str) -> geomtx.VGGT:
+        asked.append((type(model), kind))
+        return model
+
+    @contextlib.contextmanager
+    def compiled(model: geomtx.VGGT) -> Iterator[None]:
+        asked.append((type(model), "compiled"))
+        yield
+
+    monkeypatch.setattr("geomtx.models.quantize.quantize_model", rounded)
+    monkeypatch.setattr("geomtx.models.vggt.quantize_model", rounded)
+    monkeypatch.setattr("geomtx.scene.reconstruction.compiled_parts", compiled)
+    assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera") == 0
+    assert asked == []
+    options = ("--heads", "camera,depth", "--quantize", "int8", "--compile")
+    assert run(photos, "--preset", "tiny", "--size", "56", *options) == 0
+    assert run(photos, "--weights", "nano", *options) == 0
+    assert asked == [(geomtx.VGGT, "int8"), (geomtx.VGGT, "compiled")] * 2
+
+
+def test_quantised_weights_without_their_package(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("geomtx.models.quantize.importlib.util.find_spec", lambda _: None)
+    assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera", "--quantize", "int8") == 2
+    assert 'error: torchao is not installed; `pip install "geomtx[quant]"` brings it' in capsys.readouterr().err
+    assert not (photos.parent / "out").exists()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geomtx import TransformerBlock
-from geomtx.layers import grid_positions, key_mask, rotary_table
+from geomtx.layers import RotaryTable, grid_positions, key_mask, rotary_table
 from reference import gelu, normalize, randomize, rotate, self_attention, without_gradient
 
 DIM, HEADS = 16, 2
@@ -58,3 +58,16 @@ def test_is_near_the_identity_when_new():
 def test_layer_scale_of_zero_is_the_identity():
     x = torch.randn(2, 6, DIM)
     assert torch.equal(TransformerBlock(DIM, HEADS, layer_scale=0.0)(x), x)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_piece_by_piece(masked):
+    block = randomize(TransformerBlock(DIM, HEADS, qk_norm=True)).double()
+    x = torch.randn(2, 9, DIM, dtype=torch.float64)
+    table = rotary_table(grid_positions((2, 4), 1, x.device), DIM // HEADS, dtype=torch.float64)
+    mask = key_mask(torch.rand(2, 9) < 0.7) if masked else None
+    keys, values = block.project_keys(x, rope=table)
+    part = slice(3, 7)
+    of_part = RotaryTable(*(t[part] for t in table))
+    pieces = block.attend_to(x[:, part], keys, values, rope=of_part, mask=mask)
+    torch.testing.assert_close(pieces, block(x, rope=table, mask=mask)[:, part], rtol=0, atol=1e-12)

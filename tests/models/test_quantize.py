@@ -111,6 +111,8 @@ def test_the_whole_model_stays_near(images):
         expected, got = named_tensors(model(images, queries)), named_tensors(other(images, queries))
         pieces = named_tensors(other(images, queries, memory_plan=MemoryPlan(2, 7)))
         copied = named_tensors(copy.deepcopy(other)(images, queries))
+    with torch.inference_mode():
+        assert torch.equal(other(images, queries).depth.value, got["depth.value"])
     for name in ("pose_encodings", "depth.value", "depth.confidence"):
         assert 0 < relative_error(got[name], expected[name]) < 0.05, name
         torch.testing.assert_close(pieces[name], got[name], rtol=1e-3, atol=1e-4)

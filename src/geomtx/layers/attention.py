@@ -100,7 +100,7 @@ class Attention(nn.Module):
         if context is not None:
             return self.attend_to(x, *self.project_keys(context, key_rope), rope=rope, mask=mask)
         # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
-        q, k, v = self._split(x, slice(None))
+        q, k, v = self._split(x)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rotary(torch.stack([q, k]), rope.over_heads())
@@ -136,9 +136,12 @@ class Attention(nn.Module):
         out = self.attend(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), mask)
         return self.out(out.transpose(1, 2).flatten(2))
 
-    def _split(self, x: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        """Some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
-        projected = nn.functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+    def _split(self, x: Tensor, rows: slice | None = None) -> tuple[Tensor, ...]:
+        """All or some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
+        weight, bias = self.qkv.weight, self.qkv.bias
+        if rows is not None:  # quantised weights can't be cut under inference mode
+            weight, bias = weight[rows], bias[rows]
+        projected = nn.functional.linear(x, weight, bias)
         return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
 
     def _place(self, x: Tensor, rope: RotaryTable | None) -> Tensor:

@@ -27,7 +27,8 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
 
     These hold nearly all of the weights of encoder and camera head. Norms, biases, embeddings, decoders, the tracker
     and what computes in float32 stay as they are. Weights are rounded to nearest with one scale an output channel,
-    without calibration. The model can be copied and moved, but neither trained nor saved.
+    without calibration. The model can be copied and moved, but neither trained nor saved; in pieces
+    (`memory_plan`) it runs under `torch.no_grad`, not under `torch.inference_mode`.
 
     Args:
         model: With weights in the precision that it will compute in.
