@@ -138,7 +138,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, rows: slice | None = None) -> tuple[Tensor, ...]:
         """All or some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
-        weight, bias = self.qkv.weight, self.qkv.bias
+        weight: Tensor = self.qkv.weight
+        bias: Tensor = self.qkv.bias
         if rows is not None:  # quantised weights can't be cut under inference mode
             weight, bias = weight[rows], bias[rows]
         projected = nn.functional.linear(x, weight, bias)
