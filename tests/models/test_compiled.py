@@ -14,7 +14,7 @@ from torch import nn
 import geomtx
 from geomtx.models import compiled
 from geomtx.models.compiled import compiled_parts
-from geomtx.scene import reconstruction
+from geomtx.scene import progress
 from geomtx.training.recomputation import recompute_blocks
 
 SCRIPT = Path(__file__).parents[1] / "compile_reconstruction.py"
@@ -92,7 +92,7 @@ class Bar:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.total = self.done = 0
-        monkeypatch.setattr(reconstruction, "tqdm", self.start)
+        monkeypatch.setattr(progress, "tqdm", self.start)
 
     @contextlib.contextmanager
     def start(self, *, total: int, **_: object) -> Iterator["Bar"]:
@@ -118,4 +118,4 @@ def test_reconstruct(tiny_model, calls, monkeypatch, memory, steps):
 @pytest.mark.usefixtures("unchecked")
 def test_what_compile_can_not_be(tiny_model):
     with pytest.raises(ValueError, match=r"^compile must be one of False, True, 'graphs', got 'fast'$"):
-        reconstruction.reconstruct(tiny_model, torch.rand(2, 3, 56, 84), compile="fast")
+        geomtx.reconstruct(tiny_model, torch.rand(2, 3, 56, 84), compile="fast")

@@ -53,6 +53,13 @@ def test_some_heads(model, images, heads):
         torch.testing.assert_close(named_tensors(pieces)[name], value, rtol=1e-9, atol=1e-6, msg=name)
 
 
+def test_a_layer_that_is_read_twice(images):
+    model = VGGT(VGGTConfig.tiny(taps=(0, 1, 1, 3), heads=("camera", "depth"))).double().eval()
+    with torch.no_grad():
+        whole, pieces = model(images.double()), model(images.double(), memory_plan=SMALL[0])
+    torch.testing.assert_close(pieces.depth.value, whole.depth.value, rtol=1e-9, atol=1e-12)
+
+
 def test_scopes_of_all_kinds(images):
     for scopes in (("global", "global"), ("frame", "cross"), ("frame", "frame")):
         model = VGGT(VGGTConfig.tiny(scopes=scopes, heads=("camera", "depth"))).double().eval()

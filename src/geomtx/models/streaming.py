@@ -47,7 +47,8 @@ class _LayerReader:
         if index == self.camera_layer:
             here = [part[:, :, :1].to(parts[-1].device) for part in parts]
             self.camera_tokens = torch.cat(here, dim=-1)
-        levels = {h: decoder.taps.index(index) for h, decoder in self.decoders.items() if index in decoder.taps}
+        # A decoder may read a layer more than once.
+        levels = [(h, i) for h, decoder in self.decoders.items() for i, tap in enumerate(decoder.taps) if tap == index]
         if not levels:
             return
         mask = self.tokens.patch_mask()
@@ -58,7 +59,7 @@ class _LayerReader:
             # The last part is where the model is.
             here = [part[chunk].to(parts[-1].device, non_blocking=True) for part in parts]
             patches = torch.cat(here, dim=-1)
-            for head, level in levels.items():
+            for head, level in levels:
                 projected = self.decoders[head].project_tap(
                     level, patches, self.tokens.grid_hw, self.tokens.image_hw, None if mask is None else mask[chunk]
                 )

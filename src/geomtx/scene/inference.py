@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from geomtx.checks import check_option
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.captured import check_can_capture, run_captured
@@ -52,8 +53,7 @@ def check_options(model: nn.Module, options: PassOptions) -> None:
     """
     parameter = next(model.parameters())
     own, dtype = parameter.dtype, options.dtype
-    if options.compile not in (False, True, "graphs"):
-        raise ValueError(f"compile must be False, True or 'graphs', got {options.compile!r}")
+    check_option("compile", options.compile, (False, True, "graphs"))
     if dtype not in (None, own) and not (own == torch.float32 and dtype in HALVES):
         raise ValueError(f"dtype must be the model's own {own}, or half of a float32 model, got {dtype}")
     if options.compile == "graphs":
