@@ -23,7 +23,7 @@ VERSION=$("$PYTHON" -c "import geomtx; print(geomtx.__version__)") || exit
 OUT=${OUT:-benchmarks/results/$VERSION}
 STATE=${STATE:-${TMPDIR:-/tmp}/geomtx-gpu}
 WAIT_S=${WAIT_S:-480}
-CANDIDATES=${CANDIDATES:-plain straightforward sdpa_cudnn sdpa_flash pieces low}
+CANDIDATES=${CANDIDATES:-plain straightforward graphs compile sdpa_flash sdpa_cudnn pieces low}
 WEIGHTS=${WEIGHTS:-${TMPDIR:-/tmp}/geomtx-benchmark-1b.safetensors}
 RUN=$STATE/nano_gpu
 mkdir -p "$OUT" "$STATE/results"

@@ -4,8 +4,8 @@ Every candidate is a process of its own with the same weights and images, and on
 round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
 
 Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
-`low` (memory plans), `sdpa_flash`, `sdpa_cudnn`, `math`, … (attention). `--reference PATH` adds a checkout of the
-published code (package `vggt`), `--before PATH` another checkout of geomtx.
+`low` (memory plans), `compile` and `graphs`, `sdpa_flash`, `sdpa_cudnn`, `math`, … (attention). `--reference PATH` adds
+a checkout of the published code (package `vggt`), `--before PATH` another checkout of geomtx.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from geomtx.layers.backends import available_backends
 
 WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")
+MODES = ("compile", "graphs")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.weights.exists():
         parser.error(f"weights must be a file or a folder, got '{arguments.weights}'; weights.py makes some")
-    known = ("plain", "straightforward", *PLANS, *available_backends())
+    known = ("plain", "straightforward", *PLANS, *MODES, *available_backends())
     for name in arguments.candidates:
         if name not in known:
             parser.error(f"candidate must be one of {', '.join(known)}, got {name!r}")
@@ -135,6 +136,8 @@ def list_candidates(arguments: argparse.Namespace) -> dict[str, list[str]]:
             found[name] = ["--kind", name]
         elif name in PLANS:
             found[name] = ["--plan", name]
+        elif name in MODES:
+            found[name] = ["--mode", name]
         else:
             found[name] = [] if name == "plain" else ["--attention", name]
     if arguments.before:

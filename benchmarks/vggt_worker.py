@@ -6,6 +6,7 @@ Its own process, so that other versions of geomtx, found on PYTHONPATH, can be t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import sys
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 
 import geomtx
+import geomtx.layers
 
+UNTIL_THE_END = contextlib.ExitStack()
 KINDS = ("geomtx", "straightforward", "published")
 
 
@@ -32,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--view-chunk", type=int, required=True)
     parser.add_argument("--attention")
     parser.add_argument("--plan", choices=("pieces", "low"))
+    parser.add_argument("--mode", choices=("compile", "graphs"))
     return parser.parse_args()
 
 
@@ -60,8 +64,7 @@ def build(arguments: argparse.Namespace) -> Callable[[torch.Tensor], Any]:
     model = geomtx.VGGT.from_pretrained(
         arguments.weights, heads=heads, device=arguments.device, dtype=dtype if half else torch.float32
     )
-    if arguments.attention:
-        choose_attention(model, arguments.attention)
+    choose_attention(model, arguments.attention, dtype)
     options: dict[str, Any] = {"view_chunk": arguments.view_chunk}
     if not half:
         from straightforward import Straightforward
@@ -72,10 +75,23 @@ def build(arguments: argparse.Namespace) -> Callable[[torch.Tensor], Any]:
         from geomtx.models.memory import LEAN_PLAN, PLANS
 
         options["memory_plan"] = {"pieces": PLANS[0], "low": LEAN_PLAN}[arguments.plan]
+    if arguments.mode == "graphs":
+        from geomtx.models.captured import run_captured
+
+        return lambda images: run_captured(model, {"images": images.to(dtype)}, {"heads": heads, **options})
+    if arguments.mode == "compile":
+        from geomtx.models.compiled import compiled_parts
+
+        UNTIL_THE_END.enter_context(compiled_parts(model))
     return lambda images: model(images.to(dtype), **options)
 
 
-def choose_attention(model: torch.nn.Module, name: str) -> None:
+def choose_attention(model: torch.nn.Module, name: str | None, dtype: torch.dtype) -> None:
+    """A backend by name; without one, on a GPU, the fastest, as `reconstruct` would."""
+    if name is None:
+        if next(model.parameters()).is_cuda and hasattr(geomtx.layers, "choose_backends"):
+            geomtx.layers.choose_backends(model, dtype)
+        return
     from geomtx.layers.backends import resolve_backend
 
     for module in model.modules():
