@@ -259,7 +259,7 @@ def test_how_the_model_is_to_run(photos: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("geomtx.models.quantize.quantize_model", rounded)
     monkeypatch.setattr("geomtx.models.vggt.quantize_model", rounded)
-    monkeypatch.setattr("geomtx.scene.reconstruction.compiled_parts", compiled)
+    monkeypatch.setattr("geomtx.scene.inference.compiled_parts", compiled)
     assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera") == 0
     assert asked == []
     options = ("--heads", "camera,depth", "--quantize", "int8", "--compile")

@@ -162,10 +162,10 @@ def errors(rank: int, num: int) -> dict[str, str]:
 
 def reconstruct(rank: int) -> tuple[dict[str, Tensor], int]:
     """Of views, where one process has less memory than the others; and how many of its blocks ran as a whole."""
-    from geomtx.scene import reconstruction
+    from geomtx.scene import inference
 
     if rank:
-        reconstruction.choose_plan = lambda *a: choose_plan(*a[:4], "low", *a[5:])
+        inference.choose_plan = lambda *a: choose_plan(*a[:4], "low", *a[5:])
     model, whole = model_of(Case(1, 4, dtype=torch.float32)), []
     model.encoder.global_blocks[0].register_forward_hook(lambda *_: whole.append(1))
     scene = geomtx.reconstruct(model, arguments_of(Case(1, 4, dtype=torch.float32))[0][0], parallel=True)
