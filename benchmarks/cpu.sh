@@ -34,10 +34,16 @@ vggt() {
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 
-[ $# -gt 0 ] || set -- exactness memory vggt
+[ $# -gt 0 ] || set -- exactness attention quantise long memory vggt
 for part in "$@"; do
   case $part in
     exactness) step exactness exactness.py ;;
+    attention) step attention attention.py ;;
+    quantise) step quantise quantise.py ;;
+    long)
+      step long_accuracy long.py accuracy --scenes 24 --views 16
+      step long_time long.py time --views 24 64 128 --repeats 3
+      ;;
     memory)
       step memory_small memory.py --views 8 24 100 200
       step memory_camera memory.py --views 8 200 1000 --heads camera
@@ -45,7 +51,7 @@ for part in "$@"; do
       ;;
     vggt) vggt ;;
     *)
-      echo "part must be one of exactness, memory, vggt, got '$part'" >&2
+      echo "part must be one of exactness, attention, quantise, long, memory, vggt, got '$part'" >&2
       exit 2
       ;;
   esac

@@ -102,6 +102,7 @@ def compare(plain: list[geomtx.Predictions], found: list[geomtx.Predictions]) ->
             "translation": apart,
             "depth": ((b.depth.value - a.depth.value).abs() / a.depth.value).median(),
         }
+        assert all(value.isfinite() for value in of_scene.values()), "predictions must be finite"
         differences = {key: max(value, of_scene[key].item()) for key, value in differences.items()}
     identical = all(
         torch.equal(getattr(a, head)[i], getattr(b, head)[i])

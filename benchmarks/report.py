@@ -133,6 +133,62 @@ def make_ablations() -> str:
     return table(["", *columns.values()], rows)
 
 
+def make_long() -> str:
+    """What each approximation changes, scene by scene, and what it saves."""
+    records = read("long_accuracy.json")
+    if not records:
+        return NOT_MEASURED
+    columns = {"auc_30": "AUC@30, points", "auc_5": "AUC@5, points", "depth_delta": "δ < 1.25, points",
+               "unprojected_overall": "points from depth and cameras"}  # fmt: skip
+    times = {name: found for record in read("long_time.json") for name, found in record["results"].items()}
+    text = ""
+    for views, modes in records[0]["results"].items():
+        text += f"nano, {views}, {records[0]['settings']['scenes']} rooms, differences to the exact pass "
+        text += f"({describe(records[0])}):\n\n"
+        rows = []
+        for name, found in modes.items():
+            change = found["mean"] if name == "exact" else found["minus_exact"]
+            cells = [format_error(change[key], 1 if key == "unprojected_overall" else 100) for key in columns]
+            rows.append([name, *cells])
+        text += table(["", *columns.values()], rows)
+    for views, modes in times.items():
+        rows = [[name, f"{1000 * found['median_s']:,.0f}", found["over_exact"]] for name, found in modes.items()]
+        text += f"Time, {views}:\n\n" + table(["", "median, ms", "of exact"], rows)
+    return text
+
+
+def make_quantised() -> str:
+    text = ""
+    for record in read("quantise_*.json"):
+        settings, results = record["settings"], record["results"]
+        own, less = results["weight_bytes"].values()
+        text += f"{settings['weights']}, {settings['dtype']} to {settings['kind']} ({describe(record)}): "
+        text += f"{own / 2**20:.1f} to {less / 2**20:.1f} MiB of weights.\n\n"
+        rows = [
+            [f"random images, {name.replace('_', ' ')}: median, largest", "", " … ".join(f"{v:.2g}" for v in values)]
+            for name, values in results["random_images"].items()
+        ]
+        for name, value in results.get("rooms", {}).get("own", {}).items():
+            other = results["rooms"][settings["kind"]][name]
+            rows.append([f"rooms, {name.replace('_', ' ')}", format_error(value, 1), format_error(other, 1)])
+        text += table(["", "own", settings["kind"]], rows)
+    return text or NOT_MEASURED
+
+
+def make_attention() -> str:
+    text = ""
+    for record in read("attention_*.json"):
+        names = sorted({name for found in record["results"] for name in found["ms"]})
+        settings = record["settings"]
+        text += f"Milliseconds, {settings['dtype']}, {settings['heads']} heads ({describe(record)}):\n\n"
+        rows = [
+            [f"{found['head_dim']} × {found['tokens']:,}", *(found["ms"].get(name, "") for name in names)]
+            for found in record["results"]
+        ]
+        text += table(["head dimension × tokens", *names], rows)
+    return text or NOT_MEASURED
+
+
 def format_error(value: Sequence[float] | None, factor: int) -> str:
     if value is None:
         return ""
@@ -205,6 +261,9 @@ MAKERS: dict[str, Callable[[], str]] = {
     "exactness": make_exactness,
     "time": make_time,
     "ablations": make_ablations,
+    "long": make_long,
+    "quantised": make_quantised,
+    "attention": make_attention,
 }
 
 if __name__ == "__main__":
