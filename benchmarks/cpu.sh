@@ -6,6 +6,7 @@
 #   STATE    what has to be there the next time ($TMPDIR/geomtx-bench); without it everything is measured again
 #   PYTHON   .venv/bin/python
 #   WEIGHTS  of VGGT-1B's size, for `vggt`; made if they are not there (5 GB)
+#   BEFORE   another checkout of geomtx to compare with in `vggt`
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -26,11 +27,11 @@ step() { # NAME FILE ARGUMENTS…: run benchmarks/FILE unless it is done; a fail
 }
 
 vggt() {
-  if [ ! -e "$STATE/vggt" ] || [ ! -e "$STATE/load" ]; then
+  if [ ! -e "$STATE/vggt" ] || [ ! -e "$STATE/load" ] || [ ! -e "$STATE/exactness_1b" ]; then
     [ -e "$WEIGHTS" ] || "$PYTHON" benchmarks/weights.py "$WEIGHTS" || exit
   fi
   step load load.py "$WEIGHTS"
-  step vggt vggt.py "$WEIGHTS" --cases 4x280x280
+  step vggt vggt.py "$WEIGHTS" --cases 4x280x280 ${BEFORE:+--before "$BEFORE"}
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 

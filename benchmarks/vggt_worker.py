@@ -54,6 +54,8 @@ def main() -> None:
                 answer(measure(run, images, arguments.device))
             except torch.OutOfMemoryError as error:
                 answer({"failed": str(error).partition(". ")[0]})
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # the others need it
 
 
 def build(arguments: argparse.Namespace) -> Callable[[torch.Tensor], Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "check_at_least",
+    "check_count",
     "check_divisible",
     "check_finite_positive",
     "check_floating",
@@ -76,6 +77,12 @@ def check_at_least(name: str, value: float, low: float) -> None:
     if not value >= low:
         raise ValueError(f"{name} must be at least {low:g}, got {value}")
     _check_finite(name, value)
+
+
+def check_count(name: str, value: int, low: int = 1) -> None:
+    """Require a whole number ≥ `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be a whole number, at least {low}, got {value!r}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

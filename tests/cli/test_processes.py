@@ -15,7 +15,8 @@ from scene.known_scene import render_room
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The second of two processes."""
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+    variables = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 
@@ -26,6 +27,15 @@ def test_one_process(monkeypatch: pytest.MonkeyPatch):
     assert device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)
     with joined_processes(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
+
+
+def test_what_a_cluster_sets_is_no_torchrun(environment: pytest.MonkeyPatch):
+    environment.delenv("MASTER_PORT")
+    assert (num_processes(), is_first_process()) == (1, True)
+    environment.setenv("MASTER_PORT", "1")
+    environment.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match=r"^WORLD_SIZE must be a whole number, got 'two'$"):
+        num_processes()
 
 
 def test_of_two_processes_one_writes(environment: pytest.MonkeyPatch):

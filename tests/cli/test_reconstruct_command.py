@@ -72,7 +72,7 @@ def test_little_memory_is_enough(photos: Path, memory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "message"), [("some", "must be auto, low or a size"), ("1MiB", "memory must be at least 0.0")]
+    ("memory", "message"), [("some", "must be auto, low or a size"), ("1MiB", "memory must be at least 2.")]
 )
 def test_too_little_memory(photos: Path, capsys: pytest.CaptureFixture[str], memory: str, message: str) -> None:
     argv = ["reconstruct", str(photos), "-o", str(photos.parent / "out"), "--preset", "tiny", "--size", "56"]

@@ -268,15 +268,24 @@ def test_nothing_waits_for_values():
 @pytest.mark.parametrize(
     ("approximation", "message"),
     [
-        ((0,), r"^num_key_views must be positive, got 0$"),
-        ((None, 0), r"^stride must be positive, got 0$"),
+        ((0,), r"^num_key_views must be a whole number, at least 1, got 0$"),
+        ((None, 0), r"^stride must be a whole number, at least 1, got 0$"),
         ((None, 1, 4), r"^num_local_layers must be in 0 … 3, got 4$"),
-        ((None, 1, -1), r"^num_local_layers must be in 0 … 3, got -1$"),
+        ((None, 1, -1), r"^num_local_layers must be a whole number, at least 0, got -1$"),
     ],
 )
 def test_numbers_without_a_meaning(approximation, message):
     with pytest.raises(ValueError, match=message):
         encoder()(draw_images(1, 2), approximation=GlobalApproximation(*approximation))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("numbers", [(2.5,), (True,), (None, 1.5), (None, 1, 0.5)])
+def test_what_is_no_number_of_views_or_layers(numbers):
+    with pytest.raises(ValueError, match=r" must be a whole number, at least \d, got "):
+        encoder()(draw_images(1, 2), approximation=GlobalApproximation(*numbers))
+    with pytest.raises(ValueError, match=r"^approximation must be a GlobalApproximation, got 3$"):
+        encoder()(draw_images(1, 2), approximation=3)
 
 
 def test_cross_attention_has_no_approximation():

@@ -185,3 +185,22 @@ def test_a_start_by_similarity_looks_at_what_looks_alike():
 def test_a_start_by_similarity_needs_norms():
     with pytest.raises(ValueError, match="qk_norm must be on to start by similarity, got False"):
         Attention(DIM, HEADS).start_by_similarity(1.0)
+
+
+def test_what_stands_in_for_the_projection_is_called():
+    """An adapter, say; in pieces too, which take a part of the projection."""
+    module = Attention(8, 2).double()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    expected = module(2 * x)
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Linear) -> None:
+            super().__init__()
+            self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(2 * x)
+
+    module.qkv = Adapter(module.qkv)
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module.attend_to(x, *module.project_keys(x)), expected)

@@ -40,7 +40,7 @@ class Recorder:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def graph(self, graph):
+    def graph(self, graph, *, stream):
         self.recorded += 1
         yield
 

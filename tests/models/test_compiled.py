@@ -119,3 +119,5 @@ def test_reconstruct(tiny_model, calls, monkeypatch, memory, steps):
 def test_what_compile_can_not_be(tiny_model):
     with pytest.raises(ValueError, match=r"^compile must be one of False, True, 'graphs', got 'fast'$"):
         geomtx.reconstruct(tiny_model, torch.rand(2, 3, 56, 84), compile="fast")
+    with pytest.raises(ValueError, match=r"^compile must be one of False, True, 'graphs', got 1$"):
+        geomtx.reconstruct(tiny_model, torch.rand(2, 3, 56, 84), compile=1)

@@ -135,3 +135,18 @@ def test_convolutions_read_channels_last(model, images, plan):
         model(images.double(), heads=("depth", "points"), memory_plan=plan)
     assert formats
     assert [name for name, last in formats.items() if not last] == []
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("low", r"^memory_plan must be a MemoryPlan, got 'low'$"),
+        (MemoryPlan(0, 8), r"^view_chunk of memory_plan must be a whole number, at least 1, got 0$"),
+        (MemoryPlan(1, 2.5), r"^token_chunk of memory_plan must be a whole number, at least 1, got 2.5$"),
+        (MemoryPlan(1, 8, tap_device="gpu"), r"^tap_device of memory_plan must be a device, got 'gpu'$"),
+    ],
+)
+def test_plans_that_are_none(model, images, plan, message):
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(images.double(), memory_plan=plan)

@@ -120,8 +120,8 @@ def test_windows_cover_all_views_and_overlap_enough(size):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ((1, 1), r"^window size must be at least 2, got 1$"),
-        ((4, 0), r"^window overlap must be in 1 … 3, got 0$"),
+        ((1, 1), r"^window size must be a whole number, at least 2, got 1$"),
+        ((4, 0), r"^window overlap must be a whole number, at least 1, got 0$"),
         ((4, 4), r"^window overlap must be in 1 … 3, got 4$"),
     ],
 )

@@ -26,8 +26,8 @@ def add_options(parser: argparse.ArgumentParser, parse_count: Callable[[str], in
         "--key-stride", type=parse_count, default=1, metavar="N", help="attend to every N-th row and column of patches"
     )
     group.add_argument(
-        "--local-layers", type=parse_count, default=0, metavar="N",
-        help="in so many first global layers each photo sees itself only",
+        "--local-layers", type=parse_count, metavar="N",
+        help="in so many first global layers each photo sees itself only (none)",
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from geomtx.scene import WindowPlan
 
     options: dict[str, Any] = {}
-    approximation = GlobalApproximation(arguments.key_views, arguments.key_stride, arguments.local_layers)
+    approximation = GlobalApproximation(arguments.key_views, arguments.key_stride, arguments.local_layers or 0)
     if approximation != GlobalApproximation():
         options["approximation"] = approximation
     if arguments.window is not None:

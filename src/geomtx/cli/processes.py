@@ -12,12 +12,18 @@ if TYPE_CHECKING:
 
 __all__ = ["device_of_process", "is_first_process", "joined_processes", "num_processes"]
 
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def num_processes() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started; 1 without it, whatever a cluster's jobs have of its variables."""
+    if any(name not in os.environ for name in _VARIABLES):
+        return 1
+    try:
+        return int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        raise ValueError(f"WORLD_SIZE must be a whole number, got {os.environ['WORLD_SIZE']!r}") from None
 
 
 def is_first_process() -> bool:

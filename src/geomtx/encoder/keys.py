@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.checks import check_positive, check_range
+from geomtx.checks import check_count, check_range
 from geomtx.layers.attention import KeySubset
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float, Int
@@ -41,9 +41,12 @@ def check_approximation(approximation: GlobalApproximation, num_global: int) -> 
     Raises:
         ValueError: Otherwise.
     """
+    if not isinstance(approximation, GlobalApproximation):
+        raise ValueError(f"approximation must be a GlobalApproximation, got {approximation!r}")
     if approximation.num_key_views is not None:
-        check_positive("num_key_views", approximation.num_key_views)
-    check_positive("stride", approximation.stride)
+        check_count("num_key_views", approximation.num_key_views)
+    check_count("stride", approximation.stride)
+    check_count("num_local_layers", approximation.num_local_layers, 0)
     check_range("num_local_layers", approximation.num_local_layers, 0, num_global)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
-from geomtx.layers.placement import empty_on
+from geomtx.layers.placement import empty_on, wait_for_copies
 
 __all__ = ["map_chunks"]
 
@@ -44,6 +44,6 @@ def map_chunks(
         for output, part in zip(outputs, parts, strict=True):
             output[chunk].copy_(part, non_blocking=True)
     assert outputs is not None, "a scene has at least one view"
-    if device is not None and outputs[0].is_pinned():
-        torch.accelerator.current_stream().synchronize()  # copies to the host are on their way until then
+    if device is not None:
+        wait_for_copies(outputs, parts[0].device)
     return outputs

@@ -138,11 +138,12 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, rows: slice | None = None) -> tuple[Tensor, ...]:
         """All or some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
-        weight: Tensor = self.qkv.weight
-        bias: Tensor = self.qkv.bias
-        if rows is not None:  # quantised weights can't be cut under inference mode
-            weight, bias = weight[rows], bias[rows]
-        projected = nn.functional.linear(x, weight, bias)
+        if rows is None:
+            projected = self.qkv(x)
+        elif type(self.qkv) is nn.Linear:
+            projected = nn.functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        else:  # what stands in for it, an adapter for instance, may not be cut
+            projected = self.qkv(x)[..., rows]
         return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
 
     def _place(self, x: Tensor, rope: RotaryTable | None) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-__all__ = ["empty_on"]
+__all__ = ["empty_on", "wait_for_copies"]
 
 
 def empty_on(device: torch.device | None, like: Tensor, *shape: int) -> Tensor:
@@ -24,3 +26,9 @@ def empty_on(device: torch.device | None, like: Tensor, *shape: int) -> Tensor:
         rows_first = (out.shape[0], *out.shape[2:], out.shape[1])
         return out.view(rows_first).permute(0, 3, 1, 2)
     return out
+
+
+def wait_for_copies(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Wait for what `device` copies into pinned tensors: until then, the host would read what was there before."""
+    if any(tensor.is_pinned() for tensor in tensors):
+        torch.accelerator.current_stream(device).synchronize()

@@ -89,6 +89,6 @@ def _record(model: nn.Module, given: dict[str, Tensor], options: dict[str, Any])
                 model(**inputs, **options)
         accelerator.current_stream().wait_stream(side)
         graph = accelerator.CUDAGraph()
-        with accelerator.graph(graph):
+        with accelerator.graph(graph, stream=side):
             outputs = model(**inputs, **options)
     return _Recording(graph, inputs, outputs)

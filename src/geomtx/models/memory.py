@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from geomtx.checks import check_count
 from geomtx.models.config import VGGTConfig
 
-__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "estimate_bytes", "weight_bytes"]
+__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "check_plan", "estimate_bytes", "weight_bytes"]
 
 
 _MARGIN = 1.08  # for what is small beside the rest and not named
@@ -56,6 +58,7 @@ def estimate_bytes(
     element_size: int = 2,
     view_chunk: int = 4,
     num_processes: int = 1,
+    device: str = "cuda",
 ) -> int:
     """Bytes beyond the weights at the peak of a forward pass of one scene on the model's device, tracks left out.
 
@@ -71,6 +74,7 @@ def estimate_bytes(
         view_chunk: Where there is no plan.
         num_processes: That share the scene, see `geomtx.predict_parallel`; not counted, but added up from what they
             exchange.
+        device: Type of the model's device: what waits there takes its memory.
     """
     rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
     of_view = rows * columns + 1 + config.num_registers
@@ -90,7 +94,7 @@ def estimate_bytes(
         work = tokens * (row * (10 + exchanged) + config.dim * 16)
         return int(_MARGIN * (layers + max(work, decoding + outputs)))
     kept = [
-        0 if plan.tap_device else element_size * num_views * rows * columns * len(dense) * count
+        0 if plan.tap_device not in (None, device) else element_size * num_views * rows * columns * len(dense) * count
         for count in config.dpt_channels
     ]
     work = max(min(plan.token_chunk, tokens), view_chunk * of_view)
@@ -98,11 +102,29 @@ def estimate_bytes(
     # Keys and values; of several processes those of all besides, and what travels.
     held = (2 if num_processes == 1 else 2 * num_processes + 3) * tokens * row
     # The tokens, the frame block's beside them, what is held, what is kept of three taps; or of all, without those.
-    beside = 0 if plan.part_device else tokens * row
+    beside = 0 if plan.part_device not in (None, device) else tokens * row
     encoding = tokens * row + beside + max(held + sum(kept[:-1]) + work, sum(kept))
     fetched = sum(config.dpt_channels) * element_size * rows * columns
     heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
-    return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device is None else 0)))
+    return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device in (None, device) else 0)))
+
+
+def check_plan(plan: MemoryPlan) -> None:
+    """Require chunks of at least one, and devices.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if not isinstance(plan, MemoryPlan):
+        raise ValueError(f"memory_plan must be a MemoryPlan, got {plan!r}")
+    check_count("view_chunk of memory_plan", plan.view_chunk)
+    check_count("token_chunk of memory_plan", plan.token_chunk)
+    for name in ("tap_device", "output_device", "part_device"):
+        device = getattr(plan, name)
+        try:
+            torch.device("cpu" if device is None else device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"{name} of memory_plan must be a device, got {device!r}") from None
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -68,6 +68,7 @@ def predict_parallel(
     images, query_points, patch_mask, heads = model._to_batch(images, query_points, patch_mask, heads)
     device = next(model.parameters()).device
     numbers = _numbers_of(images, query_points, heads)
+    numbers |= {"bits of a parameter": torch.finfo(next(model.parameters()).dtype).bits}
     numbers |= {"patch_mask": patch_mask is not None, "memory_plan": memory_plan is not None, "gather": gather}
     _check_same(numbers, device, group)
     shares = deal_out(images.shape[1], group)

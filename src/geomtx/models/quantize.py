@@ -46,6 +46,8 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
         ImportError: Without torchao.
     """
     check_option("quantize", kind, ("int8", "fp8"))
+    if isinstance(keep, str):
+        raise ValueError(f"keep must be a sequence of patterns, got {keep!r}")
     if is_quantized(model):
         raise ValueError(f"model must not be quantised already, got {type(model).__name__} with quantised weights")
     layers = _choose_layers(model, keep)

@@ -11,9 +11,9 @@ from torch import Tensor
 from geomtx.encoder.chunks import EncoderChunks
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.layers.placement import empty_on
+from geomtx.layers.placement import empty_on, wait_for_copies
 from geomtx.models.config import HEAD_MODULES, HeadName
-from geomtx.models.memory import MemoryPlan
+from geomtx.models.memory import MemoryPlan, check_plan
 from geomtx.types import ProjectedTokens, Tokens
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class _LayerReader:
     def take(self, item: tuple[int, tuple[Tensor, ...]]) -> None:
         """Read a layer: its index and its parts (B, S, P, C)."""
         index, parts = item
+        # What is cut out of pinned memory is read by the host at once.
+        wait_for_copies(parts[:-1], parts[-1].device)
         if index == self.camera_layer:
             here = [part[:, :, :1].to(parts[-1].device) for part in parts]
             self.camera_tokens = torch.cat(here, dim=-1)
@@ -102,6 +104,7 @@ def read_in_chunks(
     Returns:
         Head → what it reads, once.
     """
+    check_plan(plan)
     decoders: dict[HeadName, DPTDecoder] = {
         head: getattr(model, HEAD_MODULES[head]).decoder for head in heads if head != "camera"
     }

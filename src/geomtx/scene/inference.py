@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomtx.checks import check_option
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.captured import check_can_capture, run_captured
@@ -53,7 +52,10 @@ def check_options(model: nn.Module, options: PassOptions) -> None:
     """
     parameter = next(model.parameters())
     own, dtype = parameter.dtype, options.dtype
-    check_option("compile", options.compile, (False, True, "graphs"))
+    if options.compile != "graphs" and not isinstance(options.compile, bool):
+        raise ValueError(f"compile must be one of False, True, 'graphs', got {options.compile!r}")
+    if options.approximation is not None and not isinstance(options.approximation, GlobalApproximation):
+        raise ValueError(f"approximation must be a GlobalApproximation, got {options.approximation!r}")
     if dtype not in (None, own) and not (own == torch.float32 and dtype in HALVES):
         raise ValueError(f"dtype must be the model's own {own}, or half of a float32 model, got {dtype}")
     if options.compile == "graphs":
@@ -99,8 +101,10 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
         forward = partial(predict_parallel, model)
     steps = list_steps(model, heads, compiled=compiled, in_pieces=plan is not None) if options.progress else []
     compiling: AbstractContextManager[None] = compiled_parts(model) if compiled else nullcontext()
-    with torch.no_grad(), _evaluating(model), _precision(parameter, options.dtype), compiling:
-        if device.type != "cpu":
+    precision = _precision(parameter, options.dtype)
+    # Not in inference mode, whoever calls: parts of quantised weights can't be read there.
+    with torch.inference_mode(False), torch.no_grad(), _evaluating(model), precision, compiling:
+        if device.type != "cpu" and not compiled:  # compiled programs don't choose
             choose_backends(model, options.dtype or parameter.dtype)
         if options.compile == "graphs" and plan is None:
             return run_captured(model, {"images": images, **inputs}, how)
@@ -129,7 +133,7 @@ def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -
     if view_chunk == "auto":
         pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
         return max(1, min(len(images), pixels // images[0, 0].numel()))
-    if not isinstance(view_chunk, int) or view_chunk < 1:
+    if not isinstance(view_chunk, int) or isinstance(view_chunk, bool) or view_chunk < 1:
         raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
     return view_chunk
 

@@ -17,6 +17,7 @@ __all__ = ["Memory", "choose_plan", "free_bytes"]
 Memory = Literal["auto", "low"] | int
 
 _MEMINFO = Path("/proc/meminfo")  # Linux
+_GROUP = Path("/sys/fs/cgroup")  # of a container, version 2
 _SHARE = 0.9  # of what is free: an allocator's pieces don't fill it
 
 
@@ -49,7 +50,7 @@ def choose_plan(
             VGGT unless "auto".
     """
     if memory not in ("auto", "low") and (not isinstance(memory, int) or isinstance(memory, bool) or memory < 1):
-        raise ValueError(f"memory must be 'auto', 'low' or a positive number of bytes, got {memory!r}")
+        raise ValueError(f"memory must be 'auto', 'low' or a whole number of bytes, got {memory!r}")
     config = getattr(model, "config", None)
     if not isinstance(config, VGGTConfig):
         if memory != "auto":
@@ -73,6 +74,7 @@ def choose_plan(
             element_size=parameter.element_size(),
             view_chunk=view_chunk,
             num_processes=num_processes,
+            device=parameter.device.type,
         )
         for plan in (None, *PLANS)
     }
@@ -80,8 +82,8 @@ def choose_plan(
     if fitting:
         return fitting[0]
     if isinstance(memory, int):
-        least = min(sizes.values()) + memory - budget
-        raise ValueError(f"memory must be at least {least / 2**30:.2f} GiB for this scene, got {memory / 2**30:.2f}")
+        least = (min(sizes.values()) + memory - budget) / 2**20
+        raise ValueError(f"memory must be at least {least:,.1f} MiB for this scene, got {memory / 2**20:,.1f}")
     return LEAN_PLAN
 
 
@@ -91,10 +93,20 @@ def free_bytes(device: torch.device) -> int | None:
         # Not what nobody uses: files that were read fill that up, and make room when it is needed.
         lines = _MEMINFO.read_text(encoding="ascii").splitlines() if _MEMINFO.is_file() else []
         available = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-        return None if available is None else 1024 * int(available)
+        free = [] if available is None else [1024 * int(available)]
+        return min([*free, *_free_in_group()], default=None)
     module = torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):
         return None
     free, _ = module.mem_get_info(device)
     # What the allocator holds but nobody uses.
     return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def _free_in_group() -> list[int]:
+    """What a container may still take, if it is limited."""
+    files = [_GROUP / name for name in ("memory.max", "memory.current")]
+    if not all(path.is_file() for path in files):
+        return []
+    most, taken = (path.read_text(encoding="ascii").strip() for path in files)
+    return [] if most == "max" else [max(0, int(most) - int(taken))]

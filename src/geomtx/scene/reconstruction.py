@@ -142,6 +142,8 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
         if has_queries:
             check_option("heads for query_points", "tracks", available)
         return tuple(head for head in available if head != "tracks" or has_queries)
+    if isinstance(asked, str):
+        raise ValueError(f"heads must be a sequence of names, got {asked!r}")
     for head in asked:
         check_option("head", head, available)
     if has_queries != ("tracks" in asked):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_at_least, check_range
+from geomtx.checks import check_count, check_range
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.scene.alignment import move_scene
 from geomtx.scene.scene import Scene
@@ -46,7 +46,10 @@ def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
     Raises:
         ValueError: For a size or an overlap that makes no windows.
     """
-    check_at_least("window size", plan.size, 2)
+    if not isinstance(plan, WindowPlan):
+        raise ValueError(f"window must be a WindowPlan, got {plan!r}")
+    check_count("window size", plan.size, 2)
+    check_count("window overlap", plan.overlap)
     check_range("window overlap", plan.overlap, 1, plan.size - 1)
     if num_views <= plan.size:
         return [range(num_views)]
