@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import geomtx
+from geomtx.encoder import GlobalApproximation
 from operations import count_operations
 
 
@@ -31,3 +32,20 @@ def test_nothing_in_a_forward_pass_waits_for_values():
 def test_the_counter_notices_a_wait():
     with pytest.raises(DataDependentOutputException):
         count_operations(lambda: torch.nn.Linear(2, 2), lambda model: model.weight.sum().item())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("approximation", [None, GlobalApproximation(2, 2, 1)])
+def test_a_pass_on_a_gpu_waits_for_nothing(masked, approximation):
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera", "depth", "points"))).cuda().eval()
+    images = torch.rand(1, 3, 3, 56, 84, device="cuda")
+    mask = torch.rand(1, 3, 4, 6, device="cuda") > 0.3 if masked else None
+    with torch.no_grad():
+        model(images, patch_mask=mask, approximation=approximation)  # libraries start up
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(images, patch_mask=mask, approximation=approximation)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -20,7 +20,8 @@ class GlobalApproximation(NamedTuple):
     """What the global blocks leave out; nothing by default. No weights are trained for it.
 
     Every token is still a query. Keys and values are the special tokens of all views and, of some views, the patches on
-    every `stride`-th row and column. With a fixed number of key views, time is nearly linear in the number of views.
+    every `stride`-th row and column. With a fixed number of key views,
+    the work of attention grows with the number of views, no longer with its square.
 
     Attributes:
         num_key_views: How many views give patches as keys: the reference and those whose pooled patch features are
