@@ -58,7 +58,7 @@ def estimate_bytes(
     element_size: int = 2,
     view_chunk: int = 4,
     num_processes: int = 1,
-    device: str = "cuda",
+    device: str | None = None,
 ) -> int:
     """Bytes beyond the weights at the peak of a forward pass of one scene on the model's device, tracks left out.
 
@@ -74,7 +74,7 @@ def estimate_bytes(
         view_chunk: Where there is no plan.
         num_processes: That share the scene, see `geomtx.predict_parallel`; not counted, but added up from what they
             exchange.
-        device: Type of the model's device: what waits there takes its memory.
+        device: Type of the model's device: what waits there takes its memory. None = one that the plan doesn't name.
     """
     rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
     of_view = rows * columns + 1 + config.num_registers
