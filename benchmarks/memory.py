@@ -21,14 +21,17 @@ from torch.utils._pytree import tree_iter
 
 import geomtx
 from common import write_result
+from geomtx.models.memory import PLANS as MEMORY_PLANS
 from geomtx.models.memory import MemoryPlan, estimate_bytes
 
 DEFAULT_HEADS = "camera,depth,points"
 PLANS: dict[str, MemoryPlan | None] = {
     "plain": None,
-    "chunked": MemoryPlan(4, 8192, output_device="meta"),
-    "offloaded": MemoryPlan(4, 8192, tap_device="meta", output_device="meta"),
-    "low": MemoryPlan(1, 4096, tap_device="meta", output_device="meta", part_device="meta"),
+    # The library's own, but for the one that takes the most.
+    **{
+        name: MemoryPlan(*("meta" if value == "cpu" else value for value in plan))
+        for name, plan in zip(("chunked", "offloaded", "low"), MEMORY_PLANS[1:], strict=True)
+    },
 }
 
 

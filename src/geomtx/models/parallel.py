@@ -135,10 +135,10 @@ def share_encoder(
     of_tokens = shares.times(rows * columns + encoder.special.num_tokens)
     mask = None if token_mask is None else key_mask(token_mask.flatten(1, 2))
     alone = [attention.attend for attention in attentions]
-    encoder.special.first_view = shares.start
-    for attention, attend in zip(attentions, alone, strict=True):
-        attention.attend = SharedAttention(attend, of_tokens, mask)
     try:
+        encoder.special.first_view = shares.start
+        for attention, attend in zip(attentions, alone, strict=True):
+            attention.attend = SharedAttention(attend, of_tokens, mask)
         yield
     finally:
         encoder.special.first_view = 0
