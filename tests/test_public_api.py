@@ -44,6 +44,7 @@ INVENTORY = {
     "load_views": "function",
     "normal_loss": "function",
     "normalize_scene": "function",
+    "parameter_groups": "function",
     "predict_parallel": "function",
     "project": "function",
     "quantize_model": "function",
@@ -75,6 +76,7 @@ SIGNATURES = {
     "track_loss": "(iterations, labels, *, decay, kind, delta, threshold_px, visibility_weight, confidence_weight, "
     "visible_boost, min_points, reduction)",
     "normalize_scene": "(batch, *, by_points)",
+    "parameter_groups": "(model, *, lr, factors, weight_decay, decays, decay_vectors)",
     "aleatoric_loss": "(value, confidence, target, mask, *, gamma, alpha, quantile, clamp, nan_to_zero, reduction)",
     "MultitaskLoss": "(*, camera, depth, points, tracks, consistency, others)",
     "MultitaskLoss.forward": "(self, predictions, batch)",

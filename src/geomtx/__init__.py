@@ -31,6 +31,7 @@ _HOMES = {
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
+    "parameter_groups": "training.groups",
     "normalize_scene": "geometry.normalization",
     "camera_loss": "losses.camera",
     "aleatoric_loss": "losses.aleatoric",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
+    from geomtx.training.groups import parameter_groups as parameter_groups
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap
     from geomtx.types import Predictions as Predictions
