@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from geomtx.names import match_names
 from geomtx.training.config import GroupSection, OptimiserSection
-from geomtx.training.names import match_names
 
 __all__ = ["ClipGroup", "build_clip_groups", "build_parameter_groups", "clip_gradients"]
 
