@@ -24,6 +24,11 @@ _HOMES = {
     "Tracker": "tracking.tracker",
     "Attention": "layers.attention",
     "TransformerBlock": "layers.block",
+    "add_lora": "layers.lora",
+    "merge_lora": "layers.lora",
+    "remove_lora": "layers.lora",
+    "save_lora": "lora_file",
+    "load_lora": "lora_file",
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
@@ -83,6 +88,11 @@ if TYPE_CHECKING:
     from geomtx.heads.track import TrackHead as TrackHead
     from geomtx.layers.attention import Attention as Attention
     from geomtx.layers.block import TransformerBlock as TransformerBlock
+    from geomtx.layers.lora import add_lora as add_lora
+    from geomtx.layers.lora import merge_lora as merge_lora
+    from geomtx.layers.lora import remove_lora as remove_lora
+    from geomtx.lora_file import load_lora as load_lora
+    from geomtx.lora_file import save_lora as save_lora
     from geomtx.losses.aleatoric import aleatoric_loss as aleatoric_loss
     from geomtx.losses.camera import camera_loss as camera_loss
     from geomtx.losses.gradient import gradient_loss as gradient_loss

@@ -101,9 +101,7 @@ def test_options_are_checked_when_the_configuration_is_read(tmp_path: Path):
     config = parse_config(GREY)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", ["task.noise=0.2"]) == config
-    with pytest.raises(
-        ValueError, match=r"^config key must be .* noise, got 'task\.noize'; did you mean 'noise'\?$"
-    ):
+    with pytest.raises(ValueError, match=r"^config key must be .* noise, got 'task\.noize'; did you mean 'noise'\?$"):
         parse_config({**GREY, "task": {"noize": 1}})
     with pytest.raises(ValueError, match=r"^task\.noise must be a number, got 'loud'$"):
         parse_config({**GREY, "task": {"noise": "loud"}})

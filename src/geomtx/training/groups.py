@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_at_least, check_finite_positive
-from geomtx.training.names import match_names
+from geomtx.names import match_names
+
+if TYPE_CHECKING:
+    from geomtx.training.config import OptimiserSection
 
 if TYPE_CHECKING:
     from geomtx.training.config import OptimiserSection
