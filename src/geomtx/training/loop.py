@@ -28,7 +28,7 @@ from geomtx.training.skipping import SkippedSteps, explain_skip
 from geomtx.training.sources import DrawScenes, FileScenes, RenderedScenes, build_source, check_datasets
 from geomtx.training.state import capture_rng, check_finite, kept_rng, load_into, restore_rng, training_state
 from geomtx.training.step import StepReport, TrainingStep
-from geomtx.training.task import Task, build_task
+from geomtx.training.task import Task, build_task, start_model
 from geomtx.training.validation import validate
 from geomtx.types import SceneBatch
 
@@ -97,7 +97,8 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
         if model is None:
-            model = self.task.build_model(config.model) if state is None else self.folder.build_model(state, self.task)
+            task = self.task
+            model = start_model(task, config.model) if state is None else self.folder.build_model(state, task)
         if state is not None:
             self.folder.report_changes(state)
         prepare_model(model, config)
