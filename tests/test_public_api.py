@@ -63,7 +63,9 @@ NAMES = sorted(INVENTORY.keys() - {"__version__"})
 SIGNATURES = {
     "VGGT": "(config)",
     "VGGT.forward": "(self, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, approximation)",
-    "VGGT.from_pretrained": "(source, *, heads, device, dtype, config, quantize)",
+    "VGGT.from_pretrained": "(source, *, heads, device, dtype, config, quantize, extra_heads)",
+    "VGGT.add_head": "(self, name, head, *, loss, weight, detach)",
+    "VGGT.remove_head": "(self, name)",
     "VGGT.save_pretrained": "(self, folder, *, names)",
     "predict_parallel": "(model, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, group, gather)",
     "VGGTConfig.tiny": "(**changes)",
@@ -93,7 +95,7 @@ SIGNATURES = {
 FIELDS = {
     "Cameras": ("cam_from_world", "intrinsics"),
     "DenseMap": ("value", "confidence"),
-    "Predictions": ("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations"),
+    "Predictions": ("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations", "extra"),
     "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks"),
     "Tokens": ("layers", "num_special", "image_hw", "grid_hw", "mask"),
     "TrackLabels": ("coords_px", "visible", "valid"),
