@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VGGT": "models.vggt",
     "VGGTConfig": "models.vggt",
+    "FeatureExtractor": "models.features",
     "quantize_model": "models.quantize",
     "AlternatingEncoder": "encoder.alternating",
     "VisionTransformer": "encoder.vit",
@@ -44,6 +45,8 @@ _HOMES = {
     "normal_loss": "losses.gradient",
     "MultitaskLoss": "losses.multitask",
     "track_loss": "losses.track",
+    "freeze": "training.freezing",
+    "unfreeze": "training.freezing",
     "load_views": "views",
     "Views": "views",
     "reconstruct": "scene",
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from geomtx.losses.gradient import normal_loss as normal_loss
     from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
+    from geomtx.models.features import FeatureExtractor as FeatureExtractor
     from geomtx.models.parallel import predict_parallel as predict_parallel
     from geomtx.models.quantize import quantize_model as quantize_model
     from geomtx.models.vggt import VGGT as VGGT
@@ -106,6 +110,8 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
+    from geomtx.training.freezing import freeze as freeze
+    from geomtx.training.freezing import unfreeze as unfreeze
     from geomtx.training.groups import parameter_groups as parameter_groups
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap

@@ -108,11 +108,11 @@ class AlternatingEncoder(nn.Module):
             images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; the first view is the reference.
             patch_mask: (B, S, H/patch, W/patch) bool, True = takes part. The others are keys to nothing, and nothing
                 of their content is read; a view without any patch drops out with its special tokens.
-            taps: Keep only these of the encoder's taps; nothing after the last of them is computed.
+            taps: Keep these layers in place of the encoder's taps; nothing after the last of them is computed.
             approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, a layer that is no tap, or an
+            ValueError: For other shapes, sides that are no multiples of the patch, a tap that is no layer, or an
                 approximation that these blocks can't take.
         """
         tokens, layers = self.stream(images, patch_mask=patch_mask, taps=taps, approximation=approximation)
@@ -152,7 +152,7 @@ class AlternatingEncoder(nn.Module):
         check_positive("number of views", images.shape[1])
         taps = self.taps if taps is None else taps
         for tap in taps:
-            check_option("tap", tap, self.taps)
+            check_option("tap", tap, range(len(self.order)))
         if approximation is not None:
             self._check_approximation(approximation)
         image_hw = (images.shape[-2], images.shape[-1])
