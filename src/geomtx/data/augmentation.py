@@ -57,7 +57,7 @@ class ColorAugmentation:
 
     @classmethod
     def video(cls) -> ColorAugmentation:
-        """Little, for point tracking: one draw for all frames more often than not, blur, as CoTracker is trained with."""
+        """Little, as CoTracker is trained with; all frames share a draw more often than not."""
         return cls(0.2, 0.2, 0.2, 0.08, jitter_prob=0.25, gray_prob=0.0, blur_prob=0.25)
 
     def __call__(

@@ -23,6 +23,8 @@ from geomtx.metrics.pose import (
     trajectory_errors,
 )
 from geomtx.metrics.sparse_views import SparseViewScores, sparse_view_report
+from geomtx.metrics.tapvid import TapVidScores, TapVidVideo, TrackPoints, evaluate_tapvid, labels_to_tapvid
+from geomtx.metrics.tapvid_files import load_tapvid
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
@@ -34,14 +36,20 @@ __all__ = [
     "PairErrors",
     "PointCloudScores",
     "SparseViewScores",
+    "TapVidScores",
+    "TapVidVideo",
+    "TrackPoints",
     "TrackScores",
     "TrajectoryErrors",
     "align_by_nearest",
     "depth_scores",
     "dtu_scores",
     "evaluate_predictions",
+    "evaluate_tapvid",
     "exact_pose_auc",
     "fit_constant_guess",
+    "labels_to_tapvid",
+    "load_tapvid",
     "nearest_points",
     "pairwise_pose_errors",
     "point_map_normals",
