@@ -5,6 +5,7 @@ from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
 from geomtx.metrics.image import psnr, ssim
+from geomtx.metrics.lucas_kanade import track_lucas_kanade
 from geomtx.metrics.nearest import nearest_points
 from geomtx.metrics.pointcloud import (
     PointCloudScores,
@@ -64,6 +65,7 @@ __all__ = [
     "ssim",
     "summarize",
     "thin_points",
+    "track_lucas_kanade",
     "track_scores",
     "trajectory_errors",
 ]

@@ -141,7 +141,8 @@ def _score_video(
     tracks, query_frames = select_queries(visible, mode=mode, stride=stride)
     frames = _resize(video.frames, image_hw)
     size = video.points.new_tensor([image_hw[1] - 1, image_hw[0] - 1])
-    start = video.points[tracks, query_frames] * size
+    # A visible point may be on the outer half of a pixel at the edge, where many trackers take no query.
+    start = video.points[tracks, query_frames].clamp(0, 1) * size
     queries = torch.cat([query_frames[:, None].to(start), start], dim=-1).to(frames)
     shape = (len(frames), len(queries))
     coords, seen = track(frames, queries) if len(queries) else (frames.new_zeros(*shape, 2), visible[:, tracks])
