@@ -104,6 +104,21 @@ def test_what_is_not_finite_changes_no_weight(where: str, value: float, num_chun
     assert step(double(random_scenes(2))).applied
 
 
+def test_a_gradient_that_is_too_large_changes_no_weight(model: geomtx.VGGT):
+    batch = double(random_scenes(2))
+    norm = float(training_step(copy.deepcopy(model))(batch).scalars["norm/*"])
+    before = copy.deepcopy(model.state_dict())
+    for max_norm, applied in ((norm / 5.1, False), (norm / 4.9, True)):
+        step = training_step(model)
+        groups = [step.clip_groups[0]._replace(max_norm=max_norm)]
+        step = TrainingStep(model, step.loss, step.optimiser, step.accelerator, groups, skip_above=5.0)
+        report = step(batch)
+        assert report.applied is applied
+        assert float(report.scalars["norm/*"]) == pytest.approx(norm)
+        same = all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+        assert same is not applied
+
+
 def test_what_a_mask_hides_may_be_anything(model: geomtx.VGGT):
     batch = random_scenes(2)
     batch.depth[0, 1, 0, 0], batch.mask[0, 1, 0, 0] = math.nan, False
@@ -140,9 +155,6 @@ class TwoProcesses:
 
     num_processes = 2
 
-    def unwrap_model(self, model: geomtx.VGGT) -> geomtx.VGGT:
-        return model
-
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
@@ -151,7 +163,9 @@ class TwoProcesses:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(frozen: bool, model: geomtx.VGGT):
+def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(
+    frozen: bool, model: geomtx.VGGT, monkeypatch: pytest.MonkeyPatch
+):
     model.track_head.requires_grad_(not frozen)
     step = training_step(model)
     seen: dict[str, torch.Tensor] = {}
@@ -160,6 +174,8 @@ def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(frozen:
             parameter.register_post_accumulate_grad_hook(lambda p, n=name: seen.update({n: p.grad.clone()}))
     batch = double(random_scenes(2))._replace(tracks=None)
     step = TrainingStep(model, step.loss, step.optimiser, TwoProcesses(), step.clip_groups)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     report = step(batch)
     assert report.applied
     assert (report.predictions.tracks is None) is frozen
