@@ -3,6 +3,7 @@
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.co3d import CO3D_SEEN, Co3dDataset, convert_pytorch3d
 from geomtx.data.collate import collate_scenes, repeat_batch
+from geomtx.data.colmap import ColmapDataset
 from geomtx.data.depth import clean_depth, read_depth, read_half_png, read_integer_png
 from geomtx.data.error import SceneError
 from geomtx.data.frame_choice import FrameChoice, rank_by_pose
@@ -32,6 +33,7 @@ __all__ = [
     "CO3D_SEEN",
     "BatchCheck",
     "Co3dDataset",
+    "ColmapDataset",
     "ColorAugmentation",
     "Frame",
     "FrameChoice",

@@ -21,7 +21,7 @@ class DatasetSection:
     """Scenes in files.
 
     Attributes:
-        kind: "co3d", "virtual_kitti" or "unified".
+        kind: "co3d", "virtual_kitti", "unified" or "colmap".
         root: Folder.
         annotations: Folder of Co3Dv2's annotations; None = `root`.
         validation_root: Folder of the scenes to validate on; None = `root`, which Co3Dv2 has a split for.
@@ -29,7 +29,7 @@ class DatasetSection:
         options: Other keyword arguments of the dataset.
     """
 
-    kind: Literal["co3d", "virtual_kitti", "unified"]
+    kind: Literal["co3d", "virtual_kitti", "unified", "colmap"]
     root: str | None = None
     annotations: str | None = None
     validation_root: str | None = None

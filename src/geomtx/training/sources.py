@@ -12,6 +12,7 @@ import torch
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.co3d import Co3dDataset
 from geomtx.data.collate import collate_scenes, split_scenes
+from geomtx.data.colmap import ColmapDataset
 from geomtx.data.frame_choice import FrameChoice
 from geomtx.data.frame_geometry import FrameTransform
 from geomtx.data.mixture import SceneMixture
@@ -29,7 +30,12 @@ from geomtx.types import SceneBatch
 
 __all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "RenderedVideos", "build_source", "check_datasets"]
 
-_DATASETS = {"co3d": Co3dDataset, "virtual_kitti": VirtualKittiDataset, "unified": UnifiedDataset}
+_DATASETS = {
+    "co3d": Co3dDataset,
+    "virtual_kitti": VirtualKittiDataset,
+    "unified": UnifiedDataset,
+    "colmap": ColmapDataset,
+}
 # What other keys say: an option in place of the split would validate on what is trained on.
 _NO_OPTIONS = {"root", "annotations", "options", "split", "return"}
 
