@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.colmap_files import room_model, save_images, write_binary
 from data.plane_scenes import write_co3d, write_virtual_kitti
 from geomtx.data import FrameChoice, FrameTransform, SampleOptions
 from geomtx.data.motion import MotionStyle
@@ -243,3 +244,16 @@ def test_videos_change_in_training_only_and_the_same_way_every_time():
     assert not torch.equal(one.tracks.coords_px, held_out.tracks.coords_px)
     with pytest.raises(ValueError, match=r"^data\.video must go with kind 'synthetic_video', got .* for 'synthetic'$"):
         section(video={"flip_x_prob": 0.0})
+
+
+def test_a_run_on_a_colmap_folder(tmp_path: Path):
+    batch, model, _ = room_model(4, (28, 28), per_view=80)
+    save_images(tmp_path / "room", batch)
+    write_binary(tmp_path / "room" / "sparse" / "0", model)
+    dataset = {"kind": "colmap", "root": str(tmp_path / "room"), "options": {"max_error_px": 3.0}}
+    data = {"kind": "dataset", "image_hw": [28, 28], "images": 4, "views": {2: 1}, "datasets": {"mine": dataset}}
+    trainer = small_trainer(tmp_path / "run", data=data, schedule={"steps": 2})
+    trainer.train()
+    assert (trainer.step, trainer.num_skipped) == (2, 0)
+    with pytest.raises(ValueError, match=r"^num_tracks must be 0 for sparse depth of COLMAP, got 5$"):
+        build_source(section(kind="dataset", datasets={"mine": dataset}, num_tracks=5), patch_size=14)
