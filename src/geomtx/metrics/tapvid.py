@@ -72,7 +72,7 @@ def evaluate_tapvid(
     stride: int = 5,
     image_hw: tuple[int, int] = (RASTER, RASTER),
 ) -> TapVidScores:
-    """Run a tracker on videos and score it.
+    """Run a tracker on videos, without gradients, and score it.
 
     Args:
         track: See `TrackPoints`.
@@ -145,7 +145,10 @@ def _score_video(
     start = video.points[tracks, query_frames].clamp(0, 1) * size
     queries = torch.cat([query_frames[:, None].to(start), start], dim=-1).to(frames)
     shape = (len(frames), len(queries))
-    coords, seen = track(frames, queries) if len(queries) else (frames.new_zeros(*shape, 2), visible[:, tracks])
+    coords, seen = frames.new_zeros(*shape, 2), visible[:, tracks]
+    if len(queries):
+        with torch.no_grad():
+            coords, seen = track(frames, queries)
     check_shape("tracked coordinates", coords, (*shape, 2))
     check_mask("tracked visibility", seen, shape)
     raster_px = scale_to_raster(coords.double().to(true_px.device), image_hw)
