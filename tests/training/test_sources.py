@@ -7,10 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.colmap_files import room_model, save_images, write_binary
 from data.plane_scenes import write_co3d, write_virtual_kitti
 from geomtx.data import FrameChoice, FrameTransform, SampleOptions
+from geomtx.data.motion import MotionStyle
 from geomtx.data.seeds import held_out_seed
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.videos import render_videos
 from geomtx.training.config_file import load_config, parse_config
 from geomtx.training.data_config import DataSection
 from geomtx.training.sources import build_source, check_datasets
@@ -202,3 +205,55 @@ def test_folders_that_are_not_named(tmp_path: Path):
     data["datasets"]["mine"]["root"] = str(tmp_path)
     with pytest.raises(ValueError, match=r"^data\.datasets\.mine\.validation_root must name a folder, got none"):
         small_trainer(tmp_path, data=data, validation={"every": 1})
+
+
+def test_videos_are_those_of_the_renderer():
+    data = section(kind="synthetic_video", num_tracks=3, motion={"moving": 1.0}, style={"num_solids": [1, 1]})
+    got = build_source(data, patch_size=14)([5, 6], 4, (28, 42))
+    style, motion = RoomStyle(num_solids=(1, 1)), MotionStyle(moving=1.0)
+    wanted = render_videos([5, 6], 4, (28, 42), num_tracks=3, style=style, motion=motion)
+    assert torch.equal(got.images, wanted.images)
+    assert torch.equal(got.tracks.coords_px, wanted.tracks.coords_px)
+
+
+def test_numbers_of_videos():
+    assert section(kind="synthetic_video", views={64: 1}).views == {64: 1}
+    with pytest.raises(ValueError, match=r"^data\.views must be up to 64 of rendered scenes, got 65$"):
+        section(kind="synthetic_video", views={65: 1})
+    with pytest.raises(ValueError, match=r"^data\.motion must go with kind 'synthetic_video', got .* for 'synthetic'$"):
+        section(motion={"moving": 1.0})
+    with pytest.raises(ValueError, match=r"^data\.choice must go with kind 'dataset', got .* for 'synthetic_video'$"):
+        section(kind="synthetic_video", choice={"expand_range": 3})
+    with pytest.raises(ValueError, match=r"got 'data\.motion\.speed'"):
+        build_source(section(kind="synthetic_video", motion={"speed": 1}), patch_size=14)
+    with pytest.raises(ValueError, match=r"^moving must be in 0 … 1, got 2\.0$"):
+        build_source(section(kind="synthetic_video", motion={"moving": 2}), patch_size=14)
+    with pytest.raises(ValueError, match=r"^validation\.views must be up to 64 of rendered scenes, got 65$"):
+        parse_config({"data": {"kind": "synthetic_video"}, "validation": {"views": [65]}})
+
+
+def test_videos_change_in_training_only_and_the_same_way_every_time():
+    data = section(kind="synthetic_video", num_tracks=20, augment=True, video={"flip_y_prob": 0.0})
+    source, plain = build_source(data, patch_size=14), build_source(data, patch_size=14, held_out=True)
+    one, two = source([5], 3, (28, 42)), source([7, 5], 3, (28, 42))
+    assert torch.equal(source([5], 3, (28, 42)).images, one.images)
+    torch.testing.assert_close(two.images[1:], one.images, atol=1e-3, rtol=0)
+    assert one.cameras is one.depth is None
+    held_out = plain([5], 3, (28, 42))
+    assert held_out.cameras is not None
+    assert not torch.equal(one.tracks.coords_px, held_out.tracks.coords_px)
+    with pytest.raises(ValueError, match=r"^data\.video must go with kind 'synthetic_video', got .* for 'synthetic'$"):
+        section(video={"flip_x_prob": 0.0})
+
+
+def test_a_run_on_a_colmap_folder(tmp_path: Path):
+    batch, model, _ = room_model(4, (28, 28), per_view=80)
+    save_images(tmp_path / "room", batch)
+    write_binary(tmp_path / "room" / "sparse" / "0", model)
+    dataset = {"kind": "colmap", "root": str(tmp_path / "room"), "options": {"max_error_px": 3.0}}
+    data = {"kind": "dataset", "image_hw": [28, 28], "images": 4, "views": {2: 1}, "datasets": {"mine": dataset}}
+    trainer = small_trainer(tmp_path / "run", data=data, schedule={"steps": 2})
+    trainer.train()
+    assert (trainer.step, trainer.num_skipped) == (2, 0)
+    with pytest.raises(ValueError, match=r"^num_tracks must be 0 for sparse depth of COLMAP, got 5$"):
+        build_source(section(kind="dataset", datasets={"mine": dataset}, num_tracks=5), patch_size=14)

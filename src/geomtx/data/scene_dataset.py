@@ -122,6 +122,10 @@ class SceneDataset(Dataset[SceneBatch], ABC):
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
         """Decode one frame. SceneError for a file that is missing or broken."""
 
+    def finish_frame(self, record: SceneRecord, index: int, frame: Frame) -> Frame:
+        """What remains to be done once a frame has its size; nothing, but where depth is not made of pixels."""
+        return frame
+
     def __len__(self) -> int:
         """How many sequences."""
         return len(self.records)
@@ -137,7 +141,10 @@ class SceneDataset(Dataset[SceneBatch], ABC):
         try:
             choice = options.choice or self.usual_choice
             chosen = choice(len(record.images), request.num_views, rng, ranking=record.ranking)
-            frames = [options.transform(self.read_frame(record, int(i)), image_hw, rng) for i in chosen]
+            frames = [
+                self.finish_frame(record, int(i), options.transform(self.read_frame(record, int(i)), image_hw, rng))
+                for i in chosen
+            ]
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             return assemble_scene(frames, color=options.color, num_tracks=options.num_tracks, generator=generator)
         except SceneError as error:
