@@ -100,6 +100,15 @@ def adapted(model: geomtx.VGGT) -> geomtx.VGGT:
     return model
 
 
+def with_heads(model: geomtx.VGGT) -> geomtx.VGGT:
+    """A copy with two added heads."""
+    model = copy.deepcopy(model)
+    decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(16, 16, 32, 32), taps=model.config.taps)
+    model.add_head("normals", geomtx.DenseHead(decoder, 3).double(), detach=True)
+    model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=4).double())
+    return model.eval()
+
+
 def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
     images = torch.rand(2, 3, 3, 56, 84, dtype=torch.float64)
     queries = torch.rand(2, 4, 2, dtype=torch.float64) * 50
@@ -114,6 +123,7 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         "depth_head": compiled(model.depth_head, tokens),
         "point_head": compiled(model.point_head, tokens),
         "track_head": compiled(model.track_head, tokens, queries),
+        "added heads": compiled(with_heads(model), images, heads=("normals", "my_camera")),
         "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
         **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }

@@ -32,6 +32,7 @@ def test_compiles_without_a_break_and_computes_the_same():
         "depth_head",
         "point_head",
         "track_head",
+        "added heads",
         "model with a mask and chunks",
         *(f"attention {name}" for name in ("auto", "math", "sdpa_flash", "flex")),
     }

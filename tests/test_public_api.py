@@ -196,5 +196,12 @@ def test_type_checkers_see_the_same_names():
     assert all(name == alias for alias, (_, name) in seen.items())
 
 
+def test_the_page_of_blocks_shows_every_module():
+    page = Path(__file__).parents[1] / "docs" / "recipes" / "blocks.md"
+    code = page.read_text(encoding="utf-8")
+    shown = {name for name in NAMES if f"geomtx.{name}(" in code}
+    assert {name for name, kind in INVENTORY.items() if kind == "module"} - shown == set()
+
+
 def test_version_is_that_of_the_package():
     assert geomtx.__version__ == importlib.metadata.version("geomtx")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import geomtx
 from geomtx.layers.backends import resolve_backend
@@ -36,6 +36,8 @@ class Case(NamedTuple):
     masked: bool = False
     query_dim: int | None = None
     options: dict[str, Any] = {}  # noqa: RUF012
+    added: bool = False
+    """With heads that were added, one of each class."""
 
 
 THREE_HEADS = {"dim": 48, "num_heads": 3}
@@ -59,6 +61,10 @@ CASES = {
     "pieces, three": Case(3, 4, options={"memory_plan": MemoryPlan(2, 5), "gather": False}),
     "chunks of views": Case(2, 5, options={"view_chunk": 1, "heads": ("depth",)}),
     "global only": Case(2, 3, {"scopes": ("global", "global"), "heads": DENSE}),
+    "added heads": Case(2, 3, {"heads": ()}, masked=True, query_dim=3, added=True),
+    "added heads, own views": Case(
+        2, 3, {"heads": ()}, query_dim=2, options={"gather": False, "memory_plan": MemoryPlan(1, 7)}, added=True
+    ),
     "math": Case(2, 3, {"attention": "math", "heads": DENSE}, masked=True),
 }
 
@@ -67,6 +73,14 @@ def model_of(case: Case) -> geomtx.VGGT:
     """The same weights in every process."""
     torch.manual_seed(1)
     model = geomtx.VGGT(geomtx.VGGTConfig.tiny(**case.config))
+    if case.added:
+        other = geomtx.VGGT(geomtx.VGGTConfig.tiny())
+        for name, head in (
+            ("normals", other.point_head),
+            ("my_camera", other.camera_head),
+            ("my_track", other.track_head),
+        ):
+            model.add_head(name, head)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gamma"):
@@ -127,6 +141,11 @@ def attend_shared(num_heads: int, sizes: tuple[int, ...], dtype: torch.dtype) ->
     return here, resolve_backend("math")(q, k, v, mask)[:, :, shares.here]
 
 
+class Foreign(nn.Module):
+    def forward(self, tokens: geomtx.Tokens) -> Tensor:
+        return tokens.layer(3).mean()
+
+
 def message_of(call: Callable[[], object]) -> str:
     try:
         call()
@@ -154,6 +173,9 @@ def errors(rank: int, num: int) -> dict[str, str]:
         "cross": message_of(lambda: predict_parallel(cross, images)),
         "group": message_of(lambda: predict_parallel(model, images, group=alone)),
     }
+    model.add_head("foreign", Foreign())
+    found["foreign"] = message_of(lambda: predict_parallel(model, images))
+    model.remove_head("foreign")
     with torch.enable_grad():
         found["gradients"] = message_of(lambda: predict_parallel(model, images))
     assert state_of(model) == before

@@ -27,7 +27,7 @@ def views_of(rank: int, case: Case) -> Tensor:
 
 
 def axis_of_views(name: str) -> int:
-    return 2 if name in ("pose_encodings", "track_iterations.coords_px") else 1
+    return 2 if name.endswith("pose_encodings") or name.endswith("iterations.coords_px") else 1
 
 
 def check(got: dict[str, Tensor], expected: dict[str, Tensor], here: Tensor | None = None) -> None:
@@ -99,6 +99,7 @@ def test_errors_come_in_all_processes(parallel_results: Results, num: int):
             "mask's shape": "ValueError: patch_mask must have shape (2, 3, 2, 3), got (2, 3, 1, 3)",
             "cross": "ValueError: order must be without the scope 'cross' to be shared by processes, got one with it",
             "group": "ValueError: group must have this process in it, got one without" if rank else "none",
+            "foreign": "ValueError: heads must be of geomtx's classes in parallel, got Foreign for 'foreign'",
             "gradients": "RuntimeError: gradients don't flow between processes; use torch.no_grad()",
         }
 

@@ -56,3 +56,31 @@ def test_heads_get_tokens_and_never_pixels(attribute: str, tiny_model: geomtx.VG
     assert not {"images", "predictions"} & inspect.signature(head.forward).parameters.keys()
     stems = [m for m in head.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     assert stems == []
+
+
+def add_normals(model: geomtx.VGGT) -> None:
+    decoder = geomtx.DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3))
+    model.add_head("normals", geomtx.DenseHead(decoder, 3))
+
+
+def test_added_heads_can_be_probes(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    add_normals(tiny_model)
+    detach_heads(tiny_model, ["normals"])
+    tiny_model(images, heads=("normals",)).extra["normals"].value.square().sum().backward()
+    assert all(parameter.grad is None for parameter in tiny_model.encoder.parameters())
+    assert any(parameter.grad is not None for parameter in tiny_model.extra_heads.parameters())
+    with pytest.raises(ValueError, match=r"^detach must be one of 'camera', .*'normals', got 'colours'$"):
+        detach_heads(tiny_model, ["colours"])
+
+
+def test_added_heads_compute_in_float32(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    add_normals(tiny_model)
+    seen = set()
+    tiny_model.extra_heads["normals"].hidden.register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny_model(images, heads=("normals",))
+        assert seen == {torch.bfloat16}
+        seen.clear()
+        run_heads_in_float32(tiny_model)
+        tiny_model(images, heads=("normals",))
+    assert seen == {torch.float32}

@@ -26,6 +26,8 @@ def check_queries(query_points: Tensor, images: Tensor) -> None:
 
 def check_track_images(images: Tensor, heads: Iterable[nn.Module]) -> None:
     """Require images that are large enough for heads of tracks, before the encoder's work is done in vain."""
-    side = max((head.tracker.min_image_side for head in heads if isinstance(head, TrackHead)), default=0)
-    if min(images.shape[-2:]) < side:
-        raise ValueError(f"images must have at least {side} pixels a side for tracks, got {tuple(images.shape[-2:])}")
+    for head in heads:
+        side = head.tracker.min_image_side if isinstance(head, TrackHead) else 0
+        if min(images.shape[-2:]) < side:
+            got = tuple(images.shape[-2:])
+            raise ValueError(f"images must have at least {side} pixels a side for tracks, got {got}")
