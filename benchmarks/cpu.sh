@@ -6,7 +6,7 @@
 #   STATE    what has to be there the next time ($TMPDIR/geomtx-bench); without it everything is measured again
 #   PYTHON   .venv/bin/python
 #   WEIGHTS  of VGGT-1B's size, for `vggt`; made if they are not there (5 GB)
-#   BEFORE   another checkout of geomtx to compare with in `vggt`
+#   BEFORE   another checkout of geomtx to compare with in `vggt`, and in `small`, which needs one
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -26,6 +26,15 @@ step() { # NAME FILE ARGUMENTS…: run benchmarks/FILE unless it is done; a fail
   if "$PYTHON" "benchmarks/$file" "$@"; then touch "$STATE/$name"; else echo "== $name: FAILED"; FAILED=1; fi
 }
 
+small() { # that nothing got slower where there is little to do
+  if [ -z "${BEFORE:-}" ]; then
+    echo "== small: needs BEFORE"
+    return
+  fi
+  step small vggt.py nano --before "$BEFORE" --name small --candidates plain --cases 1x48x64 2x48x64 8x48x64 \
+    --view-chunk 8 --warmup 3 --repeats 41
+}
+
 vggt() {
   if [ ! -e "$STATE/vggt" ] || [ ! -e "$STATE/load" ] || [ ! -e "$STATE/exactness_1b" ]; then
     [ -e "$WEIGHTS" ] || "$PYTHON" benchmarks/weights.py "$WEIGHTS" || exit
@@ -35,7 +44,7 @@ vggt() {
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 
-[ $# -gt 0 ] || set -- exactness attention quantise long memory vggt
+[ $# -gt 0 ] || set -- exactness attention quantise long memory small vggt
 for part in "$@"; do
   case $part in
     exactness) step exactness exactness.py ;;
@@ -50,9 +59,10 @@ for part in "$@"; do
       step memory_camera memory.py --views 8 200 1000 --heads camera
       step memory_large memory.py --size 392 518 --views 8 200 1000 --plans plain offloaded low
       ;;
+    small) small ;;
     vggt) vggt ;;
     *)
-      echo "part must be one of exactness, attention, quantise, long, memory, vggt, got '$part'" >&2
+      echo "part must be one of exactness, attention, quantise, long, memory, small, vggt, got '$part'" >&2
       exit 2
       ;;
   esac

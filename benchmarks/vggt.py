@@ -1,4 +1,4 @@
-"""VGGT-1B's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
+"""VGGT's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
 
 Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
 round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
@@ -25,6 +25,7 @@ import torch
 import geomtx
 from common import RESULTS, write_result
 from geomtx.layers.backends import available_backends
+from geomtx.models.registry import find_weights
 
 WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")
@@ -33,7 +34,7 @@ MODES = ("compile", "graphs")
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=lambda source: Path(find_weights(source)), help="nano, a folder or a file")
     parser.add_argument("--candidates", nargs="+", default=["plain", "straightforward"])
     parser.add_argument("--reference", type=Path, help="checkout of the published code")
     parser.add_argument("--before", type=Path, help="checkout of geomtx to compare with")
@@ -45,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=600.0, help="after this no other round of a case is begun")
+    parser.add_argument("--name", default="vggt", help="that the results' names begin with")
     parser.add_argument("--output", type=Path, help="folder of the results, one file a case")
     parser.add_argument("--skip-done", action="store_true", help="leave out cases that have a file there")
     arguments = parser.parse_args()
@@ -65,7 +67,8 @@ def parse_case(text: str) -> tuple[int, int, int]:
 def main() -> None:
     arguments = parse_arguments()
     folder = arguments.output or RESULTS
-    names = {case: f"vggt_{arguments.device}_{arguments.dtype}_{'x'.join(map(str, case))}" for case in arguments.cases}
+    prefix = f"{arguments.name}_{arguments.device}_{arguments.dtype}"
+    names = {case: f"{prefix}_{'x'.join(map(str, case))}" for case in arguments.cases}
     if arguments.skip_done:
         names = {case: name for case, name in names.items() if not (folder / f"{name}.json").exists()}
     if not names:
@@ -118,6 +121,7 @@ def measure_case(
 
 def describe_settings(arguments: argparse.Namespace, case: tuple[int, int, int]) -> dict[str, Any]:
     return {
+        "weights": arguments.weights.name,
         "views": case[0],
         "size": case[1:],
         **{key: getattr(arguments, key) for key in ("heads", "dtype", "view_chunk", "warmup")},
