@@ -102,7 +102,7 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
     steps = list_steps(model, heads, compiled=compiled, in_pieces=plan is not None) if options.progress else []
     compiling: AbstractContextManager[None] = compiled_parts(model) if compiled else nullcontext()
     precision = _precision(parameter, options.dtype)
-    # Not in inference mode, whoever calls: parts of quantised weights can't be read there.
+    # Not in inference mode, whoever calls: nothing that it makes could be used where gradients are recorded.
     with torch.inference_mode(False), torch.no_grad(), _evaluating(model), precision, compiling:
         if device.type != "cpu" and not compiled:  # compiled programs don't choose
             choose_backends(model, options.dtype or parameter.dtype)
