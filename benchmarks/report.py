@@ -182,14 +182,12 @@ def make_shared_taps() -> str:
         return NOT_MEASURED
     (record,) = records
     rows = []
-    for views, found in record["results"].items():
-        if "work" not in found:
-            continue
+    for views, found in record["results"]["views"].items():
         for way, work in found["work"].items():
             seconds = f"{1000 * statistics.median(found['seconds'][way]):,.0f}"
-            rows.append([f"{views}, {way}", work["operations"], work["moved_mib"], work["made_mib"], seconds])
+            rows.append([f"{way}, {views}", work["operations"], work["moved_mib"], work["made_mib"], seconds])
     errors = ", ".join(f"{way} {found['bfloat16']:.2e}" for way, found in record["results"]["error"].items())
-    head = ["", "operations", "read and written, MiB", "made, MiB", "ms, float32"]
+    head = ["and number of views", "operations", "read and written, MiB", "made, MiB", "ms, float32"]
     return f"Error in bfloat16: {errors} ({describe(record)}):\n\n" + table(head, rows)
 
 

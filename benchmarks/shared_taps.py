@@ -168,9 +168,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of the result")
     arguments = parser.parse_args()
     image_hw = (arguments.size[0], arguments.size[1])
-    results: dict[str, Any] = {"error": measure_errors(arguments.scenes, 4)}
+    results: dict[str, Any] = {"error": measure_errors(arguments.scenes, 4), "views": {}}
     for views in arguments.views:
-        results[f"{views} views"] = {
+        results["views"][views] = {
             "work": count_work(views, image_hw),
             "seconds": time_work(views, image_hw, arguments.repeats),
         }
