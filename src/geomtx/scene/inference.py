@@ -54,6 +54,9 @@ def check_options(model: nn.Module, options: PassOptions) -> None:
     own, dtype = parameter.dtype, options.dtype
     if options.compile != "graphs" and not isinstance(options.compile, bool):
         raise ValueError(f"compile must be one of False, True, 'graphs', got {options.compile!r}")
+    chunk = options.view_chunk
+    if chunk != "auto" and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {chunk!r}")
     if options.approximation is not None and not isinstance(options.approximation, GlobalApproximation):
         raise ValueError(f"approximation must be a GlobalApproximation, got {options.approximation!r}")
     if dtype not in (None, own) and not (own == torch.float32 and dtype in HALVES):
@@ -80,7 +83,7 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
         options: For which `check_options` passes.
 
     Raises:
-        ValueError: For another `view_chunk` or `memory`, and as `model` does.
+        ValueError: For another `memory`, and as `model` does.
     """
     parameter = next(model.parameters())
     device, heads, compiled = parameter.device, options.heads, options.compile is True
@@ -129,12 +132,10 @@ def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None
     return plans[int(index)]
 
 
-def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -> int:
+def _choose_chunk(view_chunk: int | Literal["auto"], images: Tensor, device: torch.device) -> int:
     if view_chunk == "auto":
         pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
         return max(1, min(len(images), pixels // images[0, 0].numel()))
-    if not isinstance(view_chunk, int) or isinstance(view_chunk, bool) or view_chunk < 1:
-        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
     return view_chunk
 
 
