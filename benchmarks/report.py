@@ -126,15 +126,15 @@ def make_small() -> str:
     for record in read("small_*.json"):
         settings, found = record["settings"], record["results"]
         now, before = found["plain"], found["before"]
-        times = [f"{1000 * side[key]:,.1f}" for key in ("median_s", "min_s") for side in (before, now)]
-        pairs = zip(now["seconds"], before["seconds"], strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
-        rows.append([f"{settings['views']} views", *times, f"{ratio:.3f}", len(now["seconds"])])
+        times = [f"{1000 * side['median_s']:,.1f}" for side in (before, now)]
+        ratios = [a / b for a, b in zip(now["seconds"], before["seconds"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append([settings["views"], *times, f"{middle:.3f}", f"{low:.2f} … {high:.2f}", len(ratios)])
     if not rows:
         return NOT_MEASURED
     height, width = settings["size"]
     text = f"{settings['weights']}, {height} × {width}, {settings['dtype']}, before = commit {settings['before'][:7]} "
-    head = ["", "median before, ms", "now, ms", "least before, ms", "now, ms", "now / before", "rounds"]
+    head = ["views", "before, ms", "now, ms", "now / before, median", "middle half", "rounds"]
     return text + f"({describe(record)}):\n\n" + table(head, rows)
 
 
@@ -184,10 +184,10 @@ def make_shared_taps() -> str:
     rows = []
     for views, found in record["results"]["views"].items():
         for way, work in found["work"].items():
-            seconds = f"{1000 * statistics.median(found['seconds'][way]):,.0f}"
-            rows.append([f"{way}, {views}", work["operations"], work["moved_mib"], work["made_mib"], seconds])
+            ratio = found["seconds"]["together_over_apart"] if way == "together" else 1.0
+            rows.append([f"{way}, {views}", work["operations"], work["moved_mib"], work["made_mib"], ratio])
     errors = ", ".join(f"{way} {found['bfloat16']:.2e}" for way, found in record["results"]["error"].items())
-    head = ["and number of views", "operations", "read and written, MiB", "made, MiB", "ms, float32"]
+    head = ["and number of views", "operations", "read and written, MiB", "made, MiB", "time on a CPU, float32"]
     return f"Error in bfloat16: {errors} ({describe(record)}):\n\n" + table(head, rows)
 
 
