@@ -158,7 +158,6 @@ def make_long() -> str:
     """What each approximation changes, scene by scene, and what it saves."""
     columns = {"auc_30": "AUC@30, points", "auc_5": "AUC@5, points", "depth_delta": "δ < 1.25, points",
                "unprojected_overall": "points from depth and cameras"}  # fmt: skip
-    times = {name: found for record in read("long_time.json") for name, found in record["results"].items()}
     text = ""
     accuracy = [(record, *item) for record in read("long_accuracy_*.json") for item in record["results"].items()]
     for record, views, modes in accuracy:
@@ -170,9 +169,11 @@ def make_long() -> str:
             cells = [format_error(change[key], 1 if key == "unprojected_overall" else 100) for key in columns]
             rows.append([name, *cells])
         text += table(["", *columns.values()], rows)
-    for views, modes in times.items():
+    times = [(record, *item) for record in read("long_time*.json") for item in record["results"].items()]
+    for record, views, modes in times:
         rows = [[name, f"{1000 * found['median_s']:,.0f}", found["over_exact"]] for name, found in modes.items()]
-        text += f"Time, {views}:\n\n" + table(["", "median, ms", "of exact"], rows)
+        model = record["settings"]["preset"] or record["settings"]["weights"]
+        text += f"Time, {model}, {views} ({describe(record)}):\n\n" + table(["", "median, ms", "of exact"], rows)
     return text or NOT_MEASURED
 
 

@@ -4,8 +4,9 @@ Every candidate is a process of its own with the same weights and images, and on
 round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
 
 Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
-`low` (memory plans), `compile` and `graphs`, `sdpa_flash`, `sdpa_cudnn`, `math`, … (attention). `--reference PATH` adds
-a checkout of the published code (package `vggt`), `--before PATH` another checkout of geomtx.
+`low` (memory plans), `compile` and `graphs`, `int8` and `fp8` (quantised), `sdpa_flash`, `sdpa_cudnn`, `math`, …
+(attention). `--reference PATH` adds a checkout of the published code (package `vggt`), `--before PATH` another checkout
+of geomtx.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from geomtx.models.registry import find_weights
 WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")
 MODES = ("compile", "graphs")
+QUANTISED = ("int8", "fp8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.weights.exists():
         parser.error(f"weights must be a file or a folder, got '{arguments.weights}'; weights.py makes some")
-    known = ("plain", "straightforward", *PLANS, *MODES, *available_backends())
+    known = ("plain", "straightforward", *PLANS, *MODES, *QUANTISED, *available_backends())
     for name in arguments.candidates:
         if name not in known:
             parser.error(f"candidate must be one of {', '.join(known)}, got {name!r}")
@@ -142,6 +144,8 @@ def list_candidates(arguments: argparse.Namespace) -> dict[str, list[str]]:
             found[name] = ["--plan", name]
         elif name in MODES:
             found[name] = ["--mode", name]
+        elif name in QUANTISED:
+            found[name] = ["--quantize", name]
         else:
             found[name] = [] if name == "plain" else ["--attention", name]
     if arguments.before:
