@@ -15,7 +15,7 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.captured import check_can_capture, run_captured
 from geomtx.models.compiled import compiled_parts
-from geomtx.models.memory import PLANS, MemoryPlan
+from geomtx.models.memory import PLANS, MemoryPlan, autocast_bytes
 from geomtx.models.parallel import deal_out, predict_parallel
 from geomtx.models.vggt import VGGT
 from geomtx.scene.memory import Memory, choose_plan
@@ -118,10 +118,12 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
 def _choose_plan(model: nn.Module, views: Views, options: PassOptions, view_chunk: int) -> MemoryPlan | None:
     num_views, _, *image_hw = views.images.shape
     shares = deal_out(num_views).sizes if options.parallel else (num_views,)
+    parameter = next(model.parameters())
+    held = autocast_bytes(model) if _is_autocast(parameter, options.dtype) else 0
     plan = choose_plan(
-        model, shares[0], (image_hw[0], image_hw[1]), options.heads, options.memory, view_chunk, len(shares)
+        model, shares[0], (image_hw[0], image_hw[1]), options.heads, options.memory, view_chunk, len(shares), held
     )
-    return _leanest(plan, next(model.parameters()).device) if options.parallel else plan
+    return _leanest(plan, parameter.device) if options.parallel else plan
 
 
 def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None:
@@ -155,7 +157,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _is_autocast(parameter: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype != parameter.dtype
+
+
 def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
-    enabled = dtype is not None and dtype != parameter.dtype
+    enabled = _is_autocast(parameter, dtype)
     return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
