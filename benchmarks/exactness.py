@@ -1,8 +1,7 @@
 """How far each mode is from the plain forward pass in float32 on the same weights: `exactness.py [WEIGHTS] …`.
 
-Without weights, those of nano, on rendered rooms that it was never trained on. Cameras are compared by their rotations
-and by translations relative to the mean length of these, the worst view of all; depth by the median relative
-difference of a scene's pixels, the worst scene. Identical means bit by bit.
+Without weights, those of nano, on rendered rooms that it was never trained on. Of the differences
+(`benchmarks/differences.py`) the worst scene counts. Identical means bit by bit.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 
 import geomtx
 from common import write_result
+from differences import compare_predictions
 from geomtx.data.seeds import held_out_seed
-from geomtx.geometry import rotation_angle
 from geomtx.models.memory import LEAN_PLAN, MemoryPlan
 from geomtx.training.config_file import load_config
 from geomtx.training.sources import build_source
@@ -93,17 +92,8 @@ def run_mode(
 
 
 def compare(plain: list[geomtx.Predictions], found: list[geomtx.Predictions]) -> dict[str, Any]:
-    differences = {"rotation_deg": 0.0, "translation": 0.0, "depth": 0.0}
-    for a, b in zip(plain, found, strict=True):
-        poses = a.cameras.cam_from_world.double(), b.cameras.cam_from_world.double()
-        apart = (poses[0][..., 3] - poses[1][..., 3]).norm(dim=-1).max() / poses[0][..., 3].norm(dim=-1).mean()
-        of_scene = {
-            "rotation_deg": rotation_angle(poses[0][..., :3], poses[1][..., :3]).rad2deg().max(),
-            "translation": apart,
-            "depth": ((b.depth.value - a.depth.value).abs() / a.depth.value).median(),
-        }
-        assert all(value.isfinite() for value in of_scene.values()), "predictions must be finite"
-        differences = {key: max(value, of_scene[key].item()) for key, value in differences.items()}
+    scenes = [compare_predictions(b, a) for a, b in zip(plain, found, strict=True)]
+    differences = {name: max(scene[name] for scene in scenes) for name in GATES}
     identical = all(
         torch.equal(getattr(a, head)[i], getattr(b, head)[i])
         for a, b in zip(plain, found, strict=True)

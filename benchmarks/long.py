@@ -3,7 +3,7 @@
     long.py accuracy [--views 16 24] [--scenes 64]      held-out rooms, all modes on the same ones
     long.py time [--views 24] [--preset nano]           all modes in turn, round after round, in one process
 
-Two results, `long_accuracy.json` and `long_time.json`: accuracy doesn't mind a busy machine, time does. Both are
+Results are `long_accuracy_VIEWS.json` and `long_time.json`: accuracy doesn't mind a busy machine, time does. They are
 written after every row, and a run that was stopped goes on where it was if settings and code are the same. Modes:
 
 - exact;
@@ -130,8 +130,9 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
         "device": torch.device(arguments.device).type,
         "numbers": "[mean, standard error over scenes]",
     }
-    results = resume("long_accuracy", settings, arguments.output)
     for views in arguments.views:
+        file_name = f"long_accuracy_{views}"
+        results = resume(file_name, settings, arguments.output)
         found: dict[str, Any] = results.setdefault(f"{views} views", {})
         modes = {name: mode for name, mode in choose_modes(arguments, views, model).items() if name not in found}
         scenes = render(draw, config.data, views, arguments.scenes, arguments.device) if modes else []
@@ -143,7 +144,7 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
                 "minus_exact": {m: mean_and_error(subtract(values[m], exact[m])) for m in MEASURES},
                 "scenes": values,
             }
-            write_result("long_accuracy", settings, results, folder=arguments.output, show=False)
+            write_result(file_name, settings, results, folder=arguments.output, show=False)
             row = found[name]
             cells = (f"{m} {row['mean'][m][0]:.4f} ({describe(row['minus_exact'][m])})" for m in TABLE)
             print(f"{views} views, {name:30}", *cells, flush=True)

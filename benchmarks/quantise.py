@@ -3,8 +3,7 @@
 Against the same model with its own weights:
 
 - bytes of the weights;
-- on random images, where nothing is averaged away: angle between rotations, length of the difference of translations
-  over the scene's largest, median relative difference of depth; the median over scenes, and the largest;
+- on random images, where nothing is averaged away, `benchmarks/differences.py`: median and largest over scenes;
 - for nano, on held-out rooms (as in `nano.py`): AUC@30 and depth within 25 %, of both models on the same rooms.
 """
 
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from common import write_result
-from geomtx import VGGT, Predictions, quantize_model
-from geomtx.geometry import rotation_angle
+from differences import compare_predictions
+from geomtx import VGGT, quantize_model
 from geomtx.models.memory import weight_bytes
 from geomtx.training.config_file import load_config
 from geomtx.training.sources import build_source
@@ -69,18 +67,9 @@ def compare_random(model: VGGT, quantised: VGGT, arguments: argparse.Namespace) 
     columns: dict[str, list[float]] = {}
     for _ in range(arguments.random):
         images = torch.rand(1, arguments.views, 3, *arguments.size, generator=generator).to(arguments.device)
-        for name, value in differences(quantised(images), model(images)).items():
-            columns.setdefault(name, []).append(value.item())
+        for name, value in compare_predictions(quantised(images), model(images)).items():
+            columns.setdefault(name, []).append(value)
     return {name: [round(torch.tensor(v).median().item(), 6), round(max(v), 6)] for name, v in columns.items()}
-
-
-def differences(got: Predictions, expected: Predictions) -> dict[str, Tensor]:
-    """Largest over the views of a scene; of depth the median over pixels."""
-    ours, theirs = got.cameras.cam_from_world.double(), expected.cameras.cam_from_world.double()
-    angles = rotation_angle(ours[..., :3], theirs[..., :3]).rad2deg()
-    distances = (ours - theirs)[..., 3].norm(dim=-1) / theirs[..., 3].norm(dim=-1).max()
-    depth = (got.depth.value / expected.depth.value - 1).abs()
-    return {"rotation_deg": angles.max(), "translation": distances.max(), "depth_median": depth.median()}
 
 
 def compare_rooms(models: dict[str, VGGT], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ def main() -> None:
     if arguments.check and stale:
         raise SystemExit(f"figures differ from the JSON files in {', '.join(stale)}; run benchmarks/report.py")
     if arguments.plots:
-        plot_memory()
-        plot_time()
+        from plots import plot_memory, plot_time
+
+        plot_memory(read("memory_*.json"), DOCS / "images" / "performance_memory.png")
+        plot_time(read("vggt_cuda_*.json"), DOCS / "images" / "performance_time.png")
 
 
 def fill(text: str) -> str:
@@ -117,6 +120,24 @@ def make_time() -> str:
     return text or NOT_MEASURED
 
 
+def make_small() -> str:
+    """Before and now, where there is little to do."""
+    rows = []
+    for record in read("small_*.json"):
+        settings, found = record["settings"], record["results"]
+        now, before = found["plain"], found["before"]
+        times = [f"{1000 * side['median_s']:,.1f}" for side in (before, now)]
+        ratios = [a / b for a, b in zip(now["seconds"], before["seconds"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append([settings["views"], *times, f"{middle:.3f}", f"{low:.2f} … {high:.2f}", len(ratios)])
+    if not rows:
+        return NOT_MEASURED
+    height, width = settings["size"]
+    text = f"{settings['weights']}, {height} × {width}, {settings['dtype']}, before = commit {settings['before'][:7]} "
+    head = ["views", "before, ms", "now, ms", "now / before, median", "middle half", "rounds"]
+    return text + f"({describe(record)}):\n\n" + table(head, rows)
+
+
 def make_ablations() -> str:
     records = read("ablations.json")
     if not records:
@@ -135,26 +156,40 @@ def make_ablations() -> str:
 
 def make_long() -> str:
     """What each approximation changes, scene by scene, and what it saves."""
-    records = read("long_accuracy.json")
-    if not records:
-        return NOT_MEASURED
     columns = {"auc_30": "AUC@30, points", "auc_5": "AUC@5, points", "depth_delta": "δ < 1.25, points",
                "unprojected_overall": "points from depth and cameras"}  # fmt: skip
-    times = {name: found for record in read("long_time.json") for name, found in record["results"].items()}
     text = ""
-    for views, modes in records[0]["results"].items():
-        text += f"nano, {views}, {records[0]['settings']['scenes']} rooms, differences to the exact pass "
-        text += f"({describe(records[0])}):\n\n"
+    accuracy = [(record, *item) for record in read("long_accuracy_*.json") for item in record["results"].items()]
+    for record, views, modes in accuracy:
+        text += f"nano, {views}, {record['settings']['scenes']} rooms, differences to the exact pass "
+        text += f"({describe(record)}):\n\n"
         rows = []
         for name, found in modes.items():
             change = found["mean"] if name == "exact" else found["minus_exact"]
             cells = [format_error(change[key], 1 if key == "unprojected_overall" else 100) for key in columns]
             rows.append([name, *cells])
         text += table(["", *columns.values()], rows)
-    for views, modes in times.items():
+    times = [(record, *item) for record in read("long_time*.json") for item in record["results"].items()]
+    for record, views, modes in times:
         rows = [[name, f"{1000 * found['median_s']:,.0f}", found["over_exact"]] for name, found in modes.items()]
-        text += f"Time, {views}:\n\n" + table(["", "median, ms", "of exact"], rows)
-    return text
+        model = record["settings"]["preset"] or record["settings"]["weights"]
+        text += f"Time, {model}, {views} ({describe(record)}):\n\n" + table(["", "median, ms", "of exact"], rows)
+    return text or NOT_MEASURED
+
+
+def make_shared_taps() -> str:
+    records = read("shared_taps.json")
+    if not records:
+        return NOT_MEASURED
+    (record,) = records
+    rows = []
+    for views, found in record["results"]["views"].items():
+        for way, work in found["work"].items():
+            ratio = found["seconds"]["together_over_apart"] if way == "together" else 1.0
+            rows.append([f"{way}, {views}", work["operations"], work["moved_mib"], work["made_mib"], ratio])
+    errors = ", ".join(f"{way} {found['bfloat16']:.2e}" for way, found in record["results"]["error"].items())
+    head = ["and number of views", "operations", "read and written, MiB", "made, MiB", "time on a CPU, float32"]
+    return f"Error in bfloat16: {errors} ({describe(record)}):\n\n" + table(head, rows)
 
 
 def make_quantised() -> str:
@@ -196,70 +231,12 @@ def format_error(value: Sequence[float] | None, factor: int) -> str:
     return f"{factor * value[0]:.{digits}f} ± {factor * value[1]:.{digits}f}"
 
 
-def plot_memory() -> None:
-    """Counted peaks, and the laws through them."""
-    records = [record for record in read("memory_*.json") if "depth" in record["settings"]["heads"]]
-    if not records:
-        return
-    plt = import_pyplot()
-    figure, axes = plt.subplots(1, len(records), figsize=(5.5 * len(records), 4), layout="constrained", squeeze=False)
-    for axis, record in zip(axes[0], records, strict=True):
-        height, width = record["settings"]["size"]
-        for plan, found in record["results"].items():
-            peaks = {int(key.split()[0]): value["peak_gib"] for key, value in found.items() if key.endswith("views")}
-            axis.plot(list(peaks), list(peaks.values()), marker="o", markersize=4, label=plan)
-        axis.set_title(f"Peak of a pass, {height} × {width}, bfloat16", fontsize=11, loc="left")
-        axis.set_xlabel("views")
-        axis.set_ylabel("GiB")
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=9)
-    save(figure, "performance_memory.png")
-
-
-def plot_time() -> None:
-    """Times on a GPU by number of views, a line a candidate."""
-    records = [record for record in read("vggt_cuda_*.json") if record["settings"]["size"] == [336, 518]]
-    if not records:
-        return
-    plt = import_pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    lines: dict[str, dict[int, float]] = {}
-    for record in records:
-        for name, found in record["results"].items():
-            if "median_s" in found:
-                lines.setdefault(name, {})[record["settings"]["views"]] = 1000 * found["median_s"]
-    for name, line in lines.items():
-        axis.plot(sorted(line), [line[views] for views in sorted(line)], marker="o", markersize=4, label=name)
-    axis.set_title("A pass at 336 × 518, bfloat16", fontsize=11, loc="left")
-    axis.set_xlabel("views")
-    axis.set_ylabel("ms")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=9)
-    save(figure, "performance_time.png")
-
-
-def import_pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, name: str) -> None:
-    figure.savefig(DOCS / "images" / name, dpi=110)
-    print(f"wrote {DOCS / 'images' / name}")
-
-
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "exactness": make_exactness,
     "time": make_time,
+    "small": make_small,
+    "shared_taps": make_shared_taps,
     "ablations": make_ablations,
     "long": make_long,
     "quantised": make_quantised,

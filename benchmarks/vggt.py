@@ -1,11 +1,12 @@
-"""VGGT-1B's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
+"""VGGT's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
 
 Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
 round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
 
 Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
-`low` (memory plans), `compile` and `graphs`, `sdpa_flash`, `sdpa_cudnn`, `math`, … (attention). `--reference PATH` adds
-a checkout of the published code (package `vggt`), `--before PATH` another checkout of geomtx.
+`low` (memory plans), `compile` and `graphs`, `int8` and `fp8` (quantised), `sdpa_flash`, `sdpa_cudnn`, `math`, …
+(attention). `--reference PATH` adds a checkout of the published code (package `vggt`), `--before PATH` another checkout
+of geomtx.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ import torch
 import geomtx
 from common import RESULTS, write_result
 from geomtx.layers.backends import available_backends
+from geomtx.models.registry import find_weights
 
 WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")
 MODES = ("compile", "graphs")
+QUANTISED = ("int8", "fp8")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=lambda source: Path(find_weights(source)), help="nano, a folder or a file")
     parser.add_argument("--candidates", nargs="+", default=["plain", "straightforward"])
     parser.add_argument("--reference", type=Path, help="checkout of the published code")
     parser.add_argument("--before", type=Path, help="checkout of geomtx to compare with")
@@ -45,12 +48,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=600.0, help="after this no other round of a case is begun")
+    parser.add_argument("--name", default="vggt", help="that the results' names begin with")
     parser.add_argument("--output", type=Path, help="folder of the results, one file a case")
     parser.add_argument("--skip-done", action="store_true", help="leave out cases that have a file there")
     arguments = parser.parse_args()
     if not arguments.weights.exists():
         parser.error(f"weights must be a file or a folder, got '{arguments.weights}'; weights.py makes some")
-    known = ("plain", "straightforward", *PLANS, *MODES, *available_backends())
+    known = ("plain", "straightforward", *PLANS, *MODES, *QUANTISED, *available_backends())
     for name in arguments.candidates:
         if name not in known:
             parser.error(f"candidate must be one of {', '.join(known)}, got {name!r}")
@@ -65,7 +69,8 @@ def parse_case(text: str) -> tuple[int, int, int]:
 def main() -> None:
     arguments = parse_arguments()
     folder = arguments.output or RESULTS
-    names = {case: f"vggt_{arguments.device}_{arguments.dtype}_{'x'.join(map(str, case))}" for case in arguments.cases}
+    prefix = f"{arguments.name}_{arguments.device}_{arguments.dtype}"
+    names = {case: f"{prefix}_{'x'.join(map(str, case))}" for case in arguments.cases}
     if arguments.skip_done:
         names = {case: name for case, name in names.items() if not (folder / f"{name}.json").exists()}
     if not names:
@@ -118,6 +123,7 @@ def measure_case(
 
 def describe_settings(arguments: argparse.Namespace, case: tuple[int, int, int]) -> dict[str, Any]:
     return {
+        "weights": arguments.weights.name,
         "views": case[0],
         "size": case[1:],
         **{key: getattr(arguments, key) for key in ("heads", "dtype", "view_chunk", "warmup")},
@@ -138,6 +144,8 @@ def list_candidates(arguments: argparse.Namespace) -> dict[str, list[str]]:
             found[name] = ["--plan", name]
         elif name in MODES:
             found[name] = ["--mode", name]
+        elif name in QUANTISED:
+            found[name] = ["--quantize", name]
         else:
             found[name] = [] if name == "plain" else ["--attention", name]
     if arguments.before:

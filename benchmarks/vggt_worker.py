@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--attention")
     parser.add_argument("--plan", choices=("pieces", "low"))
     parser.add_argument("--mode", choices=("compile", "graphs"))
+    parser.add_argument("--quantize", choices=("int8", "fp8"))
     return parser.parse_args()
 
 
@@ -63,8 +64,9 @@ def build(arguments: argparse.Namespace) -> Callable[[torch.Tensor], Any]:
     if arguments.kind == "published":
         return build_published(arguments, heads, dtype)
     half = arguments.kind == "geomtx"
+    how: dict[str, Any] = {"quantize": arguments.quantize} if arguments.quantize else {}  # earlier versions lack it
     model = geomtx.VGGT.from_pretrained(
-        arguments.weights, heads=heads, device=arguments.device, dtype=dtype if half else torch.float32
+        arguments.weights, heads=heads, device=arguments.device, dtype=dtype if half else torch.float32, **how
     )
     choose_attention(model, arguments.attention, dtype)
     options: dict[str, Any] = {"view_chunk": arguments.view_chunk}

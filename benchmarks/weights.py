@@ -23,7 +23,9 @@ def make_weights(path: Path) -> None:
     with torch.device("meta"):
         model = geomtx.VGGT(geomtx.VGGTConfig())
     names = {VGGT_KEYS.to_published(name): tuple(p.shape) for name, p in model.named_parameters()}
-    save_file({name: torch.from_numpy(weight_by_rule(name, shape)) for name, shape in names.items()}, path)
+    part = path.with_suffix(".part")  # what is there is whole
+    save_file({name: torch.from_numpy(weight_by_rule(name, shape)) for name, shape in names.items()}, part)
+    part.rename(path)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,18 @@ def test_the_encoder_of_vggt_1b_has_few_operations():
     assert sum(counts.values()) <= 1100, counts.most_common()
 
 
+def test_a_dense_head_of_vggt_1b_has_few_operations():
+    """Small ones on the way to the position signals of five maps can be more than all else."""
+    one, both = (
+        count_operations(
+            lambda heads=heads: geomtx.VGGT(geomtx.VGGTConfig(heads=heads)),
+            lambda model: model(torch.empty(1, 2, 3, 336, 518, dtype=torch.bfloat16)),
+        )
+        for heads in (("depth",), ("depth", "points"))
+    )
+    assert 0 < sum((both - one).values()) <= 170, (both - one).most_common()
+
+
 def test_nothing_in_a_forward_pass_waits_for_values():
     counts = count_operations(
         lambda: geomtx.VGGT(geomtx.VGGTConfig()),

@@ -27,7 +27,7 @@ def test_times_of_attention_backends(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert " sdpa_cudnn is not usable here: q, k and v must suit PyTorch's kernel CUDNN_ATTENTION" in out
     lines = [line.split() for line in out.splitlines()]
-    start = lines.index(["ms", "on", "cpu", "128", "tokens", "512", "tokens"])
+    start = lines.index(["ms", "on", "cpu", "1", "x", "128", "tokens", "1", "x", "512", "tokens"])
     rows = {name: cells for name, *cells in lines[start + 1 :]}
     assert all(0 < float(cell) < 1e5 for name in ("sdpa", "sdpa_flash") for cell in rows[name][:2])
     assert ["sdpa_efficient", "-", "-"] in lines
@@ -44,7 +44,7 @@ def test_the_fastest_backend_of_an_accelerator_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr("geomtx.layers.backend_speed.measure_backends", made_up)
     facts = _describe_attention(torch.device("meta", 1), ["math", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient"])
     lines = [value.split() for _, value in facts]
-    assert lines[0] == ["ms", "on", "meta:1", "1024", "tokens", "8192", "tokens"]
+    assert lines[0] == ["ms", "on", "meta:1", "8", "x", "1024", "tokens", "1", "x", "8192", "tokens"]
     assert ["sdpa_flash", "2000.000", "1.000"] in lines
     assert ["auto", "sdpa", "sdpa_flash"] in lines
     assert [value for _, value in facts][-2:] == [

@@ -64,8 +64,8 @@ def test_options_reach_reconstruct(
     ("options", "message"),
     [
         (("--overlap", "2"), "--overlap must go with --window"),
-        (("--window", "1"), "--window must be at least 2, got 1"),
-        (("--window", "3", "--overlap", "3"), "--overlap must be less than --window 3, got 3"),
+        (("--window", "1"), "window size must be a whole number, at least 2, got 1"),
+        (("--window", "3", "--overlap", "3"), "window overlap must be in 1 … 2, got 3"),
         (("--window", "3", "--query", "0,1,1"), "--query must not go with --window"),
         (("--window", "3", "--heads", "camera"), "heads must hold camera and depth, or points, to stitch windows"),
         (("--local-layers", "5"), "num_local_layers must be in 0 … 4, got 5"),

@@ -72,6 +72,17 @@ def test_little_memory_is_enough(photos: Path, memory: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("low", "low"), ("8GiB", 8 * 2**30), ("8GB", 8 * 10**9), ("8 gb", 8 * 10**9), ("1.5MiB", 3 * 2**19),
+        ("500MB", 500 * 10**6),
+    ],
+)  # fmt: skip
+def test_sizes_of_memory(text: str, expected: str | int) -> None:
+    assert reconstruct._parse_memory(text) == expected
+
+
+@pytest.mark.parametrize(
     ("memory", "message"), [("some", "must be auto, low or a size"), ("1MiB", "memory must be at least 2.")]
 )
 def test_too_little_memory(photos: Path, capsys: pytest.CaptureFixture[str], memory: str, message: str) -> None:
@@ -102,7 +113,7 @@ def test_the_same_seed_gives_the_same_bytes(photos: Path) -> None:
         (("--preset", "tiny", "--device", "cuda:77"), "--device must be a device of this machine, got 'cuda:77'"),
         (("--preset", "tiny", "--device", "meta"), "--device must be a device that computes"),
         (("--preset", "tiny", "--device", "toaster"), "--device must be a device of this machine, got 'toaster'"),
-        (("--preset", "tiny", "--percentile", "101"), "--percentile must be between 0 and 100, got 101"),
+        (("--preset", "tiny", "--percentile", "101"), "percentile must be in 0 … 100, got 101.0"),
         (("--preset", "tiny", "--heads", "tracks"), "--heads tracks needs points to track"),
         (("--preset", "tiny", "--size", "100"), "size must be a multiple of 14, got 100"),
         (("--preset", "tiny", "--query", "3,1,1"), "query 0 (3, 1, 1) must name a view from 0 to 2"),

@@ -6,7 +6,7 @@ from geomtx.layers import backend_speed, backends
 from geomtx.layers.attention import Attention
 from geomtx.layers.backend_speed import (
     CANDIDATES,
-    LENGTHS,
+    SHAPES,
     BackendTime,
     choose_backends,
     fastest_backend,
@@ -29,6 +29,18 @@ def test_times_of_what_runs_and_problems_of_what_does_not():
         assert times[name].problem is None
     assert times["sdpa_cudnn"].milliseconds is None
     assert times["sdpa_cudnn"].problem.startswith("q, k and v must suit PyTorch's kernel CUDNN_ATTENTION")
+
+
+def test_so_many_sequences(monkeypatch):
+    shapes = []
+
+    def look(q, k, v, mask):
+        shapes.append((q.shape, k.shape, v.shape))
+        return attend_sdpa(q, k, v, mask)
+
+    monkeypatch.setitem(backends._BACKENDS, "math", look)
+    assert measure(names=["math"], num_sequences=3)["math"].problem is None
+    assert set(shapes) == {((3, 2, 33, 16),) * 3}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,8 @@ def test_the_caller_s_random_numbers_and_gradients_stay():
         ({"sdpa": 1.0, "sdpa_flash": 2.0}, "sdpa"),
         ({"sdpa": None, "sdpa_flash": 2.0}, "sdpa"),  # nothing to compare with
         ({"sdpa": None}, "sdpa"),
+        ({"math": 2.0}, "sdpa"),  # nothing to compare with either
+        ({}, "sdpa"),
     ],
 )
 def test_fastest(milliseconds, expected):
@@ -84,12 +98,12 @@ def test_fastest(milliseconds, expected):
 
 @pytest.fixture
 def measured(monkeypatch) -> list[tuple]:
-    """Made-up times, by which "math" is the fastest from `LENGTHS[1]` on; the calls that asked for them."""
+    """Made-up times, by which "math" is the fastest from the second of `SHAPES` on; the calls that asked for them."""
     calls = []
 
-    def made_up(device, dtype, *, head_dim, num_tokens, num_heads):
-        calls.append((device, dtype, head_dim, num_tokens, num_heads))
-        return {"sdpa": BackendTime(1.0, None), "math": BackendTime(0.5 if num_tokens == LENGTHS[1] else 2.0, None)}
+    def made_up(device, dtype, *, head_dim, num_tokens, num_heads, num_sequences):
+        calls.append((device, dtype, head_dim, (num_sequences, num_tokens), num_heads))
+        return {"sdpa": BackendTime(1.0, None), "math": BackendTime(0.5 if num_tokens == SHAPES[1][1] else 2.0, None)}
 
     monkeypatch.setattr(backend_speed, "measure_backends", made_up)
     monkeypatch.setattr(backend_speed, "_CHOSEN", set())
@@ -104,8 +118,8 @@ def test_a_model_s_attention_takes_what_was_the_fastest(measured):
     model.append(replaced)
     for _ in range(2):
         choose_backends(model, torch.bfloat16)
-    assert measured == [(CPU, torch.bfloat16, dim, length, 2) for dim in (16, 32) for length in LENGTHS]
-    expected = tuple((length // 2, name) for length, name in zip(LENGTHS, ("sdpa", "math"), strict=True))[::-1]
+    assert measured == [(CPU, torch.bfloat16, dim, shape, 2) for dim in (16, 32) for shape in SHAPES]
+    expected = tuple((tokens // 2, name) for (_, tokens), name in zip(SHAPES, ("sdpa", "math"), strict=True))[::-1]
     assert dict(backends._PREFERRED) == {(CPU, torch.bfloat16, dim): expected for dim in (16, 32)}
     choose_backends(model, torch.float32)
     assert len(measured) == 8

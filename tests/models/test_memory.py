@@ -2,12 +2,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from geomtx import VGGTConfig
-from geomtx.models.memory import PLANS, MemoryPlan, estimate_bytes
+from geomtx import VGGT, VGGTConfig
+from geomtx.models.memory import PLANS, MemoryPlan, autocast_bytes, estimate_bytes
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from memory import measure
+from memory import LiveBytes, measure
 
 ALL = ("camera", "depth", "points")
 ON_HOST = {"output_device": "meta"}  # which stands for the host where memory is counted
@@ -29,6 +30,20 @@ def test_estimates_are_above_what_is_counted_but_not_far(heads, views, size, pla
     peak = counted["peak_gib"] - counted["weights_gib"]
     estimate = counted["estimated_gib"] - counted["weights_gib"]
     assert peak <= estimate <= 2 * peak
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_copies_of_weights(dtype, images):
+    model = VGGT(VGGTConfig.tiny(heads=ALL)).eval()
+    with torch.no_grad(), LiveBytes() as live, torch.autocast("cpu", dtype=dtype):
+        for tensor in (images, *model.parameters(), *model.buffers()):
+            live.watch(tensor)
+        before = live.now["cpu"]
+        model(images)
+        counted = live.now["cpu"] - before
+    assert 0 < counted <= autocast_bytes(model) <= 1.2 * counted
+    assert autocast_bytes(model.requires_grad_(False)) == 0
+    assert autocast_bytes(VGGT(VGGTConfig.tiny()).bfloat16()) == 0
 
 
 def test_later_plans_take_less():

@@ -1,11 +1,14 @@
 import copy
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import geomtx
+from geomtx.encoder import GlobalApproximation
 from geomtx.layers.float32 import Float32Linear
 from geomtx.models import quantize
 from geomtx.models.memory import MemoryPlan, weight_bytes
@@ -117,6 +120,31 @@ def test_the_whole_model_stays_near(images):
         assert 0 < relative_error(got[name], expected[name]) < 0.05, name
         torch.testing.assert_close(pieces[name], got[name], rtol=1e-3, atol=1e-4)
         assert torch.equal(copied[name], got[name])
+
+
+@needs_torchao
+@pytest.mark.parametrize(
+    "options",
+    [{"memory_plan": MemoryPlan(2, 7)}, {"approximation": GlobalApproximation(2)}],
+    ids=["pieces", "fewer keys"],
+)
+def test_parts_of_weights_are_read_in_inference_mode_too(images, options):
+    model = quantize_model(model_of(heads=("camera", "depth")), "int8")
+    with torch.no_grad():
+        expected = named_tensors(model(images, **options))
+    with torch.inference_mode():
+        got = named_tensors(model(images, **options))
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+
+
+@needs_torchao
+def test_quantising_says_nothing():
+    """In a process of its own: torchao speaks when it is imported first."""
+    program = "import geomtx; geomtx.quantize_model(geomtx.VGGT(geomtx.VGGTConfig.tiny()), 'int8')"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 @needs_torchao

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import torch
 
 import geomtx
-from geomtx.models.memory import LEAN_PLAN, PLANS, MemoryPlan, estimate_bytes
+from geomtx.models.memory import LEAN_PLAN, PLANS, MemoryPlan, autocast_bytes, estimate_bytes
 from geomtx.scene import inference
 from geomtx.scene import memory as scene_memory
 from geomtx.scene.memory import choose_plan, free_bytes
@@ -38,6 +40,23 @@ def test_auto_looks_at_what_is_free(large, monkeypatch):
     for free, plan in ((1e12, None), (sizes(large)[1] * 1.2, PLANS[0]), (0, LEAN_PLAN), (None, None)):
         monkeypatch.setattr(scene_memory, "free_bytes", lambda device, free=free: free)
         assert choose(large, "auto") == plan
+
+
+def test_what_is_held_besides_takes_from_the_budget(large):
+    weights = sum(p.numel() * p.element_size() for p in large.parameters())
+    whole = weights + sizes(large)[0]
+    assert choose_plan(large, *SCENE, HEADS, whole + 5, 4, 1, 5) is None
+    assert choose_plan(large, *SCENE, HEADS, whole + 4, 4, 1, 5) == PLANS[0]
+
+
+def test_autocast_s_copies_count(tiny_model):
+    views = torch.rand(2, 3, 56, 84)
+    least = {}
+    for dtype in (None, torch.bfloat16):
+        with pytest.raises(ValueError, match=r"^memory must be at least") as error:
+            geomtx.reconstruct(tiny_model, views, memory=1, dtype=dtype)
+        least[dtype] = float(re.search(r"least ([\d.]+) MiB", str(error.value))[1])
+    assert least[torch.bfloat16] - least[None] == pytest.approx(autocast_bytes(tiny_model) / 2**20, abs=0.11)
 
 
 def test_low_is_the_leanest(large):

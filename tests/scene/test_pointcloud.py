@@ -52,7 +52,7 @@ def test_nothing_finite_is_an_error_that_names_the_cause() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="percentile must be between 0 and 100, got 120"):
+    with pytest.raises(ValueError, match=r"^percentile must be in 0 … 100, got 120$"):
         select(torch.ones(1, 2, 2), percentile=120)
     with pytest.raises(ValueError, match="max_points must be at least 1, got 0"):
         select(torch.ones(1, 2, 2), max_points=0)

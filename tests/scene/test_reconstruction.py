@@ -166,6 +166,8 @@ def test_view_chunk(model: KnownScene, views: Views) -> None:
     assert [call["view_chunk"] for call in model.calls] == [2, 1, 7]
     with pytest.raises(ValueError, match="view_chunk must be 'auto' or at least 1, got 0"):
         geomtx.reconstruct(model, views, view_chunk=0)
+    with pytest.raises(ValueError, match="view_chunk must be 'auto' or at least 1, got 0"):
+        geomtx.reconstruct(model, views, view_chunk=0, window=geomtx.scene.WindowPlan(1, 1))
 
 
 def test_precision(tiny_model: geomtx.VGGT) -> None:

@@ -65,19 +65,21 @@ def _describe_attention(device: torch.device, installed: list[BackendName]) -> l
     """A table of times, of small sizes on a CPU."""
     import torch
 
-    from geomtx.layers.backend_speed import CANDIDATES, LENGTHS, fastest_backend, measure_backends
+    from geomtx.layers.backend_speed import CANDIDATES, SHAPES, fastest_backend, measure_backends
 
     on_cpu = device.type == "cpu"
-    dtype, num_heads, lengths = (torch.float32, 4, (128, 512)) if on_cpu else (torch.bfloat16, 16, LENGTHS)
+    dtype, num_heads, shapes = (torch.float32, 4, ((1, 128), (1, 512))) if on_cpu else (torch.bfloat16, 16, SHAPES)
     names = [name for name in CANDIDATES if name in installed]
     try:
         tables = [
-            measure_backends(device, dtype, head_dim=64, num_tokens=length, num_heads=num_heads, names=names)
-            for length in lengths
+            measure_backends(
+                device, dtype, head_dim=64, num_tokens=tokens, num_heads=num_heads, num_sequences=sequences, names=names
+            )
+            for sequences, tokens in shapes
         ]
     except RuntimeError as error:
         return [("", f"not measured on {device}: {str(error).splitlines()[0]}")]
-    rows = [[f"ms on {device}", *(f"{length} tokens" for length in lengths)]]
+    rows = [[f"ms on {device}", *(f"{sequences} x {tokens} tokens" for sequences, tokens in shapes)]]
     problems: dict[str, str] = {}
     for name in names:
         times = [table[name] for table in tables]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geomtx.scene.windows import WindowPlan
 
 __all__ = ["add_options", "check_options", "read_options"]
 
@@ -43,26 +46,28 @@ def check_options(arguments: argparse.Namespace) -> None:
         return
     if arguments.query:
         raise ValueError("--query must not go with --window: a point is followed through all photos in one pass")
-    if arguments.heads:
-        from geomtx.scene.windows import check_window_heads
+    from geomtx.scene.windows import check_window, check_window_heads
 
+    check_window(_read_window(arguments))
+    if arguments.heads:
         check_window_heads(arguments.heads)
-    if arguments.window < 2:
-        raise ValueError(f"--window must be at least 2, got {arguments.window}")
-    if arguments.overlap is not None and arguments.overlap >= arguments.window:
-        raise ValueError(f"--overlap must be less than --window {arguments.window}, got {arguments.overlap}")
 
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `geomtx.reconstruct` that they stand for."""
     from geomtx.encoder import GlobalApproximation
-    from geomtx.scene import WindowPlan
 
     options: dict[str, Any] = {}
     approximation = GlobalApproximation(arguments.key_views, arguments.key_stride, arguments.local_layers or 0)
     if approximation != GlobalApproximation():
         options["approximation"] = approximation
     if arguments.window is not None:
-        overlap = max(1, arguments.window // 4) if arguments.overlap is None else arguments.overlap
-        options["window"] = WindowPlan(arguments.window, overlap)
+        options["window"] = _read_window(arguments)
     return options
+
+
+def _read_window(arguments: argparse.Namespace) -> WindowPlan:
+    from geomtx.scene.windows import WindowPlan
+
+    overlap = max(1, arguments.window // 4) if arguments.overlap is None else arguments.overlap
+    return WindowPlan(arguments.window, overlap)

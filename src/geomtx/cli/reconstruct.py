@@ -74,7 +74,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--view-chunk", type=_parse_chunk, default="auto", metavar="N", help="photos decoded at once")
     parser.add_argument(
         "--memory", type=_parse_memory, default="auto", metavar="M",
-        help="of the device to use: auto (what is free), low (as little as can be), or a size such as 8GiB (auto)",
+        help="of the device to use: auto (what is free), low (as little as can be), or a size: 8GiB = 8 x 2^30 bytes, "
+        "8GB = 8 x 10^9 (auto)",
     )  # fmt: skip
     parser.add_argument(
         "--quantize", choices=("int8", "fp8"), help="store the blocks' weights so, for less memory (extra quant)"
@@ -138,13 +139,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
+    from geomtx.scene.pointcloud import check_percentile
+
     if arguments.weights is None and arguments.preset is None:
         raise ValueError(
             "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
             "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
         )
-    if not 0 <= arguments.percentile <= 100:
-        raise ValueError(f"--percentile must be between 0 and 100, got {arguments.percentile:g}")
+    check_percentile(arguments.percentile)
     long_sequences.check_options(arguments)
     photos, output = Path(arguments.photos[0]), Path(arguments.output)
     if photos.is_dir() and photos.resolve() == output.resolve():
@@ -225,10 +227,11 @@ def _parse_count(text: str) -> int:
 def _parse_memory(text: str) -> str | int:
     if text in ("auto", "low"):
         return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])i?B", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text, re.IGNORECASE)
     if match is None:
-        raise argparse.ArgumentTypeError(f"must be auto, low or a size such as 8GiB or 500MiB, got {text!r}")
-    return int(float(match[1]) * 2 ** {"m": 20, "g": 30}[match[2].lower()])
+        raise argparse.ArgumentTypeError(f"must be auto, low or a size such as 8GiB or 500MB, got {text!r}")
+    number, letter, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** {"m": 2, "g": 3}[letter.lower()])
 
 
 def _parse_chunk(text: str) -> int | str:

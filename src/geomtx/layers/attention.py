@@ -141,7 +141,7 @@ class Attention(nn.Module):
         if rows is None:
             projected = self.qkv(x)
         elif getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # parametrised ones, too
-            projected = nn.functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+            projected = nn.functional.linear(x, _cut(self.qkv.weight, rows), self.qkv.bias[rows])
         else:  # what stands in for it, an adapter of another library for instance, may not be cut
             projected = self.qkv(x)[..., rows]
         return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
@@ -172,3 +172,11 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """Name the number of heads and the backend."""
         return f"num_heads={self.num_heads}, backend={self.attend.__name__.removeprefix('attend_')}"
+
+
+def _cut(weight: Tensor, rows: slice) -> Tensor:
+    if type(weight) is nn.Parameter or not torch.is_inference_mode_enabled():
+        return weight[rows]
+    # Weights of other kinds, quantised ones for instance, make views of themselves only outside.
+    with torch.inference_mode(False), torch.no_grad():
+        return weight[rows]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from geomtx.layers.attention import Attention
 from geomtx.layers.backends import BackendName, attend_auto, prefer_backend, resolve_backend
 
-__all__ = ["CANDIDATES", "LENGTHS", "BackendTime", "choose_backends", "fastest_backend", "measure_backends"]
+__all__ = ["CANDIDATES", "SHAPES", "BackendTime", "choose_backends", "fastest_backend", "measure_backends"]
 
 CANDIDATES: tuple[BackendName, ...] = ("sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers", "flash3")
 """What "auto" chooses from: not "math", which stores all scores, and not "flex", which compiles for many seconds."""
-LENGTHS: tuple[int, ...] = (1024, 8192)
-"""Tokens that "auto" is measured with: about a view, and about a scene. Beyond that, kernels keep their order."""
+SHAPES: tuple[tuple[int, int], ...] = ((8, 1024), (1, 8192))
+"""Sequences and their tokens that "auto" is measured with: about eight views by themselves, and together as a scene."""
 
 _ROUNDS, _CALLS = 3, 4
 _GAIN = 0.95  # of the time of "sdpa": what is not clearly faster may be slower the next time
@@ -44,9 +44,10 @@ def measure_backends(
     head_dim: int,
     num_tokens: int,
     num_heads: int = 16,
+    num_sequences: int = 1,
     names: Sequence[BackendName] = CANDIDATES,
 ) -> dict[BackendName, BackendTime]:
-    """Time self-attention of one sequence, forward and without a mask, with each backend.
+    """Time self-attention, forward and without a mask, with each backend.
 
     Args:
         device: Where to run.
@@ -54,6 +55,7 @@ def measure_backends(
         head_dim: D.
         num_tokens: N.
         num_heads: H.
+        num_sequences: B.
         names: Of the backends.
 
     Returns:
@@ -61,7 +63,8 @@ def measure_backends(
         tensors, or gives another result than "sdpa", more than rounding apart.
     """
     generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay as they are
-    packed = torch.randn(1, num_tokens, 3, num_heads, head_dim, generator=generator, device=device, dtype=dtype)
+    shape = (num_sequences, num_tokens, 3, num_heads, head_dim)
+    packed = torch.randn(shape, generator=generator, device=device, dtype=dtype)
     q, k, v = packed.transpose(1, 3).unbind(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns of every kernel that refuses
@@ -70,8 +73,9 @@ def measure_backends(
 
 def fastest_backend(times: dict[BackendName, BackendTime]) -> BackendName:
     """The fastest of what was measured; "sdpa" unless another is clearly faster."""
-    # Where "sdpa" has no time, nothing was compared with its result.
-    reference = times["sdpa"].milliseconds or 0.0
+    # Where "sdpa" has no time, nothing is known to be faster.
+    sdpa = times.get("sdpa")
+    reference = 0.0 if sdpa is None else sdpa.milliseconds or 0.0
     known = [(each.milliseconds, name) for name, each in times.items() if each.milliseconds is not None]
     least, best = min(known, default=(0.0, "sdpa"))
     return best if least < _GAIN * reference else "sdpa"
@@ -80,9 +84,9 @@ def fastest_backend(times: dict[BackendName, BackendTime]) -> BackendName:
 def choose_backends(model: nn.Module, dtype: torch.dtype) -> None:
     """Let "auto" take the fastest backends for the attention of a model from now on, in the whole process.
 
-    Measured once a process for a device, precision and head dimension, with `LENGTHS` tokens; a choice is for half of
-    these tokens and more, and anything shorter is left to "sdpa". Modules whose backend has a name, or whose `attend`
-    was replaced, aren't looked at.
+    Measured once a process for a device, precision and head dimension, with `SHAPES`; a choice is for half of their
+    tokens and more, however many sequences there are, and anything shorter is left to "sdpa". Modules whose backend has
+    a name, or whose `attend` was replaced, aren't looked at.
 
     Args:
         model: On the device that it runs on.
@@ -97,13 +101,13 @@ def _choose(device: torch.device, dtype: torch.dtype, head_dim: int, num_heads: 
     if (device, dtype, head_dim) in _CHOSEN:
         return
     _CHOSEN.add((device, dtype, head_dim))
-    fastest = {
-        length: fastest_backend(
-            measure_backends(device, dtype, head_dim=head_dim, num_tokens=length, num_heads=num_heads)
+    fastest = []
+    for sequences, tokens in SHAPES:
+        times = measure_backends(
+            device, dtype, head_dim=head_dim, num_tokens=tokens, num_heads=num_heads, num_sequences=sequences
         )
-        for length in LENGTHS
-    }
-    prefer_backend(device, dtype, head_dim, tuple((length // 2, name) for length, name in fastest.items()))
+        fastest.append((tokens // 2, fastest_backend(times)))
+    prefer_backend(device, dtype, head_dim, tuple(fastest))
 
 
 def _measure(name: BackendName, q: Tensor, k: Tensor, v: Tensor) -> BackendTime:

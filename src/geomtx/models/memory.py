@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_count
+from geomtx.layers.float32 import Float32Conv2d, Float32Linear
 from geomtx.models.config import VGGTConfig
 
-__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "check_plan", "estimate_bytes", "weight_bytes"]
+__all__ = ["LEAN_PLAN", "PLANS", "MemoryPlan", "autocast_bytes", "check_plan", "estimate_bytes", "weight_bytes"]
 
 
 _MARGIN = 1.08  # for what is small beside the rest and not named
@@ -64,7 +65,9 @@ def estimate_bytes(
 
     A head that was added counts as one of points.
 
-    Counted on fake tensors, peaks are between half of that and all (`tests/models/test_memory.py`).
+    Counted on fake tensors, peaks are between half of that and all (`tests/models/test_memory.py`). Copies of weights
+    under autocast come on top, see `autocast_bytes`; and so do recorded passes (`geomtx.models.captured`), of which
+    each holds the memory of a whole one until it is let go.
 
     Args:
         config: Of the model.
@@ -134,6 +137,21 @@ def check_plan(plan: MemoryPlan) -> None:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters; of quantised ones those that they are stored in, not those that they stand for."""
     return sum(_stored_bytes(parameter) for parameter in model.parameters())
+
+
+def autocast_bytes(model: nn.Module) -> int:
+    """Bytes of the copies in half precision that autocast keeps of float32 weights until it is left, at most.
+
+    Weights that are not to be trained are copied as well, but each only while it is used.
+    """
+    return sum(
+        2 * parameter.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        if not isinstance(module, Float32Linear | Float32Conv2d)
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad and parameter.dtype == torch.float32
+    )
 
 
 def _stored_bytes(tensor: Tensor) -> int:

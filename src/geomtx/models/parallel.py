@@ -2,6 +2,10 @@
 
 What looks at one view is local: backbone, frame blocks, dense heads. Global blocks exchange queries, keys and values
 (`geomtx.layers.exchange`), the camera head gets the camera tokens of all views, the tracker their feature maps.
+
+What is shared is lent to the modules for a call (`attend`, `first_view`, hooks), not passed: on its way to attention it
+would be an argument of the model, the encoder whole and in pieces, chunks, blocks and attention, and of every head, all
+of which run for a single process, too.
 """
 
 from __future__ import annotations

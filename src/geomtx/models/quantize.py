@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
@@ -28,8 +30,7 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
 
     These hold nearly all of the weights of encoder and camera head. Norms, biases, embeddings, decoders, the tracker
     and what computes in float32 stay as they are. Weights are rounded to nearest with one scale an output channel,
-    without calibration. The model can be copied and moved, but neither trained nor saved; in pieces
-    (`memory_plan`) it runs under `torch.no_grad`, not under `torch.inference_mode`.
+    without calibration. The model can be copied and moved, but neither trained nor saved.
 
     Args:
         model: With weights in the precision that it will compute in.
@@ -60,9 +61,11 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
         _check_fp8(layers)
     if importlib.util.find_spec("torchao") is None:
         raise ImportError('torchao is not installed; `pip install "geomtx[quant]"` brings it')
-    from torchao.quantization import quantize_
+    with _quiet("torchao", "torch.utils._pytree"):
+        # It warns of libraries of its own for other kinds of weights, and of what it asks of torch.
+        from torchao.quantization import quantize_
 
-    config = _config(kind)
+        config = _config(kind)
     chosen = set(layers.values())
     quantize_(model, config, filter_fn=lambda module, _: module in chosen)
     return model
@@ -118,3 +121,17 @@ def _config(kind: QuantizedType) -> Any:
     if kind == "int8":
         return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
     return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Loggers that tell errors only."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -15,7 +15,7 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.layers.backend_speed import choose_backends
 from geomtx.models.captured import check_can_capture, run_captured
 from geomtx.models.compiled import compiled_parts
-from geomtx.models.memory import PLANS, MemoryPlan
+from geomtx.models.memory import PLANS, MemoryPlan, autocast_bytes
 from geomtx.models.parallel import deal_out, predict_parallel
 from geomtx.models.vggt import VGGT
 from geomtx.scene.memory import Memory, choose_plan
@@ -54,6 +54,9 @@ def check_options(model: nn.Module, options: PassOptions) -> None:
     own, dtype = parameter.dtype, options.dtype
     if options.compile != "graphs" and not isinstance(options.compile, bool):
         raise ValueError(f"compile must be one of False, True, 'graphs', got {options.compile!r}")
+    chunk = options.view_chunk
+    if chunk != "auto" and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {chunk!r}")
     if options.approximation is not None and not isinstance(options.approximation, GlobalApproximation):
         raise ValueError(f"approximation must be a GlobalApproximation, got {options.approximation!r}")
     if dtype not in (None, own) and not (own == torch.float32 and dtype in HALVES):
@@ -80,7 +83,7 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
         options: For which `check_options` passes.
 
     Raises:
-        ValueError: For another `view_chunk` or `memory`, and as `model` does.
+        ValueError: For another `memory`, and as `model` does.
     """
     parameter = next(model.parameters())
     device, heads, compiled = parameter.device, options.heads, options.compile is True
@@ -102,7 +105,7 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
     steps = list_steps(model, heads, compiled=compiled, in_pieces=plan is not None) if options.progress else []
     compiling: AbstractContextManager[None] = compiled_parts(model) if compiled else nullcontext()
     precision = _precision(parameter, options.dtype)
-    # Not in inference mode, whoever calls: parts of quantised weights can't be read there.
+    # Not in inference mode, whoever calls: nothing that it makes could be used where gradients are recorded.
     with torch.inference_mode(False), torch.no_grad(), _evaluating(model), precision, compiling:
         if device.type != "cpu" and not compiled:  # compiled programs don't choose
             choose_backends(model, options.dtype or parameter.dtype)
@@ -115,10 +118,12 @@ def run_model(model: nn.Module, views: Views, queries: Tensor | None, options: P
 def _choose_plan(model: nn.Module, views: Views, options: PassOptions, view_chunk: int) -> MemoryPlan | None:
     num_views, _, *image_hw = views.images.shape
     shares = deal_out(num_views).sizes if options.parallel else (num_views,)
+    parameter = next(model.parameters())
+    held = autocast_bytes(model) if _is_autocast(parameter, options.dtype) else 0
     plan = choose_plan(
-        model, shares[0], (image_hw[0], image_hw[1]), options.heads, options.memory, view_chunk, len(shares)
+        model, shares[0], (image_hw[0], image_hw[1]), options.heads, options.memory, view_chunk, len(shares), held
     )
-    return _leanest(plan, next(model.parameters()).device) if options.parallel else plan
+    return _leanest(plan, parameter.device) if options.parallel else plan
 
 
 def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None:
@@ -129,12 +134,10 @@ def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None
     return plans[int(index)]
 
 
-def _choose_chunk(view_chunk: int | str, images: Tensor, device: torch.device) -> int:
+def _choose_chunk(view_chunk: int | Literal["auto"], images: Tensor, device: torch.device) -> int:
     if view_chunk == "auto":
         pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
         return max(1, min(len(images), pixels // images[0, 0].numel()))
-    if not isinstance(view_chunk, int) or isinstance(view_chunk, bool) or view_chunk < 1:
-        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {view_chunk!r}")
     return view_chunk
 
 
@@ -154,7 +157,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _is_autocast(parameter: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype != parameter.dtype
+
+
 def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
-    enabled = dtype is not None and dtype != parameter.dtype
+    enabled = _is_autocast(parameter, dtype)
     return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)

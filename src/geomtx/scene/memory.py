@@ -29,6 +29,7 @@ def choose_plan(
     memory: Memory,
     view_chunk: int,
     num_processes: int = 1,
+    held: int = 0,
 ) -> MemoryPlan | None:
     """The first plan, from all at once to the leanest, that fits.
 
@@ -41,6 +42,7 @@ def choose_plan(
             included.
         view_chunk: Of the dense heads where no plan is needed.
         num_processes: That share the scene.
+        held: Bytes that the pass holds besides, whatever the plan.
 
     Returns:
         None = all at once; also for "auto" and a model other than VGGT, whose memory isn't known.
@@ -64,6 +66,7 @@ def choose_plan(
     else:
         free = free_bytes(parameter.device)
         budget = float("inf") if free is None else _SHARE * free
+    budget -= held
     sizes = {
         plan: estimate_bytes(
             config,

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geomtx.checks import check_range
 from geomtx.types import Bool, Float, Int, UInt8
 
-__all__ = ["NoPointsError", "PointCloud", "confidence_threshold", "select_points"]
+__all__ = ["NoPointsError", "PointCloud", "check_percentile", "confidence_threshold", "select_points"]
 
 
 class NoPointsError(ValueError):
@@ -33,6 +34,15 @@ class PointCloud(NamedTuple):
     view: Int[Tensor, m]
 
 
+def check_percentile(percentile: float) -> None:
+    """Require one, from 0 to 100.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    check_range("percentile", percentile, 0, 100)
+
+
 def confidence_threshold(confidence: Float[Tensor, n], percentile: float) -> float:
     """The confidence at a percentile: one of the values, so that the values at or above it are never none.
 
@@ -41,8 +51,7 @@ def confidence_threshold(confidence: Float[Tensor, n], percentile: float) -> flo
     Raises:
         ValueError: For a percentile outside [0, 100].
     """
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"percentile must be between 0 and 100, got {percentile}")
+    check_percentile(percentile)
     return float(np.percentile(confidence.numpy(), percentile, method="lower"))
 
 

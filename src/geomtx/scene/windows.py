@@ -16,7 +16,7 @@ from geomtx.scene.alignment import move_scene
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions
 
-__all__ = ["WindowPlan", "check_window_heads", "fit_points", "place_windows", "stitch_scenes"]
+__all__ = ["WindowPlan", "check_window", "check_window_heads", "fit_points", "place_windows", "stitch_scenes"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +40,26 @@ class WindowPlan(NamedTuple):
     overlap: int
 
 
-def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
-    """The views of each window; a single window where all views fit into one.
+def check_window(plan: WindowPlan) -> None:
+    """Require a size and an overlap that make windows.
 
     Raises:
-        ValueError: For a size or an overlap that makes no windows.
+        ValueError: Otherwise.
     """
     if not isinstance(plan, WindowPlan):
         raise ValueError(f"window must be a WindowPlan, got {plan!r}")
     check_count("window size", plan.size, 2)
     check_count("window overlap", plan.overlap)
     check_range("window overlap", plan.overlap, 1, plan.size - 1)
+
+
+def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
+    """The views of each window; a single window where all views fit into one.
+
+    Raises:
+        ValueError: As `check_window`.
+    """
+    check_window(plan)
     if num_views <= plan.size:
         return [range(num_views)]
     last = num_views - plan.size
