@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
 from geomtx.types import Bool, Float, Tokens
 
 __all__ = ["AlternatingEncoder", "Scope"]
+
 
 class AlternatingEncoder(nn.Module):
     """A backbone a view, then blocks that attend within a view or across the views of a scene.

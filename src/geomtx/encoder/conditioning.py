@@ -80,7 +80,8 @@ class CameraConditioning(nn.Module):
         if mask is None:
             mask = torch.ones(views, dtype=torch.bool, device=cameras.cam_from_world.device)
         check_mask("mask", mask, tuple(views))
-        numbers = self._describe(cameras, image_hw, mask).to(self.expand.weight.dtype)
+        with torch.autocast(mask.device.type, enabled=False):
+            numbers = self._describe(cameras, image_hw, mask).to(self.expand.weight.dtype)
         shift = self.contract(self.activation(self.expand(numbers)))
         return torch.where(self._keep(mask)[..., None], shift, 0.0)
 

@@ -33,9 +33,7 @@ def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global
         )
 
 
-def scope_masks(
-    order: tuple[tuple[Scope, ...], ...], x: Tensor, mask: Tensor | None
-) -> dict[Scope, Tensor | None]:
+def scope_masks(order: tuple[tuple[Scope, ...], ...], x: Tensor, mask: Tensor | None) -> dict[Scope, Tensor | None]:
     """Attention masks of tokens (B, S, P, C), of which `mask` (B, S, P) says which take part."""
     masks: dict[Scope, Tensor | None] = {"frame": None, "global": None, "cross": None}
     if mask is not None:

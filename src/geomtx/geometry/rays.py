@@ -52,11 +52,12 @@ def plucker_rays(
     for name, side in zip(("image height", "image width"), image_hw, strict=True):
         check_count(name, side)
     # At depth 1, so that no direction is short.
-    ahead = unproject(intrinsics.new_ones(image_hw), intrinsics, pixel_center=pixel_center)
-    world_from_cam = invert_rigid(cam_from_world)
-    direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)
+    ahead = unproject(intrinsics.new_ones(*intrinsics.shape[:-2], *image_hw), intrinsics, pixel_center=pixel_center)
+    with torch.autocast(intrinsics.device.type, enabled=False):
+        world_from_cam = invert_rigid(cam_from_world)
+        direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)
     direction = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-    center = world_from_cam[..., None, None, :, 3].expand_as(direction)
-    moment = torch.linalg.cross(center, direction)
+    center = world_from_cam[..., None, None, :, 3]
+    moment = torch.linalg.cross(center.expand_as(direction), direction)
     parts = (moment, direction) if order == "moment_direction" else (direction, moment)
     return torch.cat(parts, dim=-1).movedim(-1, -3)

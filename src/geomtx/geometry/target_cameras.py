@@ -53,10 +53,10 @@ def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " 
     check_shape("targets.intrinsics", targets.intrinsics, (*targets.cam_from_world.shape[:2], 3, 3))
     if scale is not None:
         check_shape("scale", scale, (batch,))
-    first = inputs.cam_from_world[:, :1]
-    world_from_first = invert_rigid(first)
-    others = compose_rigid(inputs.cam_from_world[:, 1:], world_from_first)
-    made = compose_rigid(targets.cam_from_world, world_from_first)
+    with torch.autocast(inputs.cam_from_world.device.type, enabled=False):
+        world_from_first = invert_rigid(inputs.cam_from_world[:, :1])
+        others = compose_rigid(inputs.cam_from_world[:, 1:], world_from_first)
+        made = compose_rigid(targets.cam_from_world, world_from_first)
     if scale is None:
         scale = _farthest(others)
     identity = torch.eye(3, 4, dtype=others.dtype, device=others.device).expand(batch, 1, 3, 4)
