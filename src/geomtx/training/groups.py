@@ -15,9 +15,6 @@ from geomtx.names import match_names
 if TYPE_CHECKING:
     from geomtx.training.config import OptimiserSection
 
-if TYPE_CHECKING:
-    from geomtx.training.config import OptimiserSection
-
 __all__ = ["ClipGroup", "build_clip_groups", "build_parameter_groups", "clip_gradients", "parameter_groups"]
 
 
