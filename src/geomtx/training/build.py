@@ -11,9 +11,10 @@ from torch import nn
 
 from geomtx.checks import check_at_least, check_option
 from geomtx.encoder.alternating import AlternatingEncoder
+from geomtx.layers.lora import add_lora
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
-from geomtx.training.config import LossSection, MonitorSection, TrainingConfig
+from geomtx.training.config import LoraSection, LossSection, MonitorSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
 from geomtx.training.monitor import GradientMonitor, shared_parameters
@@ -61,9 +62,12 @@ def find_encoder(model: nn.Module, what: str) -> AlternatingEncoder:
 
 
 def prepare_model(model: nn.Module, config: TrainingConfig) -> None:
-    """Training mode, frozen parts, probes, precision, recomputation: in place."""
+    """Training mode, frozen parts, adapters, probes, precision, recomputation: in place."""
     model.train()
     freeze(model, config.freeze)
+    if config.lora is not None:
+        # After freezing: adapters are what a frozen layer trains.
+        _add_adapters(model, config.lora)
     detach_heads(model, config.detach)
     if config.precision != "float32":
         run_heads_in_float32(model)
@@ -71,6 +75,13 @@ def prepare_model(model: nn.Module, config: TrainingConfig) -> None:
         recompute_blocks(find_encoder(model, "gradient_checkpointing"))
     if config.compile:
         model.compile()
+
+
+def _add_adapters(model: nn.Module, section: LoraSection) -> None:
+    try:
+        add_lora(model, section.patterns, rank=section.rank, alpha=section.alpha)
+    except ValueError as error:
+        raise ValueError(f"lora.{error}" if str(error).startswith("patterns") else f"lora: {error}") from error
 
 
 def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accelerator) -> GradientMonitor | None:
