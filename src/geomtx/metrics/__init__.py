@@ -5,7 +5,9 @@ from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
 from geomtx.metrics.image import psnr, ssim
+from geomtx.metrics.lpips import LPIPS
 from geomtx.metrics.nearest import nearest_points
+from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.metrics.pointcloud import (
     PointCloudScores,
     align_by_nearest,
@@ -26,6 +28,7 @@ from geomtx.metrics.sparse_views import SparseViewScores, sparse_view_report
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
+    "LPIPS",
     "ConstantGuess",
     "DTUScan",
     "DTUScores",
@@ -50,6 +53,7 @@ __all__ = [
     "pose_auc",
     "pose_recall",
     "psnr",
+    "read_vgg",
     "scale_to_raster",
     "select_queries",
     "sparse_view_report",

@@ -1,4 +1,4 @@
-"""Pictures from new places: VGGT's encoder over photos and rays (VGGT, Wang et al. 2025, section 4.6). Assembly only."""
+"""Pictures from new places: VGGT's encoder over photos and rays (VGGT, Wang et al. 2025, section 4.6)."""
 
 from __future__ import annotations
 
@@ -198,7 +198,8 @@ class VGGTForNVS(nn.Module):
             numbers: Of `NVSConfig`, for what a plain VGGT doesn't have.
 
         Raises:
-            ValueError: For numbers where the weights bring theirs; missing, unexpected or misshapen tensors, or a configuration that makes no model.
+            ValueError: For numbers where the weights bring theirs; for missing, unexpected or misshapen tensors, or a
+                configuration that makes no model.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))

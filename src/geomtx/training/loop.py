@@ -29,7 +29,6 @@ from geomtx.training.sources import DrawScenes, FileScenes, RenderedScenes, buil
 from geomtx.training.state import (
     capture_rng,
     check_finite,
-    check_same_model,
     kept_rng,
     load_into,
     restore_rng,
