@@ -89,7 +89,7 @@ class VGGTForNVS(nn.Module):
         input_mask: Bool[Tensor, "*batch s"] | None = None,
         target_chunk: int | None = None,
         view_chunk: int | None = None,
-        scene_images: Float[Tensor, "*batch s2 3 h2 w2"] | None = None,
+        scene_images: Tensor | None = None,
         query_points: Tensor | None = None,
     ) -> NVSPrediction:
         """Make pictures; differentiable.
@@ -106,7 +106,8 @@ class VGGTForNVS(nn.Module):
             target_chunk: Targets to make at a time, each time with the inputs anew; None = all. With isolated targets
                 that changes nothing; without, targets see only those of their own chunk, and pictures differ a little.
             view_chunk: Targets that the RGB head decodes at a time; None = all.
-            scene_images: Let the VGGT inside predict of these too, in the same call, as distributed training needs it.
+            scene_images: (B, S, 3, H, W), of any scenes: let the VGGT inside predict of these too, in the same call, as
+                distributed training needs it.
             query_points: For that, see `VGGT.forward`.
 
         Returns:

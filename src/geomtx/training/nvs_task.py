@@ -150,7 +150,7 @@ class NvsTask:
         if self.unit == "cameras" or (batch.depth is None and batch.points is None):
             return by_cameras
         seen = tree_map(lambda t: None if t is None else t[:, :first], batch._replace(tracks=None))
-        _, by_depth = normalize_scene(seen)
+        seen, by_depth = normalize_scene(seen)
         known = known_pixels(seen).flatten(1).any(1)
         return relate_cameras(inputs, targets, scale=torch.where(known, by_depth, by_cameras.scale))
 
