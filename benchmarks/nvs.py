@@ -4,7 +4,7 @@ Rooms of nano's style, 48x64 pixels; four pictures go in, two come out (recipe `
 steps, scenes and new parts:
 
 - frozen: nano as it is; only the new parts learn.
-- all: nano learns too, at a lower rate, with its original losses on a quarter of the scenes (rehearsal).
+- all: nano learns too, at a lower rate, with its original losses on half of the scenes (rehearsal).
 - lora: adapters in nano's encoder learn in place of its weights, with rehearsal too.
 - scratch: the same model from random weights, at the full rate. Nothing of the original tasks is in it.
 
@@ -48,9 +48,14 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "lora": (
         "freeze=[vggt]",
         "lora={patterns: ['vggt.encoder.*.qkv', 'vggt.encoder.*.out', 'vggt.encoder.*.mlp.*'], rank: 8, alpha: 16}",
-        "optimiser.groups={}",
+        "optimiser.groups={'vggt.*': {lr: 0.3}}",
     ),
-    "scratch": ("model.weights=null", "model.preset=nano", "task.rehearsal=0", "optimiser.groups={}"),
+    "scratch": (
+        "model.weights=null",
+        "model.preset=nano",
+        "task.rehearsal=0",
+        "optimiser.groups={'vggt.*': {lr: 0.3}}",
+    ),
 }
 TASKS = ("auc_30", "depth_abs_rel", "depth_delta", "head_overall", "track_jaccard", "track_delta")
 SCALE = 3  # of the pictures in the grid

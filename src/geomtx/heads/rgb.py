@@ -13,7 +13,7 @@ __all__ = ["RGBHead"]
 
 
 class RGBHead(nn.Module):
-    """Colours in 0 … 1: a decoder, two convolutions and a sigmoid. Starts as grey pictures.
+    """Colours in 0 … 1: a decoder, two convolutions and a sigmoid. Starts at about grey.
 
     Args:
         decoder: Tokens to a feature map of the images' size.
@@ -25,7 +25,6 @@ class RGBHead(nn.Module):
         self.decoder = decoder
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 3, 1)
-        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(
