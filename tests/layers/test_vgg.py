@@ -36,7 +36,7 @@ def test_it_is_the_network_with_the_common_names(num_layers, taps, indices):
     network.load_weights({**weights, "classifier.0.weight": torch.zeros(1)})
     x = torch.rand(2, 3, 20, 33)
     expected, y = [], x
-    for index, layer in enumerate(reference):
+    for index, layer in enumerate(reference[: max(indices) + 1]):
         y = layer(y)
         if index in indices:
             expected.append(y)

@@ -19,6 +19,7 @@ def test_plain_values_there_and_back():
     assert NVSConfig.tiny().vggt == geomtx.VGGTConfig.tiny()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -25,7 +25,6 @@ class RGBHead(nn.Module):
         self.decoder = decoder
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 3, 1)
-        nn.init.zeros_(self.out.bias)
 
     def forward(
         self,

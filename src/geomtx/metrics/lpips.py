@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_shape
-from geomtx.encoder.patches import normalize_images
 from geomtx.metrics.perceptual_file import read_tensors, read_vgg
 from geomtx.types import Float
 
@@ -70,6 +69,8 @@ class LPIPS(nn.Module):
         return total.reshape(batch)
 
     def _describe(self, images: Tensor) -> list[Tensor]:
-        maps = self.features(normalize_images(2 * images.float() - 1, mean=SHIFT, std=SCALE))
+        channels = (2 * images.float() - 1).unbind(1)
+        scaled = [(x - shift) / scale for x, shift, scale in zip(channels, SHIFT, SCALE, strict=True)]
+        maps = self.features(torch.stack(scaled, dim=1))
         # A map of nothing stays nothing, with a finite gradient.
         return [x / (torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1e-10)) for x in maps]

@@ -42,6 +42,8 @@ class NVSConfig:
             raise ValueError(f"vggt must be a VGGTConfig, got {self.vggt!r}")
         if self.rgb_channels is not None:
             object.__setattr__(self, "rgb_channels", tuple(self.rgb_channels))
+            for count in self.rgb_channels:
+                check_count("rgb_channels", count)
         for name in ("rgb_features", "rgb_hidden"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -83,7 +85,7 @@ class NVSConfig:
         """
         for key in values:
             check_option("config key", key, sorted(field.name for field in dataclasses.fields(cls)))
-        numbers = {**values}
+        numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if isinstance(numbers.get("vggt"), dict):
             numbers["vggt"] = VGGTConfig.from_dict(numbers["vggt"])
         return cls(**numbers)

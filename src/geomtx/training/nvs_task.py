@@ -126,7 +126,7 @@ class NvsTask:
         Known cameras of the inputs go in where the model takes them.
         """
         cameras = self.relate(batch)
-        bare = getattr(model, "module", model)
+        bare: Any = getattr(model, "module", model)
         known: dict[str, Any] = {}
         if bare.config.known_cameras:
             mask = None if batch.camera_mask is None else batch.camera_mask[:, : self.num_inputs]

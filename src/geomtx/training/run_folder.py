@@ -80,8 +80,8 @@ class RunFolder:
         model: Any = task.rebuild_model(state["model_config"])
         stored = model.config.to_dict()
         now = stored if section.weights is not None else self._wanted_numbers(task)
-        heads = stored.get("vggt", stored)["heads"] if section.heads is not None else None
-        if section.heads is not None and set(section.heads) != set(heads):
+        # Of other kinds, those of the VGGT inside.
+        if section.heads is not None and set(section.heads) != set(stored.get("vggt", stored)["heads"]):
             now = {**stored, "heads": list(section.heads)}
         keys = [key for key in now if stored.get(key) != now[key]]
         if keys:
