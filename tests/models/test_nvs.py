@@ -83,6 +83,19 @@ def test_known_cameras(images):
     torch.testing.assert_close(single.images, made[:1])
 
 
+def test_half_precision_leaves_the_rays_as_they_are(images):
+    """Under autocast, a pixel's width to the side is still another picture."""
+    model, targets = make_model(), make_cameras(2, 1)
+    model.ray_embedding.project.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
+    dtypes: list[torch.dtype] = []
+    exact = model(images, targets).images
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = model(images, targets).images
+    assert dtypes == [torch.float32] * 2
+    assert made.dtype == torch.float32
+    assert (made - exact).abs().max() < 0.05
+
+
 def test_the_vggt_inside_is_a_vggt(images, tiny_model):
     model = VGGTForNVS.from_vggt(tiny_model)
     assert model.vggt is tiny_model

@@ -150,7 +150,9 @@ class VGGTForNVS(nn.Module):
     ) -> Float[Tensor, "b t 3 h w"]:
         image_hw = (images.shape[-2], images.shape[-1])
         rays = plucker_rays(*targets, image_hw, order=self.config.ray_order)
-        patches = self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
+        # In half precision, neighbouring pixels would have the same ray.
+        with torch.autocast(images.device.type, enabled=False):
+            patches = self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
         extra = ExtraViews(patches, isolated=self.config.isolate_targets)
         tokens = self.encoder(images, camera_shift=shift, extra_views=extra)
         return self.rgb_head(tokens.select_views(slice(images.shape[1], None)), view_chunk=view_chunk)

@@ -23,7 +23,7 @@ class NVSConfig:
         rgb_hidden: Channels between its last two convolutions.
         ray_order: Of the six channels of a ray, see `geomtx.plucker_rays`.
         isolate_targets: Input views don't see targets, and a target sees no other: a picture depends on its own camera
-            alone. False = all attend to all, as in the paper.
+            alone. False = all attend to all, as in the paper. Gradient checkpointing reaches global blocks only if False.
         known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
         camera_drop: Share of the scenes in training whose known cameras are withheld.
     """
@@ -85,7 +85,7 @@ class NVSConfig:
         """
         for key in values:
             check_option("config key", key, sorted(field.name for field in dataclasses.fields(cls)))
-        numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        numbers: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if isinstance(numbers.get("vggt"), dict):
             numbers["vggt"] = VGGTConfig.from_dict(numbers["vggt"])
         return cls(**numbers)

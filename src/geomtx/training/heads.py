@@ -38,11 +38,12 @@ def _detach(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def run_heads_in_float32(model: nn.Module) -> None:
-    """Take the heads out of an autocast around the model, as in VGGT's training; changes `model` in place."""
-    for attribute in HEAD_MODULES.values():
-        head = getattr(model, attribute, None)
-        if head is not None:
-            head.forward = _Float32Head(head.forward)
+    """Take the heads, also those of a VGGT inside, out of an autocast around the model; changes `model` in place."""
+    for part in model.modules():
+        for attribute in (*HEAD_MODULES.values(), "rgb_head"):
+            head = getattr(part, attribute, None)
+            if head is not None:
+                head.forward = _Float32Head(head.forward)
 
 
 class _Float32Head:
