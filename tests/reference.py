@@ -101,12 +101,12 @@ def without_gradient(module: nn.Module) -> list[str]:
 
 
 def named_tensors(value: object, name: str = "") -> dict[str, Tensor]:
-    """Tensors of nested named tuples by their dotted names; None is left out."""
+    """Tensors of nested named tuples and dicts by their dotted names; None is left out."""
     if isinstance(value, Tensor):
         return {name: value}
     if value is None:
         return {}
     found = {}
-    for field, part in value._asdict().items():
+    for field, part in (value if isinstance(value, dict) else value._asdict()).items():
         found.update(named_tensors(part, f"{name}.{field}".lstrip(".")))
     return found

@@ -16,6 +16,7 @@ _HOMES = {
     "VGGTConfig": "models.vggt",
     "VGGTForNVS": "models.nvs",
     "NVSConfig": "models.nvs",
+    "FeatureExtractor": "models.features",
     "quantize_model": "models.quantize",
     "AlternatingEncoder": "encoder.alternating",
     "VisionTransformer": "encoder.vit",
@@ -47,6 +48,8 @@ _HOMES = {
     "normal_loss": "losses.gradient",
     "MultitaskLoss": "losses.multitask",
     "track_loss": "losses.track",
+    "freeze": "training.freezing",
+    "unfreeze": "training.freezing",
     "load_views": "views",
     "Views": "views",
     "reconstruct": "scene",
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
     from geomtx.losses.gradient import normal_loss as normal_loss
     from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
+    from geomtx.models.features import FeatureExtractor as FeatureExtractor
     from geomtx.models.nvs import NVSConfig as NVSConfig
     from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
     from geomtx.models.parallel import predict_parallel as predict_parallel
@@ -112,6 +116,8 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
+    from geomtx.training.freezing import freeze as freeze
+    from geomtx.training.freezing import unfreeze as unfreeze
     from geomtx.training.groups import parameter_groups as parameter_groups
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap

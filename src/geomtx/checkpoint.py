@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -64,6 +64,7 @@ def load_model(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    apart: Sequence[str] = (),
 ) -> Model:
     """Build a model on the meta device and fill it.
 
@@ -73,6 +74,7 @@ def load_model(
         keys: Names, published ↔ geomtx; a checkpoint may have either.
         device: Of the parameters; None = the CPU.
         dtype: Of the parameters; None = as stored.
+        apart: Prefixes of names that are passed over, because the caller reads them itself or leaves them out.
 
     Returns:
         The model in evaluation mode.
@@ -84,7 +86,7 @@ def load_model(
         raise ValueError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
     with torch.device("meta"):
         model = build()
-    names = match_names(model, checkpoint, keys)
+    names = match_names(model, checkpoint, keys, apart)
     for file in checkpoint.files:
         for stored, tensor in file.read([name for name in file.shapes if name in names]):
             # A copy, in memory of its own: what `tensor` shows may be the file.
@@ -101,8 +103,10 @@ def fill_parameter(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, leaf, nn.Parameter(value, requires_grad=requires_grad))
 
 
-def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable) -> dict[str, str]:
-    """Stored name → our name of every parameter. Tensors of parts that the model leaves out (None) are passed over.
+def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart: Sequence[str] = ()) -> dict[str, str]:
+    """Stored name → our name of every parameter.
+
+    Tensors of parts that the model leaves out (None), and of those that are `apart`, are passed over.
 
     Raises:
         ValueError: Naming the first ten tensors that are missing, unexpected or misshapen.
@@ -112,6 +116,8 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable) -> dic
     found: set[str] = set()
     problems = []
     for stored, shape in checkpoint.shapes.items():
+        if stored.startswith(tuple(apart)):
+            continue
         ours = stored if stored in expected else keys.to_geomtx(stored) or stored
         if ours in expected:
             if ours in found:

@@ -186,6 +186,7 @@ class Predictions(NamedTuple):
         points: `value` (B, S, H, W, 3) in the first camera's frame, `confidence` (B, S, H, W).
         tracks: `coords_px` (B, S, N, 2), `visibility` and `confidence` (B, S, N).
         track_iterations: Every refinement and the logits, for the loss.
+        extra: What heads of your own gave, by name, see `VGGT.add_head`.
     """
 
     cameras: Cameras | None = None
@@ -194,6 +195,7 @@ class Predictions(NamedTuple):
     points: DenseMap | None = None
     tracks: Tracks | None = None
     track_iterations: TrackIterations | None = None
+    extra: dict[str, Any] | None = None
 
 
 class TrackLabels(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomtx import VGGT, Attention, DPTDecoder, Predictions, VGGTConfig
+from geomtx import VGGT, Attention, CameraHead, DPTDecoder, Predictions, VGGTConfig
 from geomtx.geometry import rotation_angle
 from reference import named_tensors, relative_error, without_gradient
 
@@ -524,6 +524,7 @@ def test_a_deep_copy_has_parameters_of_its_own(model, images):
 
 
 def test_predictions_pickle_and_map(model, images, queries):
+    model.add_head("cameras_again", CameraHead(64, 1, num_heads=4).double())
     prediction = model(images, queries)
     again = pickle.loads(pickle.dumps(prediction))
     assert_same(again, prediction, atol=0, tracks_atol=0)

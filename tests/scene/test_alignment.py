@@ -15,7 +15,7 @@ from geomtx.types import Predictions
 
 def moved(scene: geomtx.Scene, world_from_new: Tensor, factor: float) -> geomtx.Scene:
     """The same scene told in another frame and unit."""
-    cameras, _, depth, points, tracks, _ = scene.rescale(factor, units="feet").predictions
+    cameras, _, depth, points, tracks, *_ = scene.rescale(factor, units="feet").predictions
     assert cameras is not None
     assert points is not None
     scaled = torch.cat([world_from_new[:, :3], factor * world_from_new[:, 3:]], dim=-1).float()

@@ -79,7 +79,7 @@ def move(pose: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
 
 def assert_true(scene: geomtx.Scene, room: SceneBatch, atol: float) -> None:
     options = {"rtol": 0, "atol": atol}
-    cameras, _, depth, points, _, _ = scene.predictions
+    cameras, _, depth, points, *_ = scene.predictions
     if cameras is not None:
         torch.testing.assert_close(cameras.cam_from_world, room.cameras.cam_from_world[0], **options)
         torch.testing.assert_close(cameras.intrinsics, room.cameras.intrinsics[0])

@@ -90,3 +90,47 @@ class PlainTask(GreyTask):
 
 def _plain_loss(outputs: Any, batch: SceneBatch) -> LossReport:
     return grey_loss(outputs, batch)
+
+
+def with_a_head_of_grey() -> geomtx.VGGT:
+    model = build_vggt()
+    decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(8, 8, 16, 16), taps=model.config.taps)
+    model.add_head("grey", geomtx.DenseHead(decoder, 1, hidden_dim=8), loss=_grey_error, weight=2.0)
+    return model
+
+
+def _grey_error(maps: geomtx.DenseMap, batch: SceneBatch) -> Tensor:
+    return (maps.value.flatten() - batch.images.mean(2).flatten()).square().mean()
+
+
+def test_an_added_head_is_trained_with_the_others_saved_and_resumed(tmp_path: Path):
+    """By the configuration's loss and the head's, in bfloat16, with adapters on the encoder."""
+    options = {
+        "freeze": ["encoder"],
+        "lora": {"patterns": ["encoder.*.attention.*"], "rank": 2},
+        "precision": "bfloat16",
+        "schedule": {"steps": 4},
+        "ema": 0.5,
+    }
+
+    def run(folder: str, *, resume: bool = False) -> Trainer:
+        model = with_a_head_of_grey()
+        return Trainer(small_config(**options), tmp_path / folder, model=model, resume=resume, cpu=True, progress=False)
+
+    whole = run("whole")
+    before = weights_of(whole)
+    assert whole.loss.tasks.keys() == {"camera", "depth", "points", "tracks", "grey"}
+    weights = whole.train()
+    after = weights_of(whole)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("extra_heads.grey."))
+    run("parts").train(until=2)
+    resumed = run("parts", resume=True)
+    resumed.train()
+    assert is_equal(after, weights_of(resumed))
+    loaded = geomtx.VGGT.from_pretrained(weights)
+    assert set(loaded.heads) == {"depth", "grey"}
+    averages = whole.average.averages
+    named = {name: p for name, p in loaded.named_parameters() if name in averages}
+    assert any(name.startswith("extra_heads.grey.") for name in named)
+    assert all(torch.equal(parameter, averages[name]) for name, parameter in named.items())
+    assert '"loss_grey"' in (tmp_path / "whole" / "log.jsonl").read_text()

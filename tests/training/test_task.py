@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from geomtx.models.config import VGGTConfig
 from geomtx.training import task as tasks
 from geomtx.training.config_file import load_config, parse_config, save_config
 from geomtx.training.loop import Trainer
@@ -78,6 +79,24 @@ def test_a_checkpoint_of_another_kind_or_size(tmp_path: Path):
     message = r"^checkpoint must be of a model of kind vggt, got '.*checkpoint\.pt' of grey$"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, resume=True, model={"preset": "tiny"}, task={})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        ({"width": 8}, "has a configuration that makes no model: .*, got 'width'"),
+        (None, "doesn't fit the model: .* missing"),
+    ],
+)
+def test_weights_of_another_kind(numbers: dict[str, int] | None, why: str, tmp_path: Path):
+    """With their own configuration, or with one that isn't theirs; nothing is written."""
+    GreyModel(GreyConfig()).save_pretrained(tmp_path / "grey")
+    config = numbers or VGGTConfig.tiny().to_dict()
+    (tmp_path / "grey" / "config.json").write_text(json.dumps(config))
+    values = {**GREY, "model": {"weights": str(tmp_path / "grey")}, "task": {}}
+    with pytest.raises(ValueError, match=rf"^model\.weights must be what 'vggt' can start from, but .*grey {why}"):
+        Trainer(parse_config(values), tmp_path / "run", cpu=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_of_ones_own(tmp_path: Path):

@@ -75,7 +75,7 @@ def _measure(predictions: Predictions, truth: SceneBatch) -> dict[str, float]:
 
 def _as_batch(predictions: Predictions) -> Predictions:
     """With a batch axis; of the results, not what only losses need."""
-    cameras, _, depth, points, tracks, _ = predictions
+    cameras, _, depth, points, tracks, *_ = predictions
     return Predictions(
         cameras=None if cameras is None else Cameras(*(part[None] for part in cameras)),
         depth=None if depth is None else DenseMap(*(part[None] for part in depth)),

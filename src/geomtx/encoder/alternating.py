@@ -96,14 +96,14 @@ class AlternatingEncoder(nn.Module):
             images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; the first view is the reference.
             patch_mask: (B, S, H/patch, W/patch) bool, True = takes part. The others are keys to nothing, and nothing
                 of their content is read; a view without any patch drops out with its special tokens.
-            taps: Keep only these of the encoder's taps; nothing after the last of them is computed.
+            taps: Keep these layers in place of the encoder's taps; nothing after the last of them is computed.
             approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
             camera_shift: (B, S, C), added to the camera tokens: what is known of the cameras, see `CameraConditioning`.
             extra_views: Views that are tokens already; the result has them after the images' views. Not with an
                 approximation.
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, a layer that is no tap, an
+            ValueError: For other shapes, sides that are no multiples of the patch, a tap that is no layer, an
                 approximation that these blocks can't take, or isolated views in blocks of scope "cross".
         """
         tokens, layers = self.stream(
@@ -154,7 +154,7 @@ class AlternatingEncoder(nn.Module):
         check_positive("number of views", images.shape[1])
         taps = self.taps if taps is None else taps
         for tap in taps:
-            check_option("tap", tap, self.taps)
+            check_option("tap", tap, range(len(self.order)))
         if approximation is not None:
             self._check_approximation(approximation)
         image_hw = (images.shape[-2], images.shape[-1])

@@ -44,6 +44,7 @@ def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> 
     - `cam_from_world` (S, 3, 4), `intrinsics` (S, 3, 3) in original pixels, `intrinsics_model` in model pixels,
       `pose_encodings` (I, S, 9);
     - `depth`, `depth_confidence` (S, H, W), `points` (S, H, W, 3), `points_confidence` (S, H, W);
+    - `extra/NAME` (S, H, W) or (S, H, W, C) and `extra_confidence/NAME` (S, H, W) of heads that were added;
     - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
       `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
     - `original/NAME/depth`, `original/NAME/depth_confidence` in original pixels, 0 where the model saw nothing.
@@ -131,6 +132,9 @@ def _tensors_of(scene: Scene) -> Iterator[tuple[str, Tensor]]:
         if dense is not None:
             yield name, dense.value
             yield f"{name}_confidence", dense.confidence
+    for name, dense in (model.extra or {}).items():
+        yield f"extra/{name}", dense.value
+        yield f"extra_confidence/{name}", dense.confidence
     if scene.query_points is not None:
         yield "query_points", scene.query_points
     tracks = scene.tracks
@@ -150,7 +154,10 @@ def _predictions_from(tensors: dict[str, Tensor]) -> Predictions:
         cameras = Cameras(tensors["cam_from_world"], tensors["intrinsics_model"])
     if "track_coords_px_model" in tensors:
         tracks = Tracks(*(tensors[f"track_{part}"] for part in ("coords_px_model", "visibility", "confidence")))
-    return Predictions(cameras, tensors.get("pose_encodings"), dense("depth"), dense("points"), tracks)
+    names = [name.removeprefix("extra/") for name in tensors if name.startswith("extra/")]
+    extra = {name: DenseMap(tensors[f"extra/{name}"], tensors[f"extra_confidence/{name}"]) for name in names}
+    encodings = tensors.get("pose_encodings")
+    return Predictions(cameras, encodings, dense("depth"), dense("points"), tracks, extra=extra or None)
 
 
 def _original_maps(scene: Scene) -> dict[str, _Entry]:

@@ -49,7 +49,13 @@ class CameraHead(nn.Module):
     ) -> None:
         super().__init__()
         check_positive("num_iterations", num_iterations)
+        self.dim = dim
+        self.depth = depth
+        self.num_heads = num_heads
         self.num_iterations = num_iterations
+        self.mlp_ratio = mlp_ratio
+        self.layer_scale = layer_scale
+        self.backend = backend
         self.layer = layer
         self.token_norm = nn.LayerNorm(dim)
         self.initial_pose = nn.Parameter(torch.zeros(1, 1, POSE_DIM))

@@ -35,6 +35,7 @@ class DenseHead(nn.Module):
         self.decoder = decoder
         self.value_dim = value_dim
         self.activation = activation
+        self.hidden_dim = hidden_dim
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, value_dim + 1, 1)
 

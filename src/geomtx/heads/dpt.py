@@ -67,6 +67,9 @@ class DPTDecoder(nn.Module):
         if len(channels) != 4 or len(taps) != 4:
             raise ValueError(f"channels and taps must have four entries, got {channels} and {taps}")
         check_positive("stride", stride)
+        self.dim = dim
+        self.features = features
+        self.channels = tuple(channels)
         self.taps = tuple(taps)
         self.stride = stride
         self.position_signal = position_signal

@@ -62,6 +62,8 @@ def estimate_bytes(
 ) -> int:
     """Bytes beyond the weights at the peak of a forward pass of one scene on the model's device, tracks left out.
 
+    A head that was added counts as one of points.
+
     Counted on fake tensors, peaks are between half of that and all (`tests/models/test_memory.py`).
 
     Args:
@@ -85,7 +87,9 @@ def estimate_bytes(
     # Merged maps of every view, of which some are alive at once, and the positions' signals in float32, once.
     view_chunk = min(view_chunk if plan is None else plan.view_chunk, num_views)
     decoding = int(pixels * config.dpt_features * (1.1 * element_size * view_chunk + 4)) * bool(dense)
-    outputs = num_views * pixels * 4 * (2 * ("depth" in dense) + 4 * ("points" in dense))
+    # Maps in float32, value and confidence; of heads that were added, as many as of points.
+    numbers = sum({"depth": 2, "tracks": 0}.get(head, 4) for head in dense)
+    outputs = num_views * pixels * 4 * numbers
     if plan is None:
         # Two outputs of blocks a tap; queries, keys, values, and their rotation in float32; or the MLP's inner layer.
         layers = tokens * row * 2 * (len(config.taps) if dense else 1)

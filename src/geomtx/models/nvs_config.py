@@ -85,7 +85,9 @@ class NVSConfig:
         """
         for key in values:
             check_option("config key", key, sorted(field.name for field in dataclasses.fields(cls)))
-        numbers: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        numbers: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         if isinstance(numbers.get("vggt"), dict):
             numbers["vggt"] = VGGTConfig.from_dict(numbers["vggt"])
         return cls(**numbers)

@@ -6,7 +6,7 @@ What looks at one view is local: backbone, frame blocks, dense heads. Global blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,26 @@ from geomtx.checks import check_mask
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.patches import grid_of
 from geomtx.heads.camera import CameraHead
+from geomtx.heads.dense import DenseHead
+from geomtx.heads.track import TrackHead
 from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.exchange import SharedAttention, Shares
-from geomtx.models.config import HEADS, HeadName
+from geomtx.models.config import HEADS
+from geomtx.models.extra_heads import head_modules
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.vggt import VGGT
-from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tokens, TrackIterations, Tracks
+from geomtx.types import (
+    Bool,
+    CameraPrediction,
+    Cameras,
+    DenseMap,
+    Float,
+    Predictions,
+    Tokens,
+    TrackIterations,
+    TrackPrediction,
+    Tracks,
+)
 
 __all__ = ["deal_out", "predict_parallel", "share_encoder"]
 
@@ -34,7 +48,7 @@ def predict_parallel(
     query_points: Tensor | None = None,
     patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
     *,
-    heads: tuple[HeadName, ...] | None = None,
+    heads: tuple[str, ...] | None = None,
     view_chunk: int | None = None,
     memory_plan: MemoryPlan | None = None,
     group: dist.ProcessGroup | None = None,
@@ -66,8 +80,12 @@ def predict_parallel(
     if torch.is_grad_enabled():
         raise RuntimeError("gradients don't flow between processes; use torch.no_grad()")
     images, query_points, patch_mask, heads = model._to_batch(images, query_points, patch_mask, heads)
+    modules = {name: head for name, head in head_modules(model).items() if name in heads}
+    for name, head in modules.items():
+        if not isinstance(head, CameraHead | DenseHead | TrackHead):
+            raise ValueError(f"heads must be of geomtx's classes in parallel, got {type(head).__name__} for {name!r}")
     device = next(model.parameters()).device
-    numbers = _numbers_of(images, query_points, heads)
+    numbers = _numbers_of(images, query_points, heads, dict.fromkeys((*HEADS, *model.extra_heads)))
     numbers |= {"bits of a parameter": torch.finfo(next(model.parameters()).dtype).bits}
     numbers |= {"patch_mask": patch_mask is not None, "memory_plan": memory_plan is not None, "gather": gather}
     _check_same(numbers, device, group)
@@ -86,7 +104,7 @@ def predict_parallel(
     if query_points is not None:
         query_points = query_points.to(device)
     encoder = share_encoder(model.encoder, shares, image_hw, token_mask=token_mask)
-    with encoder, _share_heads(model, shares, token_mask):
+    with encoder, _share_heads(modules.values(), shares, token_mask):
         predictions = model._predict(images, query_points, patch_mask, heads, view_chunk, memory_plan)
     return _gather_maps(predictions, shares, device) if gather else _cut(predictions, shares.here)
 
@@ -154,8 +172,8 @@ def _attention_of(block: nn.Module) -> Attention:
 
 
 @contextmanager
-def _share_heads(model: VGGT, shares: Shares, token_mask: Tensor | None) -> Iterator[None]:
-    """Within the block, the camera head and the tracker get what all processes made of their views."""
+def _share_heads(heads: Iterable[nn.Module], shares: Shares, token_mask: Tensor | None) -> Iterator[None]:
+    """Within the block, camera heads and trackers get what all processes made of their views."""
 
     def gather_tokens(head: nn.Module, args: tuple[Tokens]) -> tuple[Tokens]:
         assert isinstance(head, CameraHead)
@@ -171,10 +189,11 @@ def _share_heads(model: VGGT, shares: Shares, token_mask: Tensor | None) -> Iter
         return (shares.gather(features, dim=1), query_points), {**options, "view_mask": mask}
 
     hooks = []
-    if model.camera_head is not None:
-        hooks.append(model.camera_head.register_forward_pre_hook(gather_tokens))
-    if model.track_head is not None:
-        hooks.append(model.track_head.tracker.register_forward_pre_hook(gather_features, with_kwargs=True))
+    for head in heads:
+        if isinstance(head, CameraHead):
+            hooks.append(head.register_forward_pre_hook(gather_tokens))
+        if isinstance(head, TrackHead):
+            hooks.append(head.tracker.register_forward_pre_hook(gather_features, with_kwargs=True))
     try:
         yield
     finally:
@@ -192,12 +211,14 @@ def _place_in(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return rank, dist.get_world_size(group)
 
 
-def _numbers_of(images: Tensor, query_points: Tensor | None, heads: tuple[HeadName, ...]) -> dict[str, int]:
+def _numbers_of(
+    images: Tensor, query_points: Tensor | None, heads: tuple[str, ...], known: Iterable[str]
+) -> dict[str, int]:
     """What decides which tensors are exchanged."""
     queries = (0, 0) if query_points is None else query_points.shape[1:]
     numbers: dict[str, int] = {f"{axis} of images": size for axis, size in zip("BSCHW", images.shape, strict=True)}
     numbers |= {f"{axis} of query_points": size for axis, size in zip("NC", queries, strict=True)}
-    return numbers | {f"head {head!r}": head in heads for head in HEADS}
+    return numbers | {f"head {head!r}": head in heads for head in known}
 
 
 def _check_same(numbers: dict[str, int], device: torch.device, group: dist.ProcessGroup | None) -> None:
@@ -216,16 +237,37 @@ def _gather_maps(predictions: Predictions, shares: Shares, device: torch.device)
     def whole(maps: DenseMap | None) -> DenseMap | None:
         return None if maps is None else DenseMap(*(shares.gather(each, dim=1, device=device) for each in maps))
 
-    return predictions._replace(depth=whole(predictions.depth), points=whole(predictions.points))
+    extra = predictions.extra
+    if extra is not None:
+        extra = {name: whole(value) if isinstance(value, DenseMap) else value for name, value in extra.items()}
+    return predictions._replace(depth=whole(predictions.depth), points=whole(predictions.points), extra=extra)
 
 
 def _cut(predictions: Predictions, here: slice) -> Predictions:
     """Cameras and tracks of some views; depth and points are theirs alone."""
-    cameras, encodings, _, _, tracks, iterations = predictions
-    if cameras is not None and encodings is not None:
-        cameras, encodings = Cameras(*(each[:, here] for each in cameras)), encodings[:, :, here]
-    if tracks is not None and iterations is not None:
-        tracks = Tracks(*(each[:, here] for each in tracks))
-        coords, *logits = iterations
-        iterations = TrackIterations(coords[:, :, here], *(each[:, here] for each in logits))
-    return predictions._replace(cameras=cameras, pose_encodings=encodings, tracks=tracks, track_iterations=iterations)
+    changes: dict[str, Any] = {}
+    if predictions.cameras is not None and predictions.pose_encodings is not None:
+        changes |= _cut_cameras(CameraPrediction(predictions.cameras, predictions.pose_encodings), here)._asdict()
+    if predictions.tracks is not None and predictions.track_iterations is not None:
+        tracks, iterations = _cut_tracks(TrackPrediction(predictions.tracks, predictions.track_iterations), here)
+        changes |= {"tracks": tracks, "track_iterations": iterations}
+    if predictions.extra is not None:
+        changes["extra"] = {name: _cut_extra(value, here) for name, value in predictions.extra.items()}
+    return predictions._replace(**changes)
+
+
+def _cut_extra(value: Any, here: slice) -> Any:
+    if isinstance(value, CameraPrediction):
+        return _cut_cameras(value, here)
+    return _cut_tracks(value, here) if isinstance(value, TrackPrediction) else value
+
+
+def _cut_cameras(prediction: CameraPrediction, here: slice) -> CameraPrediction:
+    cameras, encodings = prediction
+    return CameraPrediction(Cameras(*(each[:, here] for each in cameras)), encodings[:, :, here])
+
+
+def _cut_tracks(prediction: TrackPrediction, here: slice) -> TrackPrediction:
+    tracks, (coords, *logits) = prediction
+    cut = TrackIterations(coords[:, :, here], *(each[:, here] for each in logits))
+    return TrackPrediction(Tracks(*(each[:, here] for each in tracks)), cut)

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from geomtx.encoder.chunks import EncoderChunks
 from geomtx.encoder.keys import GlobalApproximation
+from geomtx.heads.camera import CameraHead
+from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.track import TrackHead
 from geomtx.layers.placement import empty_on, wait_for_copies
-from geomtx.models.config import HEAD_MODULES, HeadName
+from geomtx.models.extra_heads import head_modules
 from geomtx.models.memory import MemoryPlan, check_plan
 from geomtx.types import ProjectedTokens, Tokens
 
@@ -28,27 +31,35 @@ class _LayerReader:
     def __init__(
         self,
         tokens: Tokens,
-        decoders: dict[HeadName, DPTDecoder],
-        camera_layer: int | None,
+        decoders: dict[str, DPTDecoder],
+        cameras: dict[str, int],
+        whole: tuple[int, ...],
         views: tuple[int, int],
         plan: MemoryPlan,
     ) -> None:
         self.tokens = tokens
         self.decoders = decoders
-        self.camera_layer = camera_layer
+        self.cameras = cameras
+        self.whole = whole
         self.views = views
         self.plan = plan
-        self.camera_tokens: Tensor | None = None
-        self.maps: dict[HeadName, dict[int, Tensor]] = {head: {} for head in decoders}
+        self.device: torch.device | None = None  # that of the model, once a layer was reached
+        self.camera_tokens: dict[int, Tensor] = {}
+        self.layers: dict[int, Tensor] = {}
+        self.maps: dict[str, dict[int, Tensor]] = {head: {} for head in decoders}
 
     def take(self, item: tuple[int, tuple[Tensor, ...]]) -> None:
         """Read a layer: its index and its parts (B, S, P, C)."""
         index, parts = item
         # What is cut out of pinned memory is read by the host at once.
         wait_for_copies(parts[:-1], parts[-1].device)
-        if index == self.camera_layer:
+        self.device = parts[-1].device
+        if index in self.cameras.values():
             here = [part[:, :, :1].to(parts[-1].device) for part in parts]
-            self.camera_tokens = torch.cat(here, dim=-1)
+            self.camera_tokens[index] = torch.cat(here, dim=-1)
+        if index in self.whole:
+            layer = torch.cat([part.to(parts[-1].device) for part in parts], dim=-1)
+            self.layers[index] = layer.to(_device(self.plan.tap_device))
         # A decoder may read a layer more than once.
         levels = [(h, i) for h, decoder in self.decoders.items() for i, tap in enumerate(decoder.taps) if tap == index]
         if not levels:
@@ -70,14 +81,16 @@ class _LayerReader:
                     maps[level] = empty_on(_device(self.plan.tap_device), projected, num_views, *projected.shape[1:])
                 maps[level][chunk].copy_(projected, non_blocking=True)
 
-    def read(self, head: HeadName) -> Tokens | ProjectedTokens:
-        """What a head reads; let go here, so it can be read once."""
+    def read(self, head: str) -> Tokens | ProjectedTokens:
+        """What a head reads; projections are let go here, so they can be read once."""
         tokens = self.tokens
-        if head == "camera":
-            assert self.camera_layer is not None
-            assert self.camera_tokens is not None, "every tap was reached"
+        if head in self.cameras:
+            index = self.cameras[head]
             mask = None if tokens.mask is None else tokens.mask[:, :, :1]
-            return Tokens({self.camera_layer: self.camera_tokens}, 1, tokens.image_hw, tokens.grid_hw, mask)
+            return Tokens({index: self.camera_tokens[index]}, 1, tokens.image_hw, tokens.grid_hw, mask)
+        if head not in self.maps:
+            layers = {index: layer.to(self.device) for index, layer in self.layers.items()}
+            return tokens._replace(layers=layers)
         maps = self.maps.pop(head)
         mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         return ProjectedTokens(tuple(maps[level] for level in sorted(maps)), self.views, tokens.image_hw, mask)
@@ -87,11 +100,13 @@ def read_in_chunks(
     model: VGGT,
     images: Tensor,
     patch_mask: Tensor | None,
-    heads: tuple[HeadName, ...],
+    heads: tuple[str, ...],
     plan: MemoryPlan,
     approximation: GlobalApproximation | None = None,
-) -> Callable[[HeadName], Tokens | ProjectedTokens]:
+) -> Callable[[str], Tokens | ProjectedTokens]:
     """Run the encoder as the plan says, without gradients.
+
+    Of a head that is neither `CameraHead` nor one with a decoder of geomtx's, all tokens of all taps are kept.
 
     Args:
         model: The model.
@@ -105,13 +120,16 @@ def read_in_chunks(
         Head → what it reads, once.
     """
     check_plan(plan)
-    decoders: dict[HeadName, DPTDecoder] = {
-        head: getattr(model, HEAD_MODULES[head]).decoder for head in heads if head != "camera"
+    modules = {name: head for name, head in head_modules(model).items() if name in heads}
+    decoders = {name: head.decoder for name, head in modules.items() if isinstance(head, DenseHead | TrackHead)}
+    last = max(model.config.taps)
+    cameras = {
+        name: last if head.layer is None else head.layer
+        for name, head in modules.items()
+        if isinstance(head, CameraHead)
     }
-    taps = {tap for decoder in decoders.values() for tap in decoder.taps}
-    camera_layer = model.config.taps[-1] if "camera" in heads else None
-    if camera_layer is not None:
-        taps.add(camera_layer)
+    whole = model.config.taps if modules.keys() - decoders.keys() - cameras.keys() else ()
+    taps = {tap for decoder in decoders.values() for tap in decoder.taps} | {*cameras.values(), *whole}
     tokens, layers = model.encoder.stream(
         images,
         patch_mask=patch_mask,
@@ -119,7 +137,7 @@ def read_in_chunks(
         approximation=approximation,
         chunks=EncoderChunks(plan.view_chunk, plan.token_chunk, _device(plan.part_device)),
     )
-    reader = _LayerReader(tokens, decoders, camera_layer, (images.shape[0], images.shape[1]), plan)
+    reader = _LayerReader(tokens, decoders, cameras, whole, (images.shape[0], images.shape[1]), plan)
     # A layer is let go before the next one is asked for, which a loop's variable would not do.
     for _ in map(reader.take, layers):
         pass

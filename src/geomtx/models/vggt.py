@@ -4,61 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
-from geomtx.checks import check_shape
+from geomtx.checkpoint import load_model, open_checkpoint, save_model
+from geomtx.checks import check_option, check_shape
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
-from geomtx.models.config import HEAD_MODULES, HeadName, VGGTConfig, check_heads
+from geomtx.heads.probe import make_probe, unmake_probe
+from geomtx.heads.track import TrackHead
+from geomtx.losses.term import Term
+from geomtx.models.config import VGGTConfig, check_heads
+from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.quantize import QuantizedType, is_quantized, quantize_model
+from geomtx.models.queries import check_queries, check_track_images
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
+from geomtx.models.saved_model import (
+    EXTRA_HEADS,
+    HeadSource,
+    build_heads,
+    config_of_checkpoint,
+    describe_heads,
+    fill_heads,
+)
 from geomtx.models.streaming import read_in_chunks
-from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config, published_config
+from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head
 from geomtx.types import Bool, Float, Predictions
 
 __all__ = ["VGGT", "VGGTConfig"]
 
 
-def check_queries(query_points: Tensor, images: Tensor) -> None:
-    """Require query points (B, N, 2 or 3) to lie in the views of `images`; only where looking costs nothing."""
-    if type(query_points) is not Tensor or not query_points.is_cpu or torch.compiler.is_compiling():
-        return
-    num_views, height, width = images.shape[1], images.shape[-2], images.shape[-1]
-    view, x, y = torch.cat([torch.zeros_like(query_points[..., :1]), query_points], dim=-1)[..., -3:].unbind(-1)
-    inside = (view >= 0) & (view < num_views) & (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    if not inside.all():
-        first = query_points[~inside][0].tolist()
-        raise ValueError(f"query_points must lie in one of {num_views} views of {width}x{height} pixels, got {first}")
-
-
-def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
-    """The stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
-    stored = checkpoint.config
-    if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
-        stored = checkpoint.embedded_config  # complete, where a published one has few numbers
-    if stored is not None:
-        try:
-            return parse_config(stored)
-        except ValueError as error:
-            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
-    parts = {name.partition(".")[0] for name in checkpoint.shapes}
-    return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
-
-
 class VGGT(nn.Module):
-    """An encoder and up to four heads, each usable alone: `model.camera_head(model.encoder(images))`.
+    """An encoder and up to four heads, each usable alone: `model.camera_head(model.encoder(images))`; see `add_head`.
 
     Args:
         config: All numbers; `VGGTConfig()` is VGGT-1B, `VGGTConfig.tiny()` a model for tests.
     """
+
+    extra_heads: nn.ModuleDict
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
@@ -68,11 +57,62 @@ class VGGT(nn.Module):
         self.depth_head = build_dense_head(config, 1, "exp") if "depth" in config.heads else None
         self.point_head = build_dense_head(config, 3, "signed_expm1") if "points" in config.heads else None
         self.track_head = build_track_head(config) if "tracks" in config.heads else None
+        self.extra_heads = nn.ModuleDict()
+        self._head_losses: dict[str, Term] = {}
 
     @property
-    def heads(self) -> tuple[HeadName, ...]:
-        """Names of the heads that this model has."""
-        return self.config.heads
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that this model has, its own and those that were added."""
+        return (*self.config.heads, *self.extra_heads)
+
+    @property
+    def head_losses(self) -> dict[str, Term]:
+        """Name → loss of the added heads that have one, for `MultitaskLoss(others=model.head_losses)`."""
+        return dict(self._head_losses)
+
+    def add_head(
+        self, name: str, head: nn.Module, *, loss: HeadLoss | None = None, weight: float = 1.0, detach: bool = False
+    ) -> None:
+        """Add a head of your own. It reads the tokens that all heads read, and gives `Predictions.extra[name]`.
+
+        `save_pretrained` writes it with the model, but not what is for training: loss, weight and `detach`.
+
+        Args:
+            name: Of the head; an identifier.
+            head: `head(tokens)`, see `Tokens`, on the encoder's device where the model runs. A `TrackHead` runs where
+                there are query points, and gets them too; a `DenseHead` decodes some views at a time, as the model's
+                own do, and `geomtx.reconstruct` keeps what it gives.
+            loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
+                `geomtx.losses.term.Term`. See `head_losses`.
+            weight: Of the loss; a Term has one of its own.
+            detach: The encoder learns nothing from this head (a probe).
+
+        Raises:
+            ValueError: For a name that is taken or no identifier, a head that the encoder's tokens don't fit, a loss
+                that is none.
+        """
+        check_new_head(name, head, self)
+        check_fits(name, head, self.encoder, self.config.image_size)
+        if loss is not None:
+            self._head_losses[name] = as_term(name, loss, weight)
+        if detach:
+            make_probe(head)
+        self.extra_heads[name] = head
+
+    def remove_head(self, name: str) -> nn.Module:
+        """Take an added head off, with its loss.
+
+        Returns:
+            The head.
+
+        Raises:
+            ValueError: If no head was added by this name.
+        """
+        check_option("name of an added head", name, tuple(self.extra_heads))
+        self._head_losses.pop(name, None)
+        head = self.extra_heads.pop(name)
+        unmake_probe(head)
+        return head
 
     def forward(
         self,
@@ -80,7 +120,7 @@ class VGGT(nn.Module):
         query_points: Tensor | None = None,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         *,
-        heads: tuple[HeadName, ...] | None = None,
+        heads: tuple[str, ...] | None = None,
         view_chunk: int | None = None,
         memory_plan: MemoryPlan | None = None,
         approximation: GlobalApproximation | None = None,
@@ -115,16 +155,18 @@ class VGGT(nn.Module):
         images: Tensor,
         query_points: Tensor | None,
         patch_mask: Tensor | None,
-        heads: tuple[HeadName, ...] | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[HeadName, ...]]:
+        heads: tuple[str, ...] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[str, ...]]:
         """Arguments of `forward`, checked: with the B axis, and the heads that run."""
+        modules = head_modules(self)
+        trackers = [name for name, head in modules.items() if isinstance(head, TrackHead)]
         if heads is not None:
             check_heads(heads, self.heads)
-            if "tracks" in heads and query_points is None:
-                raise ValueError("query_points must be given for the head 'tracks', got None")
-        heads = tuple(
-            head for head in (self.heads if heads is None else heads) if head != "tracks" or query_points is not None
-        )
+            for head in trackers:
+                if head in heads and query_points is None:
+                    raise ValueError(f"query_points must be given for the head {head!r}, got None")
+        heads = self.heads if heads is None else heads
+        heads = tuple(head for head in heads if head not in trackers or query_points is not None)
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         if patch_mask is not None and patch_mask.ndim == 3:
@@ -133,24 +175,15 @@ class VGGT(nn.Module):
             query_points = query_points[None] if query_points.ndim == 2 else query_points
             check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
             check_queries(query_points, images)
-            if "tracks" in heads:
-                self._check_image_side(images)
+            check_track_images(images, [modules[head] for head in heads if head in trackers])
         return images, query_points, patch_mask, heads
-
-    def _check_image_side(self, images: Tensor) -> None:
-        """Before the encoder's work is done in vain."""
-        side = 0 if self.track_head is None else self.track_head.tracker.min_image_side
-        if min(images.shape[-2:]) < side:
-            raise ValueError(
-                f"images must have at least {side} pixels a side for tracks, got {tuple(images.shape[-2:])}"
-            )
 
     def _predict(
         self,
         images: Tensor,
         query_points: Tensor | None,
         patch_mask: Tensor | None,
-        heads: tuple[HeadName, ...],
+        heads: tuple[str, ...],
         view_chunk: int | None,
         memory_plan: MemoryPlan | None,
         approximation: GlobalApproximation | None = None,
@@ -166,9 +199,9 @@ class VGGT(nn.Module):
 
     def _run_heads(
         self,
-        read: Callable[[HeadName], Any],
+        read: Callable[[str], Any],
         query_points: Tensor | None,
-        heads: tuple[HeadName, ...],
+        heads: tuple[str, ...],
         view_chunk: int | None,
         output_device: torch.device | None = None,
     ) -> Predictions:
@@ -183,18 +216,24 @@ class VGGT(nn.Module):
         if self.track_head is not None and "tracks" in heads:
             tracks, iterations = self.track_head(read("tracks"), query_points, view_chunk=view_chunk)
             predictions = predictions._replace(tracks=tracks, track_iterations=iterations)
-        return predictions
+        extra = {
+            name: run_extra_head(head, read(name), query_points, view_chunk, output_device)
+            for name, head in self.extra_heads.items()
+            if name in heads
+        }
+        return predictions._replace(extra=extra or None)
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | os.PathLike[str],
         *,
-        heads: tuple[HeadName, ...] | None = None,
+        heads: tuple[str, ...] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         config: VGGTConfig | None = None,
         quantize: QuantizedType | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
     ) -> VGGT:
         """Load weights, strictly; in evaluation mode.
 
@@ -207,28 +246,35 @@ class VGGT(nn.Module):
             dtype: Of all parameters; None = as stored, for "nano" float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
             quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
+            extra_heads: By name, added heads that are of no class of geomtx's: a module, which is filled, or a function
+                from the `VGGTConfig` to one.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
-                pickle with code in it; and as `geomtx.quantize_model`.
+                pickle with code in it, an added head that has to be given; and as `geomtx.quantize_model`.
             ImportError: For quantised weights without torchao.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))
         if source in EMBEDDED and dtype is None:
             dtype = torch.float32
-        numbers = config_of_checkpoint(checkpoint) if config is None else config
+        stored, described = config_of_checkpoint(checkpoint)
+        numbers = stored if config is None else config
+        apart = [f"{EXTRA_HEADS}.{name}." for name in described]
         if heads is not None:
-            check_heads(heads, numbers.heads)
-            numbers = dataclasses.replace(numbers, heads=heads)
-        model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype)
+            check_heads(heads, (*numbers.heads, *described))
+            described = {name: each for name, each in described.items() if name in heads}
+            numbers = dataclasses.replace(numbers, heads=tuple(head for head in numbers.heads if head in heads))
+        extra = build_heads(described, extra_heads or {}, numbers)
+        model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart)
+        model.extra_heads.update(fill_heads(extra, checkpoint, device, dtype))
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)
 
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return config_of_checkpoint(open_checkpoint(find_weights(source)))
+        return config_of_checkpoint(open_checkpoint(find_weights(source)))[0]
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, names: Literal["geomtx", "published"] = "geomtx"
@@ -248,4 +294,6 @@ class VGGT(nn.Module):
         if is_quantized(self):
             raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
         ours, published = self.config.to_dict(), published_config(self.config)
+        if self.extra_heads:
+            ours[EXTRA_HEADS] = describe_heads(self.extra_heads)
         return save_model(self, folder, VGGT_KEYS, config=ours, published_config=published, names=names)

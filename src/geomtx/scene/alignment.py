@@ -47,10 +47,10 @@ def move_scene(scene: Scene, similarity: Similarity) -> Scene:
         similarity: Of float64 parts.
 
     Returns:
-        The moved scene; without `pose_encodings`, which can't tell another frame.
+        The moved scene; without `pose_encodings`, which can't tell another frame, and with `extra` as it was.
     """
     scale, rotation, translation = similarity
-    cameras, _, depth, points, _, _ = scene.predictions
+    cameras, _, depth, points, *_ = scene.predictions
     if cameras is not None:
         # s (R_c x + t_c) with x = Rᵀ (y - t) / s.
         cam_from_world = cameras.cam_from_world.double()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from geomtx.models.config import HEAD_MODULES
+from geomtx.models.extra_heads import head_modules
 
 __all__ = ["list_steps", "progress_bar"]
 
@@ -53,8 +53,7 @@ def list_steps(model: nn.Module, heads: Sequence[str], *, compiled: bool, in_pie
     else:
         # In pieces, a block's parts are called instead of the block.
         steps = [getattr(block, "mlp", block) for blocks in lists.values() for block in blocks]
-    parts = (getattr(model, name, None) for head, name in HEAD_MODULES.items() if head in heads)
-    return steps + [part for part in parts if part is not None]
+    return steps + [part for name, part in head_modules(model).items() if name in heads]
 
 
 def _is_block_list(name: str, module: nn.Module) -> bool:

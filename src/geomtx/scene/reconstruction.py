@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.encoder.keys import GlobalApproximation
+from geomtx.heads.dense import DenseHead
 from geomtx.scene.inference import HALVES, PassOptions, check_options, run_model
 from geomtx.scene.memory import Memory
 from geomtx.scene.query import queries_to_model
@@ -47,7 +48,8 @@ def reconstruct(
             `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the
             patch.
         query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
-        heads: Which of the model's heads to run. None = all, "tracks" only if there are query points.
+        heads: Which of the model's heads to run. None = all, "tracks" only if there are query points. Of heads that
+            were added (`VGGT.add_head`), a scene holds what a `DenseHead` gives; others are left out.
         view_chunk: How many views the dense heads process at once, at most; "auto" limits their memory.
         memory: Scenes that don't fit are worked on in pieces, with the same result but for rounding: "auto" = if they
             don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
@@ -77,7 +79,7 @@ def reconstruct(
             views than processes, an approximation and `compile`.
     """
     config: Any = model.config
-    available: Any = model.heads
+    available = _heads_of_scenes(model)
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
@@ -136,6 +138,12 @@ def _seen_pixels(views: Views) -> Tensor:
     return views.masks & patches
 
 
+def _heads_of_scenes(model: Any) -> tuple[str, ...]:
+    """Heads whose predictions belong to pixels that a scene knows how to bring to the photos."""
+    added = getattr(model, "extra_heads", {})
+    return tuple(head for head in model.heads if head not in added or isinstance(added[head], DenseHead))
+
+
 def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_queries: bool) -> tuple[str, ...]:
     """Heads to run: all that can, or those asked for."""
     if asked is None:
@@ -156,13 +164,14 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
 
 def _single_scene(predictions: Predictions) -> Predictions:
     """Without the batch axis, without what only a loss needs; on the CPU, and no half precision, which files lack."""
-    cameras, encodings, depth, points, tracks, _ = predictions
+    cameras, encodings, depth, points, tracks, _, extra = predictions
     return Predictions(
         cameras=None if cameras is None else Cameras(*(_to_plain(each[0]) for each in cameras)),
         pose_encodings=None if encodings is None else _to_plain(encodings[:, 0]),
         depth=None if depth is None else DenseMap(*(_to_plain(each[0]) for each in depth)),
         points=None if points is None else DenseMap(*(_to_plain(each[0]) for each in points)),
         tracks=None if tracks is None else Tracks(*(_to_plain(each[0]) for each in tracks)),
+        extra=None if extra is None else {n: DenseMap(*(_to_plain(each[0]) for each in m)) for n, m in extra.items()},
     )
 
 

@@ -84,6 +84,23 @@ class Scene:
         return DenseMap(value, confidence)
 
     @property
+    def extra(self) -> dict[str, tuple[DenseMap, ...]] | None:
+        """Maps of heads that were added (`VGGT.add_head`), by name, of each view in original pixels.
+
+        Values (H_s, W_s) or (H_s, W_s, C) and confidences (H_s, W_s), interpolated and 0 where the model did not see;
+        what they mean is the head's: they are neither scaled nor turned with the scene. Computed in every access.
+        """
+        if self.predictions.extra is None:
+            return None
+        return {
+            name: tuple(
+                DenseMap(*(_to_original(each[index], transform) for each in maps))
+                for index, transform in enumerate(self.transforms)
+            )
+            for name, maps in self.predictions.extra.items()
+        }
+
+    @property
     def tracks(self) -> Tracks | None:
         """Tracks in original pixels: `coords_px` (S, N, 2), `visibility` and `confidence` (S, N)."""
         if self.predictions.tracks is None:
@@ -143,7 +160,7 @@ class Scene:
         """
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be finite and positive, got {factor}")
-        cameras, encodings, depth, points, _, _ = self.predictions
+        cameras, encodings, depth, points, *_ = self.predictions
         if cameras is not None:
             cameras = cameras._replace(cam_from_world=_scale_translation(cameras.cam_from_world, factor))
         if encodings is not None:
@@ -198,6 +215,13 @@ class Scene:
         from geomtx.export import load_scene
 
         return load_scene(folder)
+
+
+def _to_original(map_: Tensor, transform: ViewTransform) -> Tensor:
+    """(H, W) or (H, W, C) in the model's pixels → the photo's."""
+    if map_.ndim == 2:
+        return transform.depth_to_original(map_)
+    return transform.depth_to_original(map_.movedim(-1, 0)).movedim(0, -1)
 
 
 def _scale_translation(cam_from_world: Float[Tensor, "*batch 3 4"], factor: float) -> Tensor:

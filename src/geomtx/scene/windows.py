@@ -173,11 +173,12 @@ def _fit_scenes(scene: Scene, target: Scene) -> Similarity:
 
 def _select(scene: Scene, views: slice) -> Scene:
     """Some consecutive views, without pose encodings and tracks."""
-    cameras, _, depth, points, _, _ = scene.predictions
+    cameras, _, depth, points, _, _, extra = scene.predictions
     predictions = Predictions(
         cameras=None if cameras is None else Cameras(*(each[views] for each in cameras)),
         depth=None if depth is None else DenseMap(*(each[views] for each in depth)),
         points=None if points is None else DenseMap(*(each[views] for each in points)),
+        extra=None if extra is None else {n: DenseMap(*(each[views] for each in maps)) for n, maps in extra.items()},
     )
     return replace(
         scene,
@@ -195,7 +196,10 @@ def _join(parts: Sequence[Scene]) -> Scene:
     for name in ("cameras", "depth", "points"):
         values = [value for part in parts if (value := getattr(part.predictions, name)) is not None]
         if values:
-            found[name] = type(values[0])(*(torch.cat(each) for each in zip(*values, strict=True)))
+            found[name] = _concatenate(values)
+    maps = [part.predictions.extra for part in parts if part.predictions.extra is not None]
+    if maps:
+        found["extra"] = {name: _concatenate([each[name] for each in maps]) for name in maps[0]}
     return replace(
         first,
         names=tuple(name for part in parts for name in part.names),
@@ -204,3 +208,8 @@ def _join(parts: Sequence[Scene]) -> Scene:
         masks=torch.cat([part.masks for part in parts]),
         predictions=first.predictions._replace(**found),
     )
+
+
+def _concatenate(values: Sequence[Any]) -> Any:
+    """Of all views, from named tuples of some views each."""
+    return type(values[0])(*(torch.cat(each) for each in zip(*values, strict=True)))

@@ -53,11 +53,17 @@ class Tracker(nn.Module):
         super().__init__()
         check_divisible("dim", dim, 4)
         check_positive("num_iterations", num_iterations)
+        self.dim = dim
         self.num_levels = num_levels
         self.radius = radius
         self.num_iterations = num_iterations
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.depth = depth
+        self.num_virtual = num_virtual
         self.stride = stride
         self.max_displacement = max_displacement
+        self.backend = backend
         token_dim = 3 * dim + 4  # displacement (dim + 4), correlation (dim), feature (dim)
         self.map_norm = nn.LayerNorm(dim)
         self.query_token = nn.Parameter(torch.empty(1, 2, token_dim))

@@ -24,7 +24,7 @@ from geomtx.training.recomputation import recompute_blocks
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
+__all__ = ["add_head_losses", "build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
 
 _TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS, "consistency": ConsistencyTerm()}
 
@@ -70,7 +70,8 @@ def prepare_model(model: nn.Module, config: TrainingConfig) -> None:
         _add_adapters(model, config.lora)
     detach_heads(model, config.detach)
     if config.precision != "float32":
-        run_heads_in_float32(model)
+        for part in model.modules():
+            run_heads_in_float32(part)
     if config.gradient_checkpointing:
         recompute_blocks(find_encoder(model, "gradient_checkpointing"))
     if config.compile:
@@ -95,6 +96,15 @@ def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accele
         projection=section.projection,
         reduce=functools.partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None,
     )
+
+
+def add_head_losses(loss: Any, model: nn.Module) -> Any:
+    """A `MultitaskLoss` with the losses of the heads that were added to a model; another loss, or none, as it is."""
+    others = getattr(model, "head_losses", {})
+    if not others or not isinstance(loss, MultitaskLoss):
+        return loss
+    own: dict[str, Any] = {name: loss.tasks.get(name) for name in _TERMS}
+    return MultitaskLoss(**own, others={name: term for name, term in loss.tasks.items() if name not in own} | others)
 
 
 def build_loss(section: LossSection) -> MultitaskLoss:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from geomtx.checks import check_option
-from geomtx.models.config import HEAD_MODULES
+from geomtx.heads.probe import make_probe
+from geomtx.models.extra_heads import head_modules
 from geomtx.types import Tokens
 
 __all__ = ["detach_heads", "run_heads_in_float32"]
@@ -19,31 +20,25 @@ def detach_heads(model: nn.Module, heads: Iterable[str]) -> None:
     """Make probes of heads: they learn from the tokens, the encoder learns nothing from them.
 
     Args:
-        model: With heads in the attributes that `HEAD_MODULES` names; changed in place.
+        model: With heads as `VGGT` has them, added ones too; changed in place.
         heads: Names.
 
     Raises:
         ValueError: For a head that the model doesn't have.
     """
-    available = [name for name, module in HEAD_MODULES.items() if getattr(model, module, None) is not None]
+    available = head_modules(model)
     for head in heads:
         check_option("detach", head, available)
-        module = getattr(model, next(attribute for name, attribute in HEAD_MODULES.items() if name == head))
-        module.register_forward_pre_hook(_detach)
-
-
-def _detach(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    tokens: Tokens = args[0]
-    return (tokens._replace(layers={index: layer.detach() for index, layer in tokens.layers.items()}), *args[1:])
+        make_probe(available[head])
 
 
 def run_heads_in_float32(model: nn.Module) -> None:
     """Take the heads, also those of a VGGT inside, out of an autocast around the model; changes `model` in place."""
-    for part in model.modules():
-        for attribute in (*HEAD_MODULES.values(), "rgb_head"):
-            head = getattr(part, attribute, None)
-            if head is not None:
-                head.forward = _Float32Head(head.forward)
+    heads = {head for part in model.modules() for head in head_modules(part).values()}
+    if isinstance(rgb_head := getattr(model, "rgb_head", None), nn.Module):
+        heads.add(rgb_head)
+    for head in heads:
+        head.forward = _Float32Head(head.forward)
 
 
 class _Float32Head:

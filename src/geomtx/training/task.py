@@ -16,7 +16,7 @@ from geomtx.types import SceneBatch
 if TYPE_CHECKING:
     from geomtx.training.config import LossSection, ModelSection
 
-__all__ = ["Task", "build_task"]
+__all__ = ["Task", "build_task", "start_model"]
 
 # `model.kind` → module and class, which is imported only if it is asked for.
 _HOMES = {
@@ -89,3 +89,17 @@ def build_task(kind: str, options: dict[str, Any]) -> Task:
         return task(**fields)
     except ValueError as error:
         raise ValueError(f"task.{error}") from error
+
+
+def start_model(task: Task, section: ModelSection) -> nn.Module:
+    """What `task.build_model` gives.
+
+    Raises:
+        ValueError: As there; for weights that it can't start from, saying that it is those.
+    """
+    try:
+        return task.build_model(section)
+    except ValueError as error:
+        if section.weights is None or str(error).startswith(("model.", "task.")):
+            raise
+        raise ValueError(f"model.weights must be what '{section.kind}' can start from, but {error}") from error

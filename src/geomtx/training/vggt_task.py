@@ -37,7 +37,9 @@ class VggtTask:
             return VGGT(section.model_config())
         for head in section.heads or ():
             check_option("model.heads", head, HEADS)
-        return VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)  # type: ignore[arg-type]
+        # Of heads that were added, a configuration has no losses.
+        heads = section.heads or VGGT.read_config(section.weights).heads
+        return VGGT.from_pretrained(section.weights, heads=heads, dtype=torch.float32)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGT:
         """The model of `VGGTConfig.to_dict`."""

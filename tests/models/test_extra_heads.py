@@ -1,0 +1,321 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import geomtx
+from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, SceneBatch, Tokens, Tracker, TrackHead
+from geomtx.losses.head_term import HeadTerm
+from geomtx.losses.multitask import DEPTH
+from geomtx.models.memory import LEAN_PLAN, PLANS
+from geomtx.models.queries import check_track_images
+from reference import named_tensors
+
+
+def decoder(dim: int = 64, taps: tuple[int, ...] = (0, 1, 2, 3), **options) -> DPTDecoder:
+    return DPTDecoder(dim, 16, channels=(16, 16, 32, 32), taps=taps, **options)
+
+
+def dense(dim: int = 64, taps: tuple[int, ...] = (0, 1, 2, 3)) -> DenseHead:
+    return DenseHead(decoder(dim, taps), 3)
+
+
+def track() -> TrackHead:
+    numbers = {"num_levels": 3, "radius": 2, "hidden_dim": 32, "num_heads": 2, "depth": 1, "num_virtual": 4}
+    return TrackHead(decoder(out_channels=16, stride=2, position_signal=False), Tracker(16, **numbers))
+
+
+class Mean(nn.Module):
+    """A head of another library: one number a view, from all tokens that take part."""
+
+    def __init__(self, dim: int = 64) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, 1)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return sum(self.project(layer).mean(dim=(2, 3)) for layer in tokens.layers.values())
+
+
+MAKERS: dict[str, Callable[[], nn.Module]] = {
+    "dense": dense,
+    "camera": lambda: CameraHead(64, 1, num_heads=4, layer=1),
+    "track": track,
+    "foreign": Mean,
+}
+
+
+@pytest.fixture
+def model(tiny_model: VGGT) -> VGGT:
+    for name, make in MAKERS.items():
+        tiny_model.add_head(f"my_{name}", make())
+    return tiny_model.double()
+
+
+@pytest.fixture
+def queries() -> Tensor:
+    return torch.rand(2, 5, 2, dtype=torch.float64) * torch.tensor([83, 55])
+
+
+def assert_close(ours, reference, tolerance: float = 1e-9) -> None:
+    ours, reference = named_tensors(ours), named_tensors(reference)
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(
+            ours[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# What they give
+
+
+def test_every_head_reads_the_same_tokens(model, images, queries):
+    images = images.double()
+    tokens, extra = model.encoder(images), model(images, queries).extra
+    assert model.heads == ("camera", "depth", "points", "tracks", "my_dense", "my_camera", "my_track", "my_foreign")
+    heads = model.extra_heads
+    expected = {
+        "my_dense": heads["my_dense"](tokens),
+        "my_camera": heads["my_camera"](tokens),
+        "my_track": heads["my_track"](tokens, queries),
+        "my_foreign": heads["my_foreign"](tokens),
+    }
+    assert extra["my_dense"].value.shape == (2, 3, 56, 84, 3)
+    assert_close(extra, expected, tolerance=0)
+
+
+def test_the_models_own_predictions_are_what_they_were(tiny_model, images):
+    before = tiny_model(images)
+    tiny_model.add_head("normals", dense())
+    after = tiny_model(images)
+    assert after.extra.keys() == {"normals"}
+    assert_close(after._replace(extra=None), before, tolerance=0)
+    assert tiny_model.remove_head("normals") is not None
+    assert tiny_model(images).extra is None
+
+
+def test_only_the_heads_asked_for(model, images):
+    predictions = model(images.double(), heads=("my_dense", "depth"))
+    assert predictions.extra.keys() == {"my_dense"}
+    assert predictions.depth is not None
+    assert predictions.cameras is None
+    assert model(images.double(), heads=("camera",)).extra is None
+    assert model(images.double()).extra.keys() == {"my_dense", "my_camera", "my_foreign"}  # no queries, no tracks
+    with pytest.raises(ValueError, match=r"^query_points must be given for the head 'my_track', got None$"):
+        model(images.double(), heads=("my_track",))
+    with pytest.raises(ValueError, match=r"^head must be one of .*'my_foreign', got 'my_dens'$"):
+        model(images.double(), heads=("my_dens",))
+
+
+def test_scenes_of_a_batch_do_not_meet(model, images, queries):
+    images, mask = images.double(), torch.rand(2, 3, 4, 6) < 0.7
+    both = model(images, queries, mask).extra
+    for scene in range(2):
+        part = slice(scene, scene + 1)
+        alone = model(images[part], queries[part], mask[part]).extra
+        assert both.keys() == alone.keys()
+        for name, tensor in named_tensors(alone).items():
+            axis = 1 if "encodings" in name or "iterations.coords" in name else 0
+            ours = named_tensors(both)[name].select(axis, scene)
+            torch.testing.assert_close(ours, tensor.select(axis, 0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", [PLANS[1], LEAN_PLAN], ids=["device", "lean"])
+@pytest.mark.parametrize("heads", [None, ("my_camera", "my_dense"), ("my_foreign",)])
+def test_in_pieces_they_give_the_same(model, images, queries, plan, heads):
+    images, mask = images.double(), torch.rand(2, 3, 4, 6) < 0.7
+    given = queries if heads is None else None
+    with torch.no_grad():
+        whole = model(images, given, mask, heads=heads)
+        pieces = model(images, given, mask, heads=heads, memory_plan=plan._replace(view_chunk=2, token_chunk=11))
+    assert_close(pieces, whole, tolerance=1e-6)
+
+
+# Learning
+
+
+def labels(images: Tensor) -> SceneBatch:
+    return SceneBatch(images, depth=torch.rand(2, 3, 56, 84) + 1, points=torch.rand(2, 3, 56, 84, 3))
+
+
+def point_error(prediction, batch: SceneBatch) -> Tensor | None:
+    return None if batch.points is None else (prediction.value - batch.points).abs().mean()
+
+
+def test_the_loss_of_a_head_joins_the_others(tiny_model, images):
+    tiny_model.add_head("normals", dense(), loss=point_error, weight=0.25)
+    tiny_model.add_head("mean", Mean())
+    assert tiny_model.head_losses == {"normals": HeadTerm("normals", point_error, 0.25)}
+    loss = MultitaskLoss(others=tiny_model.head_losses)
+    batch = labels(images)
+    predictions = tiny_model(images, heads=("depth", "normals"))
+    report = loss(predictions, batch)
+    assert report.tasks.keys() == {"depth", "normals"}
+    error = point_error(predictions.extra["normals"], batch)
+    torch.testing.assert_close(report.tasks["normals"], 0.25 * error)
+    torch.testing.assert_close(report.terms["loss_normals"], error)
+    # Without labels or prediction, it takes no part.
+    assert loss(predictions, batch._replace(points=None)).tasks.keys() == {"depth"}
+    assert loss(tiny_model(images, heads=("depth",)), batch).tasks.keys() == {"depth"}
+
+
+def test_a_term_brings_its_weight(tiny_model):
+    tiny_model.add_head("more", dense(), loss=DEPTH)
+    assert tiny_model.head_losses == {"more": DEPTH}
+    with pytest.raises(ValueError, match=r"^weight must be left out for a Term, which has 1 of its own, got 0.5$"):
+        tiny_model.add_head("again", dense(), loss=DEPTH, weight=0.5)
+    assert "again" not in tiny_model.heads
+
+
+def learning(model: VGGT) -> set[str]:
+    parts = {name: p for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {".".join(name.split(".")[: 2 if name.startswith("extra") else 1]) for name in parts}
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_gradients_reach_the_head_and_the_encoder_unless_it_is_a_probe(tiny_model, images, detach):
+    tiny_model.add_head("normals", dense(), loss=point_error, detach=detach)
+    tiny_model.add_head("mean", Mean())
+    loss = MultitaskLoss(depth=None, points=None, others=tiny_model.head_losses)
+    loss(tiny_model(images), labels(images)).total.backward()
+    assert learning(tiny_model) == {"extra_heads.normals"} | (set() if detach else {"encoder"})
+    with torch.no_grad():  # a probe runs in pieces, too
+        tiny_model(images, heads=("normals",), memory_plan=LEAN_PLAN)
+
+
+def test_a_probe_that_is_taken_off_is_none_any_more(tiny_model, images):
+    tiny_model.add_head("mean", Mean(), detach=True, loss=lambda mean, _: mean.sum())
+    head = tiny_model.remove_head("mean")
+    assert tiny_model.head_losses == {}
+    assert "mean" not in tiny_model.heads
+    tiny_model.add_head("mean", head)
+    tiny_model(images, heads=("mean",)).extra["mean"].sum().backward()
+    assert "encoder" in learning(tiny_model)
+
+
+def test_copies_have_heads_of_their_own(tiny_model, images):
+    tiny_model.add_head("mean", Mean(), loss=lambda mean, _: mean.sum(), detach=True)
+    copied = copy.deepcopy(tiny_model)
+    tiny_model.remove_head("mean")
+    assert copied.heads[-1] == "mean"
+    assert copied.head_losses.keys() == {"mean"}
+    copied(images).extra["mean"].sum().backward()
+    assert learning(copied) == {"extra_heads.mean"}
+
+
+# Structure
+
+
+def test_heads_see_tokens_and_nothing_else(tiny_model, images):
+    """No pixels, no other head's predictions: they stand beside each other on one encoder."""
+    seen = []
+
+    class Look(nn.Module):
+        def forward(self, *args, **options):
+            seen.append((args, options))
+            return args[0].layer(3).mean()
+
+    tiny_model.add_head("look", Look())
+    seen.clear()
+    tiny_model(images)
+    ((args, options),) = seen
+    assert [type(value) for value in args] == [Tokens]
+    assert options == {}
+    tensors = [*args[0].layers.values(), args[0].mask]
+    assert all(tensor is None or tensor.shape[-1] != images.shape[-1] for tensor in tensors)
+
+
+# Errors
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("depth", r"^name must not be one of 'camera', .*'consistency', 'normals', got 'depth'$"),
+        ("consistency", r"^name must not be one of .* got 'consistency'$"),
+        ("normals", r"^name must not be one of .* got 'normals'$"),
+        ("my.head", r"^name must be an identifier .* got 'my.head'$"),
+        ("keys", r"^name must be an identifier that torch.nn.ModuleDict doesn't use itself, got 'keys'$"),
+        ("", r"^name must be an identifier .* got ''$"),
+        (3, r"^name must be an identifier .* got 3$"),
+    ],
+)
+def test_names(tiny_model, name, message):
+    tiny_model.add_head("normals", Mean())
+    with pytest.raises(ValueError, match=message):
+        tiny_model.add_head(name, Mean())
+    assert list(tiny_model.extra_heads) == ["normals"]
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (lambda: dense(32), r"DenseHead that fails with: tokens must have shape \(B, S, P, 32\), got \(1, 2, 30, 64\)"),
+        (lambda: dense(64, (0, 1, 2, 5)), r"DenseHead that fails with: layer must be one of .*\[0, 1, 2, 3\], got 5"),
+        (lambda: CameraHead(48, 1, num_heads=4), r"CameraHead that fails with: tokens must have shape \(B, S, P, 48\)"),
+        (lambda: Mean(20), r"Mean that fails with: .*64.*20"),
+        (lambda: nn.Linear(64, 1), r"Linear that fails with: .*Tokens"),
+        (lambda: dense(32).to("meta"), r"DenseHead that fails with: tokens must have shape \(B, S, P, 32\)"),
+    ],
+)
+def test_heads_that_do_not_fit(tiny_model, head, reason):
+    message = rf"^head 'mine' must take the encoder's tokens, 64 wide, of the layers \(0, 1, 2, 3\), got {reason}"
+    with pytest.raises(ValueError, match=message):
+        tiny_model.add_head("mine", head())
+    assert tiny_model.heads == tiny_model.config.heads
+
+
+def test_trying_a_head_leaves_it_and_the_random_numbers_alone(tiny_model):
+    class Noisy(Mean):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
+
+        def forward(self, tokens: Tokens) -> Tensor:
+            return self.drop(self.norm(tokens.layer(3).flatten(0, 2))).mean()
+
+    head = Noisy()
+    before, random = copy.deepcopy(head.state_dict()), torch.get_rng_state()
+    tiny_model.add_head("noisy", head)
+    assert head.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+    assert {type(tensor) for tensor in head.state_dict().values()} == {Tensor}
+
+
+def test_what_depends_on_values_can_not_be_tried(tiny_model, images):
+    class Chooser(Mean):
+        def forward(self, tokens: Tokens) -> Tensor:
+            mean = super().forward(tokens)
+            return mean if mean.sum().item() > 0 else -mean
+
+    tiny_model.add_head("chooser", Chooser())
+    assert tiny_model(images).extra["chooser"].shape == (2, 3)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_other_things_that_are_no_heads(tiny_model):
+    with pytest.raises(ValueError, match=r"^head must be a torch.nn.Module, got function$"):
+        tiny_model.add_head("mine", lambda tokens: tokens)
+    with pytest.raises(ValueError, match=r"^head must be no part of the model yet, got one that is, DenseHead$"):
+        tiny_model.add_head("mine", tiny_model.depth_head)
+    with pytest.raises(ValueError, match=r"^loss must be a Term or a function of prediction and batch, got str$"):
+        tiny_model.add_head("mine", Mean(), loss="l1")
+    with pytest.raises(ValueError, match=r"^weight must be at least 0, got -1$"):
+        tiny_model.add_head("mine", Mean(), loss=lambda *_: None, weight=-1)
+    assert tiny_model.heads == tiny_model.config.heads
+    tiny_model.add_head("mine", Mean())
+    with pytest.raises(ValueError, match=r"^name of an added head must be one of 'mine', got 'depth'$"):
+        tiny_model.remove_head("depth")
+
+
+def test_images_too_small_for_added_tracks():
+    model = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    model.add_head("mine", track())
+    side = model.extra_heads["mine"].tracker.min_image_side
+    with pytest.raises(
+        ValueError, match=rf"^images must have at least {side} pixels a side for tracks, got \(6, 84\)$"
+    ):
+        check_track_images(torch.zeros(1, 2, 3, 6, 84), [model.extra_heads["mine"]])
