@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from geometry.random_cameras import random_rigid
+from geomtx.heads import DenseHead, DPTDecoder
 from geomtx.models.nvs import NVSConfig, VGGTForNVS
 from geomtx.types import Cameras
 
@@ -129,6 +130,16 @@ def test_saved_and_loaded_is_equal(images, tmp_path: Path):
     assert next(alone.parameters()).dtype == torch.float64
     with pytest.raises(ValueError, match=r"^numbers must be none for weights that bring theirs, got rgb_features$"):
         VGGTForNVS.from_pretrained(tmp_path / "nvs", rgb_features=8)
+
+
+def test_added_heads_have_their_place_elsewhere(tiny_model, tmp_path: Path):
+    model = VGGTForNVS.from_vggt(tiny_model)
+    tiny_model.add_head("normals", DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), 3))
+    with pytest.raises(
+        ValueError, match=r"^model.vggt must be without added heads to be saved in this model, got normals$"
+    ):
+        model.save_pretrained(tmp_path / "nvs")
+    assert not (tmp_path / "nvs").exists()
 
 
 def test_weights_of_a_plain_vggt(images, tiny_model, tmp_path: Path):

@@ -221,8 +221,12 @@ class VGGTForNVS(nn.Module):
         """Write `model.safetensors` and `config.json` into a folder, both or none.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost.
+            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
+                have their place in its own files: `model.vggt.save_pretrained`.
         """
+        if self.vggt.extra_heads:
+            names = ", ".join(self.vggt.extra_heads)
+            raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
         if is_quantized(self.vggt):
             raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
         numbers = self.config.to_dict()

@@ -23,7 +23,8 @@ class NVSConfig:
         rgb_hidden: Channels between its last two convolutions.
         ray_order: Of the six channels of a ray, see `geomtx.plucker_rays`.
         isolate_targets: Input views don't see targets, and a target sees no other: a picture depends on its own camera
-            alone. False = all attend to all, as in the paper. Gradient checkpointing reaches global blocks only if False.
+            alone. False = all attend to all, as in the paper. Global blocks are recomputed (gradient
+            checkpointing) only then.
         known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
         camera_drop: Share of the scenes in training whose known cameras are withheld.
     """

@@ -81,7 +81,7 @@ class NvsTask:
             return VGGTForNVS(NVSConfig(vggt=section.model_config(), **self.numbers))
         if section.heads is None:
             return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, **self.numbers)
-        vggt = VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)  # type: ignore[arg-type]
+        vggt = VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)
         return VGGTForNVS.from_vggt(vggt, **self.numbers)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGTForNVS:
