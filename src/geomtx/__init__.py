@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "VGGT": "models.vggt",
     "VGGTConfig": "models.vggt",
+    "VGGTForNVS": "models.nvs",
+    "NVSConfig": "models.nvs",
     "FeatureExtractor": "models.features",
     "quantize_model": "models.quantize",
     "AlternatingEncoder": "encoder.alternating",
@@ -33,6 +35,7 @@ _HOMES = {
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
+    "plucker_rays": "geometry.rays",
     "predict_parallel": "models.parallel",
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from geomtx.geometry.pose_encoding import encode_pose as encode_pose
     from geomtx.geometry.projection import project as project
     from geomtx.geometry.projection import unproject as unproject
+    from geomtx.geometry.rays import plucker_rays as plucker_rays
     from geomtx.geometry.similarity import fit_similarity as fit_similarity
     from geomtx.heads.camera import CameraHead as CameraHead
     from geomtx.heads.dense import DenseHead as DenseHead
@@ -103,6 +107,8 @@ if TYPE_CHECKING:
     from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
     from geomtx.losses.track import track_loss as track_loss
     from geomtx.models.features import FeatureExtractor as FeatureExtractor
+    from geomtx.models.nvs import NVSConfig as NVSConfig
+    from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
     from geomtx.models.parallel import predict_parallel as predict_parallel
     from geomtx.models.quantize import quantize_model as quantize_model
     from geomtx.models.vggt import VGGT as VGGT

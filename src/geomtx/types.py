@@ -82,6 +82,11 @@ class Tokens(NamedTuple):
         """The mask of the patches with views as the batch, (B·S, patches)."""
         return None if self.mask is None else self.mask[:, :, self.num_special :].flatten(0, 1)
 
+    def select_views(self, views: slice) -> Tokens:
+        """Those of some views."""
+        layers = {index: layer[:, views] for index, layer in self.layers.items()}
+        return self._replace(layers=layers, mask=None if self.mask is None else self.mask[:, views])
+
     def views(self) -> tuple[int, int]:
         """(B, S)."""
         layer = next(iter(self.layers.values()))

@@ -84,3 +84,15 @@ def test_added_heads_compute_in_float32(tiny_model: geomtx.VGGT, images: torch.T
         run_heads_in_float32(tiny_model)
         tiny_model(images, heads=("normals",))
     assert seen == {torch.float32}
+
+
+def test_heads_of_a_model_around_a_vggt_leave_autocast_too(tiny_model: geomtx.VGGT, images: torch.Tensor):
+    model = geomtx.VGGTForNVS.from_vggt(tiny_model)
+    run_heads_in_float32(model)
+    seen = set()
+    for head in (model.rgb_head, tiny_model.depth_head):
+        head.hidden.register_forward_hook(lambda module, args, output: seen.add((module, output.dtype)))
+    cameras = geomtx.Cameras(torch.eye(3, 4).expand(2, 1, 3, 4), torch.eye(3).expand(2, 1, 3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images, cameras, scene_images=images)
+    assert seen == {(model.rgb_head.hidden, torch.float32), (tiny_model.depth_head.hidden, torch.float32)}

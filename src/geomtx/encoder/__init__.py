@@ -1,6 +1,8 @@
 """Images to tokens."""
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
+from geomtx.encoder.conditioning import CameraConditioning
+from geomtx.encoder.extra_views import ExtraViews
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
 from geomtx.encoder.special import SpecialTokens
@@ -9,6 +11,8 @@ from geomtx.encoder.vit import VisionTransformer, ViTFeatures
 __all__ = [
     "AlternatingEncoder",
     "Backbone",
+    "CameraConditioning",
+    "ExtraViews",
     "GlobalApproximation",
     "PatchEmbedding",
     "Scope",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
 from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
+from geomtx.encoder.extra_views import ExtraViews, append_views, attend_apart, shift_camera_tokens
 from geomtx.encoder.keys import GlobalApproximation, check_approximation, choose_keys
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
+from geomtx.encoder.scopes import Scope, ask_head_dim, check_order, scope_masks
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import KeySubset, key_mask
 from geomtx.layers.block import TransformerBlock
@@ -20,8 +21,6 @@ from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
 from geomtx.types import Bool, Float, Tokens
 
 __all__ = ["AlternatingEncoder", "Scope"]
-
-Scope = Literal["frame", "global", "cross"]
 
 
 class AlternatingEncoder(nn.Module):
@@ -74,23 +73,10 @@ class AlternatingEncoder(nn.Module):
         self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order
         self.taps = tuple(range(len(self.order))) if taps is None else tuple(taps)
         if head_dim is None and rope_base is not None:
-            head_dim = _ask_head_dim([*self.frame_blocks, *self.global_blocks])
+            head_dim = ask_head_dim([*self.frame_blocks, *self.global_blocks])
         self.head_dim = head_dim
         self.rope_base = rope_base
-        self._check_order()
-
-    def _check_order(self) -> None:
-        scopes = [scope for layer in self.order for scope in layer]
-        for scope in scopes:
-            check_option("scope", scope, ("frame", "global", "cross"))
-        num_frame = scopes.count("frame")
-        got = (num_frame, len(scopes) - num_frame)
-        want = (len(self.frame_blocks), len(self.global_blocks))
-        if got != want:
-            raise ValueError(
-                f"order must use each block once, {want[0]} frame and {want[1]} global ones, "
-                f"got {got[0]} and {got[1]}; without an order they are taken in pairs"
-            )
+        check_order(self.order, len(self.frame_blocks), len(self.global_blocks))
         for tap in self.taps:
             check_option("tap", tap, range(len(self.order)))
 
@@ -101,6 +87,8 @@ class AlternatingEncoder(nn.Module):
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         taps: tuple[int, ...] | None = None,
         approximation: GlobalApproximation | None = None,
+        camera_shift: Float[Tensor, "*batch s c"] | None = None,
+        extra_views: ExtraViews | None = None,
     ) -> Tokens:
         """Encode scenes.
 
@@ -110,12 +98,22 @@ class AlternatingEncoder(nn.Module):
                 of their content is read; a view without any patch drops out with its special tokens.
             taps: Keep these layers in place of the encoder's taps; nothing after the last of them is computed.
             approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
+            camera_shift: (B, S, C), added to the camera tokens: what is known of the cameras, see `CameraConditioning`.
+            extra_views: Views that are tokens already; the result has them after the images' views. Not with an
+                approximation.
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, a tap that is no layer, or an
-                approximation that these blocks can't take.
+            ValueError: For other shapes, sides that are no multiples of the patch, a tap that is no layer, an
+                approximation that these blocks can't take, or isolated views in blocks of scope "cross".
         """
-        tokens, layers = self.stream(images, patch_mask=patch_mask, taps=taps, approximation=approximation)
+        tokens, layers = self.stream(
+            images,
+            patch_mask=patch_mask,
+            taps=taps,
+            approximation=approximation,
+            camera_shift=camera_shift,
+            extra_views=extra_views,
+        )
         # A function's arguments are let go when it returns, a loop's variables only when they are assigned again.
         return tokens._replace(layers=dict(map(_join, layers)))
 
@@ -126,6 +124,8 @@ class AlternatingEncoder(nn.Module):
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         taps: tuple[int, ...] | None = None,
         approximation: GlobalApproximation | None = None,
+        camera_shift: Float[Tensor, "*batch s c"] | None = None,
+        extra_views: ExtraViews | None = None,
         chunks: EncoderChunks | None = None,
     ) -> tuple[Tokens, Iterator[tuple[int, tuple[Tensor, ...]]]]:
         """Encode scenes and hand out every tapped layer when it is reached, so that it need not be kept.
@@ -136,6 +136,8 @@ class AlternatingEncoder(nn.Module):
             patch_mask: As for `forward`.
             taps: As for `forward`.
             approximation: As for `forward`.
+            camera_shift: As for `forward`.
+            extra_views: As for `forward`; not with `chunks`.
             chunks: Work on some views or tokens at a time, without gradients; None = all at once.
 
         Returns:
@@ -159,13 +161,24 @@ class AlternatingEncoder(nn.Module):
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
         patch_mask = self._check_mask(patch_mask, images, grid_hw)
         mask = None if patch_mask is None else self.token_mask(patch_mask)
+        if extra_views is not None:
+            self._check_extra_views(extra_views, approximation, chunks)
         if chunks is None:
             patches = self._embed(images.flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1))
-            x = self.special(patches.unflatten(0, images.shape[:2]))
+            patches = patches.unflatten(0, images.shape[:2])
+            x = self.special(patches if extra_views is None else append_views(patches, extra_views))
         else:
             check_blocks((*self.frame_blocks, *self.global_blocks))
             x = embed_in_chunks(self._embed, self.special, images, patch_mask, chunks.views)
-        layers = self._run_blocks(x, mask, grid_hw, taps, approximation or GlobalApproximation(), chunks)
+        if camera_shift is not None:
+            camera_shift = camera_shift[None] if camera_shift.ndim == 2 else camera_shift
+            check_shape("camera_shift", camera_shift, (*images.shape[:2], x.shape[-1]))
+            x = shift_camera_tokens(x, camera_shift)
+        num_extra = x.shape[1] - images.shape[1]
+        if mask is not None and num_extra:
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], num_extra, mask.shape[2])], dim=1)
+        num_apart = num_extra if extra_views is not None and extra_views.isolated else 0
+        layers = self._run_blocks(x, mask, grid_hw, taps, approximation or GlobalApproximation(), chunks, num_apart)
         return Tokens({}, self.special.num_tokens, image_hw, grid_hw, mask), layers
 
     def _check_approximation(self, approximation: GlobalApproximation) -> None:
@@ -174,6 +187,14 @@ class AlternatingEncoder(nn.Module):
             raise ValueError(f"approximation must be None with the scope 'cross', got {approximation}")
         if approximation.num_key_views is not None or approximation.stride > 1:
             check_blocks(self.global_blocks)
+
+    def _check_extra_views(self, extra_views: ExtraViews, approximation: object, chunks: object) -> None:
+        if approximation is not None or chunks is not None:
+            raise ValueError("extra_views must be None with an approximation or chunks, got some")
+        if extra_views.isolated:
+            check_blocks(self.global_blocks, "isolated views")
+            if any("cross" in layer for layer in self.order):
+                raise ValueError("extra_views must not be isolated with the scope 'cross', got isolated=True")
 
     def _embed(self, images: Tensor, patch_mask: Tensor | None) -> Tensor:
         return self.backbone(normalize_images(images), patch_mask)
@@ -201,9 +222,10 @@ class AlternatingEncoder(nn.Module):
         taps: tuple[int, ...],
         approximation: GlobalApproximation,
         chunks: EncoderChunks | None,
+        num_apart: int = 0,
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield (index, outputs) of every tapped layer, up to the last."""
-        ropes, masks = self._tables(x, grid_hw), self._masks(x, mask)
+        ropes, masks = self._tables(x, grid_hw), scope_masks(self.order, x, mask)
         keys = choose_keys(
             x, approximation, num_special=self.special.num_tokens, grid_hw=grid_hw, rope=ropes["frame"], mask=mask
         )
@@ -219,8 +241,11 @@ class AlternatingEncoder(nn.Module):
                     scope, num_local = "frame", num_local - 1
                 if chunks is not None and outputs:
                     outputs[-1] = set_aside(outputs[-1], chunks.device)  # the next block writes over it
-                chosen = keys if scope == "global" else None
-                x = self._run_block(block, x, scope, ropes[scope], masks[scope], chosen, chunks)
+                if scope == "global" and num_apart:
+                    x = attend_apart(block, x, num_apart, rope=ropes["frame"], mask=mask)
+                else:
+                    chosen = keys if scope == "global" else None
+                    x = self._run_block(block, x, scope, ropes[scope], masks[scope], chosen, chunks)
                 if index in taps:
                     outputs.append(x)
             if index in taps:
@@ -258,27 +283,6 @@ class AlternatingEncoder(nn.Module):
         of_scene = of_view.repeat(x.shape[1])
         return {"frame": of_view, "global": of_scene, "cross": of_scene}
 
-    def _masks(self, x: Tensor, mask: Tensor | None) -> dict[Scope, Tensor | None]:
-        masks: dict[Scope, Tensor | None] = {"frame": None, "global": None, "cross": None}
-        if mask is not None:
-            masks["frame"], masks["global"] = key_mask(mask.flatten(0, 1)), key_mask(mask.flatten(1, 2))
-        if any("cross" in layer for layer in self.order):
-            view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
-            others = (view[:, None] != view)[None, None]
-            allowed = others if masks["global"] is None else others & masks["global"]
-            # A view without others to look at looks at everything that takes part.
-            fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
-            masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
-        return masks
-
 
 def _join(layer: tuple[int, tuple[Tensor, ...]]) -> tuple[int, Tensor]:
     return layer[0], torch.cat(layer[1], dim=-1)
-
-
-def _ask_head_dim(blocks: list[nn.Module]) -> int:
-    for block in blocks:
-        head_dim = getattr(getattr(block, "attention", None), "head_dim", None)
-        if isinstance(head_dim, int):
-            return head_dim
-    raise ValueError("head_dim must be given for blocks without an `attention.head_dim`, got None")

@@ -30,7 +30,7 @@ class EncoderChunks(NamedTuple):
     device: torch.device | None = None
 
 
-def check_blocks(blocks: Iterable[nn.Module]) -> None:
+def check_blocks(blocks: Iterable[nn.Module], reason: str = "chunks or fewer keys") -> None:
     """Require blocks whose parts can be called one by one, and that take keys of their own.
 
     Raises:
@@ -38,7 +38,7 @@ def check_blocks(blocks: Iterable[nn.Module]) -> None:
     """
     for block in blocks:
         if not isinstance(block, TransformerBlock):
-            raise ValueError(f"blocks must be TransformerBlock for chunks or fewer keys, got {type(block).__name__}")
+            raise ValueError(f"blocks must be TransformerBlock for {reason}, got {type(block).__name__}")
 
 
 def embed_in_chunks(

@@ -5,10 +5,14 @@ from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
 from geomtx.geometry.projection import project, unproject
+from geomtx.geometry.rays import RayOrder, plucker_rays
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.geometry.target_cameras import RelativeCameras, relate_cameras
 
 __all__ = [
+    "RayOrder",
+    "RelativeCameras",
     "Similarity",
     "activate_pose",
     "apply_similarity",
@@ -22,8 +26,10 @@ __all__ = [
     "invert_rigid",
     "matrix_to_quat",
     "normalize_scene",
+    "plucker_rays",
     "project",
     "quat_to_matrix",
+    "relate_cameras",
     "rotation_angle",
     "sampson_distance",
     "transform_points",

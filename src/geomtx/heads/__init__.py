@@ -3,6 +3,7 @@
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 
-__all__ = ["CameraHead", "DPTDecoder", "DenseHead", "TrackHead"]
+__all__ = ["CameraHead", "DPTDecoder", "DenseHead", "RGBHead", "TrackHead"]

@@ -10,6 +10,7 @@ from geomtx.layers.modulation import Modulation
 from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
 from geomtx.layers.rope import RotaryTable, apply_rotary, grid_positions, rotary_table
 from geomtx.layers.scale import LayerScale
+from geomtx.layers.vgg import VGGFeatures
 
 __all__ = [
     "MLP",
@@ -22,6 +23,7 @@ __all__ = [
     "Modulation",
     "RotaryTable",
     "TransformerBlock",
+    "VGGFeatures",
     "apply_rotary",
     "aspect_grid",
     "at_least_float32",

@@ -9,12 +9,15 @@ from geomtx.losses.epipolar import epipolar_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.pairs import ViewPairs, choose_cameras, draw_pairs
+from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss
 from geomtx.losses.photometric import photometric_loss, smoothness_loss, structural_similarity
+from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
 from geomtx.losses.term import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
 from geomtx.losses.track import TrackLoss, track_loss
 from geomtx.losses.track_points import track_point_loss
 
 __all__ = [
+    "PERCEPTUAL_TAPS",
     "AleatoricLoss",
     "CameraLoss",
     "CameraTerm",
@@ -22,6 +25,8 @@ __all__ = [
     "DenseTerm",
     "LossReport",
     "MultitaskLoss",
+    "PerceptualLoss",
+    "RenderingLoss",
     "Term",
     "TermLoss",
     "TrackLoss",
@@ -35,6 +40,7 @@ __all__ = [
     "depth_to_camera_mask",
     "draw_pairs",
     "epipolar_loss",
+    "gaussian_similarity",
     "gradient_loss",
     "normal_loss",
     "photometric_loss",

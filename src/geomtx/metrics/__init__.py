@@ -6,7 +6,9 @@ from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
 from geomtx.metrics.image import psnr, ssim
 from geomtx.metrics.lucas_kanade import track_lucas_kanade
+from geomtx.metrics.lpips import LPIPS
 from geomtx.metrics.nearest import nearest_points
+from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.metrics.pointcloud import (
     PointCloudScores,
     align_by_nearest,
@@ -29,6 +31,7 @@ from geomtx.metrics.tapvid_files import load_tapvid
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
+    "LPIPS",
     "ConstantGuess",
     "DTUScan",
     "DTUScores",
@@ -59,6 +62,7 @@ __all__ = [
     "pose_auc",
     "pose_recall",
     "psnr",
+    "read_vgg",
     "scale_to_raster",
     "select_queries",
     "sparse_view_report",

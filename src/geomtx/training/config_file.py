@@ -22,7 +22,8 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     """Read a configuration.
 
     Args:
-        source: A YAML file, or the name of a shipped configuration ("nano", "nano_gpu", "finetune").
+        source: A YAML file, or the name of a shipped configuration ("nano", "nano_gpu", "finetune",
+            "nvs", "nvs_nano").
         overrides: "dotted.key=value" each, the value in YAML.
 
     Raises:

@@ -33,8 +33,11 @@ def detach_heads(model: nn.Module, heads: Iterable[str]) -> None:
 
 
 def run_heads_in_float32(model: nn.Module) -> None:
-    """Take the heads out of an autocast around the model, as in VGGT's training; changes `model` in place."""
-    for head in head_modules(model).values():
+    """Take the heads, also those of a VGGT inside, out of an autocast around the model; changes `model` in place."""
+    heads = {head for part in model.modules() for head in head_modules(part).values()}
+    if isinstance(rgb_head := getattr(model, "rgb_head", None), nn.Module):
+        heads.add(rgb_head)
+    for head in heads:
         head.forward = _Float32Head(head.forward)
 
 

@@ -26,7 +26,14 @@ from geomtx.training.run_folder import RunFolder, copy_to_meta
 from geomtx.training.schedule import learning_rate, set_learning_rates
 from geomtx.training.skipping import SkippedSteps, explain_skip
 from geomtx.training.sources import DrawScenes, FileScenes, RenderedScenes, build_source, check_datasets
-from geomtx.training.state import capture_rng, check_finite, kept_rng, load_into, restore_rng, training_state
+from geomtx.training.state import (
+    capture_rng,
+    check_finite,
+    kept_rng,
+    load_into,
+    restore_rng,
+    training_state,
+)
 from geomtx.training.step import StepReport, TrainingStep
 from geomtx.training.task import Task, build_task, start_model
 from geomtx.training.validation import validate

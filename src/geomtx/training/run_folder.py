@@ -80,9 +80,10 @@ class RunFolder:
         model: Any = task.rebuild_model(state["model_config"])
         stored = model.config.to_dict()
         now = stored if section.weights is not None else self._wanted_numbers(task)
-        if section.heads is not None and set(section.heads) != set(stored["heads"]):
+        # Of other kinds, those of the VGGT inside.
+        if section.heads is not None and set(section.heads) != set(stored.get("vggt", stored)["heads"]):
             now = {**stored, "heads": list(section.heads)}
-        keys = [key for key in now if stored[key] != now[key]]
+        keys = [key for key in now if stored.get(key) != now[key]]
         if keys:
             wanted, found = (", ".join(f"{key} {numbers.get(key)}" for key in keys) for numbers in (now, stored))
             raise ValueError(f"checkpoint must be of a model with {wanted}, got '{self.checkpoint}' with {found}")

@@ -1,0 +1,63 @@
+"""Rays of pixels as Plücker lines."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_count, check_option, check_shape
+from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.projection import unproject
+from geomtx.types import Float
+
+__all__ = ["RayOrder", "plucker_rays"]
+
+RayOrder = Literal["moment_direction", "direction_moment"]
+
+
+def plucker_rays(
+    cam_from_world: Float[Tensor, "*#batch 3 4"],
+    intrinsics: Float[Tensor, "*#batch 3 3"],
+    image_hw: tuple[int, int],
+    *,
+    pixel_center: float = 0.0,
+    order: RayOrder = "moment_direction",
+) -> Float[Tensor, "*out 6 h w"]:
+    """The line of every pixel: its moment m = o x d and its unit direction d, in the world.
+
+    o is the camera's centre; m is the same for every point of the line. The pixel in row i and column j has its centre
+    at (j, i), as in `unproject`, which gives points of these lines; with `pixel_center=0.5` at (j + 0.5, i + 0.5), for
+    intrinsics whose origin is the corner of the first pixel.
+
+    Args:
+        cam_from_world: (..., 3, 4), OpenCV axes.
+        intrinsics: (..., 3, 3) in pixels of an image of `image_hw`; skew is honoured.
+        image_hw: Height and width, pixels.
+        pixel_center: Coordinate of the centre of the first pixel, 0.0 or 0.5.
+        order: Of the channels: (m_x, m_y, m_z, d_x, d_y, d_z), or the direction first.
+
+    Returns:
+        (..., 6, H, W); moments in scene units. Differentiable.
+
+    Raises:
+        ValueError: For other shapes, an unknown order, or sizes that aren't positive.
+
+    Source: light fields as Plücker lines (Sitzmann et al. 2021).
+    """
+    check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
+    check_option("order", order, get_args(RayOrder))
+    for name, side in zip(("image height", "image width"), image_hw, strict=True):
+        check_count(name, side)
+    # At depth 1, so that no direction is short.
+    ahead = unproject(intrinsics.new_ones(*intrinsics.shape[:-2], *image_hw), intrinsics, pixel_center=pixel_center)
+    with torch.autocast(intrinsics.device.type, enabled=False):
+        world_from_cam = invert_rigid(cam_from_world)
+        direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)
+    direction = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    center = world_from_cam[..., None, None, :, 3]
+    moment = torch.linalg.cross(center.expand_as(direction), direction)
+    parts = (moment, direction) if order == "moment_direction" else (direction, moment)
+    return torch.cat(parts, dim=-1).movedim(-1, -3)

@@ -1,0 +1,247 @@
+"""Pictures from new places: VGGT's encoder over photos and rays (VGGT, Wang et al. 2025, section 4.6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checkpoint import load_model, open_checkpoint, save_model
+from geomtx.checks import check_count, check_shape
+from geomtx.encoder.alternating import AlternatingEncoder
+from geomtx.encoder.conditioning import CameraConditioning
+from geomtx.encoder.extra_views import ExtraViews
+from geomtx.encoder.patches import PatchEmbedding
+from geomtx.geometry.rays import plucker_rays
+from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.rgb import RGBHead
+from geomtx.key_table import KeyTable
+from geomtx.models.nvs_config import NVSConfig
+from geomtx.models.quantize import is_quantized
+from geomtx.models.registry import find_weights
+from geomtx.models.vggt import VGGT
+from geomtx.types import Bool, Cameras, Float, Predictions
+
+__all__ = ["NVSConfig", "NVSPrediction", "VGGTForNVS"]
+
+NO_OTHER_NAMES = KeyTable(())
+
+
+class NVSPrediction(NamedTuple):
+    """Output of `VGGTForNVS`.
+
+    Attributes:
+        images: (B, T, 3, H, W) in [0, 1], float32 or better.
+        scenes: What the VGGT inside says of `scene_images`; None without.
+    """
+
+    images: Float[Tensor, "b t 3 h w"]
+    scenes: Predictions | None = None
+
+
+class VGGTForNVS(nn.Module):
+    """A VGGT that also makes the pictures of cameras that took none.
+
+    A target is the Plücker lines of its pixels: one convolution makes tokens of them, as large as a patch, which go
+    through the alternating blocks as another view beside the photos, and a head makes a picture of what comes out. The
+    cameras of the photos need not be known. `model.vggt` is the model inside, heads included, for its own tasks.
+
+    Args:
+        config: All numbers.
+        vggt: The model inside, with the configuration `config.vggt`; None = one with random weights.
+
+    Raises:
+        ValueError: For a `vggt` of another configuration.
+    """
+
+    def __init__(self, config: NVSConfig, vggt: VGGT | None = None) -> None:
+        super().__init__()
+        if vggt is not None and vggt.config != config.vggt:
+            raise ValueError("vggt must have the configuration config.vggt, got another one")
+        numbers = config.vggt
+        self.config = config
+        self.vggt = VGGT(numbers) if vggt is None else vggt
+        self.ray_embedding = PatchEmbedding(numbers.dim, patch_size=numbers.patch_size, in_channels=6)
+        self.conditioning = CameraConditioning(numbers.dim, drop=config.camera_drop) if config.known_cameras else None
+        decoder = DPTDecoder(
+            2 * numbers.dim,
+            config.rgb_features or numbers.dpt_features,
+            channels=config.rgb_channels or numbers.dpt_channels,
+            taps=numbers.taps,
+        )
+        self.rgb_head = RGBHead(decoder, hidden_dim=config.rgb_hidden)
+
+    @property
+    def encoder(self) -> AlternatingEncoder:
+        """The VGGT's."""
+        return self.vggt.encoder
+
+    def forward(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        target_cameras: Cameras,
+        *,
+        input_cameras: Cameras | None = None,
+        input_mask: Bool[Tensor, "*batch s"] | None = None,
+        target_chunk: int | None = None,
+        view_chunk: int | None = None,
+        scene_images: Tensor | None = None,
+        query_points: Tensor | None = None,
+    ) -> NVSPrediction:
+        """Make pictures; differentiable.
+
+        Cameras are in the frame of the first input view and in the unit that the model is trained with:
+        `geomtx.geometry.relate_cameras` brings known ones there, and the cameras that `vggt` predicts are there.
+
+        Args:
+            images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; sides are multiples of the patch size.
+            target_cameras: (B, T, 3, 4) and (B, T, 3, 3), intrinsics in pixels of pictures as large as `images`;
+                without the B axis for one scene.
+            input_cameras: Of `images`, (B, S, …), for a model with `config.known_cameras`; None = unknown.
+            input_mask: (B, S) bool, True = the input camera is known; None = all are.
+            target_chunk: Targets to make at a time, each time with the inputs anew; None = all. With isolated targets
+                that changes nothing; without, targets see only those of their own chunk, and pictures differ a little.
+            view_chunk: Targets that the RGB head decodes at a time; None = all.
+            scene_images: (B, S, 3, H, W), of any scenes: let the VGGT inside predict of these too, in the same call, as
+                distributed training needs it.
+            query_points: For that, see `VGGT.forward`.
+
+        Returns:
+            `NVSPrediction`, always with the B axis.
+
+        Raises:
+            ValueError: For wrong shapes, no target, or cameras of the input that the model doesn't take.
+        """
+        single = images.ndim == 4
+        images = images[None] if single else images
+        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        targets = _check_cameras("target_cameras", target_cameras, images, single=single)
+        shift = self._condition(images, input_cameras, input_mask, single=single)
+        num_targets = targets.cam_from_world.shape[1]
+        if target_chunk is not None:
+            check_count("target_chunk", target_chunk)
+        step = target_chunk or num_targets
+        chunks = [Cameras(*(t[:, i : i + step] for t in targets)) for i in range(0, num_targets, step)]
+        pictures = [self._render(images, chunk, shift, view_chunk) for chunk in chunks]
+        scenes = None
+        if scene_images is not None:
+            scenes = self.vggt(scene_images, query_points, view_chunk=view_chunk)
+        return NVSPrediction(pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=1), scenes)
+
+    def _condition(
+        self, images: Tensor, cameras: Cameras | None, mask: Tensor | None, *, single: bool
+    ) -> Tensor | None:
+        """What the known cameras add to the camera tokens; None without."""
+        if cameras is None:
+            return None
+        if self.conditioning is None:
+            raise ValueError("input_cameras must be None for a model without config.known_cameras, got some")
+        cameras = _check_cameras("input_cameras", cameras, images, single=single)
+        check_shape("input_cameras.cam_from_world", cameras.cam_from_world, (*images.shape[:2], 3, 4))
+        mask = mask[None] if mask is not None and single else mask
+        return self.conditioning(cameras, (images.shape[-2], images.shape[-1]), mask)
+
+    def _render(
+        self, images: Tensor, targets: Cameras, shift: Tensor | None, view_chunk: int | None
+    ) -> Float[Tensor, "b t 3 h w"]:
+        image_hw = (images.shape[-2], images.shape[-1])
+        rays = plucker_rays(*targets, image_hw, order=self.config.ray_order)
+        # In half precision, neighbouring pixels would have the same ray.
+        with torch.autocast(images.device.type, enabled=False):
+            patches = self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
+        extra = ExtraViews(patches, isolated=self.config.isolate_targets)
+        tokens = self.encoder(images, camera_shift=shift, extra_views=extra)
+        return self.rgb_head(tokens.select_views(slice(images.shape[1], None)), view_chunk=view_chunk)
+
+    @classmethod
+    def from_vggt(
+        cls,
+        source: VGGT | str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **numbers: Any,
+    ) -> VGGTForNVS:
+        """Start from a VGGT: encoder and heads are kept, what is new has random weights.
+
+        Args:
+            source: A model, which becomes part of this one, or as for `VGGT.from_pretrained`.
+            device: Where to; None = where the model is, else the CPU.
+            dtype: Of all parameters; None = the model's.
+            numbers: Of `NVSConfig`, except `vggt`.
+
+        Raises:
+            ValueError: As `VGGT.from_pretrained`.
+        """
+        vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source, device=device, dtype=dtype)
+        like = next(vggt.parameters())
+        model = cls(dataclasses.replace(NVSConfig(), **{**numbers, "vggt": vggt.config}), vggt)
+        return model.to(device=device or like.device, dtype=dtype or like.dtype).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **numbers: Any,
+    ) -> VGGTForNVS:
+        """Load weights, strictly; in evaluation mode.
+
+        Args:
+            source: A folder or file of `save_pretrained`; or those of a plain VGGT, as for `VGGT.from_pretrained`:
+                then as `from_vggt`.
+            device: Where to; None = the CPU.
+            dtype: Of all parameters; None = as stored.
+            numbers: Of `NVSConfig`, for what a plain VGGT doesn't have.
+
+        Raises:
+            ValueError: For numbers where the weights bring theirs; for missing, unexpected or misshapen tensors, or a
+                configuration that makes no model.
+            FileNotFoundError: If the source is no file and not to be had from the hub.
+        """
+        checkpoint = open_checkpoint(find_weights(source))
+        stored = checkpoint.config or checkpoint.embedded_config or {}
+        if "vggt" not in stored:
+            return cls.from_vggt(source, device=device, dtype=dtype, **numbers)
+        if numbers:
+            raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
+        try:
+            config = NVSConfig.from_dict(stored)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+        return load_model(checkpoint, lambda: cls(config), NO_OTHER_NAMES, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `model.safetensors` and `config.json` into a folder, both or none.
+
+        Raises:
+            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
+                have their place in its own files: `model.vggt.save_pretrained`.
+        """
+        if self.vggt.extra_heads:
+            names = ", ".join(self.vggt.extra_heads)
+            raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
+        if is_quantized(self.vggt):
+            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
+        numbers = self.config.to_dict()
+        return save_model(self, folder, NO_OTHER_NAMES, config=numbers, published_config=numbers)
+
+
+def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single: bool) -> Cameras:
+    """With the B axis, at least one a scene, and as many intrinsics as poses."""
+    if cameras is None:
+        raise ValueError(f"{name} must be given, got None")
+    cameras = Cameras(*(t[None] for t in cameras)) if single else Cameras(*cameras)
+    batch = images.shape[0]
+    check_shape(f"{name}.cam_from_world", cameras.cam_from_world, (batch, "T", 3, 4))
+    count = cameras.cam_from_world.shape[1]
+    if count == 0:
+        raise ValueError(f"{name} must be at least one a scene, got 0")
+    check_shape(f"{name}.intrinsics", cameras.intrinsics, (batch, count, 3, 3))
+    return cameras

@@ -1,0 +1,94 @@
+"""The numbers of a model that makes pictures from new places."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+from geomtx.checks import check_count, check_option, check_range
+from geomtx.geometry.rays import RayOrder
+from geomtx.models.config import VGGTConfig
+
+__all__ = ["NVSConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NVSConfig:
+    """Every number of a `VGGTForNVS`; the defaults are for VGGT-1B.
+
+    Attributes:
+        vggt: Of the VGGT inside.
+        rgb_features: Channels of the RGB head's decoder; None = as the VGGT's dense heads.
+        rgb_channels: Channels of its four projections; None likewise.
+        rgb_hidden: Channels between its last two convolutions.
+        ray_order: Of the six channels of a ray, see `geomtx.plucker_rays`.
+        isolate_targets: Input views don't see targets, and a target sees no other: a picture depends on its own camera
+            alone. False = all attend to all, as in the paper. Global blocks are recomputed (gradient
+            checkpointing) only then.
+        known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
+        camera_drop: Share of the scenes in training whose known cameras are withheld.
+    """
+
+    vggt: VGGTConfig = dataclasses.field(default_factory=VGGTConfig)
+    rgb_features: int | None = None
+    rgb_channels: tuple[int, int, int, int] | None = None
+    rgb_hidden: int = 32
+    ray_order: RayOrder = "moment_direction"
+    isolate_targets: bool = False
+    known_cameras: bool = False
+    camera_drop: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vggt, VGGTConfig):
+            raise ValueError(f"vggt must be a VGGTConfig, got {self.vggt!r}")
+        if self.rgb_channels is not None:
+            object.__setattr__(self, "rgb_channels", tuple(self.rgb_channels))
+            for count in self.rgb_channels:
+                check_count("rgb_channels", count)
+        for name in ("rgb_features", "rgb_hidden"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_option("ray_order", self.ray_order, get_args(RayOrder))
+        for name in ("isolate_targets", "known_cameras"):
+            check_option(name, getattr(self, name), (True, False))
+        check_range("camera_drop", self.camera_drop, 0, 1)
+        if self.isolate_targets and "cross" in self.vggt.scopes:
+            raise ValueError("isolate_targets must be False with the scope 'cross', got True")
+
+    @property
+    def patch_size(self) -> int:
+        """Of the images and of the rays, pixels."""
+        return self.vggt.patch_size
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> NVSConfig:
+        """Around `VGGTConfig.tiny()`; `changes` replace single numbers."""
+        return cls(**{"vggt": VGGTConfig.tiny(), **changes})
+
+    @classmethod
+    def nano(cls, **changes: Any) -> NVSConfig:
+        """Around `VGGTConfig.nano()`; `changes` replace single numbers."""
+        numbers = {"vggt": VGGTConfig.nano(), "rgb_features": 32, "rgb_channels": (64, 48, 32, 32)}
+        return cls(**{**numbers, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and one mapping, "vggt", for JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**plain, "vggt": self.vggt.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NVSConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For a key that is no attribute, or a value that it can't have.
+        """
+        for key in values:
+            check_option("config key", key, sorted(field.name for field in dataclasses.fields(cls)))
+        numbers: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        if isinstance(numbers.get("vggt"), dict):
+            numbers["vggt"] = VGGTConfig.from_dict(numbers["vggt"])
+        return cls(**numbers)

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+import geomtx
+from geomtx.models.nvs_config import NVSConfig
+
+
+def test_plain_values_there_and_back():
+    for config in (
+        NVSConfig(),
+        NVSConfig.nano(),
+        NVSConfig.tiny(
+            isolate_targets=True, known_cameras=True, ray_order="direction_moment", rgb_channels=(4, 8, 8, 8)
+        ),
+    ):
+        assert NVSConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert NVSConfig.tiny().patch_size == 14
+    assert NVSConfig.tiny().vggt == geomtx.VGGTConfig.tiny()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vggt": 3}, r"^vggt must be a VGGTConfig, got 3$"),
+        ({"ray_order": "dm"}, r"^ray_order must be one of 'moment_direction', 'direction_moment', got 'dm'$"),
+        ({"rgb_features": 0}, r"^rgb_features must be a whole number, at least 1, got 0$"),
+        ({"isolate_targets": "no"}, r"^isolate_targets must be one of True, False, got 'no'$"),
+        ({"camera_drop": 2}, r"^camera_drop must be in 0 … 1, got 2$"),
+        (
+            {"isolate_targets": True, "vggt": geomtx.VGGTConfig.tiny(scopes=("frame", "cross"))},
+            r"^isolate_targets must be False with the scope 'cross', got True$",
+        ),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NVSConfig(**changes)
+
+
+def test_unknown_keys():
+    with pytest.raises(ValueError, match=r"^config key must be one of .*, got 'rays'$"):
+        NVSConfig.from_dict({"rays": 1})
