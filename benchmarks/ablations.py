@@ -20,7 +20,6 @@ from geomtx import VGGT
 from geomtx.data.seeds import held_out_seed
 from geomtx.geometry import normalize_scene
 from geomtx.metrics import Evaluation, evaluate_predictions
-from geomtx.training.build import build_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
 from geomtx.training.loop import Trainer
@@ -117,7 +116,7 @@ def train(config: TrainingConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def render_held_out(config: TrainingConfig, count: int, num_views: int) -> list[Any]:
-    patch_size = build_model(config.model).config.patch_size
+    patch_size = config.model.model_config().patch_size
     draw = build_source(config.data, patch_size=patch_size, held_out=True)
     seeds = [held_out_seed(FIRST_SCENE + index) for index in range(count)]
     parts = [seeds[i : i + 32] for i in range(0, count, 32)]

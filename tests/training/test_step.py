@@ -140,9 +140,6 @@ class TwoProcesses:
 
     num_processes = 2
 
-    def unwrap_model(self, model: geomtx.VGGT) -> geomtx.VGGT:
-        return model
-
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
@@ -151,7 +148,9 @@ class TwoProcesses:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(frozen: bool, model: geomtx.VGGT):
+def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(
+    frozen: bool, model: geomtx.VGGT, monkeypatch: pytest.MonkeyPatch
+):
     model.track_head.requires_grad_(not frozen)
     step = training_step(model)
     seen: dict[str, torch.Tensor] = {}
@@ -160,6 +159,8 @@ def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(frozen:
             parameter.register_post_accumulate_grad_hook(lambda p, n=name: seen.update({n: p.grad.clone()}))
     batch = double(random_scenes(2))._replace(tracks=None)
     step = TrainingStep(model, step.loss, step.optimiser, TwoProcesses(), step.clip_groups)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     report = step(batch)
     assert report.applied
     assert (report.predictions.tracks is None) is frozen

@@ -1,54 +1,66 @@
-"""What a configuration stands for: model and loss."""
+"""What a configuration stands for: the parts of a model that train, and VGGT's loss."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import nn
 
 from geomtx.checks import check_at_least, check_option
+from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
-from geomtx.models.config import HEADS
-from geomtx.models.vggt import VGGT
-from geomtx.training.config import LossSection, ModelSection, TrainingConfig
+from geomtx.training.config import LossSection, MonitorSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
+from geomtx.training.monitor import GradientMonitor, shared_parameters
 from geomtx.training.plain_values import parse_fields
 from geomtx.training.recomputation import recompute_blocks
 
-__all__ = ["build_loss", "build_model", "check_track_labels", "prepare_model"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
 
 _TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS, "consistency": ConsistencyTerm()}
 
 
-def build_model(section: ModelSection) -> VGGT:
-    """With random weights, drawn from torch's global generator, or with those of a checkpoint, in float32."""
-    if section.weights is None:
-        return VGGT(section.model_config())
-    for head in section.heads or ():
-        check_option("model.heads", head, HEADS)
-    return VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)  # type: ignore[arg-type]
-
-
-def check_track_labels(model: VGGT, num_tracks: int) -> None:
+def check_track_labels(model: nn.Module, num_tracks: int) -> None:
     """Refuse to train a head of tracks on scenes without any: it would stay random, and other processes would wait.
 
     Raises:
         ValueError: If that is so.
     """
-    if model.track_head is None or num_tracks > 0:
+    head = getattr(model, "track_head", None)
+    if head is None or num_tracks > 0:
         return
-    if any(parameter.requires_grad for parameter in model.track_head.parameters()):
+    if any(parameter.requires_grad for parameter in head.parameters()):
         raise ValueError(
             f"data.num_tracks must be positive where the head of tracks is trained, got {num_tracks}; "
             "else leave 'tracks' out of the model's heads, or freeze track_head"
         )
 
 
-def prepare_model(model: VGGT, config: TrainingConfig) -> None:
+def find_encoder(model: nn.Module, what: str) -> AlternatingEncoder:
+    """The encoder in a model.
+
+    Args:
+        model: Of any kind.
+        what: Needs it, for the error.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    encoder = next((module for module in model.modules() if isinstance(module, AlternatingEncoder)), None)
+    if encoder is None:
+        raise ValueError(f"{what} must be off for a model without an AlternatingEncoder, got {type(model).__name__}")
+    return encoder
+
+
+def prepare_model(model: nn.Module, config: TrainingConfig) -> None:
     """Training mode, frozen parts, probes, precision, recomputation: in place."""
     model.train()
     freeze(model, config.freeze)
@@ -56,9 +68,22 @@ def prepare_model(model: VGGT, config: TrainingConfig) -> None:
     if config.precision != "float32":
         run_heads_in_float32(model)
     if config.gradient_checkpointing:
-        recompute_blocks(model.encoder)
+        recompute_blocks(find_encoder(model, "gradient_checkpointing"))
     if config.compile:
         model.compile()
+
+
+def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accelerator) -> GradientMonitor | None:
+    """The monitor of a run's gradients; None = it has none."""
+    if not section.every and not section.pcgrad:
+        return None
+    return GradientMonitor(
+        shared_parameters(model, find_encoder(model, "monitor"), section.parameters),
+        every=section.every,
+        pcgrad=section.pcgrad,
+        projection=section.projection,
+        reduce=functools.partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None,
+    )
 
 
 def build_loss(section: LossSection) -> MultitaskLoss:

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive, check_range
 from geomtx.data.synthetic import MOST_VIEWS
-from geomtx.models.config import HEADS, VGGTConfig
+from geomtx.models.config import HEADS
 from geomtx.training.data_config import DataSection, ValidationSection
+from geomtx.training.model_config import LoraSection, LossSection, ModelSection
 
 __all__ = [
     "CheckpointSection",
     "GroupSection",
     "LogSection",
+    "LoraSection",
     "LossSection",
     "ModelSection",
     "MonitorSection",
@@ -21,53 +23,6 @@ __all__ = [
     "ScheduleSection",
     "TrainingConfig",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """What is trained.
-
-    Attributes:
-        preset: A constructor of `VGGTConfig`; "vggt_1b" is its defaults.
-        numbers: Of `VGGTConfig`, in place of the preset's.
-        weights: Start from these, as for `VGGT.from_pretrained`, and with their configuration; None = random.
-        heads: Train only these heads of `weights`; None = all that they have.
-    """
-
-    preset: str = "vggt_1b"
-    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
-    weights: str | None = None
-    heads: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_option("model.preset", self.preset, ("vggt_1b", "tiny", "nano", "small", "base"))
-        if self.weights is not None and self.numbers:
-            raise ValueError(f"model.numbers must be empty where model.weights bring theirs, got {self.numbers}")
-        if self.weights is None and self.heads is not None:
-            raise ValueError(f"model.heads must go with model.weights, got {self.heads}; use model.numbers.heads")
-
-    def model_config(self) -> VGGTConfig:
-        """The numbers of a model with random weights.
-
-        Raises:
-            ValueError: For a number that `VGGTConfig` doesn't have, or doesn't take.
-        """
-        preset = VGGTConfig() if self.preset == "vggt_1b" else getattr(VGGTConfig, self.preset)()
-        return VGGTConfig.from_dict({**preset.to_dict(), **self.numbers})
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSection:
-    """See `geomtx.losses.MultitaskLoss`.
-
-    Attributes:
-        preset: "default", "paper" or "released".
-        terms: "camera", "depth", "points", "tracks" or "consistency", the losses across views, which are off unless
-            named → what differs from the preset's term, `weight` for instance; None = off.
-    """
-
-    preset: Literal["default", "paper", "released"] = "default"
-    terms: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +54,8 @@ class OptimiserSection:
         decay: Of "matrices", the parameters with two axes or more, or of "all".
         groups: Pattern of parameter names → differences; the first that matches a parameter counts.
         clip: Pattern of parameter names → largest norm of their gradient. Each trained parameter in exactly one.
+        skip_above: Skip a step in which one of these norms, before clipping, is more than so many times its largest;
+            None = none is.
     """
 
     lr: float = 5e-5
@@ -108,6 +65,7 @@ class OptimiserSection:
     decay: Literal["matrices", "all"] = "matrices"
     groups: dict[str, GroupSection] = dataclasses.field(default_factory=dict)
     clip: dict[str, float] = dataclasses.field(default_factory=lambda: {"*": 1.0})
+    skip_above: float | None = None
 
     def __post_init__(self) -> None:
         check_finite_positive("optimiser.lr", self.lr)
@@ -117,6 +75,8 @@ class OptimiserSection:
             check_range("optimiser.betas", beta, 0, 1)
         for pattern, norm in self.clip.items():
             check_finite_positive(f"optimiser.clip.{pattern}", norm)
+        if self.skip_above is not None:
+            check_at_least("optimiser.skip_above", self.skip_above, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +163,8 @@ class TrainingConfig:
     Attributes:
         seed: Of weights, data and augmentation.
         model: What is trained.
+        task: Options of the task that goes with `model.kind`, by name.
+        lora: Adapters, which are trained in place of the weights that they adapt; None = none.
         freeze: Patterns of module names that stay as they are, in evaluation mode.
         detach: Heads whose gradients stop at the tokens: probes.
         data: Where scenes come from.
@@ -224,6 +186,8 @@ class TrainingConfig:
 
     seed: int = 42
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
+    task: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: LoraSection | None = None
     freeze: tuple[str, ...] = ()
     detach: tuple[str, ...] = ()
     data: DataSection = dataclasses.field(default_factory=DataSection)

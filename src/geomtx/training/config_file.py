@@ -13,6 +13,7 @@ from geomtx.models.config import VGGTConfig
 from geomtx.training.config import TrainingConfig
 from geomtx.training.plain_values import parse_section, unknown_key
 from geomtx.training.requirements import import_extra
+from geomtx.training.task import build_task
 
 __all__ = ["load_config", "parse_config", "save_config", "shipped_configs"]
 
@@ -63,9 +64,11 @@ def save_config(config: TrainingConfig, path: Path) -> None:
 def parse_config(values: dict[str, Any]) -> TrainingConfig:
     """The configuration of plain values; the inverse of `TrainingConfig.to_dict`. Errors as in `load_config`."""
     config = parse_section(TrainingConfig, values, "")
+    build_task(config.model.kind, config.task)
     known = [field.name for field in dataclasses.fields(VGGTConfig)]
     for key in config.model.numbers:
-        if key not in known:
+        # Other kinds have other numbers.
+        if key not in known and config.model.kind == "vggt":
             raise ValueError(unknown_key(f"model.numbers.{key}", key, known))
     return config
 

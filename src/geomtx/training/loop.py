@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from geomtx.data.sampler import rare_view_counts
+from geomtx.losses.multitask import LossReport
 from geomtx.training.batches import SceneStream, describe_problem, load_batches, move_batch, validation_batches
-from geomtx.training.build import build_loss, build_model, check_track_labels, prepare_model
+from geomtx.training.build import build_monitor, check_track_labels, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups, build_parameter_groups
 from geomtx.training.log import ScalarMeans, TrainingLog
-from geomtx.training.monitor import GradientMonitor, shared_parameters
-from geomtx.training.requirements import import_extra
-from geomtx.training.run_folder import RunFolder
+from geomtx.training.processes import build_accelerator, gather_objects
+from geomtx.training.run_folder import RunFolder, copy_to_meta
 from geomtx.training.schedule import learning_rate, set_learning_rates
+from geomtx.training.skipping import SkippedSteps, explain_skip
 from geomtx.training.sources import DrawScenes, FileScenes, RenderedScenes, build_source, check_datasets
 from geomtx.training.state import capture_rng, check_finite, kept_rng, load_into, restore_rng, training_state
 from geomtx.training.step import StepReport, TrainingStep
-from geomtx.training.validation import score_cameras, validate
+from geomtx.training.task import Task, build_task
+from geomtx.training.validation import validate
 from geomtx.types import SceneBatch
 
 __all__ = ["Trainer"]
@@ -44,10 +49,12 @@ class Trainer:
         progress: Show a bar on stderr; None = if that is a terminal.
         draw: Scenes by seed, for training and validation, in place of those that the configuration asks for. Batches
             to train on are checked (`geomtx.data.check_values`), and skipped if there is something wrong with one.
+        task: What is trained, in place of what `config.model.kind` and `config.task` say.
+        model: To train, in place of the one that `config.model` asks for; changed in place. To go on, give it again.
+        loss: (outputs, batch) → `LossReport`, in place of the task's.
 
     Attributes:
         step: Steps done, those that were skipped too; also which batch comes next.
-        num_skipped: Steps whose loss or gradient was not finite, or whose batch was no scene.
         num_left_out: Scenes of files that could not be used, in all processes, up to the last line of the log.
         stop_requested: Set it, for instance in a signal handler, to stop after the current step.
 
@@ -67,33 +74,49 @@ class Trainer:
         cpu: bool = False,
         progress: bool | None = None,
         draw: DrawScenes | None = None,
+        task: Task | None = None,
+        model: nn.Module | None = None,
+        loss: Callable[[Any, Any], LossReport] | None = None,
     ) -> None:
-        accelerate = import_extra("accelerate")
+        self.task = build_task(config.model.kind, config.task) if task is None else task
         check_datasets(config.data, validation=config.validation.every > 0)
         self.config = config
         self.folder = RunFolder(Path(folder), config)
         state = self.folder.open(resume=resume)
-        ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
-        # Precision and accumulation are the configuration's, whatever the launcher's own says.
-        once = accelerate.utils.GradientAccumulationPlugin(num_steps=1)
-        # Without being told that it is on CPUs, accelerate takes each process of a launcher for a run of its own.
-        cpu = cpu or not torch.accelerator.is_available()
-        self.accelerator = accelerate.Accelerator(
-            cpu=cpu, mixed_precision="no", gradient_accumulation_plugin=once, kwargs_handlers=[ddp]
-        )
+        self.accelerator = build_accelerator(cpu=cpu)
+        self._gather = functools.partial(gather_objects, self.accelerator)
         self.device: torch.device = self.accelerator.device
         self.progress = progress if self.accelerator.is_main_process else False
-        self.step = self.num_skipped = self.skipped_in_a_row = self.num_left_out = self._left_out_before = 0
+        self.step = self.num_left_out = self._left_out_before = 0
+        self.skipped = SkippedSteps(config.max_skipped)
         self._save_is_due = False
-        # Rendered scenes are right, and those of files were checked one by one.
-        self.checks_batches = draw is not None and not isinstance(draw, RenderedScenes | FileScenes)
         self.stop_requested = False
         self.means = ScalarMeans()
         if config.tf32:
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
-        self._build_model(state, check_labels=draw is None)
-        patch_size = self.model_config.patch_size
+        if model is None:
+            model = self.task.build_model(config.model) if state is None else self.folder.build_model(state, self.task)
+        if state is not None:
+            self.folder.report_changes(state)
+        prepare_model(model, config)
+        if draw is None:
+            check_track_labels(model, config.data.num_tracks)
+        self.blueprint = copy_to_meta(model)
+        self._set_up(model, self.task.build_loss(config.loss) if loss is None else loss)
+        self._open_scenes(draw)
+        # From here on, every process draws its own numbers.
+        torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
+        if state is not None:
+            self._restore(state)
+        self.folder.start(self.accelerator)
+
+    def _open_scenes(self, draw: DrawScenes | None) -> None:
+        config = self.config
+        # A model without such a number takes images of any size.
+        patch_size = getattr(getattr(self.bare_model, "config", None), "patch_size", 1)
+        # Rendered scenes are right, and those of files were checked one by one.
+        self.checks_batches = draw is not None and not isinstance(draw, RenderedScenes | FileScenes)
         source = draw or build_source(config.data, patch_size=patch_size)
         if config.validation.every:
             self.held_out = draw or build_source(config.data, patch_size=patch_size, held_out=True)
@@ -106,25 +129,20 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             device=None if config.data.workers else self.device,
         )
-        # From here on, every process draws its own numbers.
-        torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
-        if state is not None:
-            self._restore(state)
-        self.folder.start(self.accelerator)
         rare = rare_view_counts(config.data.views)
         if rare and self.accelerator.is_main_process:
             logger.warning(
                 "The model won't know scenes of %s views: data.views leaves them out.", ", ".join(map(str, rare))
             )
 
-    def _build_model(self, state: dict[str, Any] | None, *, check_labels: bool) -> None:
+    @property
+    def num_skipped(self) -> int:
+        """Steps whose loss or gradient was not finite, or too large, or whose batch was no scene."""
+        return self.skipped.total
+
+    def _set_up(self, model: nn.Module, loss: Callable[[Any, Any], LossReport]) -> None:
         config = self.config
-        model = build_model(config.model) if state is None else self.folder.build_model(state)
-        prepare_model(model, config)
-        if check_labels:
-            check_track_labels(model, config.data.num_tracks)
-        self.model_config = model.config
-        self.loss = build_loss(config.loss)
+        self.loss = loss
         section = config.optimiser
         optimiser = torch.optim.AdamW(
             build_parameter_groups(model, section), lr=section.lr, betas=section.betas, eps=section.eps, fused=True
@@ -132,7 +150,7 @@ class Trainer:
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.bare_model = self.accelerator.unwrap_model(self.model)
         self.average = WeightAverage(self.bare_model, config.ema) if config.ema else None
-        self.monitor = self._build_monitor()
+        self.monitor = build_monitor(self.bare_model, config.monitor, self.accelerator)
         self.autocast = None if config.precision == "float32" else getattr(torch, config.precision)
         self.training_step = TrainingStep(
             self.model,
@@ -143,23 +161,9 @@ class Trainer:
             num_chunks=config.accumulation,
             autocast=self.autocast,
             monitor=self.monitor,
+            task=self.task,
+            skip_above=section.skip_above,
         )
-
-    def _build_monitor(self) -> GradientMonitor | None:
-        section = self.config.monitor
-        if not section.every and not section.pcgrad:
-            return None
-        reduce = self._mean_over_processes if self.accelerator.num_processes > 1 else None
-        return GradientMonitor(
-            shared_parameters(self.bare_model, self.bare_model.encoder, section.parameters),
-            every=section.every,
-            pcgrad=section.pcgrad,
-            projection=section.projection,
-            reduce=reduce,
-        )
-
-    def _mean_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(tensor, "mean")
 
     def train(self, until: int | None = None) -> Path:
         """Train to the end, or until so many steps are done; writes a checkpoint and the weights there.
@@ -194,21 +198,13 @@ class Trainer:
         problem = describe_problem(batch) if self.checks_batches else None
         report = self.training_step(move_batch(batch, self.device), self.step, usable=problem is None)
         self.step += 1
-        if report.applied:
-            self.skipped_in_a_row = 0
-            if self.average is not None:
-                self.average.update()
-            return report
-        self.num_skipped += 1
-        self.skipped_in_a_row += 1
-        bad = ", ".join(name for name, value in report.scalars.items() if not value.isfinite()) or "another process's"
-        kind, why = ("these are not finite", bad) if problem is None else ("its batch is no scene", problem)
-        logger.warning("Step %d was skipped, as %s: %s.", self.step, kind, why)
-        if self.skipped_in_a_row > self.config.max_skipped:
-            rule = "loss and gradient must be finite" if problem is None else "batches must be scenes"
-            got = f"got {self.skipped_in_a_row} steps in a row that are not, up to step {self.step} ({why})"
-            raise ValueError(f"{rule}, {got}; the last checkpoint is kept")
-        return report._replace(scalars={})
+        if not report.applied:
+            self.skipped.add(self.step, explain_skip(report.scalars, problem, self.training_step.norm_limits))
+            return report._replace(scalars={})
+        self.skipped.in_a_row = 0
+        if self.average is not None:
+            self.average.update()
+        return report
 
     def _write_what_is_due(self, log: TrainingLog | None, report: StepReport) -> None:
         config, step = self.config, self.step
@@ -216,19 +212,19 @@ class Trainer:
             log.bar.update()
         if step % config.log.every == 0 or step == config.schedule.steps:
             if report.applied:
-                poses = score_cameras(report.predictions, report.batch)
-                self.means.add({name: value.nanmean() for name, value in poses.items()})
+                scores = self.task.score(report.predictions, report.batch)
+                self.means.add({name: value.nanmean() for name, value in scores.items()})
             scalars = ScalarMeans.merge(self._gather(self.means.sums()))
             counts = {"skipped": float(self.num_skipped), "scenes_left_out": float(self._count_left_out())}
             if log is not None:
                 log.write(step, {**scalars, "lr": self.optimiser.param_groups[0]["lr"], **counts})
         if config.validation.every and (step % config.validation.every == 0 or step == config.schedule.steps):
-            scores = self.validate()
+            measured = self.validate()
             if log is not None:
-                log.write(step, scores, kind="validation")
+                log.write(step, measured, kind="validation")
         self._save_is_due |= step % config.checkpoint.every == 0 and step < config.schedule.steps
         # Weights that lead to nothing finite may be broken: the last good ones stay until it goes on.
-        if self._save_is_due and not self.skipped_in_a_row:
+        if self._save_is_due and not self.skipped.in_a_row:
             self._save()
 
     def _stops(self) -> bool:
@@ -236,11 +232,6 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         return self.step % self.config.log.every == 0 and any(self._gather(self.stop_requested))
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self.accelerator.num_processes == 1:
-            return [value]
-        return import_extra("accelerate.utils").gather_object([value])
 
     def _count_left_out(self) -> int:
         self.num_left_out = self._left_out_before + sum(self._gather(self.stream.num_left_out))
@@ -252,7 +243,7 @@ class Trainer:
         batches = ((num_views, move_batch(batch, self.device)) for num_views, batch in scenes)
         averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
         with averaged, kept_rng(self.device, self.config.seed):
-            return validate(self.bare_model, self.loss, batches, autocast=self.autocast)
+            return validate(self.bare_model, self.loss, batches, autocast=self.autocast, task=self.task)
 
     def _save(self) -> None:
         """All processes take part; the first writes."""
@@ -263,20 +254,20 @@ class Trainer:
         state = training_state(self.bare_model, self.optimiser.optimizer)
         state |= {
             "step": self.step,
-            "skipped": (self.num_skipped, self.skipped_in_a_row),
+            "skipped": (self.skipped.total, self.skipped.in_a_row),
             "left_out": self._count_left_out(),
             "average": None if self.average is None else self.average.state_dict(),
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
             "processes": self._gather({"rng": capture_rng(self.device), "means": self.means.peek()}),
         }
         if self.accelerator.is_main_process:
-            self.folder.save(state, self.model_config)
+            self.folder.save(state, self.blueprint)
         self.accelerator.wait_for_everyone()
 
     def _restore(self, state: dict[str, Any]) -> None:
         load_into(self.bare_model, self.optimiser.optimizer, state)
         self.step = state["step"]
-        self.num_skipped, self.skipped_in_a_row = state["skipped"]
+        self.skipped.total, self.skipped.in_a_row = state["skipped"]
         self.num_left_out = self._left_out_before = state.get("left_out", 0)
         if self.average is not None:
             if state["average"] is None:

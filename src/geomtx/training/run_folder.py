@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -9,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_model
+from torch import nn
 
-from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.training.config import LogSection, TrainingConfig
 from geomtx.training.config_file import save_config
 from geomtx.training.log import TrainingLog
 from geomtx.training.state import read_state, write_state
+from geomtx.training.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "copy_to_meta"]
 
 logger = logging.getLogger("geomtx")
 
@@ -62,51 +65,84 @@ class RunFolder:
             save_config(self.config, self.path / "config.yaml")
         accelerator.wait_for_everyone()
 
-    def build_model(self, state: dict[str, Any]) -> VGGT:
-        """The checkpoint's model, with random weights; says what else of the configuration has changed.
+    def build_model(self, state: dict[str, Any], task: Task) -> nn.Module:
+        """The checkpoint's model, with random weights.
 
         Weights that the run began with are not read again: the checkpoint has what became of them.
 
         Raises:
             ValueError: If the configuration asks for another model, naming the numbers that differ.
         """
-        config = VGGTConfig.from_dict(state["model_config"])
-        stored, section = config.to_dict(), self.config.model
-        now = stored if section.weights is not None else section.model_config().to_dict()
+        section = self.config.model
+        kind = state["config"]["model"].get("kind", "vggt")
+        if kind != section.kind:
+            raise ValueError(f"checkpoint must be of a model of kind {section.kind}, got '{self.checkpoint}' of {kind}")
+        model: Any = task.rebuild_model(state["model_config"])
+        stored = model.config.to_dict()
+        now = stored if section.weights is not None else self._wanted_numbers(task)
         if section.heads is not None and set(section.heads) != set(stored["heads"]):
             now = {**stored, "heads": list(section.heads)}
         keys = [key for key in now if stored[key] != now[key]]
         if keys:
             wanted, found = (", ".join(f"{key} {numbers.get(key)}" for key in keys) for numbers in (now, stored))
             raise ValueError(f"checkpoint must be of a model with {wanted}, got '{self.checkpoint}' with {found}")
-        differences = sorted(set(_flatten(state["config"])) ^ set(_flatten(self.config.to_dict())))
-        if differences:
-            changed = ", ".join(dict.fromkeys(key for key, _ in differences))
-            logger.warning("The run goes on with another configuration than it began with: %s.", changed)
-        return VGGT(config)
+        return model
+
+    def _wanted_numbers(self, task: Task) -> dict[str, Any]:
+        with torch.device("meta"):
+            model: Any = task.build_model(self.config.model)
+        return model.config.to_dict()
+
+    def report_changes(self, state: dict[str, Any]) -> None:
+        """Say what of the configuration is otherwise than in the checkpoint."""
+        before, now = (dict(_flatten(values)) for values in (state["config"], self.config.to_dict()))
+        # A key that is newer than the checkpoint had its default.
+        before = {key: value for key, value in _flatten(TrainingConfig().to_dict()) if key in now} | before
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            logger.warning("The run goes on with another configuration than it began with: %s.", ", ".join(changed))
 
     def open_log(self, start: int, total: int, progress: bool | None) -> TrainingLog:
         """The log, to go on after `start` steps."""
         section: LogSection = self.config.log
         return TrainingLog(self.path, section, start=start, total=total, progress=progress)
 
-    def save(self, state: dict[str, Any], config: VGGTConfig) -> None:
-        """Write the checkpoint, then the weights: averaged ones where there are."""
-        state = {**state, "config": self.config.to_dict(), "model_config": config.to_dict()}
+    def save(self, state: dict[str, Any], blueprint: nn.Module) -> None:
+        """Write the checkpoint, then the weights: averaged ones where there are.
+
+        Args:
+            state: Of the run.
+            blueprint: Its model without values, see `copy_to_meta`. Its own `save_pretrained` writes the weights;
+                without one, they are its state in `model.safetensors`.
+        """
+        config: Any = getattr(blueprint, "config", None)
+        numbers = {} if config is None else config.to_dict()
+        state = {**state, "config": self.config.to_dict(), "model_config": numbers}
         keep_every = self.config.checkpoint.keep_every
         if keep_every and state["step"] % keep_every == 0:
             write_state(state, self.path / f"checkpoint-{state['step']:07d}.pt")
         write_state(state, self.checkpoint)
         averages = {} if state["average"] is None else state["average"]["averages"]
-        save_weights({**state["model"], **averages}, config, self.weights)
+        # A copy: the blueprint itself is not to hold on to the values.
+        model: Any = copy.deepcopy(blueprint)
+        model.load_state_dict({**state["model"], **averages}, assign=True)
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(self.weights)
+        else:
+            self.weights.mkdir(exist_ok=True)
+            partial = self.weights / ".model.safetensors.partial"
+            save_model(model, str(partial))
+            partial.replace(self.weights / "model.safetensors")
 
 
-def save_weights(weights: dict[str, Tensor], config: VGGTConfig, folder: Path) -> None:
-    """Write whole tensors by parameter name as a folder that `VGGT.from_pretrained` loads."""
-    with torch.device("meta"):
-        model = VGGT(config)
-    model.load_state_dict(weights, assign=True)
-    model.save_pretrained(folder)
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """A deep copy of a model that costs no memory: its parameters and buffers have no values."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        empty = tensor.detach().to("meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(model, memo)
 
 
 def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

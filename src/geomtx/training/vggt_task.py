@@ -1,0 +1,95 @@
+"""Training of `VGGT`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_option
+from geomtx.geometry.normalization import normalize_scene
+from geomtx.heads.track import TrackHead
+from geomtx.losses.multitask import MultitaskLoss
+from geomtx.losses.reduce import select
+from geomtx.metrics.evaluate import measure_depth, measure_poses
+from geomtx.models.config import HEADS
+from geomtx.models.vggt import VGGT, VGGTConfig
+from geomtx.training.build import build_loss
+from geomtx.training.config import LossSection, ModelSection
+from geomtx.types import Predictions, SceneBatch
+
+__all__ = ["VggtTask", "score_cameras", "score_depth"]
+
+# In the log, by their names in `Evaluation`.
+_POSES = {"auc_5": "auc@5", "auc_15": "auc@15", "auc_30": "auc@30"}
+_DEPTH = {"depth_abs_rel": "abs_rel", "depth_delta": "delta_1.25"}
+
+
+@dataclasses.dataclass(frozen=True)
+class VggtTask:
+    """All heads on a batch; queries are where the tracks are in view 0. See `Task`."""
+
+    def build_model(self, section: ModelSection) -> VGGT:
+        """With random weights, drawn from torch's global generator, or with those of a checkpoint, in float32."""
+        if section.weights is None:
+            return VGGT(section.model_config())
+        for head in section.heads or ():
+            check_option("model.heads", head, HEADS)
+        return VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)  # type: ignore[arg-type]
+
+    def rebuild_model(self, numbers: dict[str, Any]) -> VGGT:
+        """The model of `VGGTConfig.to_dict`."""
+        return VGGT(VGGTConfig.from_dict(numbers))
+
+    def build_loss(self, section: LossSection) -> MultitaskLoss:
+        """See `geomtx.training.build.build_loss`."""
+        return build_loss(section)
+
+    def prepare(self, batch: SceneBatch) -> SceneBatch:
+        """In the first camera's frame and the unit of the scene."""
+        return normalize_scene(batch)[0]
+
+    def predict(self, model: nn.Module, batch: SceneBatch) -> Predictions:
+        """Run all heads.
+
+        Without tracks, the head of tracks doesn't run, unless other processes wait for it: then it follows a pixel
+        that no label is of.
+        """
+        queries = None
+        if batch.tracks is not None:
+            # An empty slot may hold anything.
+            queries = select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
+        elif model.training and _num_processes() > 1 and _trains_tracks(model):
+            queries = batch.images.new_zeros(batch.images.shape[0], 1, 2)
+        return model(batch.images, queries)
+
+    def score(self, outputs: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+        """`score_cameras` and `score_depth`."""
+        return score_cameras(outputs, batch) | score_depth(outputs, batch)
+
+
+def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+    """Areas under the curve of pose errors, in 0 … 1, a scene each (B,), as in `geomtx.metrics.Evaluation`.
+
+    Nothing where there are no cameras or no two views; NaN for a scene without two known cameras.
+    """
+    measured = measure_poses(predictions, batch)
+    return {short: measured[name] for name, short in _POSES.items() if name in measured}
+
+
+def score_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
+    """Errors of depth with one scale a scene, (B,), as in `geomtx.metrics.Evaluation`; nothing without depth."""
+    measured = measure_depth(predictions, batch)
+    return {short: measured[name] for name, short in _DEPTH.items() if name in measured}
+
+
+def _num_processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _trains_tracks(model: nn.Module) -> bool:
+    heads = [module for module in model.modules() if isinstance(module, TrackHead)]
+    return any(parameter.requires_grad for head in heads for parameter in head.parameters())
