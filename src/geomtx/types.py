@@ -217,7 +217,8 @@ class Predictions(NamedTuple):
 
 
 class TrackLabels(NamedTuple):
-    """True tracks; the query of a track is where it is in view 0.
+    """True tracks. Of unordered views, the query of a track is where it is in view 0, and a valid track is visible
+    there. Of videos, any frame in which a track is visible can be its query's, and view 0 may not see it.
 
     Attributes:
         coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; kept where the point is not seen.

@@ -9,8 +9,10 @@ from PIL import Image
 
 from data.plane_scenes import write_co3d, write_virtual_kitti
 from geomtx.data import FrameChoice, FrameTransform, SampleOptions
+from geomtx.data.motion import MotionStyle
 from geomtx.data.seeds import held_out_seed
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.videos import render_videos
 from geomtx.training.config_file import load_config, parse_config
 from geomtx.training.data_config import DataSection
 from geomtx.training.sources import build_source, check_datasets
@@ -202,3 +204,28 @@ def test_folders_that_are_not_named(tmp_path: Path):
     data["datasets"]["mine"]["root"] = str(tmp_path)
     with pytest.raises(ValueError, match=r"^data\.datasets\.mine\.validation_root must name a folder, got none"):
         small_trainer(tmp_path, data=data, validation={"every": 1})
+
+
+def test_videos_are_those_of_the_renderer():
+    data = section(kind="synthetic_video", num_tracks=3, motion={"moving": 1.0}, style={"num_solids": [1, 1]})
+    got = build_source(data, patch_size=14)([5, 6], 4, (28, 42))
+    style, motion = RoomStyle(num_solids=(1, 1)), MotionStyle(moving=1.0)
+    wanted = render_videos([5, 6], 4, (28, 42), num_tracks=3, style=style, motion=motion)
+    assert torch.equal(got.images, wanted.images)
+    assert torch.equal(got.tracks.coords_px, wanted.tracks.coords_px)
+
+
+def test_numbers_of_videos():
+    assert section(kind="synthetic_video", views={64: 1}).views == {64: 1}
+    with pytest.raises(ValueError, match=r"^data\.views must be up to 64 of rendered scenes, got 65$"):
+        section(kind="synthetic_video", views={65: 1})
+    with pytest.raises(ValueError, match=r"^data\.motion must go with kind 'synthetic_video', got .* for 'synthetic'$"):
+        section(motion={"moving": 1.0})
+    with pytest.raises(ValueError, match=r"^data\.choice must go with kind 'dataset', got .* for 'synthetic_video'$"):
+        section(kind="synthetic_video", choice={"expand_range": 3})
+    with pytest.raises(ValueError, match=r"got 'data\.motion\.speed'"):
+        build_source(section(kind="synthetic_video", motion={"speed": 1}), patch_size=14)
+    with pytest.raises(ValueError, match=r"^moving must be in 0 … 1, got 2\.0$"):
+        build_source(section(kind="synthetic_video", motion={"moving": 2}), patch_size=14)
+    with pytest.raises(ValueError, match=r"^validation\.views must be up to 64 of rendered scenes, got 65$"):
+        parse_config({"data": {"kind": "synthetic_video"}, "validation": {"views": [65]}})

@@ -15,6 +15,7 @@ from geomtx.data.frame_geometry import (
     rotate_frame,
 )
 from geomtx.data.mixture import SceneMixture, SceneSource
+from geomtx.data.motion import MotionStyle
 from geomtx.data.photos import save_photos, truth_in_views
 from geomtx.data.sampler import SceneRequest, ViewCountSampler
 from geomtx.data.scene_check import BatchCheck, check_batch, check_cameras, check_values
@@ -23,6 +24,7 @@ from geomtx.data.seeds import held_out_seed, is_held_out, training_seed
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.track_labels import build_track_labels, choose_tracks
 from geomtx.data.unified import UnifiedDataset
+from geomtx.data.videos import render_videos
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Frame",
     "FrameChoice",
     "FrameTransform",
+    "MotionStyle",
     "RoomStyle",
     "SampleOptions",
     "SceneDataset",
@@ -62,6 +65,7 @@ __all__ = [
     "read_half_png",
     "read_integer_png",
     "render_scenes",
+    "render_videos",
     "repeat_batch",
     "resize_frame",
     "rotate_frame",

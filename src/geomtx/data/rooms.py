@@ -20,7 +20,16 @@ from geomtx.data.textures import NUM_WAVES, Textures
 from geomtx.geometry.camera import fov_to_intrinsics
 from geomtx.types import Cameras
 
-__all__ = ["Dice", "Lights", "pick_textures", "place_cameras", "place_lights", "place_solids"]
+__all__ = [
+    "Dice",
+    "Lights",
+    "look_at",
+    "pick_textures",
+    "place_cameras",
+    "place_lights",
+    "place_solids",
+    "turn_about",
+]
 
 _CANDIDATES = 8  # places tried for a camera
 _KINDS = 6  # ball, dome, cylinder, box, prism, pyramid
@@ -85,17 +94,17 @@ def place_solids(dice: Dice, style: RoomStyle) -> Solids:
     quadrics, normals, offsets = _shape(dice, centers, radii, rotation)
     low = torch.stack([-half[:, 0], -height, -half[:, 1]], dim=-1)
     high = torch.stack([half[:, 0], torch.zeros_like(height), half[:, 1]], dim=-1)
-    return Solids(quadrics, centers, normals, offsets, exists, low, high)
+    return Solids(quadrics, centers, normals, offsets, exists, low, high, radii.norm(dim=-1))
 
 
 def _random_rotation(dice: Dice, count: int) -> Tensor:
     """World-from-solid rotations, (B, count, 3, 3): any heading, and some tilted."""
     yaw = dice.between(0, 2 * math.pi, count)
     tilt = torch.where(dice.roll(count) < 0.3, dice.between(-0.6, 0.6, count), 0.0)
-    return _turn(yaw, 1) @ _turn(tilt, 0)
+    return turn_about(yaw, 1) @ turn_about(tilt, 0)
 
 
-def _turn(angle: Tensor, axis: int) -> Tensor:
+def turn_about(angle: Tensor, axis: int) -> Tensor:
     """Rotation about a coordinate axis, (..., 3, 3)."""
     matrix = torch.zeros(*angle.shape, 3, 3, device=angle.device, dtype=angle.dtype)
     first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -219,7 +228,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
         eyes.append(eye.gather(1, chosen[..., None].expand(-1, -1, 3))[:, 0])
         targets.append((focus + dice.between(-style.aim, style.aim, 1, 3) * reach[..., None])[:, 0])
         rolls.append(dice.between(-1, 1) * (style.roll * math.pi / 180))
-    cam_from_world = _look_at(torch.stack(eyes, 1), torch.stack(targets, 1), torch.stack(rolls, 1))
+    cam_from_world = look_at(torch.stack(eyes, 1), torch.stack(targets, 1), torch.stack(rolls, 1))
     rows, columns = image_hw
     wide = 2 * torch.atan(torch.tan(fov / 2) * min(image_hw) / max(image_hw))
     both = torch.stack([wide, fov] if columns >= rows else [fov, wide], dim=-1)
@@ -227,12 +236,12 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
     return Cameras(cam_from_world, intrinsics.contiguous())
 
 
-def _look_at(eyes: Tensor, targets: Tensor, rolls: Tensor) -> Tensor:
+def look_at(eyes: Tensor, targets: Tensor, rolls: Tensor) -> Tensor:
     """`cam_from_world` (..., 3, 4) of cameras at `eyes` that look at `targets`, upright but for `rolls`."""
     forward = torch.nn.functional.normalize(targets - eyes, dim=-1)
     down = torch.zeros_like(forward)
     down[..., 1] = 1
     right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
     upright = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
-    rotation = _turn(rolls, 2) @ upright
+    rotation = turn_about(rolls, 2) @ upright
     return torch.cat([rotation, -(rotation @ eyes[..., None])], dim=-1)

@@ -29,6 +29,7 @@ class Solids(NamedTuple):
         exists: (B, K) bool; False = the slot is empty.
         room_low: (B, 3), the room's corner of least coordinates.
         room_high: (B, 3), the opposite corner.
+        reach: (B, K), radius of a ball about the centre that holds the solid.
     """
 
     quadrics: Tensor
@@ -38,6 +39,7 @@ class Solids(NamedTuple):
     exists: Tensor
     room_low: Tensor
     room_high: Tensor
+    reach: Tensor
 
 
 class Hits(NamedTuple):
@@ -118,12 +120,12 @@ def _enter_solids(solids: Solids, origins: Tensor, directions: Tensor) -> Tensor
     # A ray along a plane gets ±infinity, which is right: always on this side of it, or never.
     crossing = gap[:, :, None] / rate.unflatten(-1, (num_solids, num_faces))
     inwards = rate.unflatten(-1, (num_solids, num_faces)) < 0
-    enter = torch.where(inwards, crossing, -torch.inf).amax(dim=-1)
-    leave = torch.where(inwards, torch.inf, crossing).amin(dim=-1)
+    enter = crossing.masked_fill(~inwards, -torch.inf).amax(dim=-1)
+    leave = crossing.masked_fill(inwards, torch.inf).amin(dim=-1)
     low, high = _quadric_interval(solids, origins, directions)
     enter, leave = torch.maximum(enter, low), torch.minimum(leave, high)
     hit = (enter < leave) & (enter > 1e-6) & solids.exists[:, None, None]
-    return torch.where(hit, enter, torch.inf)
+    return enter.masked_fill(~hit, torch.inf)
 
 
 def _quadric_interval(solids: Solids, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

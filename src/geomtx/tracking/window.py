@@ -102,6 +102,12 @@ class WindowRefiner(nn.Module):
         )
         self.feature_norm = nn.LayerNorm(dim)
         self.feature_update = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin with hardly any update, so that tracks stay where they are until something is learned."""
+        nn.init.normal_(self.updater.output_project.weight, std=1e-3)
+        nn.init.zeros_(self.updater.output_project.bias)
 
     def forward(
         self, pyramid: Sequence[Tensor], state: TrackState, queries: WindowQueries, num_iterations: int

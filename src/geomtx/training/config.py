@@ -6,9 +6,8 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive, check_range
-from geomtx.data.synthetic import MOST_VIEWS
 from geomtx.models.config import HEADS
-from geomtx.training.data_config import DataSection, ValidationSection
+from geomtx.training.data_config import MOST_RENDERED, DataSection, ValidationSection
 from geomtx.training.model_config import LoraSection, LossSection, ModelSection
 
 __all__ = [
@@ -212,8 +211,9 @@ class TrainingConfig:
         check_range("ema", self.ema, 0, 1)
         check_at_least("max_skipped", self.max_skipped, 0)
         views = max(self.validation.views)
-        if self.data.kind == "synthetic" and views > MOST_VIEWS:
-            raise ValueError(f"validation.views must be up to {MOST_VIEWS} of rendered scenes, got {views}")
+        most_views = MOST_RENDERED.get(self.data.kind, views)
+        if views > most_views:
+            raise ValueError(f"validation.views must be up to {most_views} of rendered scenes, got {views}")
         for head in self.detach:
             check_option("detach", head, HEADS)
 

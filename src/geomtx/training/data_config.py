@@ -7,9 +7,13 @@ import math
 from typing import Any, Literal
 
 from geomtx.checks import check_at_least, check_positive
+from geomtx.data.motion import MOST_FRAMES
 from geomtx.data.synthetic import MOST_TRACKS, MOST_VIEWS
 
-__all__ = ["DataSection", "DatasetSection", "ValidationSection"]
+__all__ = ["MOST_RENDERED", "DataSection", "DatasetSection", "ValidationSection"]
+
+MOST_RENDERED = {"synthetic": MOST_VIEWS, "synthetic_video": MOST_FRAMES}
+"""Views of a scene, by the kind of scenes that are rendered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,8 @@ class DataSection:
     """Where scenes come from.
 
     Attributes:
-        kind: "synthetic" renders scenes that never repeat, "dataset" reads `datasets`.
+        kind: "synthetic" renders scenes that never repeat, "synthetic_video" renders them as videos in which things
+            move, "dataset" reads `datasets`.
         datasets: By a name of your choice.
         image_hw: Height and width of the images, multiples of the model's patch.
         aspect: Range of height over width to draw from for every step, in place of the height; None = always
@@ -48,6 +53,7 @@ class DataSection:
         num_tracks: Tracks a scene; 0 = none.
         supersample: See `geomtx.data.synthetic.render_scenes`.
         style: Numbers of `geomtx.data.synthetic.RoomStyle`.
+        motion: Numbers of `geomtx.data.MotionStyle`, for videos.
         augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`.
         color: Numbers of that.
         transform: Numbers of `geomtx.data.FrameTransform`, for training on `datasets`.
@@ -55,7 +61,7 @@ class DataSection:
         workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
     """
 
-    kind: Literal["synthetic", "dataset"] = "synthetic"
+    kind: Literal["synthetic", "synthetic_video", "dataset"] = "synthetic"
     datasets: dict[str, DatasetSection] = dataclasses.field(default_factory=dict)
     image_hw: tuple[int, int] = (518, 518)
     aspect: tuple[float, float] | None = None
@@ -64,6 +70,7 @@ class DataSection:
     num_tracks: int = 0
     supersample: int = 1
     style: dict[str, Any] = dataclasses.field(default_factory=dict)
+    motion: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: bool = False
     color: dict[str, Any] = dataclasses.field(default_factory=dict)
     transform: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -84,15 +91,23 @@ class DataSection:
             0 < sum(weights) < math.inf
         ):
             raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
-        if self.kind == "synthetic" and max(self.views) > MOST_VIEWS:
-            raise ValueError(f"data.views must be up to {MOST_VIEWS} of rendered scenes, got {max(self.views)}")
-        if self.kind == "synthetic" and self.num_tracks > MOST_TRACKS:
-            raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
-        for name in ("transform", "choice"):
-            if self.kind == "synthetic" and getattr(self, name):
-                raise ValueError(f"data.{name} must go with kind 'dataset', got {getattr(self, name)} for 'synthetic'")
+        if self.kind != "dataset":
+            self._check_rendered(MOST_RENDERED[self.kind])
+        if self.motion and self.kind != "synthetic_video":
+            raise ValueError(f"data.motion must go with kind 'synthetic_video', got {self.motion} for {self.kind!r}")
         if (self.kind == "dataset") != bool(self.datasets):
             raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
+
+    def _check_rendered(self, most_views: int) -> None:
+        if max(self.views) > most_views:
+            raise ValueError(f"data.views must be up to {most_views} of rendered scenes, got {max(self.views)}")
+        if self.num_tracks > MOST_TRACKS:
+            raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
+        for name in ("transform", "choice"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"data.{name} must go with kind 'dataset', got {getattr(self, name)} for {self.kind!r}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,16 +15,18 @@ from geomtx.data.collate import collate_scenes
 from geomtx.data.frame_choice import FrameChoice
 from geomtx.data.frame_geometry import FrameTransform
 from geomtx.data.mixture import SceneMixture
+from geomtx.data.motion import MotionStyle
 from geomtx.data.sampler import SceneRequest
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.unified import UnifiedDataset
+from geomtx.data.videos import render_videos
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 from geomtx.training.data_config import DataSection, DatasetSection
 from geomtx.training.plain_values import parse_fields, parse_value, unknown_key
 from geomtx.types import SceneBatch
 
-__all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "build_source", "check_datasets"]
+__all__ = ["DrawScenes", "FileScenes", "RenderedScenes", "RenderedVideos", "build_source", "check_datasets"]
 
 _DATASETS = {"co3d": Co3dDataset, "virtual_kitti": VirtualKittiDataset, "unified": UnifiedDataset}
 # What other keys say: an option in place of the split would validate on what is trained on.
@@ -58,6 +60,12 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
     if section.kind == "synthetic":
         style = _build("data.style", RoomStyle, section.style)
         return RenderedScenes(style, section.num_tracks, supersample=section.supersample, color=color)
+    if section.kind == "synthetic_video":
+        style, motion = (
+            _build("data.style", RoomStyle, section.style),
+            _build("data.motion", MotionStyle, section.motion),
+        )
+        return RenderedVideos(style, motion, section.num_tracks, supersample=section.supersample, color=color)
     options = SampleOptions(
         size=section.image_hw[1],
         patch_size=patch_size,
@@ -158,11 +166,59 @@ class RenderedScenes:
             style=self.style,
             device=device,
         )
-        if self.color is None:
-            return scenes
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        pairs = zip(scenes.images.split(1), generators, strict=True)
-        return scenes._replace(images=torch.cat([self.color(image, generator=generator) for image, generator in pairs]))
+        return _recolor(scenes, seeds, self.color)
+
+
+class RenderedVideos:
+    """Videos of `render_videos`, whose views are frames in order; see `DrawScenes`.
+
+    Args:
+        style: What the rooms are like.
+        motion: How they move.
+        num_tracks: Tracks a video.
+        supersample: Rays a pixel along each axis.
+        color: Changes colours, of each video by numbers drawn from its seed.
+    """
+
+    def __init__(
+        self,
+        style: RoomStyle,
+        motion: MotionStyle,
+        num_tracks: int,
+        *,
+        supersample: int = 1,
+        color: ColorAugmentation | None = None,
+    ) -> None:
+        self.style = style
+        self.motion = motion
+        self.num_tracks = num_tracks
+        self.supersample = supersample
+        self.color = color
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Render."""
+        videos = render_videos(
+            seeds,
+            num_views,
+            image_hw,
+            num_tracks=self.num_tracks,
+            supersample=self.supersample,
+            style=self.style,
+            motion=self.motion,
+            device=device,
+        )
+        return _recolor(videos, seeds, self.color)
+
+
+def _recolor(scenes: SceneBatch, seeds: Sequence[int], color: ColorAugmentation | None) -> SceneBatch:
+    """Other colours, of each scene by its seed."""
+    if color is None:
+        return scenes
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    pairs = zip(scenes.images.split(1), generators, strict=True)
+    return scenes._replace(images=torch.cat([color(image, generator=generator) for image, generator in pairs]))
 
 
 class FileScenes:
