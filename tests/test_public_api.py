@@ -31,6 +31,9 @@ INVENTORY = {
     "TransformerBlock": "module",
     "VGGT": "module",
     "VGGTConfig": "class",
+    "VideoTracker": "module",
+    "VideoTrackerConfig": "class",
+    "VideoTracks": "named tuple",
     "Views": "class",
     "VisionTransformer": "module",
     "__version__": "string",
@@ -63,7 +66,14 @@ SIGNATURES = {
     "VGGTConfig.tiny": "(**changes)",
     "CameraHead.forward": "(self, tokens)",
     "DenseHead.forward": "(self, tokens, *, view_chunk, output_device)",
-    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk)",
+    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk, query_chunk)",
+    "TrackHead.track": "(self, features, query_points, *, view_mask, query_chunk)",
+    "VideoTracker": "(config, *, features)",
+    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
+    "num_iterations)",
+    "VideoTracker.from_pretrained": "(source, *, features, device, dtype)",
+    "VideoTracker.from_vggt": "(source, **changes)",
+    "VideoTracker.save_pretrained": "(self, folder)",
     "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation)",
     "quantize_model": "(model, kind, *, keep)",
     "encode_pose": "(cam_from_world, intrinsics, image_hw)",
@@ -84,10 +94,11 @@ FIELDS = {
     "Cameras": ("cam_from_world", "intrinsics"),
     "DenseMap": ("value", "confidence"),
     "Predictions": ("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations"),
-    "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks"),
+    "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks", "query_views"),
     "Tokens": ("layers", "num_special", "image_hw", "grid_hw", "mask"),
     "TrackLabels": ("coords_px", "visible", "valid"),
     "Tracks": ("coords_px", "visibility", "confidence"),
+    "VideoTracks": ("tracks", "windows"),
 }
 
 

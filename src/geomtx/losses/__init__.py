@@ -13,6 +13,7 @@ from geomtx.losses.photometric import photometric_loss, smoothness_loss, structu
 from geomtx.losses.term import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
 from geomtx.losses.track import TrackLoss, track_loss
 from geomtx.losses.track_points import track_point_loss
+from geomtx.losses.video_track import WindowLoss, confident_window_loss, window_loss
 
 __all__ = [
     "AleatoricLoss",
@@ -27,10 +28,12 @@ __all__ = [
     "TrackLoss",
     "TrackTerm",
     "ViewPairs",
+    "WindowLoss",
     "aleatoric_loss",
     "bearing_loss",
     "camera_loss",
     "choose_cameras",
+    "confident_window_loss",
     "depth_consistency_loss",
     "depth_to_camera_mask",
     "draw_pairs",
@@ -43,4 +46,5 @@ __all__ = [
     "structural_similarity",
     "track_loss",
     "track_point_loss",
+    "window_loss",
 ]
