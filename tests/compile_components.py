@@ -6,6 +6,7 @@ that checks shapes in the tests, as at a user's; any break of a graph is an erro
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -89,6 +90,16 @@ def compiled_attention(backend: str) -> float:
     return max(compiled(attention, x), compiled(attention, x, mask=mask))
 
 
+def adapted(model: geomtx.VGGT) -> geomtx.VGGT:
+    """A copy with adapters of random values."""
+    model = copy.deepcopy(model)
+    geomtx.add_lora(model, ["encoder.*_blocks.*"], rank=2)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".up"):
+            parameter.normal_(std=0.1)
+    return model
+
+
 def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
     images = torch.rand(2, 3, 3, 56, 84, dtype=torch.float64)
     queries = torch.rand(2, 4, 2, dtype=torch.float64) * 50
@@ -97,6 +108,7 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
     return {
         "decode_pose": compiled(geomtx.decode_pose, torch.rand(2, 3, 9, dtype=torch.float64), (56, 84)),
         "encoder": compiled(model.encoder, images),
+        "adapted encoder": compiled(adapted(model).encoder, images),
         "camera_head": compiled(model.camera_head, tokens),
         "gradients of camera_head": compiled_gradients(model.camera_head, tokens),
         "depth_head": compiled(model.depth_head, tokens),

@@ -15,12 +15,13 @@ SRC = Path(geomtx.__file__).parent
 MODULES = sorted(SRC.rglob("*.py"))
 
 # What each part of the inner ring may import of geomtx. What is not listed is the outer ring.
-FOUNDATION = {"types", "checks"}
+FOUNDATION = {"types", "checks", "names"}
 FILES = {"key_table", "staging", "tensor_file"}
 BLOCKS = FOUNDATION | {"layers", "geometry"}
 INNER = {
     "types": set(),
     "checks": set(),
+    "names": set(),
     "key_table": set(),
     "staging": set(),
     "tensor_file": set(),
@@ -30,15 +31,16 @@ INNER = {
     "tracking": BLOCKS,
     "heads": BLOCKS | {"tracking"},
     "losses": BLOCKS,
-    "checkpoint": FOUNDATION | FILES,
-    "models": BLOCKS | {"encoder", "heads", "tracking", "checkpoint", *FILES},
+    "checkpoint": FOUNDATION | FILES | {"layers"},
+    "lora_file": FOUNDATION | FILES | {"layers", "checkpoint"},
+    "models": BLOCKS | {"encoder", "heads", "tracking", "losses", "checkpoint", *FILES},
 }
 # What it may import of others, and where.
 OTHERS = {
     "torch": INNER.keys(),
     "roma": {"geometry"},
     "jaxtyping": {"types"},
-    "safetensors": {"tensor_file", "checkpoint"},
+    "safetensors": {"tensor_file", "checkpoint", "lora_file"},
     "huggingface_hub": {"checkpoint"},
     "xformers": {"layers"},
     "flash_attn_interface": {"layers"},

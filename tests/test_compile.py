@@ -26,6 +26,7 @@ def test_compiles_without_a_break_and_computes_the_same():
     assert errors.keys() == {
         "decode_pose",
         "encoder",
+        "adapted encoder",
         "camera_head",
         "gradients of camera_head",
         "depth_head",

@@ -26,6 +26,11 @@ _HOMES = {
     "Tracker": "tracking.tracker",
     "Attention": "layers.attention",
     "TransformerBlock": "layers.block",
+    "add_lora": "layers.lora",
+    "merge_lora": "layers.lora",
+    "remove_lora": "layers.lora",
+    "save_lora": "lora_file",
+    "load_lora": "lora_file",
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
@@ -33,6 +38,7 @@ _HOMES = {
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
+    "parameter_groups": "training.groups",
     "normalize_scene": "geometry.normalization",
     "camera_loss": "losses.camera",
     "aleatoric_loss": "losses.aleatoric",
@@ -85,6 +91,11 @@ if TYPE_CHECKING:
     from geomtx.heads.track import TrackHead as TrackHead
     from geomtx.layers.attention import Attention as Attention
     from geomtx.layers.block import TransformerBlock as TransformerBlock
+    from geomtx.layers.lora import add_lora as add_lora
+    from geomtx.layers.lora import merge_lora as merge_lora
+    from geomtx.layers.lora import remove_lora as remove_lora
+    from geomtx.lora_file import load_lora as load_lora
+    from geomtx.lora_file import save_lora as save_lora
     from geomtx.losses.aleatoric import aleatoric_loss as aleatoric_loss
     from geomtx.losses.camera import camera_loss as camera_loss
     from geomtx.losses.gradient import gradient_loss as gradient_loss
@@ -100,6 +111,7 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
+    from geomtx.training.groups import parameter_groups as parameter_groups
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap
     from geomtx.types import Predictions as Predictions

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.key_table import KeyTable
+from geomtx.layers.lora import merged_state
 from geomtx.staging import staged_folder
 from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
 
@@ -146,15 +147,15 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(
         source=str(source),
         files=files,
-        config=_parse_json(beside.read_bytes(), beside) if path != files[0].path and beside.is_file() else None,
-        embedded_config=None if embedded is None else _parse_json(embedded, files[0].path),
+        config=parse_json(beside.read_bytes(), beside) if path != files[0].path and beside.is_file() else None,
+        embedded_config=None if embedded is None else parse_json(embedded, files[0].path),
     )
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The sharded weights of an index, else one file: `model.safetensors`, the only .safetensors, the only pickle."""
     if (folder / INDEX).is_file():
-        weight_map = _parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
+        weight_map = parse_json((folder / INDEX).read_bytes(), folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{folder / INDEX} has no weight_map")
         names = sorted(set(weight_map.values()))
@@ -173,7 +174,8 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no weights; looked for {WEIGHTS}, {INDEX} and {', '.join(PICKLE_SUFFIXES)}")
 
 
-def _parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
+    """An object of the file at `path`; ValueError if it is none."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -215,7 +217,7 @@ def save_model(
     """Write `model.safetensors` and `config.json`: both or none.
 
     Args:
-        model: On any device.
+        model: On any device; adapters (`geomtx.layers.lora`) are merged in what is written.
         folder: Is made if need be.
         keys: Names, published ↔ geomtx.
         config: Goes into the weights' own metadata, so that the file can be loaded alone, and into `config.json`.
@@ -231,11 +233,11 @@ def save_model(
     """
     check_option("names", names, ("geomtx", "published"))
     tensors = {}
-    for ours, parameter in model.named_parameters():
+    for ours, tensor in merged_state(model).items():
         name = keys.to_published(ours) if names == "published" else ours
         if name is None:
             raise ValueError(f"{ours} has no published name; use names='geomtx'")
-        tensors[name] = parameter.detach().contiguous()
+        tensors[name] = tensor.contiguous()
     # One entry: safetensors writes several in any order, and the same model should give the same bytes.
     metadata = {CONFIG_KEY: json.dumps(config)}
     # An index of shards, which would be read in place of the new file, goes.

@@ -1,11 +1,13 @@
 import math
 
 import pytest
+import torch
 
+import geomtx
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.term import DenseTerm
-from geomtx.training.build import build_loss
+from geomtx.training.build import add_head_losses, build_loss, prepare_model
 from geomtx.training.config_file import parse_config
 
 
@@ -17,6 +19,36 @@ def test_presets():
     assert loss().tasks == MultitaskLoss().tasks
     assert loss(preset="paper").tasks == MultitaskLoss.paper().tasks
     assert loss(preset="released").tasks == MultitaskLoss.released().tasks
+
+
+def test_losses_of_added_heads_go_with_the_others():
+    class Headed(torch.nn.Module):
+        head_losses = {"sky": DenseTerm("depth", weight=3.0)}  # noqa: RUF012
+
+    before = loss(terms={"tracks": None, "depth": {"weight": 2.0}})
+    after = add_head_losses(before, Headed())
+    assert after.tasks == {**before.tasks, **Headed.head_losses}
+    assert add_head_losses(before, torch.nn.Linear(1, 1)) is before
+    assert add_head_losses(math.sin, Headed()) is math.sin
+
+
+def test_heads_within_a_model_run_in_float32(tiny_model: geomtx.VGGT):
+    class Around(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vggt = tiny_model
+
+        def forward(self, images: torch.Tensor) -> geomtx.Predictions:
+            return self.vggt(images)
+
+    prepare_model(model := Around(), parse_config({"precision": "bfloat16"}))
+    seen = {}
+    for name in ("encoder.frame_blocks.0.mlp.expand", "depth_head.decoder.project.0", "camera_head.trunk.0.mlp.expand"):
+        layer = tiny_model.get_submodule(name)
+        layer.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output.dtype}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.rand(1, 2, 3, 28, 28))
+    assert [seen.pop(name) for name in list(seen)] == [torch.bfloat16, torch.float32, torch.float32]
 
 
 def test_other_numbers_and_tasks_off_and_on():

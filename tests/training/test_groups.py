@@ -54,6 +54,44 @@ def test_groups_that_cannot_be(tiny_model: geomtx.VGGT):
         build_parameter_groups(tiny_model, section())
 
 
+def test_pretrained_parts_are_slower_and_vectors_do_not_decay(tiny_model: geomtx.VGGT):
+    """In any optimiser, frozen parameters left out; of two patterns, the first counts."""
+    freeze(tiny_model, ["encoder.backbone.patch_embedding"])
+    factors = {"encoder.backbone.*": 0.01, "encoder.*": 0.1}
+    groups = geomtx.parameter_groups(
+        tiny_model, lr=2e-3, factors=factors, weight_decay=0.2, decays={"camera_head.*": 0.0}
+    )
+    optimiser = torch.optim.SGD(groups, lr=1.0)
+    found = {name: group for group in optimiser.param_groups for name in names_of(tiny_model, group["params"])}
+    assert found.keys() == {name for name, p in tiny_model.named_parameters() if p.requires_grad}
+    for name, parameter in tiny_model.named_parameters():
+        if parameter.requires_grad:
+            factor = 0.01 if name.startswith("encoder.backbone.") else 0.1 if name.startswith("encoder.") else 1.0
+            decay = 0.0 if parameter.ndim < 2 or name.startswith("camera_head.") else 0.2
+            assert (found[name]["lr"], found[name]["lr_factor"]) == (pytest.approx(2e-3 * factor), factor)
+            assert found[name]["weight_decay"] == decay
+    (group,) = geomtx.parameter_groups(torch.nn.Linear(2, 2), lr=1.0, decay_vectors=True)
+    assert (group["weight_decay"], len(group["params"])) == (0.05, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.0}, r"lr must be positive, got 0\.0"),
+        ({"weight_decay": -1.0}, r"weight_decay must be at least 0, got -1\.0"),
+        (
+            {"factors": {"weigth": 0.1}},
+            r"factors must match a name of the model, got 'weigth'; did you mean 'weight'\?",
+        ),
+        ({"factors": {"weight": -0.1}}, r"factors\.weight must be at least 0, got -0\.1"),
+        ({"decays": {"bias": float("nan")}}, r"decays\.bias must be at least 0, got nan"),
+    ],
+)
+def test_numbers_of_groups_that_cannot_be(changes: dict, message: str):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        geomtx.parameter_groups(torch.nn.Linear(2, 2), **{"lr": 1e-3, **changes})
+
+
 def test_norms_are_those_of_each_group_and_end_at_most_at_theirs():
     model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3).double() for name in "abc"})
     for scale, module in zip((1e-3, 1.0, 50.0), model.values(), strict=True):

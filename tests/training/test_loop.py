@@ -143,6 +143,26 @@ def test_bad_batches_are_skipped_counted_and_logged(tmp_path: Path, caplog: pyte
     assert all(math.isfinite(line["objective"]) for line in lines)
 
 
+def test_steps_with_too_large_a_gradient_are_skipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    optimiser = {"lr": 2e-3, "clip": {"encoder.*": 1e-6, "*_head.*": 1e6}, "skip_above": 5}
+    trainer = small_trainer(tmp_path / "a", optimiser=optimiser, max_skipped=10)
+    before = weights_of(trainer)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="geomtx"):
+        trainer.train(until=3)
+    assert trainer.num_skipped == 3
+    assert caplog.messages[0].startswith("Step 1 was skipped, as these norms are too large: norm/encoder.* ")
+    assert is_equal(before, weights_of(trainer))
+    assert json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])["skipped"] == 2
+    message = (
+        r"^norms of the gradient must be at most optimiser\.skip_above times those of optimiser\.clip, got 2 steps"
+    )
+    with pytest.raises(ValueError, match=message):
+        small_trainer(tmp_path / "b", optimiser=optimiser, max_skipped=1).train()
+    with pytest.raises(ValueError, match=r"^optimiser\.skip_above must be at least 1, got 0\.5$"):
+        small_config(optimiser={"skip_above": 0.5})
+
+
 def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
     trainer = small_trainer(tmp_path, Spoiled({0, 2, 3, 4}), max_skipped=2, checkpoint={"every": 2})
     message = r"^batches must be scenes, got 3 steps in a row that are not, up to step 5 \(images must be in \[0, 1\]"
@@ -238,6 +258,19 @@ def test_another_configuration_is_told(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, logger="geomtx"):
         small_trainer(tmp_path, resume=True, optimiser={"lr": 1e-3}, seed=3)
     assert "The run goes on with another configuration than it began with: optimiser.lr, seed." in caplog.messages
+
+
+def test_keys_that_are_newer_than_a_checkpoint_are_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    small_trainer(tmp_path).train(until=1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["config"]["task"], state["config"]["lora"], state["config"]["model"]["kind"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with caplog.at_level(logging.WARNING, logger="geomtx"):
+        small_trainer(tmp_path, resume=True)
+    assert not [message for message in caplog.messages if "another configuration" in message]
+    with caplog.at_level(logging.WARNING, logger="geomtx"):
+        small_trainer(tmp_path, resume=True, optimiser={"lr": 2e-3, "skip_above": 5})
+    assert "The run goes on with another configuration than it began with: optimiser.skip_above." in caplog.messages
 
 
 def test_what_can_be_changed_on_the_way(tmp_path: Path):

@@ -48,6 +48,16 @@ def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
         torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_two_processes_train_the_adapters_of_one(folders: tuple[Path, Path]):
+    one, two = (torch.load(folder / "adapters" / "checkpoint.pt", weights_only=True) for folder in folders)
+    assert (len(one["processes"]), len(two["processes"])) == (1, 2)
+    adapters = [name for name in one["model"] if name.endswith(".up")]
+    assert adapters
+    assert all(one["model"][name].any() for name in adapters)
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_scenes_without_tracks_stop_nobody(folders: tuple[Path, Path]):
     state = torch.load(folders[1] / "no_tracks" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 3

@@ -104,6 +104,21 @@ def test_what_is_not_finite_changes_no_weight(where: str, value: float, num_chun
     assert step(double(random_scenes(2))).applied
 
 
+def test_a_gradient_that_is_too_large_changes_no_weight(model: geomtx.VGGT):
+    batch = double(random_scenes(2))
+    norm = float(training_step(copy.deepcopy(model))(batch).scalars["norm/*"])
+    before = copy.deepcopy(model.state_dict())
+    for max_norm, applied in ((norm / 5.1, False), (norm / 4.9, True)):
+        step = training_step(model)
+        groups = [step.clip_groups[0]._replace(max_norm=max_norm)]
+        step = TrainingStep(model, step.loss, step.optimiser, step.accelerator, groups, skip_above=5.0)
+        report = step(batch)
+        assert report.applied is applied
+        assert float(report.scalars["norm/*"]) == pytest.approx(norm)
+        same = all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+        assert same is not applied
+
+
 def test_what_a_mask_hides_may_be_anything(model: geomtx.VGGT):
     batch = random_scenes(2)
     batch.depth[0, 1, 0, 0], batch.mask[0, 1, 0, 0] = math.nan, False

@@ -50,6 +50,20 @@ def run(folder: Path, num_processes: int) -> None:
     resumed.train()
 
 
+def train_adapters(folder: Path, num_processes: int) -> None:
+    """Low-rank adapters and the heads, stopped and resumed."""
+    changes = {
+        "data": {"image_hw": [28, 28], "images": IMAGES // num_processes, "views": {2: 1}},
+        "optimiser": {"lr": 2e-3, "eps": 1e-3},
+        "schedule": {"steps": 3},
+        "freeze": ["encoder"],
+        "lora": {"patterns": ["encoder.*.attention.*"], "rank": 2},
+    }
+    cpu = torch.accelerator.is_available()
+    small_trainer(folder, cpu=cpu, **changes).train(until=2)
+    small_trainer(folder, resume=True, cpu=cpu, **changes).train()
+
+
 def train_without_tracks(folder: Path) -> None:
     """A head of tracks, and scenes that know of none: in one of the processes, then in both."""
     rank = int(os.environ["RANK"])
@@ -110,6 +124,7 @@ def shard(folder: Path) -> None:
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
+    train_adapters(Path(sys.argv[1]) / "adapters", int(os.environ["WORLD_SIZE"]))
     if int(os.environ["WORLD_SIZE"]) > 1:
         train_without_tracks(Path(sys.argv[1]) / "no_tracks")
         shard(Path(sys.argv[1]))

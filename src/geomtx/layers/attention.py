@@ -140,9 +140,9 @@ class Attention(nn.Module):
         """All or some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
         if rows is None:
             projected = self.qkv(x)
-        elif type(self.qkv) is nn.Linear:
+        elif getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # parametrised ones, too
             projected = nn.functional.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
-        else:  # what stands in for it, an adapter for instance, may not be cut
+        else:  # what stands in for it, an adapter of another library for instance, may not be cut
             projected = self.qkv(x)[..., rows]
         return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.layers.block import TransformerBlock
+from geomtx.layers.lora import adapted_layers
 
 __all__ = ["QuantizedType", "is_quantized", "quantize_model"]
 
@@ -41,7 +42,8 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
         The model.
 
     Raises:
-        ValueError: For another `kind`, a pattern that matches nothing, a model without such layers or quantised before;
+        ValueError: For another `kind`, a pattern that matches nothing, a model with adapters (see
+            `geomtx.layers.lora.merge_lora`), without such layers or quantised before;
             with "fp8", for another device or precision or sides that are no multiples of 16. The model is unchanged.
         ImportError: Without torchao.
     """
@@ -50,6 +52,9 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
         raise ValueError(f"keep must be a sequence of patterns, got {keep!r}")
     if is_quantized(model):
         raise ValueError(f"model must not be quantised already, got {type(model).__name__} with quantised weights")
+    adapted = list(adapted_layers(model))
+    if adapted:
+        raise ValueError(f"model must have its adapters merged to be quantised, got one on {adapted[0]}")
     layers = _choose_layers(model, keep)
     if kind == "fp8":
         _check_fp8(layers)

@@ -11,9 +11,10 @@ from torch import nn
 
 from geomtx.checks import check_at_least, check_option
 from geomtx.encoder.alternating import AlternatingEncoder
+from geomtx.layers.lora import add_lora
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
-from geomtx.training.config import LossSection, MonitorSection, TrainingConfig
+from geomtx.training.config import LoraSection, LossSection, MonitorSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
 from geomtx.training.monitor import GradientMonitor, shared_parameters
@@ -23,7 +24,7 @@ from geomtx.training.recomputation import recompute_blocks
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
+__all__ = ["add_head_losses", "build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
 
 _TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS, "consistency": ConsistencyTerm()}
 
@@ -61,16 +62,27 @@ def find_encoder(model: nn.Module, what: str) -> AlternatingEncoder:
 
 
 def prepare_model(model: nn.Module, config: TrainingConfig) -> None:
-    """Training mode, frozen parts, probes, precision, recomputation: in place."""
+    """Training mode, frozen parts, adapters, probes, precision, recomputation: in place."""
     model.train()
     freeze(model, config.freeze)
+    if config.lora is not None:
+        # After freezing: adapters are what a frozen layer trains.
+        _add_adapters(model, config.lora)
     detach_heads(model, config.detach)
     if config.precision != "float32":
-        run_heads_in_float32(model)
+        for part in model.modules():
+            run_heads_in_float32(part)
     if config.gradient_checkpointing:
         recompute_blocks(find_encoder(model, "gradient_checkpointing"))
     if config.compile:
         model.compile()
+
+
+def _add_adapters(model: nn.Module, section: LoraSection) -> None:
+    try:
+        add_lora(model, section.patterns, rank=section.rank, alpha=section.alpha)
+    except ValueError as error:
+        raise ValueError(f"lora.{error}" if str(error).startswith("patterns") else f"lora: {error}") from error
 
 
 def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accelerator) -> GradientMonitor | None:
@@ -84,6 +96,15 @@ def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accele
         projection=section.projection,
         reduce=functools.partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None,
     )
+
+
+def add_head_losses(loss: Any, model: nn.Module) -> Any:
+    """A `MultitaskLoss` with the losses of the heads that were added to a model; another loss, or none, as it is."""
+    others = getattr(model, "head_losses", {})
+    if not others or not isinstance(loss, MultitaskLoss):
+        return loss
+    own: dict[str, Any] = {name: loss.tasks.get(name) for name in _TERMS}
+    return MultitaskLoss(**own, others={name: term for name, term in loss.tasks.items() if name not in own} | others)
 
 
 def build_loss(section: LossSection) -> MultitaskLoss:

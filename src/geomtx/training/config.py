@@ -166,7 +166,8 @@ class TrainingConfig:
         seed: Of weights, data and augmentation.
         model: What is trained.
         task: Options of the task that goes with `model.kind`, by name.
-        lora: Adapters, which are trained in place of the weights that they adapt; None = none.
+        lora: Adapters, trained in place of the weights that they adapt; None = none. What else of the model stays as it
+            is, `freeze` says.
         freeze: Patterns of module names that stay as they are, in evaluation mode.
         detach: Heads whose gradients stop at the tokens: probes.
         data: Where scenes come from.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from geomtx.training.names import match_names
+from geomtx.names import match_names
 
 __all__ = ["freeze"]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.training.config import GroupSection, OptimiserSection
-from geomtx.training.names import match_names
+from geomtx.checks import check_at_least, check_finite_positive
+from geomtx.names import match_names
 
-__all__ = ["ClipGroup", "build_clip_groups", "build_parameter_groups", "clip_gradients"]
+if TYPE_CHECKING:
+    from geomtx.training.config import OptimiserSection
+
+__all__ = ["ClipGroup", "build_clip_groups", "build_parameter_groups", "clip_gradients", "parameter_groups"]
 
 
 class ClipGroup(NamedTuple):
@@ -34,32 +37,73 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_parameter_groups(model: nn.Module, section: OptimiserSection) -> list[dict[str, Any]]:
-    """Groups for `torch.optim.AdamW`, with the key "lr_factor" for the schedule.
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    factors: Mapping[str, float] | None = None,
+    weight_decay: float = 0.05,
+    decays: Mapping[str, float] | None = None,
+    decay_vectors: bool = False,
+) -> list[dict[str, Any]]:
+    """Groups for any optimiser of `torch.optim`: pretrained parts slower than new ones, vectors without decay.
+
+        groups = parameter_groups(model, lr=1e-4, factors={"encoder.*": 0.1})
+        optimiser = torch.optim.AdamW(groups, lr=1e-4)
 
     Args:
         model: Parameters without a gradient are left out.
-        section: The first pattern of `groups` that matches a parameter counts; with `decay="matrices"`, parameters
-            with fewer than two axes don't decay.
+        lr: Learning rate.
+        factors: Pattern of parameter names ("*" stands for any characters) → factor of the learning rate; the first
+            that matches counts. Others have 1.
+        weight_decay: Of parameters with two axes or more.
+        decays: Pattern → weight decay in place of `weight_decay`; the first that matches counts.
+        decay_vectors: Let biases, scales and other parameters with fewer than two axes decay, too.
+
+    Returns:
+        "params", "lr", "lr_factor" (for `set_learning_rates`) and "weight_decay" each.
 
     Raises:
-        ValueError: For a pattern that matches no parameter, or a model in which nothing is trained.
+        ValueError: For a pattern that matches no parameter, a number out of range, or a model in which nothing is
+            trained.
     """
+    factors, decays = factors or {}, decays or {}
+    check_finite_positive("lr", lr)
+    for what, numbers in (("factors", factors), ("decays", decays)):
+        match_names(numbers, (name for name, _ in model.named_parameters()), what=what)
+        for pattern, number in numbers.items():
+            check_at_least(f"{what}.{pattern}", number, 0)
+    check_at_least("weight_decay", weight_decay, 0)
     trained = trained_parameters(model)
     if not trained:
         raise ValueError("model must have trained parameters, got none; does freeze match them all?")
-    match_names(section.groups, (name for name, _ in model.named_parameters()), what="optimiser.groups")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        group = next((g for pattern, g in section.groups.items() if fnmatchcase(name, pattern)), GroupSection())
-        decay = section.weight_decay if group.weight_decay is None else group.weight_decay
-        if section.decay == "matrices" and parameter.ndim < 2:
-            decay = 0.0
-        groups.setdefault((group.lr, decay), []).append(parameter)
+        decays_at_all = decay_vectors or parameter.ndim >= 2
+        decay = _first_match(decays, name, weight_decay) if decays_at_all else 0.0
+        groups.setdefault((_first_match(factors, name, 1.0), decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": section.lr * factor, "lr_factor": factor, "weight_decay": decay}
+        {"params": parameters, "lr": lr * factor, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
+
+
+def _first_match(numbers: Mapping[str, float], name: str, default: float) -> float:
+    return next((number for pattern, number in numbers.items() if fnmatchcase(name, pattern)), default)
+
+
+def build_parameter_groups(model: nn.Module, section: OptimiserSection) -> list[dict[str, Any]]:
+    """The `parameter_groups` of a configuration. Errors as there, the patterns being `optimiser.groups`."""
+    match_names(section.groups, (name for name, _ in model.named_parameters()), what="optimiser.groups")
+    decays = {pattern: group.weight_decay for pattern, group in section.groups.items()}
+    return parameter_groups(
+        model,
+        lr=section.lr,
+        factors={pattern: group.lr for pattern, group in section.groups.items()},
+        weight_decay=section.weight_decay,
+        decays={pattern: section.weight_decay if decay is None else decay for pattern, decay in decays.items()},
+        decay_vectors=section.decay == "all",
+    )
 
 
 def build_clip_groups(model: nn.Module, clip: Mapping[str, float]) -> list[ClipGroup]:

@@ -16,7 +16,7 @@ from torch import nn
 from geomtx.data.sampler import rare_view_counts
 from geomtx.losses.multitask import LossReport
 from geomtx.training.batches import SceneStream, describe_problem, load_batches, move_batch, validation_batches
-from geomtx.training.build import build_monitor, check_track_labels, prepare_model
+from geomtx.training.build import add_head_losses, build_monitor, check_track_labels, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups, build_parameter_groups
@@ -50,8 +50,9 @@ class Trainer:
         draw: Scenes by seed, for training and validation, in place of those that the configuration asks for. Batches
             to train on are checked (`geomtx.data.check_values`), and skipped if there is something wrong with one.
         task: What is trained, in place of what `config.model.kind` and `config.task` say.
-        model: To train, in place of the one that `config.model` asks for; changed in place. To go on, give it again.
-        loss: (outputs, batch) → `LossReport`, in place of the task's.
+        model: To train, in place of the one that `config.model` asks for; changed in place. To go on, give one like it
+            again. If it has no `save_pretrained`, its weights are `weights/model.safetensors`.
+        loss: (outputs, batch) → `LossReport`, in place of the task's, which has the losses of `model.add_head`, too.
 
     Attributes:
         step: Steps done, those that were skipped too; also which batch comes next.
@@ -103,7 +104,7 @@ class Trainer:
         if draw is None:
             check_track_labels(model, config.data.num_tracks)
         self.blueprint = copy_to_meta(model)
-        self._set_up(model, self.task.build_loss(config.loss) if loss is None else loss)
+        self._set_up(model, add_head_losses(self.task.build_loss(config.loss), model) if loss is None else loss)
         self._open_scenes(draw)
         # From here on, every process draws its own numbers.
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)

@@ -53,23 +53,24 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class LoraSection:
-    """Adapters of low rank, see `geomtx.layers.lora.add_lora`.
+    """Adapters of low rank, see `geomtx.layers.lora.add_lora`; they are trained though `freeze` names their layers.
 
     Attributes:
         patterns: Of the names of linear layers.
         rank: Of what is added to a weight.
-        alpha: What is added is scaled by alpha / rank.
+        alpha: What is added is scaled by alpha / rank; None = rank, a factor of 1.
     """
 
     patterns: tuple[str, ...]
     rank: int = 8
-    alpha: float = 8.0
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         if not self.patterns:
             raise ValueError("lora.patterns must name linear layers, got none")
         check_positive("lora.rank", self.rank)
-        check_finite_positive("lora.alpha", self.alpha)
+        if self.alpha is not None:
+            check_finite_positive("lora.alpha", self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)

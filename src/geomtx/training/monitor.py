@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.training.names import match_names
+from geomtx.names import match_names
 
 __all__ = ["GradientMonitor", "project_conflicts", "shared_parameters"]
 

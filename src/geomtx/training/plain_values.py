@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from geomtx.training.names import close_matches
+from geomtx.names import close_matches
 
 __all__ = ["parse_fields", "parse_section", "parse_value", "unknown_key"]
 

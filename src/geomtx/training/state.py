@@ -51,7 +51,11 @@ def load_into(model: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) 
     """The inverse of `training_state`; learning rate, decay and the like of the groups stay what they are.
 
     Parameters that never had a gradient have no moments; those that are trained only now begin without.
+
+    Raises:
+        ValueError: If the weights are not those of the model by name and shape. The model is unchanged.
     """
+    _check_same_model(model, state["model"])
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
     # Copies: torch puts its shards in the place of what it is given.
     weights, moments = tree_map(lambda leaf: leaf, (state["model"], state["optimiser"]))
@@ -65,6 +69,14 @@ def load_into(model: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) 
     # What the configuration says now counts, not what the checkpoint's said.
     for group, options in zip(optimiser.param_groups, groups, strict=True):
         group.update(options)
+
+
+def _check_same_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    stored, own = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict()))
+    for name in {**own, **stored}:
+        if stored.get(name) != own.get(name):
+            found, wanted = (shapes.get(name, "nothing") for shapes in (stored, own))
+            raise ValueError(f"checkpoint must be of this model, with its adapters, got {found} for {wanted} in {name}")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, what: str) -> 
         what: Name of the patterns, for the error.
 
     Raises:
-        ValueError: For a pattern that matches nothing.
+        ValueError: For a pattern that matches nothing, and a string in place of patterns.
     """
+    if isinstance(patterns, str):
+        raise ValueError(f"{what} must be a sequence of patterns, got {patterns!r}")
     names = list(names)
     matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in patterns}
     for pattern, found in matched.items():

@@ -1,0 +1,221 @@
+"""Low-rank adaptation of linear layers (LoRA, Hu et al. 2021, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from geomtx.checks import check_count, check_finite_positive, check_shape
+from geomtx.layers.float32 import at_least_float32
+from geomtx.names import close_matches, match_names
+from geomtx.types import Float
+
+__all__ = [
+    "LowRank",
+    "adapted_layers",
+    "add_lora",
+    "load_lora_state",
+    "lora_state",
+    "merge_lora",
+    "merged_state",
+    "remove_lora",
+]
+
+_BASE, _FACTORS = "parametrizations.weight.original", "parametrizations.weight.0."
+
+
+class LowRank(nn.Module):
+    """weight + (alpha / rank) · up · down, rounded to the weight's precision as a merged weight would be.
+
+    Args:
+        weight: (C_out, C_in), says sizes and device.
+        rank: Columns of `up` and rows of `down`.
+        alpha: See the formula.
+    """
+
+    def __init__(self, weight: Float[Tensor, "c_out c_in"], rank: int, alpha: float) -> None:
+        super().__init__()
+        self.rank = rank
+        self.alpha = alpha
+        self.base_was_trained = weight.requires_grad
+        # Not in half precision, in which small steps of an optimiser are lost.
+        numbers = at_least_float32(weight.detach())
+        self.down = nn.Parameter(torch.empty_like(numbers[:1]).repeat(rank, 1))
+        self.up = nn.Parameter(torch.zeros_like(numbers[:, :1]).repeat(1, rank))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the identity: `down` is drawn from a normal distribution of variance 1 / C_in, `up` is zero."""
+        nn.init.normal_(self.down, std=self.down.shape[1] ** -0.5)
+        nn.init.zeros_(self.up)
+
+    def forward(self, weight: Float[Tensor, "c_out c_in"]) -> Float[Tensor, "c_out c_in"]:
+        """The adapted weight, in the precision of the frozen one, also under autocast."""
+        # Of the meta device there is no autocast.
+        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
+            base = at_least_float32(weight)
+            update = at_least_float32(self.up) @ at_least_float32(self.down)
+            return (base + (self.alpha / self.rank) * update.to(base.dtype)).to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        """The two numbers."""
+        return f"rank={self.rank}, alpha={self.alpha:g}"
+
+
+def add_lora(model: nn.Module, patterns: Iterable[str], *, rank: int = 8, alpha: float | None = None) -> list[str]:
+    """Adapt linear layers by products of two thin matrices, which are trained while the layers' weights are frozen.
+
+    The model computes what it did until the new parameters are trained. Whatever reads a layer's `weight` gets the
+    adapted one: attention in pieces, recorded and compiled passes, shared scenes. All else of the model, biases
+    included, is trained or frozen as it was before; so `geomtx.freeze` the model first, then add. While adapters are
+    on, names of the state dict change: "….weight" is "….parametrizations.weight.original".
+
+    Args:
+        model: Changed in place.
+        patterns: Of names of modules ("encoder.*.attention.qkv", "*.mlp.*"); what they match besides linear layers is
+            left alone.
+        rank: Of the products.
+        alpha: The product's factor is alpha / rank; None = rank, a factor of 1.
+
+    Returns:
+        Names of the adapted layers.
+
+    Raises:
+        ValueError: For a pattern that matches nothing or no linear layer, layers that are adapted, parametrised or
+            quantised already, another rank or alpha. The model is unchanged.
+    """
+    check_count("rank", rank)
+    alpha = float(rank) if alpha is None else alpha
+    check_finite_positive("alpha", alpha)
+    modules = {name: module for name, module in model.named_modules() if name and ".parametrizations." not in name}
+    layers: dict[str, nn.Linear] = {}
+    for pattern, names in match_names(patterns, modules, what="patterns").items():
+        found = {name: module for name in names if isinstance(module := modules[name], nn.Linear)}
+        if not found:
+            kinds = ", ".join(sorted({type(modules[name]).__name__ for name in names}))
+            raise ValueError(f"patterns must match linear layers, got {pattern!r}, which matches only {kinds}")
+        layers |= found
+    for name, layer in layers.items():
+        _check_can_adapt(name, layer)
+    for layer in layers.values():
+        _adapt(layer, rank, alpha)
+    return list(layers)
+
+
+def _check_can_adapt(name: str, layer: nn.Linear) -> None:
+    if parametrize.is_parametrized(layer, "weight"):
+        kind = "has an adapter" if _adapter_of(layer) is not None else "has a parametrisation"
+        raise ValueError(f"{name} must be a plain linear layer to be adapted, got one that {kind} already")
+    weight = layer.weight
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        kind = type(weight).__name__ if type(weight) is not nn.Parameter else str(weight.dtype)
+        raise ValueError(f"{name} must have a floating point parameter to be adapted, got {kind}; quantise afterwards")
+
+
+def _adapt(layer: nn.Linear, rank: int, alpha: float) -> None:
+    adapter = LowRank(layer.weight, rank, alpha)
+    layer.weight.requires_grad_(False)
+    parametrize.register_parametrization(layer, "weight", adapter)
+
+
+def _adapter_of(module: nn.Linear) -> LowRank | None:
+    adapter = _parametrizations(module)[0] if parametrize.is_parametrized(module, "weight") else None
+    return adapter if isinstance(adapter, LowRank) else None
+
+
+def _parametrizations(layer: nn.Linear) -> parametrize.ParametrizationList:
+    assert isinstance(layer.parametrizations, nn.ModuleDict)
+    found = layer.parametrizations["weight"]
+    assert isinstance(found, parametrize.ParametrizationList)
+    return found
+
+
+def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Linear, LowRank]]:
+    """Name → layer and adapter, of those that `add_lora` adapted."""
+    return {
+        name: (module, adapter)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (adapter := _adapter_of(module)) is not None
+    }
+
+
+def merge_lora(model: nn.Module) -> list[str]:
+    """Add the adapters to the weights and take them off: the same results, from plain layers.
+
+    Args:
+        model: Changed in place; weights are trained again where they were before `add_lora`.
+
+    Returns:
+        Names of the layers, none where there are no adapters.
+    """
+    layers = adapted_layers(model)
+    for layer, _ in layers.values():
+        merged = layer.weight.detach()
+        _take_off(layer).copy_(merged)
+    return list(layers)
+
+
+def remove_lora(model: nn.Module) -> list[str]:
+    """Take the adapters off and let them go: the model is what it was before `add_lora`; arguments as `merge_lora`."""
+    layers = adapted_layers(model)
+    for layer, _ in layers.values():
+        _take_off(layer)
+    return list(layers)
+
+
+def _take_off(layer: nn.Linear) -> Tensor:
+    """Make it a plain layer; returns its own weight, detached.
+
+    Not by `parametrize.remove_parametrizations`, which takes `weight` from the class that copies of a layer share.
+    """
+    weight, adapter = _parametrizations(layer).original, _adapter_of(layer)
+    assert isinstance(weight, nn.Parameter)
+    assert adapter is not None
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    layer.weight = weight.requires_grad_(adapter.base_was_trained)
+    bias = layer._parameters.pop("bias")
+    layer.register_parameter("bias", bias)  # after the weight: optimisers know parameters by their order
+    return weight.detach()
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters alone, detached: "LAYER.down" (rank, C_in) and "LAYER.up" (C_out, rank)."""
+    return {
+        f"{name}.{factor}": getattr(adapter, factor).detach()
+        for name, (_, adapter) in adapted_layers(model).items()
+        for factor in ("down", "up")
+    }
+
+
+def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy what `lora_state` gave into the adapters of a model.
+
+    Raises:
+        ValueError: If names or shapes are not those of the model's adapters. The model is unchanged.
+    """
+    own = lora_state(model)
+    for name in state:
+        if name not in own:
+            raise ValueError(f"state must be of the model's adapters, got {name!r}{close_matches(name, own)}")
+    for name, tensor in own.items():
+        if name not in state:
+            raise ValueError(f"state must have all of the model's adapters, got none of {name!r}")
+        check_shape(name, state[name], tensor.shape)
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """`model.state_dict()` as it would be after `merge_lora`; the model is unchanged."""
+    layers = adapted_layers(model)
+    state = model.state_dict()
+    for name, (layer, _) in layers.items():
+        for leaf in (_BASE, *(_FACTORS + factor for factor in ("down", "up"))):
+            del state[f"{name}.{leaf}"]
+        state[f"{name}.weight"] = layer.weight.detach()
+    return state

@@ -1,0 +1,78 @@
+"""Adapters of linear layers (`geomtx.layers.lora`) in files of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from geomtx.checkpoint import parse_json
+from geomtx.layers.lora import adapted_layers, add_lora, load_lora_state, lora_state, remove_lora
+from geomtx.staging import staged_folder
+from geomtx.tensor_file import open_tensor_file
+
+__all__ = ["load_lora", "save_lora"]
+
+LORA_KEY = "geomtx_lora"  # in a file's own metadata
+
+
+def save_lora(model: nn.Module, file: str | os.PathLike[str]) -> Path:
+    """Write a model's adapters (`geomtx.layers.lora`), and nothing else of it.
+
+    Args:
+        model: With adapters.
+        file: Ends in ".safetensors"; its folder is made if need be.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: Without adapters, or for another ending.
+        OSError: If the file can't be written.
+    """
+    path, layers = Path(file), adapted_layers(model)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"file must end in .safetensors, got '{path}'")
+    if not layers:
+        raise ValueError(f"model must have adapters to be saved, got {type(model).__name__} without any")
+    numbers = {name: {"rank": adapter.rank, "alpha": adapter.alpha} for name, (_, adapter) in layers.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in lora_state(model).items()}
+    with staged_folder(path.parent) as stage:
+        save_file(tensors, stage / path.name, metadata={LORA_KEY: json.dumps(numbers)})
+    return path
+
+
+def load_lora(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
+    """Adapt a model as `save_lora` found another one: the same layers, ranks, factors and values.
+
+    Args:
+        model: Without adapters; changed in place.
+        file: That `save_lora` wrote.
+
+    Returns:
+        Names of the adapted layers.
+
+    Raises:
+        ValueError: If the file holds something else or doesn't fit the model, which is unchanged then.
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"adapters must be a file, got '{path}', which doesn't exist")
+    if adapted_layers(model):
+        raise ValueError("model must have no adapters yet, got some; merge or remove them before")
+    source = open_tensor_file(path)
+    if LORA_KEY not in source.metadata:
+        raise ValueError(f"{path} must hold adapters that save_lora wrote, got none")
+    layers = parse_json(source.metadata[LORA_KEY], path)
+    try:
+        for name, numbers in layers.items():
+            add_lora(model, [name], rank=numbers["rank"], alpha=numbers["alpha"])
+        load_lora_state(model, dict(source.read(source.shapes)))
+    except (ValueError, TypeError, KeyError) as error:
+        remove_lora(model)
+        raise ValueError(f"{path} doesn't fit the model: {error}") from error
+    return list(adapted_layers(model))

@@ -1,0 +1,92 @@
+"""`Trainer(config, folder, model=…, loss=…)`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import geomtx
+from geomtx.losses.multitask import LossReport, MultitaskLoss
+from geomtx.training.loop import Trainer
+from geomtx.types import Predictions, SceneBatch
+from training.small_run import NUMBERS, is_equal, small_config, weights_of
+from training.toy_task import GreyTask, grey_loss
+
+
+def build_vggt() -> geomtx.VGGT:
+    torch.manual_seed(5)
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, heads=("depth",)))
+
+
+def depth_loss(predictions: Predictions, batch: SceneBatch) -> LossReport:
+    total = (predictions.depth.value.log() - batch.depth.clamp(min=0.1).log()).abs().mean()
+    return LossReport(total, {"log": total}, {"loss_log": total})
+
+
+class Plain(nn.Module):
+    """Without a configuration, and without a way to save itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.movedim(-3, -1)).squeeze(-1)
+
+
+def own(folder: Path, model: nn.Module, loss: Any, *, resume: bool = False, **options: Any) -> Trainer:
+    config = small_config(schedule={"steps": 4}, validation={"every": 4, "scenes": 2, "views": [2]})
+    return Trainer(config, folder, model=model, loss=loss, resume=resume, cpu=True, progress=False, **options)
+
+
+def test_a_model_and_a_loss_of_ones_own(tmp_path: Path):
+    """The configuration's section on the model doesn't count."""
+    model = build_vggt()
+    trainer = own(tmp_path, model, depth_loss)
+    assert trainer.bare_model is model
+    before = weights_of(trainer)
+    weights = trainer.train()
+    assert not is_equal(before, weights_of(trainer))
+    assert is_equal(geomtx.VGGT.from_pretrained(weights).state_dict(), model.state_dict())
+    assert '"loss_log"' in (tmp_path / "log.jsonl").read_text()
+    assert '"loss_log/2v"' in (tmp_path / "log.jsonl").read_text()
+
+
+def test_it_goes_on_where_it_is_given_again(tmp_path: Path):
+    whole = own(tmp_path / "whole", build_vggt(), depth_loss)
+    whole.train()
+    own(tmp_path / "parts", build_vggt(), depth_loss).train(until=2)
+    again = build_vggt()
+    nn.init.zeros_(again.depth_head.decoder.norm.weight)
+    resumed = own(tmp_path / "parts", again, depth_loss, resume=True)
+    resumed.train()
+    assert is_equal(weights_of(whole), weights_of(resumed))
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "parts" / "log.jsonl").read_text()
+
+
+def test_another_model_is_told(tmp_path: Path):
+    own(tmp_path, build_vggt(), depth_loss).train(until=1)
+    other = geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, heads=("depth", "points")))
+    message = r"^checkpoint must be of this model, with its adapters, got nothing for \(.*\) in point_head\."
+    with pytest.raises(ValueError, match=message):
+        own(tmp_path, other, MultitaskLoss(), resume=True)
+
+
+def test_a_model_that_cannot_save_itself_is_saved_by_names(tmp_path: Path):
+    trainer = own(tmp_path, Plain(), _plain_loss, task=PlainTask())
+    weights = trainer.train()
+    assert is_equal(load_file(weights / "model.safetensors"), weights_of(trainer))
+    resumed = own(tmp_path, Plain(), _plain_loss, task=PlainTask(), resume=True)
+    assert is_equal(weights_of(resumed), weights_of(trainer))
+
+
+class PlainTask(GreyTask):
+    def score(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
+        return {}
+
+
+def _plain_loss(outputs: Any, batch: SceneBatch) -> LossReport:
+    return grey_loss(outputs, batch)

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import geomtx
+from geomtx.geometry.normalization import normalize_scene
+from geomtx.losses.multitask import MultitaskLoss
+from geomtx.metrics.evaluate import evaluate_predictions, summarize
+from geomtx.training.config import LossSection, ModelSection
+from geomtx.training.vggt_task import VggtTask
+from training.small_run import NUMBERS, is_equal, random_scenes
+
+TASK = VggtTask()
+
+
+@pytest.fixture
+def model() -> geomtx.VGGT:
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, track_depth=1))
+
+
+def test_models_by_numbers_and_of_weights(model: geomtx.VGGT, tmp_path: Path):
+    built = TASK.build_model(ModelSection(preset="tiny", numbers={"depth": 4, "heads": ["camera"]}))
+    assert (built.config.depth, built.heads) == (4, ("camera",))
+    assert TASK.rebuild_model(built.config.to_dict()).config == built.config
+    model.half().save_pretrained(tmp_path)
+    loaded = TASK.build_model(ModelSection(weights=str(tmp_path), heads=("depth", "camera")))
+    assert set(loaded.heads) == {"camera", "depth"}
+    want = {
+        n: t.float() for n, t in model.state_dict().items() if n.partition(".")[0] not in {"point_head", "track_head"}
+    }
+    assert is_equal(loaded.state_dict(), want)
+    with pytest.raises(ValueError, match=r"^model\.heads must be one of 'camera', .*, got 'sky'$"):
+        TASK.build_model(ModelSection(weights=str(tmp_path), heads=("sky",)))
+
+
+def test_predictions_of_prepared_scenes(model: geomtx.VGGT):
+    batch = random_scenes(2)
+    prepared = TASK.prepare(batch)
+    assert all(torch.equal(a, b) for a, b in zip(prepared.cameras, normalize_scene(batch)[0].cameras, strict=True))
+    model.eval()
+    with torch.no_grad():
+        found = TASK.predict(model, prepared)
+        want = model(prepared.images, prepared.tracks.coords_px[:, 0])
+    assert torch.equal(found.tracks.coords_px, want.tracks.coords_px)
+    assert torch.equal(found.depth.value, want.depth.value)
+    assert TASK.build_loss(LossSection())(found, prepared).total == MultitaskLoss()(want, prepared).total
+    assert TASK.predict(model, prepared._replace(tracks=None)).tracks is None
+
+
+def test_scores_are_those_of_evaluation(model: geomtx.VGGT):
+    batch = random_scenes(3, num_views=3)
+    prepared = TASK.prepare(batch)
+    with torch.no_grad():
+        predictions = TASK.predict(model.eval(), prepared)
+    scores = TASK.score(predictions, prepared)
+    want = summarize([evaluate_predictions(predictions, batch)])
+    assert scores.keys() == {"auc@5", "auc@15", "auc@30", "abs_rel", "delta_1.25"}
+    assert all(score.shape == (3,) for score in scores.values())
+    for name, other in (("auc@30", "auc_30"), ("abs_rel", "depth_abs_rel"), ("delta_1.25", "depth_delta")):
+        assert float(scores[name].mean()) == pytest.approx(want[other], rel=1e-5), name
+    assert TASK.score(predictions._replace(depth=None), prepared).keys() == {"auc@5", "auc@15", "auc@30"}
