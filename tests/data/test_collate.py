@@ -5,7 +5,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from data.plane_scenes import plane_scene
-from geomtx.data import build_track_labels, check_values, collate_scenes, repeat_batch
+from geomtx.data import build_track_labels, check_values, collate_scenes, render_scenes, repeat_batch
+from geomtx.data.collate import split_scenes
 from geomtx.types import SceneBatch
 
 
@@ -103,3 +104,14 @@ def test_repeated_batch_of_images_only() -> None:
     twice = repeat_batch(SceneBatch(torch.rand(2, 3, 3, 4, 4)))
     assert len(twice.images) == 4
     assert twice[1:] == (None,) * 6
+
+
+def test_scenes_of_a_batch_are_put_together_again():
+    batch = render_scenes([1, 2, 3], 2, (8, 12), num_tracks=4)
+    scenes = split_scenes(batch)
+    assert [len(scene.images) for scene in scenes] == [1, 1, 1]
+    again = collate_scenes(scenes)
+    assert torch.equal(again.images, batch.images)
+    assert torch.equal(again.cameras.cam_from_world, batch.cameras.cam_from_world)
+    assert torch.equal(again.tracks.visible, batch.tracks.visible)
+    assert again.camera_mask is None

@@ -229,3 +229,17 @@ def test_numbers_of_videos():
         build_source(section(kind="synthetic_video", motion={"moving": 2}), patch_size=14)
     with pytest.raises(ValueError, match=r"^validation\.views must be up to 64 of rendered scenes, got 65$"):
         parse_config({"data": {"kind": "synthetic_video"}, "validation": {"views": [65]}})
+
+
+def test_videos_change_in_training_only_and_the_same_way_every_time():
+    data = section(kind="synthetic_video", num_tracks=20, augment=True, video={"flip_y_prob": 0.0})
+    source, plain = build_source(data, patch_size=14), build_source(data, patch_size=14, held_out=True)
+    one, two = source([5], 3, (28, 42)), source([7, 5], 3, (28, 42))
+    assert torch.equal(source([5], 3, (28, 42)).images, one.images)
+    torch.testing.assert_close(two.images[1:], one.images, atol=1e-3, rtol=0)
+    assert one.cameras is one.depth is None
+    held_out = plain([5], 3, (28, 42))
+    assert held_out.cameras is not None
+    assert not torch.equal(one.tracks.coords_px, held_out.tracks.coords_px)
+    with pytest.raises(ValueError, match=r"^data\.video must go with kind 'synthetic_video', got .* for 'synthetic'$"):
+        section(video={"flip_x_prob": 0.0})

@@ -24,6 +24,7 @@ from geomtx.data.seeds import held_out_seed, is_held_out, training_seed
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.track_labels import build_track_labels, choose_tracks
 from geomtx.data.unified import UnifiedDataset
+from geomtx.data.video_augmentation import VideoAugmentation
 from geomtx.data.videos import render_videos
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 
@@ -45,6 +46,7 @@ __all__ = [
     "SceneRequest",
     "SceneSource",
     "UnifiedDataset",
+    "VideoAugmentation",
     "ViewCountSampler",
     "VirtualKittiDataset",
     "assemble_scene",

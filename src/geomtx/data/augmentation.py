@@ -55,6 +55,11 @@ class ColorAugmentation:
         """Each view its own colours, and blur."""
         return cls(blur_prob=0.05, shared_prob=0.0)
 
+    @classmethod
+    def video(cls) -> ColorAugmentation:
+        """Little, as CoTracker is trained with; all frames share a draw more often than not."""
+        return cls(0.2, 0.2, 0.2, 0.08, jitter_prob=0.25, gray_prob=0.0, blur_prob=0.25)
+
     def __call__(
         self, images: Float[Tensor, "b s 3 h w"], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "b s 3 h w"]:

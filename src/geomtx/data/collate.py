@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from geomtx.geometry.normalization import known_pixels
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
-__all__ = ["collate_scenes", "repeat_batch"]
+__all__ = ["collate_scenes", "repeat_batch", "split_scenes"]
 
 
 def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
@@ -43,6 +44,17 @@ def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
         _join_masks([scene.mask for scene in scenes], [_known_pixels(scene) for scene in scenes], no_pixel),
         _join_tracks(scenes),
     )
+
+
+def split_scenes(batch: SceneBatch) -> list[SceneBatch]:
+    """The scenes of a batch, B = 1 each, in views of its tensors."""
+    return [_take_scene(batch, index) for index in range(len(batch.images))]
+
+
+def _take_scene(value: Any, index: int) -> Any:
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else value[index : index + 1]
+    return type(value)(*(_take_scene(item, index) for item in value))
 
 
 def repeat_batch(batch: SceneBatch) -> SceneBatch:

@@ -5,6 +5,7 @@ from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
 from geomtx.metrics.image import psnr, ssim
+from geomtx.metrics.lucas_kanade import track_lucas_kanade
 from geomtx.metrics.nearest import nearest_points
 from geomtx.metrics.pointcloud import (
     PointCloudScores,
@@ -23,6 +24,8 @@ from geomtx.metrics.pose import (
     trajectory_errors,
 )
 from geomtx.metrics.sparse_views import SparseViewScores, sparse_view_report
+from geomtx.metrics.tapvid import TapVidScores, TapVidVideo, TrackPoints, evaluate_tapvid, labels_to_tapvid
+from geomtx.metrics.tapvid_files import load_tapvid
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
@@ -34,14 +37,20 @@ __all__ = [
     "PairErrors",
     "PointCloudScores",
     "SparseViewScores",
+    "TapVidScores",
+    "TapVidVideo",
+    "TrackPoints",
     "TrackScores",
     "TrajectoryErrors",
     "align_by_nearest",
     "depth_scores",
     "dtu_scores",
     "evaluate_predictions",
+    "evaluate_tapvid",
     "exact_pose_auc",
     "fit_constant_guess",
+    "labels_to_tapvid",
+    "load_tapvid",
     "nearest_points",
     "pairwise_pose_errors",
     "point_map_normals",
@@ -56,6 +65,7 @@ __all__ = [
     "ssim",
     "summarize",
     "thin_points",
+    "track_lucas_kanade",
     "track_scores",
     "trajectory_errors",
 ]

@@ -54,8 +54,10 @@ class DataSection:
         supersample: See `geomtx.data.synthetic.render_scenes`.
         style: Numbers of `geomtx.data.synthetic.RoomStyle`.
         motion: Numbers of `geomtx.data.MotionStyle`, for videos.
-        augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`.
-        color: Numbers of that.
+        augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`, and of videos frames and tracks, too,
+            see `geomtx.data.VideoAugmentation`.
+        color: Numbers of the first.
+        video: Numbers of the second.
         transform: Numbers of `geomtx.data.FrameTransform`, for training on `datasets`.
         choice: Numbers of `geomtx.data.FrameChoice`, in place of what is usual for each of `datasets`.
         workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
@@ -73,6 +75,7 @@ class DataSection:
     motion: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: bool = False
     color: dict[str, Any] = dataclasses.field(default_factory=dict)
+    video: dict[str, Any] = dataclasses.field(default_factory=dict)
     transform: dict[str, Any] = dataclasses.field(default_factory=dict)
     choice: dict[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 0
@@ -93,8 +96,10 @@ class DataSection:
             raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
         if self.kind != "dataset":
             self._check_rendered(MOST_RENDERED[self.kind])
-        if self.motion and self.kind != "synthetic_video":
-            raise ValueError(f"data.motion must go with kind 'synthetic_video', got {self.motion} for {self.kind!r}")
+        for name in ("motion", "video"):
+            value = getattr(self, name)
+            if value and self.kind != "synthetic_video":
+                raise ValueError(f"data.{name} must go with kind 'synthetic_video', got {value} for {self.kind!r}")
         if (self.kind == "dataset") != bool(self.datasets):
             raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
 

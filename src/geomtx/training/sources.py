@@ -11,7 +11,7 @@ import torch
 
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.co3d import Co3dDataset
-from geomtx.data.collate import collate_scenes
+from geomtx.data.collate import collate_scenes, split_scenes
 from geomtx.data.frame_choice import FrameChoice
 from geomtx.data.frame_geometry import FrameTransform
 from geomtx.data.mixture import SceneMixture
@@ -20,6 +20,7 @@ from geomtx.data.sampler import SceneRequest
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.data.unified import UnifiedDataset
+from geomtx.data.video_augmentation import VideoAugmentation
 from geomtx.data.videos import render_videos
 from geomtx.data.virtual_kitti import VirtualKittiDataset
 from geomtx.training.data_config import DataSection, DatasetSection
@@ -61,11 +62,7 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
         style = _build("data.style", RoomStyle, section.style)
         return RenderedScenes(style, section.num_tracks, supersample=section.supersample, color=color)
     if section.kind == "synthetic_video":
-        style, motion = (
-            _build("data.style", RoomStyle, section.style),
-            _build("data.motion", MotionStyle, section.motion),
-        )
-        return RenderedVideos(style, motion, section.num_tracks, supersample=section.supersample, color=color)
+        return _render_videos(section, held_out)
     options = SampleOptions(
         size=section.image_hw[1],
         patch_size=patch_size,
@@ -77,6 +74,22 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
     pairs = zip(section.datasets.values(), datasets, strict=True)
     lengths = [len(files) if dataset.length is None else dataset.length for dataset, files in pairs]
     return FileScenes(SceneMixture(datasets, lengths))
+
+
+def _render_videos(section: DataSection, held_out: bool) -> RenderedVideos:
+    video = _build("data.video", VideoAugmentation, section.video)
+    color = dataclasses.replace(
+        ColorAugmentation.video(), **parse_fields(ColorAugmentation, section.color, "data.color")
+    )
+    changes = section.augment and not held_out
+    return RenderedVideos(
+        _build("data.style", RoomStyle, section.style),
+        _build("data.motion", MotionStyle, section.motion),
+        section.num_tracks,
+        supersample=section.supersample,
+        color=color if changes else None,
+        augmentation=video if changes else None,
+    )
 
 
 def check_datasets(section: DataSection, *, validation: bool) -> None:
@@ -178,6 +191,7 @@ class RenderedVideos:
         num_tracks: Tracks a video.
         supersample: Rays a pixel along each axis.
         color: Changes colours, of each video by numbers drawn from its seed.
+        augmentation: Changes frames and tracks, likewise.
     """
 
     def __init__(
@@ -188,12 +202,14 @@ class RenderedVideos:
         *,
         supersample: int = 1,
         color: ColorAugmentation | None = None,
+        augmentation: VideoAugmentation | None = None,
     ) -> None:
         self.style = style
         self.motion = motion
         self.num_tracks = num_tracks
         self.supersample = supersample
         self.color = color
+        self.augmentation = augmentation
 
     def __call__(
         self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
@@ -209,7 +225,15 @@ class RenderedVideos:
             motion=self.motion,
             device=device,
         )
-        return _recolor(videos, seeds, self.color)
+        videos = _recolor(videos, seeds, self.color)
+        if self.augmentation is None:
+            return videos
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        changed = [
+            self.augmentation(video, generator=generator)
+            for video, generator in zip(split_scenes(videos), generators, strict=True)
+        ]
+        return collate_scenes(changed)
 
 
 def _recolor(scenes: SceneBatch, seeds: Sequence[int], color: ColorAugmentation | None) -> SceneBatch:

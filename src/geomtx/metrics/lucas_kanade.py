@@ -1,0 +1,115 @@
+"""Pyramidal Lucas-Kanade tracking (Bouguet, 2001), OpenCV's: the classical baseline of point tracking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geomtx.checks import check_count, check_finite_positive, check_floating, check_shape
+
+__all__ = ["track_lucas_kanade"]
+
+
+def track_lucas_kanade(
+    frames: Tensor,
+    queries: Tensor,
+    *,
+    window: int = 15,
+    num_levels: int = 3,
+    max_error_px: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Follow points from frame to frame, from their query frame to both ends of the video.
+
+    A point is visible as long as each step, taken back, leads to where it began, within the frame; once lost, it stays
+    lost, as nothing here could recognise it. The result is the same every time.
+
+    Args:
+        frames: (S, 3, H, W) in [0, 1].
+        queries: (Q, 3), frame, x and y; pixels of `frames`, pixel centres at integers.
+        window: Side of the square that is compared, pixels.
+        num_levels: Halvings of the frames beside the frames themselves.
+        max_error_px: How far a step taken back may miss.
+
+    Returns:
+        Coordinates (S, Q, 2) in pixels and visibility (S, Q) bool, on the frames' device, as `evaluate_tapvid` wants.
+
+    Raises:
+        ImportError: Without OpenCV: `pip install "geomtx[bench]"`.
+        ValueError: For other shapes, or a query outside of the video.
+    """
+    check_shape("frames", frames, ("S", 3, "H", "W"))
+    check_floating("frames", frames)
+    check_shape("queries", queries, ("Q", 3))
+    check_count("window", window, 3)
+    check_count("num_levels", num_levels, 0)
+    check_finite_positive("max_error_px", max_error_px)
+    _check_queries(queries, tuple(frames.shape))
+    step = _Step(window, num_levels, max_error_px)
+    start, first = queries[:, 1:].float().cpu().numpy(), queries[:, 0].long().cpu().numpy()
+    weights = frames.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    grey = ((frames * weights).sum(1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    coords = np.repeat(start[None], len(grey), axis=0)
+    visible = np.zeros(coords.shape[:2], dtype=np.bool_)
+    visible[first, np.arange(len(first))] = True
+    last = len(grey) - 1
+    for index in range(last):
+        _advance(step, grey, coords, visible, first <= index, index, index + 1)
+    for index in range(last, 0, -1):
+        _advance(step, grey, coords, visible, first >= index, index, index - 1)
+    return torch.from_numpy(coords).to(frames.device), torch.from_numpy(visible).to(frames.device)
+
+
+class _Step:
+    """From one picture to another, and back."""
+
+    def __init__(self, window: int, num_levels: int, max_error_px: float) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise ImportError('Lucas-Kanade tracking needs OpenCV: pip install "geomtx[bench]"') from error
+        self.flow: Any = cv2.calcOpticalFlowPyrLK
+        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
+        self.numbers = {"winSize": (window, window), "maxLevel": num_levels, "criteria": stop}
+        self.max_error_px = max_error_px
+
+    def __call__(
+        self, here: NDArray[np.uint8], there: NDArray[np.uint8], points: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Where (N, 2) points of `here` are in `there`, and whether that can be believed."""
+        moved, found, _ = self.flow(here, there, points[:, None], None, **self.numbers)
+        back, found_back, _ = self.flow(there, here, moved, None, **self.numbers)
+        moved, miss = moved[:, 0], np.linalg.norm(back[:, 0] - points, axis=-1)
+        limit = np.array(there.shape[::-1]) - 0.5
+        inside = ((moved >= -0.5) & (moved < limit)).all(-1)
+        return moved, (found[:, 0] == 1) & (found_back[:, 0] == 1) & (miss < self.max_error_px) & inside
+
+
+def _advance(
+    step: _Step,
+    grey: NDArray[np.uint8],
+    coords: NDArray[np.float32],
+    visible: NDArray[np.bool_],
+    active: NDArray[np.bool_],
+    here: int,
+    there: int,
+) -> None:
+    """The step of the active points that are not lost; those that are stay where they were last."""
+    coords[there, active] = coords[here, active]
+    followed = np.flatnonzero(active & visible[here])
+    if len(followed):
+        moved, seen = step(grey[here], grey[there], np.ascontiguousarray(coords[here, followed]))
+        coords[there, followed] = moved
+        visible[there, followed] = seen
+
+
+def _check_queries(queries: Tensor, shape: tuple[int, ...]) -> None:
+    num_frames, _, height, width = shape
+    frame, x, y = queries.unbind(-1)
+    if not ((frame >= 0) & (frame <= num_frames - 1) & (frame == frame.floor())).all():
+        raise ValueError(f"queries must be in frames 0 … {num_frames - 1}, got others")
+    if not ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)).all():
+        raise ValueError(f"queries must be within {height}x{width} pixels, got some outside")

@@ -1,0 +1,164 @@
+"""The TAP-Vid benchmark of point tracking (Doersch et al., 2022): a tracker, run on videos and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_mask, check_option, check_positive, check_shape
+from geomtx.metrics.tracking import RASTER, QueryMode, TrackScores, scale_to_raster, select_queries, track_scores
+from geomtx.types import SceneBatch
+
+__all__ = ["TapVidScores", "TapVidVideo", "TrackPoints", "evaluate_tapvid", "labels_to_tapvid"]
+
+
+class TapVidVideo(NamedTuple):
+    """A video with true tracks.
+
+    Attributes:
+        frames: (S, H, W, 3) uint8, RGB.
+        points: (N, S, 2), x and y, 0 and 1 being the centres of the first and the last pixel; what it holds where the
+            point is occluded counts for nothing.
+        occluded: (N, S) bool.
+        name: For the results.
+    """
+
+    frames: Tensor
+    points: Tensor
+    occluded: Tensor
+    name: str = ""
+
+
+class TapVidScores(NamedTuple):
+    """What `evaluate_tapvid` found; multiply by 100 for the numbers of papers.
+
+    Attributes:
+        mean: `TrackScores` of the data set, plain means over the videos; one without a number, since nothing of it
+            can be scored, doesn't count.
+        videos: `TrackScores` of each video, (V,) and (V, 5).
+        names: Of the V videos.
+    """
+
+    mean: TrackScores
+    videos: TrackScores
+    names: tuple[str, ...]
+
+
+@runtime_checkable
+class TrackPoints(Protocol):
+    """A tracker: finds points of a video in all its frames."""
+
+    def __call__(self, frames: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Track.
+
+        Args:
+            frames: (S, 3, H, W) in [0, 1].
+            queries: (Q, 3), frame, x and y; pixels of `frames`, pixel centres at integers.
+
+        Returns:
+            Coordinates (S, Q, 2) in those pixels, and whether the points are visible, (S, Q) bool.
+        """
+        ...
+
+
+def evaluate_tapvid(
+    track: TrackPoints,
+    videos: Iterable[TapVidVideo],
+    *,
+    mode: QueryMode = "first",
+    stride: int = 5,
+    image_hw: tuple[int, int] = (RASTER, RASTER),
+) -> TapVidScores:
+    """Run a tracker on videos and score it.
+
+    Args:
+        track: See `TrackPoints`.
+        videos: One is held at a time, so that they may be read as they are asked for (`load_tapvid`).
+        mode: "first": a query where a track is first visible, scored on the frames after it. "strided": one in every
+            `stride`-th frame where it is visible, scored on all other frames.
+        stride: Frames between queries of "strided".
+        image_hw: Height and width to which frames are resized for the tracker; scores are measured on 256×256, whatever
+            it is.
+
+    Raises:
+        ValueError: If there is no video, one is not as `TapVidVideo` says, or the tracker returns other shapes.
+    """
+    check_option("mode", mode, ("first", "strided"))
+    check_positive("stride", stride)
+    names, scores = [], []
+    for index, video in enumerate(videos):
+        name = video.name or str(index)
+        _check_video(video, name)
+        names.append(name)
+        scores.append(_score_video(track, video, mode, stride, image_hw))
+    if not scores:
+        raise ValueError("videos must hold at least one, got none")
+    each = TrackScores(*(torch.stack(parts) for parts in zip(*scores, strict=True)))
+    return TapVidScores(TrackScores(*(part.nanmean(0) for part in each)), each, tuple(names))
+
+
+def labels_to_tapvid(videos: SceneBatch) -> list[TapVidVideo]:
+    """Videos with labels, such as rendered ones, as TAP-Vid has them: frames of 8 bits, valid tracks only.
+
+    Raises:
+        ValueError: If the tracks are not known.
+    """
+    if videos.tracks is None:
+        raise ValueError("videos must have tracks, got none")
+    height, width = videos.images.shape[-2:]
+    size = videos.tracks.coords_px.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+    frames = (videos.images.clamp(0, 1) * 255).round().to(torch.uint8).movedim(2, -1)
+    return [
+        TapVidVideo(
+            frames[index],
+            (coords / size).transpose(0, 1)[valid],
+            ~visible.transpose(0, 1)[valid],
+            str(index),
+        )
+        for index, (coords, visible, valid) in enumerate(zip(*videos.tracks, strict=True))
+    ]
+
+
+def _check_video(video: TapVidVideo, name: str) -> None:
+    check_shape(f"frames of '{name}'", video.frames, ("S", "H", "W", 3))
+    if video.frames.dtype != torch.uint8:
+        raise ValueError(f"frames of '{name}' must be uint8, got {video.frames.dtype}")
+    num_frames = len(video.frames)
+    check_shape(f"points of '{name}'", video.points, ("N", num_frames, 2))
+    check_mask(f"occluded of '{name}'", video.occluded, (len(video.points), num_frames))
+    if not video.points[~video.occluded].isfinite().all():
+        raise ValueError(f"points of '{name}' must be finite where they are visible, got others")
+
+
+def _score_video(
+    track: TrackPoints, video: TapVidVideo, mode: QueryMode, stride: int, image_hw: tuple[int, int]
+) -> TrackScores:
+    true_px = video.points.double().transpose(0, 1) * (RASTER - 1)
+    visible = ~video.occluded.transpose(0, 1)
+    tracks, query_frames = select_queries(visible, mode=mode, stride=stride)
+    frames = _resize(video.frames, image_hw)
+    size = video.points.new_tensor([image_hw[1] - 1, image_hw[0] - 1])
+    # A visible point may be on the outer half of a pixel at the edge, where many trackers take no query.
+    start = video.points[tracks, query_frames].clamp(0, 1) * size
+    queries = torch.cat([query_frames[:, None].to(start), start], dim=-1).to(frames)
+    shape = (len(frames), len(queries))
+    coords, seen = track(frames, queries) if len(queries) else (frames.new_zeros(*shape, 2), visible[:, tracks])
+    check_shape("tracked coordinates", coords, (*shape, 2))
+    check_mask("tracked visibility", seen, shape)
+    raster_px = scale_to_raster(coords.double().to(true_px.device), image_hw)
+    seen = seen.to(true_px.device)
+    return track_scores(raster_px, seen, true_px[:, tracks], visible[:, tracks], query_frames, mode=mode)
+
+
+def _resize(frames: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """(S, H, W, 3) of bytes → (S, 3, *image_hw) in [0, 1]; frame by frame, since long videos are large."""
+    resized = [
+        torch.nn.functional.interpolate(
+            frame.movedim(-1, 0)[None].float() / 255, image_hw, mode="bilinear", antialias=True, align_corners=False
+        )
+        for frame in frames
+    ]
+    return torch.cat(resized).clamp(0, 1)
