@@ -33,7 +33,8 @@ from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch
 from geomtx.data.seeds import held_out_seed
 from geomtx.export.track_sheet import draw_track_sheet
-from geomtx.metrics import evaluate_predictions, scale_to_raster, select_queries, track_scores
+from geomtx.metrics import evaluate_predictions, evaluate_tapvid, labels_to_tapvid, track_lucas_kanade
+from geomtx.metrics.tracking import QueryMode
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
@@ -111,7 +112,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     models = {name: VideoTracker.from_pretrained(path).eval() for name, path in weights.items() if path.is_dir()}
     nano = VGGT.from_pretrained("nano").eval()
     methods: dict[str, TrackVideo] = {name: tracker_of(model, arguments.support_grid) for name, model in models.items()}
-    methods |= {"nano's own head": static_tracker(nano), **lucas_kanade(), "still": stay}
+    methods |= {"nano's own head": static_tracker(nano), "still": stay}
+    if importlib.util.find_spec("cv2"):
+        methods["lucas-kanade"] = track_lucas_kanade
     videos = render_held_out(config, arguments)
     results: dict[str, Any] = {"tracking": {}, "original": {}}
     for name, track in methods.items():
@@ -182,15 +185,6 @@ def static_tracker(model: VGGT) -> TrackVideo:
     return track
 
 
-def lucas_kanade() -> dict[str, TrackVideo]:
-    """Needs OpenCV, which geomtx doesn't."""
-    if not importlib.util.find_spec("cv2") or not importlib.util.find_spec("geomtx.metrics.lucas_kanade"):
-        return {}
-    from geomtx.metrics.lucas_kanade import track_lucas_kanade
-
-    return {"lucas-kanade": track_lucas_kanade}
-
-
 def stay(video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     coords = queries[:, 1:].expand(len(video), -1, -1)
     return coords, torch.ones_like(coords[..., 0], dtype=torch.bool)
@@ -200,28 +194,14 @@ def stay(video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 def score_method(track: TrackVideo, videos: list[SceneBatch]) -> dict[str, Any]:
     """Mode → measure → [mean, standard error]."""
     found: dict[str, Any] = {}
-    for mode in ("first", "strided"):
-        columns: dict[str, list[float]] = {"aj": [], "delta": [], "oa": []}
-        for video in videos:
-            index, frames, coords, seen = follow(track, video, mode)
-            labels = video.tracks
-            assert labels is not None
-            image_hw = (video.images.shape[-2], video.images.shape[-1])
-            predicted, true = (scale_to_raster(xy, image_hw) for xy in (coords, labels.coords_px[0][:, index]))
-            scores = track_scores(predicted, seen, true, labels.visible[0][:, index], frames, mode=mode)
-            columns["aj"].append(float(scores.average_jaccard))
-            columns["delta"].append(float(scores.average_delta))
-            columns["oa"].append(float(scores.occlusion_accuracy))
-        found[mode] = {name: mean_and_error(values) for name, values in columns.items()}
+    modes: tuple[QueryMode, ...] = ("first", "strided")
+    for mode in modes:
+        labelled = [labels_to_tapvid(video)[0] for video in videos]
+        image_hw = (videos[0].images.shape[-2], videos[0].images.shape[-1])
+        scores = evaluate_tapvid(track, labelled, mode=mode, image_hw=image_hw).videos
+        columns = {"aj": scores.average_jaccard, "delta": scores.average_delta, "oa": scores.occlusion_accuracy}
+        found[mode] = {name: mean_and_error(values.tolist()) for name, values in columns.items()}
     return found
-
-
-def follow(track: TrackVideo, video: SceneBatch, mode: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices of the tracks, the frames of their queries, positions and whether they are seen."""
-    assert video.tracks is not None
-    index, frames = select_queries(video.tracks.visible[0], mode=mode)
-    queries = torch.cat([frames[:, None].float(), video.tracks.coords_px[0][frames, index]], dim=-1)
-    return index, frames, *track(video.images[0], queries)
 
 
 def has_vggt(model: VideoTracker) -> bool:

@@ -21,6 +21,7 @@ def test_frozen_and_what_it_is_made_for():
     assert VideoTrackerConfig.nano(features="images").patch_size == 2
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("values", "error"),
     [

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from geomtx import VGGT, VGGTConfig, VideoTracker, VideoTrackerConfig
 from reference import randomize, without_gradient
 
-HW = (28, 42)
+HW = (28, 56)
 
 
 def tracker(**changes) -> VideoTracker:
@@ -20,7 +20,7 @@ def draw_video(num_frames: int = 5, num_videos: int = 1) -> Tensor:
 
 def draw_queries(views: list[int], num_videos: int = 1) -> Tensor:
     view = torch.tensor(views).double().expand(num_videos, -1)[..., None]
-    return torch.cat([view, torch.rand(*view.shape[:2], 2).double() * torch.tensor([41, 27])], dim=-1)
+    return torch.cat([view, torch.rand(*view.shape[:2], 2).double() * torch.tensor([55, 27])], dim=-1)
 
 
 def assert_equal_tracks(ours, reference, atol: float = 1e-8) -> None:
@@ -34,7 +34,7 @@ def test_forward_is_features_then_tracks(features):
     result = model(video, queries)
     assert result.tracks.coords_px.shape == (2, 5, 3, 2)
     kept = model.features(video)
-    assert kept.shape == (2, 5, 8, 7, 10)
+    assert kept.shape == (2, 5, 8, 7, 14)
     assert_equal_tracks(model.track(kept, queries).tracks, result.tracks, 0)
     for b in range(2):
         alone = model(video[b], queries[b]).tracks
@@ -123,7 +123,7 @@ def test_every_parameter_of_the_tracker_gets_a_gradient():
     windows = model(draw_video(), draw_queries([0, 1]), backward=False).windows
     sum((part * torch.randn_like(part)).sum() for part in windows[:3]).backward()
     # The heads of the VGGT inside have no part in it.
-    unused = ("features.vggt.camera_head", "features.vggt.depth_head", "features.vggt.point_head", "features.vggt.track_head")
+    unused = ("features.vggt.encoder.backbone.mask_token", "features.vggt.camera_head", "features.vggt.depth_head", "features.vggt.point_head", "features.vggt.track_head")
     assert [name for name in without_gradient(model) if not name.startswith(unused)] == []
 
 
@@ -132,15 +132,15 @@ def test_errors(tmp_path):
     model = tracker()
     with pytest.raises(ValueError, match=r"^video must have at least 2 frames to track in, got 1$"):
         model(draw_video(1), draw_queries([0]))
-    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 42x28 pixels, got \[5.0, "):
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 56x28 pixels, got \[5.0, "):
         model(draw_video(), draw_queries([5]))
-    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 42x28 pixels, got \[1.0, 42.0"):
-        model(draw_video(), torch.tensor([[[1.0, 42.0, 3.0]]]).double())
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 56x28 pixels, got \[1.0, 56.0"):
+        model(draw_video(), torch.tensor([[[1.0, 56.0, 3.0]]]).double())
     with pytest.raises(ValueError, match=r"^query_points must have shape \(1, N, 3\), got \(1, 4, 2\)$"):
         model(draw_video(), torch.rand(1, 4, 2).double())
-    with pytest.raises(ValueError, match=r"^video must have shape .*, got \(3, 28, 42\)$"):
+    with pytest.raises(ValueError, match=r"^video must have shape .*, got \(3, 28, 56\)$"):
         model(draw_video()[0, 0], draw_queries([0]))
-    with pytest.raises(ValueError, match=r"^video must have at least 32 pixels a side, got \(28, 42\)$"):
+    with pytest.raises(ValueError, match=r"^video must have at least 32 pixels a side, got \(28, 56\)$"):
         tracker(levels=4)(draw_video(), draw_queries([0]))
     model.vggt.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"^weights must be of a VideoTracker, got '.*' without its configuration; "):

@@ -184,6 +184,7 @@ def test_numbers_of_the_published_recipe():
     assert (tracker.window, tracker.window_stride, tracker.num_virtual, tracker.stride) == (8, 4, 64, 4)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("values", "error"),
     [
