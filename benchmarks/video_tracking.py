@@ -1,7 +1,7 @@
 """Trackers in video on nano's features, against each other and against opponents.
 
-    video_tracking.py train REGIME RUNS [--steps N] [--set KEY=VALUE …]   one regime into RUNS/REGIME; goes on if it was begun
-    video_tracking.py evaluate RUNS [--videos 48]                  all regimes found there
+    video_tracking.py train REGIME RUNS [--steps N] [--set KEY=VALUE …]   into RUNS/REGIME; goes on if it was begun
+    video_tracking.py evaluate RUNS [--videos 48]                         all regimes that are there
 
 Regimes, each with the same number of steps and the same batches of rendered videos (recipe video_tracker_nano):
 

@@ -93,7 +93,9 @@ def one_window(errors: list[float], visible: list[bool]) -> tuple[TrackWindows, 
     coords = torch.zeros(1, 2, 1, 2, 1, 2).double()
     coords[0, :, 0, :, 0, 0] = torch.tensor(errors).double()[:, None]
     logits = torch.zeros(1, 2, 1, 2, 1).double()
-    labels = TrackLabels(torch.zeros(1, 2, 1, 2).double(), torch.tensor(visible)[None, :, None], torch.ones(1, 1, dtype=torch.bool))
+    labels = TrackLabels(
+        torch.zeros(1, 2, 1, 2).double(), torch.tensor(visible)[None, :, None], torch.ones(1, 1, dtype=torch.bool)
+    )
     return TrackWindows(coords, logits, logits, torch.tensor([[0, 1]])), labels, torch.zeros(1, 1, dtype=torch.long)
 
 
@@ -117,8 +119,12 @@ def test_windows_are_added_and_divided_by_the_tracks():
     twice = TrackWindows(*(torch.cat([part, part]) for part in windows))
     torch.testing.assert_close(window_loss(twice, labels, queries).position, torch.tensor(2 * 2.6).double())
     three = TrackWindows(*(part.expand(*part.shape[:4], 3, *part.shape[5:]) for part in windows[:3]), windows.views)
-    labels = TrackLabels(labels.coords_px.expand(-1, -1, 3, -1), labels.visible.expand(-1, -1, 3), labels.valid.expand(-1, 3))
-    torch.testing.assert_close(window_loss(three, labels, queries.expand(-1, 3)).position, torch.tensor(2.6 / 3).double())
+    labels = TrackLabels(
+        labels.coords_px.expand(-1, -1, 3, -1), labels.visible.expand(-1, -1, 3), labels.valid.expand(-1, 3)
+    )
+    torch.testing.assert_close(
+        window_loss(three, labels, queries.expand(-1, 3)).position, torch.tensor(2.6 / 3).double()
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -188,7 +194,11 @@ def test_unreduced(loss):
         index = windows.views.clamp(min=0)
         seen = labels.visible[:, index].transpose(0, 1) & counts
         hidden = counts & ~seen
-        means = [part[k][mask[k]].mean() for k in range(K) for part, mask in [(result.visibility, seen), (result.visibility, hidden)]]
+        means = [
+            part[k][mask[k]].mean()
+            for k in range(K)
+            for part, mask in [(result.visibility, seen), (result.visibility, hidden)]
+        ]
         torch.testing.assert_close(torch.stack(means).nansum() / N, loss(windows, labels, queries).visibility)
 
 

@@ -98,7 +98,10 @@ def test_saved_and_loaded(tmp_path, features):
     assert loaded.config == model.config
     assert not loaded.training
     assert_equal_tracks(loaded(video, queries).tracks, expected, 0)
-    assert next(VideoTracker.from_pretrained(tmp_path / "model.safetensors", dtype=torch.float32).parameters()).dtype == torch.float32
+    assert (
+        next(VideoTracker.from_pretrained(tmp_path / "model.safetensors", dtype=torch.float32).parameters()).dtype
+        == torch.float32
+    )
 
 
 def test_on_a_vggt_that_is_there(tmp_path):
@@ -107,7 +110,9 @@ def test_on_a_vggt_that_is_there(tmp_path):
     before = vggt(images, queries)
     vggt.save_pretrained(tmp_path)
     for source in (vggt, tmp_path):
-        model = VideoTracker.from_vggt(source, window=6, stride=2, levels=2, num_virtual=3, depth=1, dim=16, num_heads=2)
+        model = VideoTracker.from_vggt(
+            source, window=6, stride=2, levels=2, num_virtual=3, depth=1, dim=16, num_heads=2
+        )
         assert model.config.vggt == vggt.config
         assert (model.config.window, model.config.stride) == (6, 2)
         after = model.vggt(images, queries)
@@ -123,7 +128,13 @@ def test_every_parameter_of_the_tracker_gets_a_gradient():
     windows = model(draw_video(), draw_queries([0, 1]), backward=False).windows
     sum((part * torch.randn_like(part)).sum() for part in windows[:3]).backward()
     # The heads of the VGGT inside have no part in it.
-    unused = ("features.vggt.encoder.backbone.mask_token", "features.vggt.camera_head", "features.vggt.depth_head", "features.vggt.point_head", "features.vggt.track_head")
+    unused = (
+        "features.vggt.encoder.backbone.mask_token",
+        "features.vggt.camera_head",
+        "features.vggt.depth_head",
+        "features.vggt.point_head",
+        "features.vggt.track_head",
+    )
     assert [name for name in without_gradient(model) if not name.startswith(unused)] == []
 
 

@@ -12,7 +12,9 @@ def fake_tracks(queries: Tensor) -> VideoTracks:
     views = torch.arange(6).view(2, 3)
     coords = queries[:, None, :, 1:].expand(-1, 4, -1, -1)
     plane = number[:, None].expand(-1, 4, -1)
-    windows = TrackWindows(coords[None, None, :, :3].expand(2, 5, -1, -1, -1, -1), *[plane[None, None, :, :3]] * 2, views)
+    windows = TrackWindows(
+        coords[None, None, :, :3].expand(2, 5, -1, -1, -1, -1), *[plane[None, None, :, :3]] * 2, views
+    )
     return VideoTracks(Tracks(coords, plane, plane), windows)
 
 

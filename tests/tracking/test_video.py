@@ -41,7 +41,9 @@ def test_each_point_is_sampled_in_its_own_view():
             torch.testing.assert_close(ours[b, n], expected)
 
 
-@pytest.mark.parametrize(("num_views", "starts"), [(2, [0]), (4, [0]), (5, [0, 2]), (6, [0, 2]), (7, [0, 2, 4]), (9, [0, 2, 4, 6])])
+@pytest.mark.parametrize(
+    ("num_views", "starts"), [(2, [0]), (4, [0]), (5, [0, 2]), (6, [0, 2]), (7, [0, 2, 4]), (9, [0, 2, 4, 6])]
+)
 def test_windows_cover_a_video_of_any_length(num_views, starts):
     tracks, windows = tracker()(draw_features(num_views), draw_queries([0, 1]))
     assert tracks.coords_px.shape == (1, num_views, 2, 2)

@@ -28,12 +28,18 @@ def draw() -> tuple[list[Tensor], TrackState, WindowQueries]:
     own[0, 1, 0] = own[0, 3, 2] = own[1, 0] = True
     view_mask = torch.ones(B, W, dtype=torch.bool)
     view_mask[0, 3] = False
-    return pyramid, state, WindowQueries(
-        torch.rand(B, N, 2).double() * size, own, view_mask, torch.tensor([[True, False, True], [True, True, True]])
+    return (
+        pyramid,
+        state,
+        WindowQueries(
+            torch.rand(B, N, 2).double() * size, own, view_mask, torch.tensor([[True, False, True], [True, True, True]])
+        ),
     )
 
 
-def refine_by_formula(model: WindowRefiner, pyramid: list[Tensor], state: TrackState, queries: WindowQueries) -> TrackState:
+def refine_by_formula(
+    model: WindowRefiner, pyramid: list[Tensor], state: TrackState, queries: WindowQueries
+) -> TrackState:
     """One iteration, a token at a time."""
     p = dict(model.named_parameters())
 
@@ -46,20 +52,28 @@ def refine_by_formula(model: WindowRefiner, pyramid: list[Tensor], state: TrackS
     correlation = hidden @ p["correlation_mlp.contract.weight"].T + p["correlation_mlp.contract.bias"]
     correlation = correlation.unflatten(0, (B, W))
     place = sample_grid_signal(queries.coords, MAP_HW, C, base=10000.0)
-    tokens = torch.zeros(B, N, W, 7 * C + 3, dtype=torch.float64)
+    tokens = torch.zeros(B, N, W, 16 + 6 * C + 3, dtype=torch.float64)
     for b, n, w in torch.cartesian_prod(torch.arange(B), torch.arange(N), torch.arange(W)).tolist():
         coords = state.coords[b, :, n]
         still = torch.zeros(2, dtype=torch.float64)
 
         def step(a: int, c: int, coords: Tensor = coords, still: Tensor = still, b: int = b) -> Tensor:
-            return coords[c] - coords[a] if 0 <= a and c < W and queries.view_mask[b, c] else still
+            return coords[c] - coords[a] if a >= 0 and c < W and queries.view_mask[b, c] else still
 
         moves = torch.cat([coords[w] - queries.coords[b, n], step(w - 1, w), step(w, w + 1)])
         waves = torch.cat([wave(value, C // 2, 100.0) for value in moves])
         logits = torch.stack([state.visibility[b, w, n], state.confidence[b, w, n]])
         time = wave(torch.tensor(float(w)).double(), C, 10000.0)
         own = queries.in_own_view[b, w, n].double()[None]
-        parts = [waves, correlation[b, w, n], state.features[b, w, n], 1 / (1 + (-logits).exp()), place[b, n], time, own]
+        parts = [
+            waves,
+            correlation[b, w, n],
+            state.features[b, w, n],
+            1 / (1 + (-logits).exp()),
+            place[b, n],
+            time,
+            own,
+        ]
         tokens[b, n, w] = torch.cat(parts)
     update = model.updater(tokens, queries.view_mask, track_mask=queries.track_mask).transpose(1, 2)
     change = normalize(update[..., 4:], p["feature_norm.weight"], p["feature_norm.bias"])

@@ -135,7 +135,9 @@ def test_models_to_begin_with(tmp_path):
     same = VideoTask().build_model(ModelSection(kind="video_tracker", weights=str(tmp_path / "tracker")))
     assert is_equal(same.state_dict(), model.state_dict())
     assert task.rebuild_model(model.config.to_dict()).config == model.config
-    with pytest.raises(ValueError, match=r"^task.tracker must be empty for weights of a VideoTracker, got \{'window': 4"):
+    with pytest.raises(
+        ValueError, match=r"^task.tracker must be empty for weights of a VideoTracker, got \{'window': 4"
+    ):
         task.build_model(ModelSection(kind="video_tracker", weights=str(tmp_path / "tracker")))
     with pytest.raises(ValueError, match=r"^model.weights must be none for features of images, got '"):
         VideoTask(tracker={"features": "images"}).build_model(
@@ -192,7 +194,10 @@ def test_numbers_of_the_published_recipe():
         ({"loss": "raft"}, r"^loss must be one of 'cotracker2', 'cotracker3', got 'raft'$"),
         ({"loss_width": 0}, r"^loss_width must be a whole number, at least 1, got 0$"),
         ({"weight": -1}, r"^weight must be at least 0, got -1$"),
-        ({"tracker": {"vggt": {}}}, r"^tracker must leave 'vggt' to the model's preset, numbers or weights, got it too$"),
+        (
+            {"tracker": {"vggt": {}}},
+            r"^tracker must leave 'vggt' to the model's preset, numbers or weights, got it too$",
+        ),
     ],
 )
 def test_errors(values, error):

@@ -149,9 +149,7 @@ def confident_window_loss(
     return TrackLoss(total, position, visibility, confidence)
 
 
-def _match_cells(
-    windows: TrackWindows, labels: TrackLabels, query_views: Tensor, known: Tensor | None
-) -> _Cells:
+def _match_cells(windows: TrackWindows, labels: TrackLabels, query_views: Tensor, known: Tensor | None) -> _Cells:
     """The labels of every window's views; all inputs are checked here."""
     check_shape("windows.coords_px", windows.coords_px, ("K", "I", "B", "W", "N", 2))
     k, i, b, w, n = windows.coords_px.shape[:5]

@@ -54,6 +54,8 @@ def sample_views(
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         x, y = torch.minimum(corner + corner.new_tensor([step_x, step_y]), largest).long().unbind(-1)
         index = ((view * height + y) * width + x)[..., None].expand(-1, -1, flat.shape[-1])
-        share = (weight[..., :1] if step_x else 1 - weight[..., :1]) * (weight[..., 1:] if step_y else 1 - weight[..., 1:])
+        share = (weight[..., :1] if step_x else 1 - weight[..., :1]) * (
+            weight[..., 1:] if step_y else 1 - weight[..., 1:]
+        )
         sampled = sampled + share * flat.gather(1, index)
     return sampled

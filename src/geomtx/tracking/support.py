@@ -34,7 +34,9 @@ def support_queries(
     num_scenes, num_queries = query_points.shape[:2]
     grid = _grid(image_hw, size, query_points)
     # A step without a common divisor visits all points, far from one another in turn.
-    step = next(step for step in range(max(1, round(0.618 * size * size)), size * size + 2) if _coprime(step, size * size))
+    step = next(
+        step for step in range(max(1, round(0.618 * size * size)), size * size + 2) if _coprime(step, size * size)
+    )
     turn = torch.arange(size * size, device=query_points.device) * step % (size * size)
     rank = torch.arange(size * size, device=query_points.device) * num_queries // (size * size)
     views = query_points[..., 0].sort(dim=1).values[:, rank]
@@ -58,7 +60,9 @@ def local_queries(
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)
     check_finite_positive("extent_px", extent_px)
-    offsets = ((torch.arange(size, device=query_points.device, dtype=query_points.dtype) + 0.5) / size - 0.5) * extent_px
+    offsets = (
+        (torch.arange(size, device=query_points.device, dtype=query_points.dtype) + 0.5) / size - 0.5
+    ) * extent_px
     offsets = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1).flatten(0, 1)
     coords = (query_points[:, :, None, 1:] + offsets).clamp(min=0)
     coords = torch.minimum(coords, coords.new_tensor([image_hw[1] - 1, image_hw[0] - 1]))

@@ -121,7 +121,9 @@ class WindowTracker(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             maps = at_least_float32(maps)
             look = sample_views(maps, view, query)
-            pyramid = [level.unflatten(0, maps.shape[:2]) for level in build_pyramid(maps.flatten(0, 1), self.num_levels)]
+            pyramid = [
+                level.unflatten(0, maps.shape[:2]) for level in build_pyramid(maps.flatten(0, 1), self.num_levels)
+            ]
         windows = self._sweep(pyramid, look, query, view, num_iterations)
         tracks = self._join(windows, num_views)
         if backward:
@@ -173,7 +175,10 @@ class WindowTracker(nn.Module):
         """The state to begin a window with: that of the last one for `known` tracks (B, N), else the query's."""
         logits = torch.zeros_like(query[:, None, :, 0]).expand(-1, self.window, -1)
         new = TrackState(
-            query[:, None].expand(-1, self.window, -1, -1), look[:, None].expand(-1, self.window, -1, -1), logits, logits
+            query[:, None].expand(-1, self.window, -1, -1),
+            look[:, None].expand(-1, self.window, -1, -1),
+            logits,
+            logits,
         )
         if last is None:
             return new

@@ -89,10 +89,10 @@ class WindowRefiner(nn.Module):
         check_divisible("dim", dim, 4)
         self.dim = dim
         self.radius = radius
-        self.correlation_mlp = MLP(num_levels * (2 * radius + 1) ** 2, hidden_dim, dim)
-        # Three displacements, correlation, feature, place and time; visibility, confidence, own view.
+        self.correlation_mlp = MLP(num_levels * (2 * radius + 1) ** 2, hidden_dim, hidden_dim)
+        # Three displacements, feature, place and time; visibility, confidence, own view.
         self.updater = TrackUpdater(
-            7 * dim + 3,
+            hidden_dim + 6 * dim + 3,
             dim + 4,
             dim=hidden_dim,
             num_heads=num_heads,
@@ -147,7 +147,7 @@ class WindowRefiner(nn.Module):
         return history
 
     def _signals(self, pyramid: Sequence[Tensor], state: TrackState, queries: WindowQueries) -> Tensor:
-        """What an iteration may change, (B, W, N, 5·C + 2)."""
+        """What an iteration may change, (B, W, N, hidden_dim + 4·C + 2)."""
         with torch.autocast(state.coords.device.type, enabled=False):
             correlation = correlate(
                 pyramid, state.features.flatten(0, 1), state.coords.flatten(0, 1), radius=self.radius
@@ -157,7 +157,12 @@ class WindowRefiner(nn.Module):
         steps = torch.where(real, state.coords.diff(dim=1), 0.0)
         still = torch.zeros_like(state.coords[:, :1])
         displacements = torch.cat(
-            [state.coords - queries.coords[:, None], torch.cat([still, steps], dim=1), torch.cat([steps, still], dim=1)], dim=-1
+            [
+                state.coords - queries.coords[:, None],
+                torch.cat([still, steps], dim=1),
+                torch.cat([steps, still], dim=1),
+            ],
+            dim=-1,
         )
         waves = sincos(displacements, self.dim // 2, base=_LONGEST_WAVE).flatten(-2)
         logits = torch.stack([state.visibility, state.confidence], dim=-1)

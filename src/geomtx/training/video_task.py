@@ -107,8 +107,7 @@ class VideoTask:
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> VideoOutputs:
         """Track; in training, rehearse too."""
-        assert batch.tracks is not None and batch.query_views is not None
-        video = model(batch.images, query_points(batch.tracks, batch.query_views), backward=False)
+        video = model(batch.images, query_points(*_labels_of(batch)), backward=False)
         if self.rehearsal is None or not model.training:
             return VideoOutputs(video)
         bare: Any = getattr(model, "module", model)
@@ -116,8 +115,7 @@ class VideoTask:
 
     def score(self, outputs: VideoOutputs, batch: SceneBatch) -> dict[str, Tensor]:
         """TAP-Vid's scores after the queries: "aj", "delta" and "oa", in 0 … 1."""
-        labels, views = batch.tracks, batch.query_views
-        assert labels is not None and views is not None
+        labels, views = _labels_of(batch)
         height, width = batch.images.shape[-2:]
         tracks = outputs.video.tracks
         predicted, true = (scale_to_raster(xy, (height, width)) for xy in (tracks.coords_px, labels.coords_px))
@@ -140,8 +138,7 @@ class VideoLoss:
 
     def __call__(self, outputs: VideoOutputs, batch: SceneBatch) -> LossReport:
         """Compare."""
-        labels, views = batch.tracks, batch.query_views
-        assert labels is not None and views is not None
+        labels, views = _labels_of(batch)
         scale = self.task.loss_width / batch.images.shape[-1]
         windows = outputs.video.windows
         windows = windows._replace(coords_px=scale * windows.coords_px)
@@ -198,3 +195,10 @@ def is_seen(tracks: Tracks, loss: LossName) -> Tensor:
     CoTracker2: visibility above 0.9. CoTracker3: visibility times confidence above 0.6.
     """
     return tracks.visibility > 0.9 if loss == "cotracker2" else tracks.visibility * tracks.confidence > 0.6
+
+
+def _labels_of(batch: SceneBatch) -> tuple[TrackLabels, Tensor]:
+    """The tracks, and the views of their queries, of what `VideoTask.prepare` made."""
+    assert batch.tracks is not None
+    assert batch.query_views is not None
+    return batch.tracks, batch.query_views
