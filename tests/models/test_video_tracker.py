@@ -68,6 +68,11 @@ def test_the_vggt_inside_stays_usable():
         tracker(features="images").vggt  # noqa: B018
 
 
+def test_no_query_is_no_track():
+    tracks = tracker()(draw_video(), torch.zeros(1, 0, 3).double(), support_grid=2).tracks
+    assert tracks.coords_px.shape == (1, 5, 0, 2)
+
+
 class Brightness(nn.Module):
     """Features of somebody else."""
 

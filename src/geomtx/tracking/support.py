@@ -27,11 +27,13 @@ def support_queries(
         size: Points along each side, G; none lies on the border.
 
     Returns:
-        (B, G², 3).
+        (B, G², 3); without a query, none.
     """
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)
     num_scenes, num_queries = query_points.shape[:2]
+    if num_queries == 0:
+        return query_points
     grid = _grid(image_hw, size, query_points)
     # A step without a common divisor visits all points, far from one another in turn.
     step = next(
