@@ -89,6 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     evaluation.add_argument("--frames", type=int, default=12)
     evaluation.add_argument("--tracks", type=int, default=64)
     evaluation.add_argument("--support-grid", type=int, default=5)
+    evaluation.add_argument(
+        "--seen", choices=("visibility", "cotracker2", "cotracker3"), default="visibility",
+        help="when a point counts as seen: visibility above 0.5, above 0.9, or times confidence above 0.6; the last two "
+        "are for trackers that are rarely wrong",
+    )  # fmt: skip
     evaluation.add_argument("--output", type=Path, help="folder of the result")
     evaluation.add_argument("--sheet", type=Path, help="contact sheet; default: RUNS/tracks.png")
     return parser.parse_args()
@@ -111,7 +116,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     weights = {name: arguments.runs / name / "weights" for name in REGIMES}
     models = {name: VideoTracker.from_pretrained(path).eval() for name, path in weights.items() if path.is_dir()}
     nano = VGGT.from_pretrained("nano").eval()
-    methods: dict[str, TrackVideo] = {name: tracker_of(model, arguments.support_grid) for name, model in models.items()}
+    methods: dict[str, TrackVideo] = {
+        name: tracker_of(model, arguments.support_grid, arguments.seen) for name, model in models.items()
+    }
     methods |= {"nano's own head": static_tracker(nano), "still": stay}
     if importlib.util.find_spec("cv2"):
         methods["lucas-kanade"] = track_lucas_kanade
@@ -142,6 +149,7 @@ def settings(arguments: argparse.Namespace, config: TrainingConfig, models: dict
         "rooms": arguments.rooms,
         "room_views": ROOM_VIEWS,
         "support_grid": arguments.support_grid,
+        "seen": arguments.seen,
         "held_out": [FIRST_VIDEO, FIRST_ROOM],
         "numbers": "[mean, standard error over videos or rooms]",
     }
@@ -168,10 +176,11 @@ def render_rooms(config: TrainingConfig, count: int) -> list[SceneBatch]:
     return [draw(seeds[i : i + 8], ROOM_VIEWS, original.data.image_hw) for i in range(0, count, 8)]
 
 
-def tracker_of(model: VideoTracker, support_grid: int) -> TrackVideo:
+def tracker_of(model: VideoTracker, support_grid: int, rule: Any) -> TrackVideo:
     def track(video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         tracks = model(video, queries, support_grid=support_grid).tracks
-        return tracks.coords_px[0], is_seen(tracks, "cotracker3")[0]
+        seen = tracks.visibility > 0.5 if rule == "visibility" else is_seen(tracks, rule)
+        return tracks.coords_px[0], seen[0]
 
     return track
 
