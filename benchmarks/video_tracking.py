@@ -91,8 +91,8 @@ def parse_arguments() -> argparse.Namespace:
     evaluation.add_argument("--support-grid", type=int, default=5)
     evaluation.add_argument(
         "--seen", choices=("visibility", "cotracker2", "cotracker3"), default="visibility",
-        help="when a point counts as seen: visibility above 0.5, above 0.9, or times confidence above 0.6; the last two "
-        "are for trackers that are rarely wrong",
+        help="when a point counts as seen: visibility above 0.5, above 0.9, or times confidence above 0.6; the last "
+        "two are for trackers that are rarely wrong",
     )  # fmt: skip
     evaluation.add_argument("--output", type=Path, help="folder of the result")
     evaluation.add_argument("--sheet", type=Path, help="contact sheet; default: RUNS/tracks.png")
