@@ -34,6 +34,9 @@ INVENTORY = {
     "VGGT": "module",
     "VGGTConfig": "class",
     "VGGTForNVS": "module",
+    "VideoTracker": "module",
+    "VideoTrackerConfig": "class",
+    "VideoTracks": "named tuple",
     "Views": "class",
     "VisionTransformer": "module",
     "__version__": "string",
@@ -77,7 +80,6 @@ SIGNATURES = {
     "VGGTConfig.tiny": "(**changes)",
     "CameraHead.forward": "(self, tokens)",
     "DenseHead.forward": "(self, tokens, *, view_chunk, output_device)",
-    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk)",
     "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation, camera_shift, extra_views)",
     "VGGTForNVS": "(config, vggt)",
     "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, target_chunk, view_chunk, "
@@ -86,6 +88,14 @@ SIGNATURES = {
     "VGGTForNVS.from_pretrained": "(source, *, device, dtype, **numbers)",
     "VGGTForNVS.save_pretrained": "(self, folder)",
     "plucker_rays": "(cam_from_world, intrinsics, image_hw, *, pixel_center, order)",
+    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk, query_chunk)",
+    "TrackHead.track": "(self, features, query_points, *, view_mask, query_chunk)",
+    "VideoTracker": "(config, *, features)",
+    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
+    "num_iterations)",
+    "VideoTracker.from_pretrained": "(source, *, features, device, dtype)",
+    "VideoTracker.from_vggt": "(source, **changes)",
+    "VideoTracker.save_pretrained": "(self, folder)",
     "quantize_model": "(model, kind, *, keep)",
     "FeatureExtractor": "(model, layers, *, frozen)",
     "FeatureExtractor.forward": "(self, images, *, patch_mask)",
@@ -113,10 +123,11 @@ FIELDS = {
     "Cameras": ("cam_from_world", "intrinsics"),
     "DenseMap": ("value", "confidence"),
     "Predictions": ("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations", "extra"),
-    "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks"),
+    "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks", "query_views"),
     "Tokens": ("layers", "num_special", "image_hw", "grid_hw", "mask"),
     "TrackLabels": ("coords_px", "visible", "valid"),
     "Tracks": ("coords_px", "visibility", "confidence"),
+    "VideoTracks": ("tracks", "windows"),
 }
 
 

@@ -17,6 +17,8 @@ _HOMES = {
     "VGGTForNVS": "models.nvs",
     "NVSConfig": "models.nvs",
     "FeatureExtractor": "models.features",
+    "VideoTracker": "models.video_tracker",
+    "VideoTrackerConfig": "models.video_tracker",
     "quantize_model": "models.quantize",
     "AlternatingEncoder": "encoder.alternating",
     "VisionTransformer": "encoder.vit",
@@ -61,6 +63,7 @@ _HOMES = {
     "Tokens": "types",
     "TrackLabels": "types",
     "Tracks": "types",
+    "VideoTracks": "types",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -113,6 +116,8 @@ if TYPE_CHECKING:
     from geomtx.models.quantize import quantize_model as quantize_model
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
+    from geomtx.models.video_tracker import VideoTracker as VideoTracker
+    from geomtx.models.video_tracker import VideoTrackerConfig as VideoTrackerConfig
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
@@ -126,5 +131,6 @@ if TYPE_CHECKING:
     from geomtx.types import Tokens as Tokens
     from geomtx.types import TrackLabels as TrackLabels
     from geomtx.types import Tracks as Tracks
+    from geomtx.types import VideoTracks as VideoTracks
     from geomtx.views import Views as Views
     from geomtx.views import load_views as load_views

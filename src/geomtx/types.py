@@ -50,8 +50,10 @@ __all__ = [
     "TrackIterations",
     "TrackLabels",
     "TrackPrediction",
+    "TrackWindows",
     "Tracks",
     "UInt8",
+    "VideoTracks",
 ]
 
 
@@ -162,6 +164,29 @@ class TrackIterations(NamedTuple):
     confidence_logits: Float[Tensor, "b s n"]
 
 
+class TrackWindows(NamedTuple):
+    """Every refinement of tracks that are followed through a video in K overlapping windows of W views.
+
+    Attributes:
+        coords_px: (K, I, B, W, N, 2) after each iteration.
+        visibility_logits: (K, I, B, W, N).
+        confidence_logits: (K, I, B, W, N).
+        views: (K, W) int, which views of the video a window has; -1 beyond its end, where values mean nothing.
+    """
+
+    coords_px: Float[Tensor, "k i b w n 2"]
+    visibility_logits: Float[Tensor, "k i b w n"]
+    confidence_logits: Float[Tensor, "k i b w n"]
+    views: Int[Tensor, "k w"]
+
+
+class VideoTracks(NamedTuple):
+    """Output of a tracker in video: the tracks, and the windows of the pass forwards in time, for the loss."""
+
+    tracks: Tracks
+    windows: TrackWindows
+
+
 class CameraPrediction(NamedTuple):
     """Output of `CameraHead`: the cameras of the last iteration and the encodings of all, (I, B, S, 9)."""
 
@@ -224,6 +249,7 @@ class SceneBatch(NamedTuple):
         points: (B, S, H, W, 3) in the world of the cameras.
         mask: (B, S, H, W) bool, True = depth and points are known; what they hold elsewhere counts for nothing.
         tracks: True tracks.
+        query_views: (B, N) int, the view in which a track's query is; None = view 0.
     """
 
     images: Float[Tensor, "b s 3 h w"]
@@ -233,3 +259,4 @@ class SceneBatch(NamedTuple):
     points: Tensor | None = None
     mask: Tensor | None = None
     tracks: TrackLabels | None = None
+    query_views: Tensor | None = None

@@ -55,7 +55,7 @@ def test_train_and_resume(config: str, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.yaml"], "one of finetune, nano, nano_gpu, nvs, nvs_nano, got 'nothing.yaml'"),
+        (["nothing.yaml"], "nvs, nvs_nano, video_tracker, video_tracker_nano, got 'nothing.yaml'"),
         (["nano", "--set", "optimizer.lr=1"], "got 'optimizer'; did you mean 'optimiser'?"),
         (["finetune"], "data.datasets.co3d.root must name a folder, got none"),
     ],

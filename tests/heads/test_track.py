@@ -37,7 +37,33 @@ def test_features_can_be_kept_for_several_sets_of_queries():
     assert features.shape == (2, 3, 8, 14, 21)
     for _ in range(2):
         query = queries()
-        assert torch.equal(model.tracker(features, query).coords_px, model(tokens, query).iterations.coords_px)
+        tracks, iterations = model.track(features, query)
+        expected = model(tokens, query)
+        assert torch.equal(iterations.coords_px, expected.iterations.coords_px)
+        assert torch.equal(tracks.confidence, expected.tracks.confidence)
+
+
+@pytest.mark.parametrize("query_chunk", [1, 3])
+def test_queries_in_chunks_are_tracked_as_if_alone(query_chunk):
+    """In any view; without the others the tracks differ, as they inform each other."""
+    model, tokens = head(), random_tokens()
+    view = torch.randint(3, (2, 4, 1)).double()
+    query = torch.cat([view, queries()], dim=-1)
+    chunked, whole = model(tokens, query, query_chunk=query_chunk), model(tokens, query)
+    alone = [model(tokens, part) for part in query.split(query_chunk, dim=1)]
+    assert torch.equal(chunked.tracks.coords_px, torch.cat([part.tracks.coords_px for part in alone], dim=2))
+    logits = [part.iterations.visibility_logits for part in alone]
+    assert torch.equal(chunked.iterations.visibility_logits, torch.cat(logits, dim=2))
+    assert chunked.iterations.coords_px.shape == whole.iterations.coords_px.shape
+    assert not torch.allclose(chunked.tracks.coords_px, whole.tracks.coords_px)
+    for ours, reference in zip(model(tokens, query, query_chunk=9).tracks, whole.tracks, strict=True):
+        assert torch.equal(ours, reference)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_chunks_have_a_query():
+    with pytest.raises(ValueError, match=r"^query_chunk must be a whole number, at least 1, got 0$"):
+        head()(random_tokens(), queries(), query_chunk=0)
 
 
 @pytest.mark.parametrize("view_chunk", [1, 4, 100])

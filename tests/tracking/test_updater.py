@@ -115,3 +115,17 @@ def test_half_precision_ends_in_float32(dtype):
     out = updater().to(dtype)(torch.randn(1, 5, 4, 10).to(dtype))
     assert out.dtype == torch.float32
     assert not torch.equal(out, out.to(dtype).float())
+
+
+def test_no_track_hears_of_a_masked_one():
+    model, tokens = updater(), torch.randn(2, 5, 4, 10).double()
+    mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, True]])
+    changed = torch.where(mask[:, :, None, None], tokens, torch.randn_like(tokens))
+    ours, other = (model(t, track_mask=mask)[mask] for t in (tokens, changed))
+    assert torch.equal(ours, other)
+    alone = model(tokens[:1, mask[0]])
+    torch.testing.assert_close(model(tokens, track_mask=mask)[0, mask[0]], alone[0], rtol=0, atol=1e-12)
+
+
+def test_without_any_track_the_update_is_finite():
+    assert updater()(torch.randn(1, 3, 4, 10).double(), track_mask=torch.zeros(1, 3, dtype=torch.bool)).isfinite().all()

@@ -44,3 +44,15 @@ def test_groups_keep_their_factors():
     optimiser = torch.optim.AdamW(groups)
     set_learning_rates(optimiser, 0.5)
     assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.05]
+
+
+def test_a_line_down():
+    section = ScheduleSection(steps=100, warmup=0.2, initial_lr=0.1, final_lr=0.2, shape="linear")
+    rates = [learning_rate(step / 100, 1.0, section) for step in (0, 10, 20, 60, 100)]
+    assert rates == pytest.approx([0.1, 0.55, 1.0, 0.6, 0.2])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_another_shape():
+    with pytest.raises(ValueError, match=r"^schedule.shape must be one of 'cosine', 'linear', got 'step'$"):
+        ScheduleSection(shape="step")

@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     parser.add_argument(
         "config", type=parse_name, metavar="CONFIG",
-        help="a YAML file, or a recipe that ships: nano, nano_gpu, finetune, nvs, nvs_nano",
+        help="a YAML file, or a recipe that ships: finetune, nano, nvs, video_tracker, …",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=parse_name, default="geomtx-train", metavar="OUT",

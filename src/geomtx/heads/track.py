@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.tracking.query_chunk import map_query_chunks
 from geomtx.tracking.tracker import Tracker
-from geomtx.types import Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
+from geomtx.types import Bool, Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
 
 __all__ = ["TrackHead"]
 
@@ -34,14 +35,20 @@ class TrackHead(nn.Module):
         self.tracker = tracker
 
     def forward(
-        self, tokens: Tokens | ProjectedTokens, query_points: Float[Tensor, "b n q"], *, view_chunk: int | None = None
+        self,
+        tokens: Tokens | ProjectedTokens,
+        query_points: Float[Tensor, "b n q"],
+        *,
+        view_chunk: int | None = None,
+        query_chunk: int | None = None,
     ) -> TrackPrediction:
-        """Track.
+        """Track: `extract`, then `track`.
 
         Args:
             tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
             query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
             view_chunk: Views to decode at a time; None = all.
+            query_chunk: See `track`.
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
@@ -50,11 +57,38 @@ class TrackHead(nn.Module):
             view_mask = tokens.view_mask
         else:
             view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
-        result = self.tracker(self.extract(tokens, view_chunk=view_chunk), query_points, view_mask=view_mask)
-        tracks = Tracks(result.coords_px[-1], result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid())
-        return TrackPrediction(tracks, result)
+        features = self.extract(tokens, view_chunk=view_chunk)
+        return self.track(features, query_points, view_mask=view_mask, query_chunk=query_chunk)
 
     def extract(self, tokens: Tokens | ProjectedTokens, *, view_chunk: int | None = None) -> Float[Tensor, "b s c h w"]:
-        """The feature maps, (B, S, C, H / stride, W / stride). Keep them to track several sets of queries."""
+        """The feature maps, (B, S, C, H / stride, W / stride). Keep them to `track` several sets of queries."""
         (features,) = self.decoder.decode(tokens, lambda maps: (maps,), view_chunk=view_chunk)
         return features
+
+    def track(
+        self,
+        features: Float[Tensor, "b s c h w"],
+        query_points: Float[Tensor, "b n q"],
+        *,
+        view_mask: Bool[Tensor, "b s"] | None = None,
+        query_chunk: int | None = None,
+    ) -> TrackPrediction:
+        """Track on the maps that `extract` made.
+
+        Args:
+            features: (B, S, C, H / stride, W / stride).
+            query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
+            view_mask: (B, S) bool, True = the view takes part.
+            query_chunk: Queries at a time, which bounds the memory; None = all. Tracks inform each other through the
+                virtual tracks, so this changes them: those of a chunk are exactly what they are without the others.
+
+        Returns:
+            Tracks (B, S, N, …) and all iterations, see `Tracker`.
+        """
+
+        def track(queries: Tensor) -> TrackPrediction:
+            result = self.tracker(features, queries, view_mask=view_mask)
+            visibility, confidence = result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid()
+            return TrackPrediction(Tracks(result.coords_px[-1], visibility, confidence), result)
+
+        return map_query_chunks(track, query_points, query_chunk)

@@ -15,6 +15,7 @@ from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
 from geomtx.losses.term import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
 from geomtx.losses.track import TrackLoss, track_loss
 from geomtx.losses.track_points import track_point_loss
+from geomtx.losses.video_track import WindowLoss, confident_window_loss, window_loss
 
 __all__ = [
     "PERCEPTUAL_TAPS",
@@ -32,10 +33,12 @@ __all__ = [
     "TrackLoss",
     "TrackTerm",
     "ViewPairs",
+    "WindowLoss",
     "aleatoric_loss",
     "bearing_loss",
     "camera_loss",
     "choose_cameras",
+    "confident_window_loss",
     "depth_consistency_loss",
     "depth_to_camera_mask",
     "draw_pairs",
@@ -49,4 +52,5 @@ __all__ = [
     "structural_similarity",
     "track_loss",
     "track_point_loss",
+    "window_loss",
 ]

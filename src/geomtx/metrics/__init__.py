@@ -5,8 +5,8 @@ from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
 from geomtx.metrics.image import psnr, ssim
-from geomtx.metrics.lucas_kanade import track_lucas_kanade
 from geomtx.metrics.lpips import LPIPS
+from geomtx.metrics.lucas_kanade import track_lucas_kanade
 from geomtx.metrics.nearest import nearest_points
 from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.metrics.pointcloud import (

@@ -15,7 +15,7 @@ from geomtx.layers.block import TransformerBlock
 from geomtx.models.config import VGGTConfig
 from geomtx.tracking.tracker import Tracker
 
-__all__ = ["build_camera_head", "build_dense_head", "build_encoder", "build_track_head"]
+__all__ = ["build_camera_head", "build_dense_head", "build_encoder", "build_track_decoder", "build_track_head"]
 
 
 def build_encoder(config: VGGTConfig) -> AlternatingEncoder:
@@ -76,9 +76,9 @@ def build_dense_head(config: VGGTConfig, value_dim: int, activation: Literal["ex
     return DenseHead(decoder, value_dim, activation=activation)
 
 
-def build_track_head(config: VGGTConfig) -> TrackHead:
-    """Feature maps of half the images' size, and the tracker."""
-    decoder = DPTDecoder(
+def build_track_decoder(config: VGGTConfig) -> DPTDecoder:
+    """Feature maps of half the images' size."""
+    return DPTDecoder(
         2 * config.dim,
         config.track_features,
         channels=config.dpt_channels,
@@ -87,6 +87,10 @@ def build_track_head(config: VGGTConfig) -> TrackHead:
         stride=2,
         position_signal=False,
     )
+
+
+def build_track_head(config: VGGTConfig) -> TrackHead:
+    """The decoder of feature maps, and the tracker."""
     tracker = Tracker(
         config.track_features,
         num_levels=config.track_levels,
@@ -99,4 +103,4 @@ def build_track_head(config: VGGTConfig) -> TrackHead:
         stride=2,
         backend=config.attention,
     )
-    return TrackHead(decoder, tracker)
+    return TrackHead(build_track_decoder(config), tracker)

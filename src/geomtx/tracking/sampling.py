@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.types import Float
+from geomtx.types import Float, Int
 
-__all__ = ["sample_map"]
+__all__ = ["sample_map", "sample_views"]
 
 
 def sample_map(
@@ -32,3 +32,30 @@ def sample_map(
     x, y = coords.unbind(-1)
     grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
+
+
+def sample_views(
+    maps: Float[Tensor, "b s c h w"], view: Int[Tensor, "b n"], coords: Float[Tensor, "b n 2"]
+) -> Float[Tensor, "b n c"]:
+    """Sample each point in a view of its own, as `sample_map` with the nearest pixel outside.
+
+    Args:
+        maps: (B, S, C, H, W).
+        view: (B, N), 0 … S - 1.
+        coords: (B, N, 2), (x, y) in pixels of the maps.
+    """
+    height, width = maps.shape[-2:]
+    largest = coords.new_tensor([width - 1, height - 1])
+    coords = torch.minimum(coords.clamp(min=0), largest)
+    corner = coords.floor()
+    weight = coords - corner
+    flat = maps.movedim(2, -1).flatten(1, 3)
+    sampled = flat.new_zeros(())
+    for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = torch.minimum(corner + corner.new_tensor([step_x, step_y]), largest).long().unbind(-1)
+        index = ((view * height + y) * width + x)[..., None].expand(-1, -1, flat.shape[-1])
+        share = (weight[..., :1] if step_x else 1 - weight[..., :1]) * (
+            weight[..., 1:] if step_y else 1 - weight[..., 1:]
+        )
+        sampled = sampled + share * flat.gather(1, index)
+    return sampled

@@ -94,13 +94,18 @@ class TrackUpdater(nn.Module):
         nn.init.normal_(self.virtual_tracks)
 
     def forward(
-        self, tokens: Float[Tensor, "b n s c"], view_mask: Bool[Tensor, "b s"] | None = None
+        self,
+        tokens: Float[Tensor, "b n s c"],
+        view_mask: Bool[Tensor, "b s"] | None = None,
+        *,
+        track_mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n s c_out"]:
         """Update of every track in every view, float32 or better.
 
         Args:
             tokens: (B, N, S, in_dim).
             view_mask: (B, S) bool, True = the view takes part.
+            track_mask: (B, N) bool, True = the track takes part; no other track hears of one that doesn't.
         """
         num_scenes, num_points, num_views, _ = tokens.shape
         projected = self.input_project(self.input_norm(tokens))
@@ -108,6 +113,7 @@ class TrackUpdater(nn.Module):
         x = torch.cat([projected, virtual], dim=1)
         num_tracks = num_points + self.virtual_tracks.shape[1]
         mask = None if view_mask is None else key_mask(view_mask.repeat_interleave(num_tracks, dim=0))
+        point_mask = None if track_mask is None else key_mask(track_mask.repeat_interleave(num_views, dim=0))
         rounds = zip(
             self.view_blocks, self.virtual_from_point, self.virtual_blocks, self.point_from_virtual, strict=True
         )
@@ -115,7 +121,7 @@ class TrackUpdater(nn.Module):
             x = view_block(x.flatten(0, 1), mask=mask).unflatten(0, (num_scenes, num_tracks))
             by_view = x.transpose(1, 2).flatten(0, 1)
             points, virtual = by_view[:, :num_points], by_view[:, num_points:]
-            virtual = virtual_block(virtual_from_point(virtual, points))
+            virtual = virtual_block(virtual_from_point(virtual, points, mask=point_mask))
             points = point_from_virtual(points, virtual)
             x = torch.cat([points, virtual], dim=1).unflatten(0, (num_scenes, num_views)).transpose(1, 2)
         return self.output_project(self.output_norm(x[:, :num_points] + projected))

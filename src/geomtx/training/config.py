@@ -80,21 +80,24 @@ class OptimiserSection:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleSection:
-    """Linear warm-up, then cosine.
+    """Linear warm-up, then down.
 
     Attributes:
         steps: Of the optimiser, in all.
         warmup: Share of the steps in which the learning rate rises.
         initial_lr: At the first step.
         final_lr: At the end.
+        shape: Of the way down, "cosine" or "linear".
     """
 
     steps: int = 16_000
     warmup: float = 0.05
     initial_lr: float = 1e-8
     final_lr: float = 1e-8
+    shape: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
+        check_option("schedule.shape", self.shape, ("cosine", "linear"))
         check_positive("schedule.steps", self.steps)
         check_range("schedule.warmup", self.warmup, 0, 1)
         check_at_least("schedule.initial_lr", self.initial_lr, 0)

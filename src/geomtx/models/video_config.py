@@ -1,0 +1,105 @@
+"""The numbers of a tracker in video."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from geomtx.checks import check_count, check_divisible, check_option, check_range
+from geomtx.models.config import VGGTConfig
+
+__all__ = ["FeatureSource", "VideoTrackerConfig"]
+
+FeatureSource = Literal["vggt", "images"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTrackerConfig:
+    """Every number of a `VideoTracker`; the defaults are CoTracker2's on VGGT-1B.
+
+    Attributes:
+        vggt: Of the VGGT inside; `track_features` are the channels of the feature maps, with any source.
+        features: Where feature maps come from: "vggt", or "images", a small network on pixels (`ImageFeatures`).
+        encoder_frames: Frames that VGGT's encoder sees at a time, each piece with its first as the reference; 0 = the
+            whole clip.
+        stride: Pixels of the image a pixel of the feature maps, even; VGGT's, of stride 2, are averaged to it.
+        image_width: Channels within `ImageFeatures`.
+        window: Frames of a window.
+        window_stride: Frames from the beginning of a window to that of the next.
+        levels: Of the correlation pyramid.
+        radius: Of the correlation windows.
+        iterations: Refinements a window in training.
+        test_iterations: Refinements a window in evaluation mode.
+        dim: Width of the updating transformer.
+        num_heads: Of the transformer.
+        depth: Rounds of the transformer.
+        num_virtual: Virtual tracks of the transformer.
+    """
+
+    vggt: VGGTConfig = dataclasses.field(default_factory=VGGTConfig)
+    features: FeatureSource = "vggt"
+    encoder_frames: int = 0
+    stride: int = 4
+    image_width: int = 64
+    window: int = 8
+    window_stride: int = 4
+    levels: int = 4
+    radius: int = 3
+    iterations: int = 4
+    test_iterations: int = 6
+    dim: int = 384
+    num_heads: int = 8
+    depth: int = 6
+    num_virtual: int = 64
+
+    def __post_init__(self) -> None:
+        check_option("features", self.features, ("vggt", "images"))
+        check_count("encoder_frames", self.encoder_frames, 0)
+        check_count("stride", self.stride)
+        check_divisible("stride", self.stride, 2)
+        for name in ("levels", "iterations", "test_iterations", "dim", "num_heads", "depth", "num_virtual"):
+            check_count(name, getattr(self, name))
+        check_count("window", self.window, 2)
+        check_range("window_stride", self.window_stride, 1, self.window - 1)
+
+    @property
+    def patch_size(self) -> int:
+        """The sides of the images are multiples of this."""
+        return self.vggt.patch_size if self.features == "vggt" else self.stride
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> VideoTrackerConfig:
+        """Small enough for tests; `changes` replace single numbers."""
+        numbers: dict[str, Any] = {"vggt": VGGTConfig.tiny(), "image_width": 8, "levels": 2, "radius": 1}
+        numbers |= {"iterations": 2, "test_iterations": 2, "dim": 16, "num_heads": 2, "depth": 1, "num_virtual": 4}
+        return cls(**{**numbers, **changes})
+
+    @classmethod
+    def nano(cls, **changes: Any) -> VideoTrackerConfig:
+        """A tracker on the features of `VGGT.from_pretrained("nano")`; `changes` replace single numbers."""
+        numbers: dict[str, Any] = {"vggt": VGGTConfig.nano(), "stride": 2, "image_width": 32, "levels": 3}
+        numbers |= {"iterations": 3, "test_iterations": 4, "dim": 64, "num_heads": 4, "depth": 2, "num_virtual": 8}
+        return cls(**{**numbers, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and one mapping, for JSON."""
+        return {**dataclasses.asdict(self), "vggt": self.vggt.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VideoTrackerConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For a key that is no attribute, or a value of another type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        numbers = dict(values)
+        for key, value in values.items():
+            check_option("config key", key, sorted(fields))
+            if key == "vggt":
+                if not isinstance(value, dict):
+                    raise ValueError(f"vggt must be a mapping of the numbers of VGGTConfig, got {value!r}")
+                numbers[key] = VGGTConfig.from_dict(value)
+            elif not isinstance(value, type(fields[key].default)):
+                raise ValueError(f"{key} must be like {fields[key].default!r}, got {value!r}")
+        return cls(**numbers)

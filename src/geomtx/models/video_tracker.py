@@ -1,0 +1,229 @@
+"""Point tracking in video on VGGT's features (VGGT, section 4.4, after CoTracker). Assembly only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
+from geomtx.checks import check_shape
+from geomtx.key_table import KeyTable
+from geomtx.models.quantize import is_quantized
+from geomtx.models.vggt import VGGT, check_queries
+from geomtx.models.video_config import VideoTrackerConfig
+from geomtx.models.video_features import VGGTFeatures
+from geomtx.tracking.image_features import ImageFeatures
+from geomtx.tracking.query_chunk import map_query_chunks, take_queries
+from geomtx.tracking.support import local_queries, support_queries
+from geomtx.tracking.video import WindowTracker
+from geomtx.types import Float, VideoTracks
+
+__all__ = ["VideoTracker", "VideoTrackerConfig"]
+
+_NO_OTHER_NAMES = KeyTable(())
+
+
+class VideoTracker(nn.Module):
+    """Feature maps of a video, and a tracker with windows on them.
+
+    Args:
+        config: All numbers.
+        features: Another source of feature maps, video (B, S, 3, H, W) → (B, S, C, H / stride, W / stride) with
+            C = `config.vggt.track_features`; None = what `config.features` says.
+
+    Attributes:
+        features: The source; its `vggt`, if it has one, is a whole VGGT.
+        tracker: On the maps.
+    """
+
+    def __init__(self, config: VideoTrackerConfig, *, features: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.vggt.track_features
+        if features is None and config.features == "vggt":
+            features = VGGTFeatures(VGGT(config.vggt), stride=config.stride, encoder_frames=config.encoder_frames)
+        elif features is None:
+            features = ImageFeatures(dim, width=config.image_width, stride=config.stride)
+        self.features: nn.Module = features
+        self.tracker = WindowTracker(
+            dim,
+            num_levels=config.levels,
+            radius=config.radius,
+            num_iterations=config.iterations,
+            test_iterations=config.test_iterations,
+            window=config.window,
+            window_stride=config.window_stride,
+            hidden_dim=config.dim,
+            num_heads=config.num_heads,
+            depth=config.depth,
+            num_virtual=config.num_virtual,
+            stride=config.stride,
+            backend=config.vggt.attention,
+        )
+
+    @property
+    def vggt(self) -> VGGT:
+        """The VGGT inside, usable as ever: `model.vggt(images)`.
+
+        Raises:
+            ValueError: If the features come from elsewhere.
+        """
+        # From the table of modules: an AttributeError here would be taken for one of `vggt` itself.
+        found = self.features._modules.get("vggt")
+        if not isinstance(found, VGGT):
+            raise ValueError(f"features must be a VGGT's for the model to have one, got {type(self.features).__name__}")
+        return found
+
+    def forward(
+        self,
+        video: Float[Tensor, "*batch s 3 h w"],
+        query_points: Tensor,
+        *,
+        backward: bool = True,
+        support_grid: int = 0,
+        local_grid: int = 0,
+        query_chunk: int | None = None,
+        num_iterations: int | None = None,
+    ) -> VideoTracks:
+        """Track; differentiable.
+
+        Args:
+            video: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one, at least two frames of any number; sides are
+                multiples of the patch size.
+            query_points: (B, N, 3) as (frame, x, y) in pixels; without the B axis for one video.
+            backward: Track to the frames before a query too, by running through the video from its end.
+            support_grid: Also follow a grid of so many points a side over the image, in the queries' frames; 0 = none.
+            local_grid: Also follow a grid of so many points a side around each query, 50 pixels wide; 0 = none.
+            query_chunk: Queries at a time; None = all. Tracks inform each other, so this changes them: those of a
+                chunk are exactly what they are without the other queries.
+            num_iterations: Refinements a window; None = the configuration's for the mode of the model.
+
+        Returns:
+            Tracks (B, S, N, …), always with the B axis, and the windows of the pass forwards. CoTracker2 takes a point
+            for seen where its visibility is above 0.9, CoTracker3 where visibility · confidence is above 0.6.
+
+        Raises:
+            ValueError: For wrong shapes, a single frame, a video too small for the pyramid, and queries outside the
+                video, which on an accelerator are not looked at.
+        """
+        video = video[None] if video.ndim == 4 else video
+        check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        query_points = query_points[None] if query_points.ndim == 2 else query_points
+        check_shape("query_points", query_points, (video.shape[0], "N", 3))
+        if video.shape[1] < 2:
+            raise ValueError(f"video must have at least 2 frames to track in, got {video.shape[1]}")
+        if min(video.shape[-2:]) < self.tracker.min_image_side:
+            raise ValueError(
+                f"video must have at least {self.tracker.min_image_side} pixels a side, got {tuple(video.shape[-2:])}"
+            )
+        check_queries(query_points, video)
+        return self.track(
+            self.features(video),
+            query_points,
+            backward=backward,
+            support_grid=support_grid,
+            local_grid=local_grid,
+            query_chunk=query_chunk,
+            num_iterations=num_iterations,
+        )
+
+    def track(
+        self,
+        features: Float[Tensor, "b s c h w"],
+        query_points: Float[Tensor, "b n 3"],
+        *,
+        backward: bool = True,
+        support_grid: int = 0,
+        local_grid: int = 0,
+        query_chunk: int | None = None,
+        num_iterations: int | None = None,
+    ) -> VideoTracks:
+        """Track on feature maps that were made before, by `model.features(video)`; see `forward`."""
+        image_hw = (features.shape[-2] * self.config.stride, features.shape[-1] * self.config.stride)
+
+        def track(queries: Tensor) -> VideoTracks:
+            company = [support_queries(queries, image_hw, support_grid)] if support_grid else []
+            company += [local_queries(queries, image_hw, local_grid)] if local_grid else []
+            together = torch.cat([queries, *(points.to(queries.dtype) for points in company)], dim=1)
+            result = self.tracker(features, together, backward=backward, num_iterations=num_iterations)
+            return take_queries(result, queries.shape[1]) if company else result
+
+        return map_query_chunks(track, query_points, query_chunk)
+
+    @classmethod
+    def from_vggt(cls, source: VGGT | str | os.PathLike[str], **changes: Any) -> VideoTracker:
+        """A new tracker, with random weights, on a VGGT that is there.
+
+        Args:
+            source: The model, which becomes part of this one; or what `VGGT.from_pretrained` takes.
+            changes: Numbers of `VideoTrackerConfig`, in place of its defaults; `vggt` is the source's.
+
+        Returns:
+            The tracker, in evaluation mode; its decoder begins as that of the VGGT's head of tracks, if it has one.
+        """
+        vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source)
+        config = VideoTrackerConfig(**{**changes, "vggt": vggt.config, "features": "vggt"})
+        features = VGGTFeatures(vggt, stride=config.stride, encoder_frames=config.encoder_frames)
+        if vggt.track_head is not None:
+            features.decoder.load_state_dict(vggt.track_head.decoder.state_dict())
+        model = cls(config, features=features)
+        return model.to(next(vggt.parameters()).device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        features: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> VideoTracker:
+        """Load weights that `save_pretrained` wrote, strictly; in evaluation mode.
+
+        Args:
+            source: A folder, a .safetensors file or a hub id.
+            features: The source of feature maps, where the saved model had one of another kind than the
+                configuration's; its weights are loaded too.
+            device: Where to; None = the CPU.
+            dtype: Of all parameters; None = as stored.
+
+        Raises:
+            ValueError: For weights of another model.
+            FileNotFoundError: If the source is no file and not to be had from the hub.
+        """
+        checkpoint = open_checkpoint(source)
+        config = cls._config_of(checkpoint)
+        return load_model(
+            checkpoint, lambda: cls(config, features=features), _NO_OTHER_NAMES, device=device, dtype=dtype
+        )
+
+    @staticmethod
+    def _config_of(checkpoint: Checkpoint) -> VideoTrackerConfig:
+        stored = checkpoint.config or checkpoint.embedded_config
+        if stored is None or "vggt" not in stored:
+            raise ValueError(
+                f"weights must be of a VideoTracker, got '{checkpoint.source}' without its configuration; "
+                "VideoTracker.from_vggt begins with those of a VGGT"
+            )
+        try:
+            return VideoTrackerConfig.from_dict(stored)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `model.safetensors` and `config.json` into a folder; nothing is left half-written.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: For a quantised model, whose own numbers are lost.
+        """
+        if is_quantized(self):
+            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
+        config = self.config.to_dict()
+        return save_model(self, folder, _NO_OTHER_NAMES, config=config, published_config=config)
