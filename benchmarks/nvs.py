@@ -30,18 +30,18 @@ from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch, invert_rigid, normalize_scene
 from geomtx.data.seeds import held_out_seed
 from geomtx.data.synthetic import RoomStyle, render_scenes
-from geomtx.metrics import Evaluation, evaluate_predictions, psnr, ssim
+from geomtx.metrics import psnr, ssim
 from geomtx.models.nvs import VGGTForNVS
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
 from geomtx.training.loop import Trainer
 from geomtx.training.nvs_task import NvsTask
+from original_tasks import compare_tasks, measure_tasks
 
 FIRST_SCENE = 5_000_000  # of the held-out ones; validation and other benchmarks take lower numbers
 NUM_INPUTS, NUM_TARGETS = 4, 2
 TASK_VIEWS, NUM_TRACKS = 4, 8
 BATCH = 8
-MAX_QUERIES = 2000
 REGIMES: dict[str, tuple[str, ...]] = {
     "frozen": ("freeze=[vggt]", "task.rehearsal=0", "optimiser.groups={}", "optimiser.clip={'*': 1.0}"),
     "all": (),
@@ -57,7 +57,6 @@ REGIMES: dict[str, tuple[str, ...]] = {
         "optimiser.groups={'vggt.*': {lr: 0.3}}",
     ),
 }
-TASKS = ("auc_30", "depth_abs_rel", "depth_delta", "head_overall", "track_jaccard", "track_delta")
 SCALE = 3  # of the pictures in the grid
 
 
@@ -111,7 +110,8 @@ def evaluate_regimes(arguments: argparse.Namespace) -> None:
     pictures: dict[str, list[Tensor]] = {"true": [batch.images[:, NUM_INPUTS:] for batch in scenes]}
     pictures["nearest"] = [nearest_pictures(batch) for batch in scenes]
     pictures["mean_color"] = [mean_colors(batch) for batch in scenes]
-    results: dict[str, Any] = {"nano": {"tasks": measure_tasks(VGGT.from_pretrained("nano"), views)}}
+    before = measure_tasks(VGGT.from_pretrained("nano"), views)
+    results: dict[str, Any] = {"nano": {"tasks": compare_tasks(before, before)}}
     steps = {}
     for regime in REGIMES:
         folder = arguments.runs / regime
@@ -120,7 +120,7 @@ def evaluate_regimes(arguments: argparse.Namespace) -> None:
             continue
         model = VGGTForNVS.from_pretrained(folder / "weights", dtype=torch.float32)
         pictures[regime] = [make_pictures(model, task, batch) for batch in scenes]
-        results[regime] = {"tasks": measure_tasks(model.vggt, views)}
+        results[regime] = {"tasks": compare_tasks(measure_tasks(model.vggt, views), before)}
         steps[regime] = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     for name, made in pictures.items():
         if name != "true":
@@ -179,24 +179,14 @@ def measure_pictures(made: Iterable[Tensor], true: Iterable[Tensor]) -> dict[str
     return {name: mean_and_error(values) for name, values in columns.items()}
 
 
-@torch.inference_mode()
-def measure_tasks(model: VGGT, scenes: Iterable[SceneBatch]) -> dict[str, list[float]]:
-    model = model.float().eval()
-    found: list[Evaluation] = []
-    for batch in scenes:
-        assert batch.tracks is not None
-        predictions = model(batch.images, batch.tracks.coords_px[:, 0])
-        found.append(evaluate_predictions(predictions, batch, max_queries=MAX_QUERIES))
-    return {name: mean_and_error(torch.cat([getattr(e, name) for e in found]).tolist()) for name in TASKS}
-
-
 def print_tables(results: dict[str, Any]) -> None:
-    for part in ("pictures", "tasks"):
-        rows = {name: numbers[part] for name, numbers in results.items() if part in numbers}
+    pictures = {name: found["pictures"] for name, found in results.items() if "pictures" in found}
+    tasks = {name: found["tasks"]["minus_before"] for name, found in results.items() if "tasks" in found}
+    for part, rows in (("pictures", pictures), ("tasks, change", tasks)):
         columns = list(next(iter(rows.values())))
-        print(f"\n{part:12}" + "".join(f"{name:>18}" for name in columns))
+        print(f"\n{part:14}" + "".join(f"{name:>18}" for name in columns))
         for name, numbers in rows.items():
-            print(f"{name:12}" + "".join(f"{numbers[c][0]:>9.3f} ± {numbers[c][1]:.3f} " for c in columns))
+            print(f"{name:14}" + "".join(f"{numbers[c][0]:>9.3f} ± {numbers[c][1]:.3f} " for c in columns))
 
 
 def save_grid(path: Path, inputs: Tensor, pictures: dict[str, Tensor], rows: int) -> None:

@@ -210,6 +210,57 @@ def make_quantised() -> str:
     return text or NOT_MEASURED
 
 
+def make_nvs() -> str:
+    """Pictures from new places, and what became of the tasks that the model could do before."""
+    text = ""
+    for record in read("nvs.json"):
+        settings, results = record["settings"], record["results"]
+        height, width = settings["image_hw"]
+        text += f"{settings['scenes']} held-out rooms of {height} × {width} pixels, {settings['inputs']} pictures in, "
+        text += f"{settings['targets']} out; {max(settings['steps'].values()):,} steps ({describe(record)}):\n\n"
+        shown = {name: found["pictures"] for name, found in results.items() if "pictures" in found}
+        rows = [
+            [name.replace("_", " "), f"{found['psnr'][0]:.2f} ± {found['psnr'][1]:.2f}", format_error(found["ssim"], 1)]
+            for name, found in shown.items()
+        ]
+        text += table(["", "PSNR, dB", "SSIM"], rows)
+        text += make_tasks({name: found["tasks"] for name, found in results.items() if "tasks" in found})
+    return text or NOT_MEASURED
+
+
+def make_video_tracking() -> str:
+    """Tracks in video, and what became of the tasks that the model could do before."""
+    text = ""
+    for record in read("video_tracking.json"):
+        settings, results = record["settings"], record["results"]
+        height, width = settings["image_hw"]
+        text += f"{settings['videos']} held-out videos of {settings['frames']} frames, {height} × {width} pixels; "
+        text += f"{max(settings['steps'].values()):,} steps ({describe(record)}):\n\n"
+        modes = ("first", "strided")
+        names = {"aj": "AJ", "delta": "δ", "oa": "OA"}
+        head = ["", *(f"{label}, {mode}" for mode in modes for label in names.values())]
+        rows = [
+            [name, *(format_error(found[mode][key], 100) for mode in modes for key in names)]
+            for name, found in results["tracking"].items()
+        ]
+        text += table(head, rows) + make_tasks(results["original"])
+    return text or NOT_MEASURED
+
+
+def make_tasks(results: dict[str, Any]) -> str:
+    """The first row as it is, the others as differences to it."""
+    columns = {
+        "auc_30": "AUC@30, points", "depth_delta": "δ < 1.25, points", "depth_abs_rel": "depth AbsRel, points",
+        "head_overall": "point head", "track_jaccard": "tracks AJ, points", "track_delta": "tracks δ, points",
+    }  # fmt: skip
+    rows = []
+    for index, (name, found) in enumerate(results.items()):
+        values = found["minus_before" if index else "mean"]
+        cells = [format_error(values[key], 100 if label.endswith("points") else 1) for key, label in columns.items()]
+        rows.append([f"{name} minus before" if index else f"{name}, before", *cells])
+    return table(["the original tasks", *columns.values()], rows)
+
+
 def make_attention() -> str:
     text = ""
     for record in read("attention_*.json"):
@@ -241,6 +292,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "long": make_long,
     "quantised": make_quantised,
     "attention": make_attention,
+    "nvs": make_nvs,
+    "video_tracking": make_video_tracking,
 }
 
 if __name__ == "__main__":

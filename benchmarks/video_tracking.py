@@ -33,15 +33,15 @@ from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch
 from geomtx.data.seeds import held_out_seed
 from geomtx.export.track_sheet import draw_track_sheet
-from geomtx.metrics import evaluate_predictions, evaluate_tapvid, labels_to_tapvid, track_lucas_kanade
+from geomtx.metrics import evaluate_tapvid, labels_to_tapvid, track_lucas_kanade
 from geomtx.metrics.tracking import QueryMode
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
 from geomtx.training.loop import Trainer
 from geomtx.training.sources import RenderedScenes, build_source
-from geomtx.training.step import predict
 from geomtx.training.video_task import is_seen
+from original_tasks import compare_tasks, measure_tasks
 
 RECIPE = "video_tracker_nano"
 REGIMES: dict[str, list[str]] = {
@@ -58,7 +58,6 @@ REGIMES: dict[str, list[str]] = {
 # Indices of held-out seeds; validation during training counts from 0.
 FIRST_VIDEO, FIRST_ROOM = 1_000_000, 2_000_000
 ROOM_VIEWS = 4
-TASKS = ("auc_30", "depth_delta", "depth_abs_rel", "head_overall", "track_jaccard", "track_delta", "track_visibility")
 
 # (S, 3, H, W), (N, 3) → (S, N, 2) and whether they are seen, (S, N)
 TrackVideo = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -128,10 +127,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
         results["tracking"][name] = score_method(track, videos)
         print_row(name, results["tracking"][name])
     rooms = render_rooms(config, arguments.rooms)
-    inside = {"before": nano} | {name: model.vggt for name, model in models.items() if has_vggt(model)}
-    for name, vggt in inside.items():
-        results["original"][name] = score_original(vggt, rooms)
-        print(f"{name:18}" + "".join(f"  {key} {pair[0]:.3f}" for key, pair in results["original"][name].items()))
+    before = measure_tasks(nano, rooms)
+    results["original"]["nano"] = compare_tasks(before, before)
+    for name, model in models.items():
+        if model.config.features == "vggt":
+            results["original"][name] = found = compare_tasks(measure_tasks(model.vggt, rooms), before)
+            print(f"{name:18}" + "".join(f"  {key} {pair[0]:+.3f}" for key, pair in found["minus_before"].items()))
     draw_sheet(methods, videos[0]).save(arguments.sheet or arguments.runs / "tracks.png")
     write_result("video_tracking", settings(arguments, config, models), results, folder=arguments.output, show=False)
 
@@ -211,17 +212,6 @@ def score_method(track: TrackVideo, videos: list[SceneBatch]) -> dict[str, Any]:
         columns = {"aj": scores.average_jaccard, "delta": scores.average_delta, "oa": scores.occlusion_accuracy}
         found[mode] = {name: mean_and_error(values.tolist()) for name, values in columns.items()}
     return found
-
-
-def has_vggt(model: VideoTracker) -> bool:
-    return model.config.features == "vggt"
-
-
-@torch.inference_mode()
-def score_original(vggt: VGGT, rooms: list[SceneBatch]) -> dict[str, Any]:
-    measured = [evaluate_predictions(predict(vggt, room), room, max_queries=2000) for room in rooms]
-    columns = {name: torch.cat([getattr(part, name) for part in measured]).tolist() for name in TASKS}
-    return {name: mean_and_error(values) for name, values in columns.items()}
 
 
 @torch.inference_mode()
