@@ -80,7 +80,8 @@ SIGNATURES = {
     "VGGTConfig.tiny": "(**changes)",
     "CameraHead.forward": "(self, tokens)",
     "DenseHead.forward": "(self, tokens, *, view_chunk, output_device)",
-    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation, camera_shift, extra_views)",
+    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation, camera_shift, patch_shift, "
+    "extra_views)",
     "VGGTForNVS": "(config, vggt)",
     "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, target_chunk, view_chunk, "
     "scene_images, query_points)",

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from geomtx.encoder import AlternatingEncoder, ExtraViews, GlobalApproximation, PatchEmbedding
-from geomtx.encoder.extra_views import attend_apart, shift_camera_tokens
+from geomtx.encoder.extra_views import attend_apart, shift_tokens
 from geomtx.layers.attention import key_mask
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.rope import grid_positions, rotary_table
@@ -92,12 +92,15 @@ def test_scenes_of_a_batch_do_not_mix(isolated):
     torch.testing.assert_close(both[1:], one)
 
 
-def test_the_shift_is_of_the_camera_tokens_alone():
-    x, shift = torch.randn(2, 5, 4, 8), torch.randn(2, 3, 8)
-    shifted = shift_camera_tokens(x, shift)
-    torch.testing.assert_close(shifted[:, :3, 0], x[:, :3, 0] + shift)
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (1, 2), (1, 3)])
+def test_a_shift_is_of_some_tokens_alone(first, count):
+    x, shift = torch.randn(2, 5, 4, 8), torch.randn(2, 3, count, 8)
+    shifted = shift_tokens(x, shift, first)
+    end = first + count
+    torch.testing.assert_close(shifted[:, :3, first:end], x[:, :3, first:end] + shift)
     assert torch.equal(shifted[:, 3:], x[:, 3:])
-    assert torch.equal(shifted[:, :, 1:], x[:, :, 1:])
+    assert torch.equal(shifted[:, :, :first], x[:, :, :first])
+    assert torch.equal(shifted[:, :, end:], x[:, :, end:])
 
 
 def test_a_shift_of_nothing_changes_nothing_and_of_something_does():
@@ -105,6 +108,8 @@ def test_a_shift_of_nothing_changes_nothing_and_of_something_does():
     before = encoder(images).layer(1)
     assert torch.equal(encoder(images, camera_shift=torch.zeros(2, 3, 16).double()).layer(1), before)
     assert (encoder(images, camera_shift=torch.ones(2, 3, 16).double()).layer(1) - before).abs().max() > 1e-3
+    assert torch.equal(encoder(images, patch_shift=torch.zeros(2, 3, 6, 16).double()).layer(1), before)
+    assert (encoder(images, patch_shift=torch.ones(2, 3, 6, 16).double()).layer(1) - before).abs().max() > 1e-3
     single = encoder(images[0], camera_shift=torch.ones(3, 16).double()).layer(1)
     assert single.shape == (1, 3, 11, 32)
 
@@ -120,6 +125,8 @@ def test_errors():
         encoder(images, extra_views=ExtraViews(extra), approximation=GlobalApproximation(stride=2))
     with pytest.raises(ValueError, match=r"^camera_shift must have shape \(2, 3, 16\), got \(2, 5, 16\)$"):
         encoder(images, camera_shift=torch.zeros(2, 5, 16))
+    with pytest.raises(ValueError, match=r"^patch_shift must have shape \(2, 3, \d+, 16\), got \(2, 3, 5, 16\)$"):
+        encoder(images, patch_shift=torch.zeros(2, 3, 5, 16))
     cross = AlternatingEncoder(
         PatchEmbedding(16, patch_size=4), [make_block()], [make_block()], order=(("frame", "cross"),)
     ).double()

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,9 @@ def test_the_order_of_the_rays_is_the_configurations(images):
     torch.testing.assert_close(other(images, targets).images, model(images, targets).images)
 
 
-def test_known_cameras(images):
-    model, targets, cameras = make_model(known_cameras=True), make_cameras(2, 1), make_cameras(2, 3)
+@pytest.mark.parametrize("how", ["known_cameras", "input_rays"])
+def test_known_cameras(images, how):
+    model, targets, cameras = make_model(**{how: True}), make_cameras(2, 1), make_cameras(2, 3)
     without = model(images, targets).images
     made = model(images, targets, input_cameras=cameras).images
     assert (made - without).abs().max() > 1e-4
@@ -82,6 +84,11 @@ def test_known_cameras(images):
     torch.testing.assert_close(model(images, targets, input_cameras=cameras, input_mask=unknown).images, without)
     single = model(images[0], take(targets, 0), input_cameras=take(cameras, 0), input_mask=~unknown[0])
     torch.testing.assert_close(single.images, made[:1])
+    garbage = Cameras(cameras.cam_from_world * torch.nan, cameras.intrinsics * torch.nan)
+    torch.testing.assert_close(model(images, targets, input_cameras=garbage, input_mask=unknown).images, without)
+    model.train()
+    model.config = dataclasses.replace(model.config, camera_drop=1.0)
+    torch.testing.assert_close(model(images, targets, input_cameras=cameras).images, without)
 
 
 def test_half_precision_leaves_the_rays_as_they_are(images):
@@ -170,7 +177,7 @@ def test_weights_of_a_plain_vggt(images, tiny_model, tmp_path: Path):
         ({"target_chunk": 0}, r"^target_chunk must be a whole number, at least 1, got 0$"),
         (
             {"input_cameras": make_cameras(2, 3)},
-            r"^input_cameras must be None for a model without config.known_cameras, got some$",
+            r"^input_cameras must be None for a model without config.known_cameras or config.input_rays, got some$",
         ),
     ],
 )

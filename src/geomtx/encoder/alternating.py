@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
 from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
-from geomtx.encoder.extra_views import ExtraViews, append_views, attend_apart, shift_camera_tokens
+from geomtx.encoder.extra_views import ExtraViews, append_views, attend_apart, shift_tokens
 from geomtx.encoder.keys import GlobalApproximation, check_approximation, choose_keys
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.scopes import Scope, ask_head_dim, check_order, scope_masks
@@ -88,6 +88,7 @@ class AlternatingEncoder(nn.Module):
         taps: tuple[int, ...] | None = None,
         approximation: GlobalApproximation | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
+        patch_shift: Float[Tensor, "*batch s p c"] | None = None,
         extra_views: ExtraViews | None = None,
     ) -> Tokens:
         """Encode scenes.
@@ -99,6 +100,7 @@ class AlternatingEncoder(nn.Module):
             taps: Keep these layers in place of the encoder's taps; nothing after the last of them is computed.
             approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
             camera_shift: (B, S, C), added to the camera tokens: what is known of the cameras, see `CameraConditioning`.
+            patch_shift: (B, S, patches, C), added to the patches' tokens: what is known of them beside their image.
             extra_views: Views that are tokens already; the result has them after the images' views. Not with an
                 approximation.
 
@@ -112,6 +114,7 @@ class AlternatingEncoder(nn.Module):
             taps=taps,
             approximation=approximation,
             camera_shift=camera_shift,
+            patch_shift=patch_shift,
             extra_views=extra_views,
         )
         # A function's arguments are let go when it returns, a loop's variables only when they are assigned again.
@@ -125,6 +128,7 @@ class AlternatingEncoder(nn.Module):
         taps: tuple[int, ...] | None = None,
         approximation: GlobalApproximation | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
+        patch_shift: Float[Tensor, "*batch s p c"] | None = None,
         extra_views: ExtraViews | None = None,
         chunks: EncoderChunks | None = None,
     ) -> tuple[Tokens, Iterator[tuple[int, tuple[Tensor, ...]]]]:
@@ -137,6 +141,7 @@ class AlternatingEncoder(nn.Module):
             taps: As for `forward`.
             approximation: As for `forward`.
             camera_shift: As for `forward`.
+            patch_shift: As for `forward`.
             extra_views: As for `forward`; not with `chunks`.
             chunks: Work on some views or tokens at a time, without gradients; None = all at once.
 
@@ -173,7 +178,11 @@ class AlternatingEncoder(nn.Module):
         if camera_shift is not None:
             camera_shift = camera_shift[None] if camera_shift.ndim == 2 else camera_shift
             check_shape("camera_shift", camera_shift, (*images.shape[:2], x.shape[-1]))
-            x = shift_camera_tokens(x, camera_shift)
+            x = shift_tokens(x, camera_shift[:, :, None], 0)
+        if patch_shift is not None:
+            patch_shift = patch_shift[None] if patch_shift.ndim == 3 else patch_shift
+            check_shape("patch_shift", patch_shift, (*images.shape[:2], grid_hw[0] * grid_hw[1], x.shape[-1]))
+            x = shift_tokens(x, patch_shift, self.special.num_tokens)
         num_extra = x.shape[1] - images.shape[1]
         if mask is not None and num_extra:
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], num_extra, mask.shape[2])], dim=1)

@@ -11,7 +11,7 @@ from geomtx.checks import check_mask, check_option, check_range, check_shape
 from geomtx.geometry.pose_encoding import POSE_DIM, encode_pose
 from geomtx.types import Bool, Cameras, Float
 
-__all__ = ["CameraConditioning"]
+__all__ = ["CameraConditioning", "withhold"]
 
 NUM_SCALES = 2
 
@@ -83,13 +83,9 @@ class CameraConditioning(nn.Module):
         with torch.autocast(mask.device.type, enabled=False):
             numbers = self._describe(cameras, image_hw, mask).to(self.expand.weight.dtype)
         shift = self.contract(self.activation(self.expand(numbers)))
-        return torch.where(self._keep(mask)[..., None], shift, 0.0)
-
-    def _keep(self, mask: Tensor) -> Tensor:
-        if not self.training or self.drop == 0:
-            return mask
-        shape = mask.shape if self.drop_by == "view" else (mask.shape[0], 1)
-        return mask & (torch.rand(shape, device=mask.device) >= self.drop)
+        if self.training:
+            mask = withhold(mask, self.drop, by=self.drop_by)
+        return torch.where(mask[..., None], shift, 0.0)
 
     def _describe(self, cameras: Cameras, image_hw: tuple[int, int], mask: Tensor) -> Tensor:
         """Eleven numbers a view, finite for unknown cameras too."""
@@ -106,3 +102,11 @@ class CameraConditioning(nn.Module):
     def extra_repr(self) -> str:
         """What is withheld."""
         return f"drop={self.drop}, drop_by={self.drop_by}"
+
+
+def withhold(mask: Bool[Tensor, "b s"], drop: float, *, by: Literal["scene", "view"] = "scene") -> Bool[Tensor, "b s"]:
+    """The mask without a share of its scenes, or views, drawn at random."""
+    if drop == 0:
+        return mask
+    shape = mask.shape if by == "view" else (mask.shape[0], 1)
+    return mask & (torch.rand(shape, device=mask.device) >= drop)

@@ -13,7 +13,7 @@ from geomtx.layers.block import TransformerBlock
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
-__all__ = ["ExtraViews", "append_views", "attend_apart", "shift_camera_tokens"]
+__all__ = ["ExtraViews", "append_views", "attend_apart", "shift_tokens"]
 
 
 class ExtraViews(NamedTuple):
@@ -42,11 +42,12 @@ def append_views(patches: Float[Tensor, "b s p c"], extra: ExtraViews) -> Float[
     return torch.cat([patches, extra.patches.to(patches.dtype)], dim=1)
 
 
-def shift_camera_tokens(x: Float[Tensor, "b s p c"], shift: Float[Tensor, "b s2 c"]) -> Float[Tensor, "b s p c"]:
-    """Add to the camera tokens, which are token 0, of the first views."""
-    num_views = shift.shape[1]
-    camera = torch.cat([x[:, :num_views, :1] + shift[:, :, None].to(x.dtype), x[:, num_views:, :1]], dim=1)
-    return torch.cat([camera, x[:, :, 1:]], dim=2)
+def shift_tokens(
+    x: Float[Tensor, "b s p c"], shift: Float[Tensor, "b s2 p2 c"], first: int
+) -> Float[Tensor, "b s p c"]:
+    """Add to the tokens from `first` on of the first views."""
+    missing = (x.shape[1] - shift.shape[1], x.shape[2] - first - shift.shape[2])
+    return x + nn.functional.pad(shift.to(x.dtype), (0, 0, first, missing[1], 0, missing[0]))
 
 
 def attend_apart(

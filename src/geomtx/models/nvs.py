@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint import load_model, open_checkpoint, save_model
-from geomtx.checks import check_count, check_shape
+from geomtx.checks import check_count, check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.encoder.conditioning import CameraConditioning
+from geomtx.encoder.conditioning import CameraConditioning, withhold
 from geomtx.encoder.extra_views import ExtraViews
 from geomtx.encoder.patches import PatchEmbedding
 from geomtx.geometry.rays import plucker_rays
@@ -66,7 +66,8 @@ class VGGTForNVS(nn.Module):
         self.config = config
         self.vggt = VGGT(numbers) if vggt is None else vggt
         self.ray_embedding = PatchEmbedding(numbers.dim, patch_size=numbers.patch_size, in_channels=6)
-        self.conditioning = CameraConditioning(numbers.dim, drop=config.camera_drop) if config.known_cameras else None
+        # What is withheld in training is drawn here, once for all that is told of a camera.
+        self.conditioning = CameraConditioning(numbers.dim, drop=0.0) if config.known_cameras else None
         decoder = DPTDecoder(
             2 * numbers.dim,
             config.rgb_features or numbers.dpt_features,
@@ -101,7 +102,8 @@ class VGGTForNVS(nn.Module):
             images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; sides are multiples of the patch size.
             target_cameras: (B, T, 3, 4) and (B, T, 3, 3), intrinsics in pixels of pictures as large as `images`;
                 without the B axis for one scene.
-            input_cameras: Of `images`, (B, S, …), for a model with `config.known_cameras`; None = unknown.
+            input_cameras: Of `images`, (B, S, …), for a model with `config.known_cameras` or
+                `config.input_rays`; None = unknown.
             input_mask: (B, S) bool, True = the input camera is known; None = all are.
             target_chunk: Targets to make at a time, each time with the inputs anew; None = all. With isolated targets
                 that changes nothing; without, targets see only those of their own chunk, and pictures differ a little.
@@ -120,41 +122,58 @@ class VGGTForNVS(nn.Module):
         images = images[None] if single else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         targets = _check_cameras("target_cameras", target_cameras, images, single=single)
-        shift = self._condition(images, input_cameras, input_mask, single=single)
+        known = self._describe_inputs(images, input_cameras, input_mask, single=single)
         num_targets = targets.cam_from_world.shape[1]
         if target_chunk is not None:
             check_count("target_chunk", target_chunk)
         step = target_chunk or num_targets
         chunks = [Cameras(*(t[:, i : i + step] for t in targets)) for i in range(0, num_targets, step)]
-        pictures = [self._render(images, chunk, shift, view_chunk) for chunk in chunks]
+        pictures = [self._render(images, chunk, known, view_chunk) for chunk in chunks]
         scenes = None
         if scene_images is not None:
             scenes = self.vggt(scene_images, query_points, view_chunk=view_chunk)
         return NVSPrediction(pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=1), scenes)
 
-    def _condition(
+    def _describe_inputs(
         self, images: Tensor, cameras: Cameras | None, mask: Tensor | None, *, single: bool
-    ) -> Tensor | None:
-        """What the known cameras add to the camera tokens; None without."""
+    ) -> dict[str, Tensor]:
+        """What the known cameras add to the tokens of the photos, as arguments of the encoder."""
         if cameras is None:
-            return None
-        if self.conditioning is None:
-            raise ValueError("input_cameras must be None for a model without config.known_cameras, got some")
+            return {}
+        if self.conditioning is None and not self.config.input_rays:
+            raise ValueError(
+                "input_cameras must be None for a model without config.known_cameras or config.input_rays, got some"
+            )
         cameras = _check_cameras("input_cameras", cameras, images, single=single)
         check_shape("input_cameras.cam_from_world", cameras.cam_from_world, (*images.shape[:2], 3, 4))
-        mask = mask[None] if mask is not None and single else mask
-        return self.conditioning(cameras, (images.shape[-2], images.shape[-1]), mask)
+        if mask is None:
+            mask = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+        mask = mask[None] if mask.ndim == 1 else mask
+        check_mask("input_mask", mask, tuple(images.shape[:2]))
+        mask = withhold(mask, self.config.camera_drop) if self.training else mask
+        image_hw = (images.shape[-2], images.shape[-1])
+        known = {}
+        if self.conditioning is not None:
+            known["camera_shift"] = self.conditioning(cameras, image_hw, mask)
+        if self.config.input_rays:
+            identity = torch.eye(3, 4, dtype=cameras.cam_from_world.dtype, device=images.device)
+            poses = torch.where(mask[..., None, None], cameras.cam_from_world, identity)
+            intrinsics = torch.where(mask[..., None, None], cameras.intrinsics, identity[:, :3])
+            tokens = self._embed_rays(Cameras(poses, intrinsics), image_hw)
+            known["patch_shift"] = torch.where(mask[..., None, None], tokens, 0.0)
+        return known
+
+    def _embed_rays(self, cameras: Cameras, image_hw: tuple[int, int]) -> Float[Tensor, "b s p c"]:
+        with torch.autocast(cameras.intrinsics.device.type, enabled=False):
+            rays = plucker_rays(*cameras, image_hw, order=self.config.ray_order)
+        return self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
 
     def _render(
-        self, images: Tensor, targets: Cameras, shift: Tensor | None, view_chunk: int | None
+        self, images: Tensor, targets: Cameras, known: dict[str, Tensor], view_chunk: int | None
     ) -> Float[Tensor, "b t 3 h w"]:
-        image_hw = (images.shape[-2], images.shape[-1])
-        rays = plucker_rays(*targets, image_hw, order=self.config.ray_order)
-        # In half precision, neighbouring pixels would have the same ray.
-        with torch.autocast(images.device.type, enabled=False):
-            patches = self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
+        patches = self._embed_rays(targets, (images.shape[-2], images.shape[-1]))
         extra = ExtraViews(patches, isolated=self.config.isolate_targets)
-        tokens = self.encoder(images, camera_shift=shift, extra_views=extra)
+        tokens = self.encoder(images, extra_views=extra, **known)
         return self.rgb_head(tokens.select_views(slice(images.shape[1], None)), view_chunk=view_chunk)
 
     @classmethod

@@ -26,6 +26,8 @@ class NVSConfig:
             alone. False = all attend to all, as in the paper. Global blocks are recomputed (gradient
             checkpointing) only then.
         known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
+        input_rays: Add the rays of input views whose cameras are known to their patches, by the convolution that makes
+            tokens of the targets' rays: places are then found by their rays, which is learned much sooner.
         camera_drop: Share of the scenes in training whose known cameras are withheld.
     """
 
@@ -36,6 +38,7 @@ class NVSConfig:
     ray_order: RayOrder = "moment_direction"
     isolate_targets: bool = False
     known_cameras: bool = False
+    input_rays: bool = False
     camera_drop: float = 0.4
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class NVSConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_option("ray_order", self.ray_order, get_args(RayOrder))
-        for name in ("isolate_targets", "known_cameras"):
+        for name in ("isolate_targets", "known_cameras", "input_rays"):
             check_option(name, getattr(self, name), (True, False))
         check_range("camera_drop", self.camera_drop, 0, 1)
         if self.isolate_targets and "cross" in self.vggt.scopes:

@@ -128,7 +128,7 @@ class NvsTask:
         cameras = self.relate(batch)
         bare: Any = getattr(model, "module", model)
         known: dict[str, Any] = {}
-        if bare.config.known_cameras:
+        if bare.config.known_cameras or bare.config.input_rays:
             mask = None if batch.camera_mask is None else batch.camera_mask[:, : self.num_inputs]
             known = {"input_cameras": cameras.inputs, "input_mask": mask}
         if self.rehearsal:
