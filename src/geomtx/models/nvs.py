@@ -164,9 +164,10 @@ class VGGTForNVS(nn.Module):
         return known
 
     def _embed_rays(self, cameras: Cameras, image_hw: tuple[int, int]) -> Float[Tensor, "b s p c"]:
-        with torch.autocast(cameras.intrinsics.device.type, enabled=False):
-            rays = plucker_rays(*cameras, image_hw, order=self.config.ray_order)
-        return self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
+        rays = plucker_rays(*cameras, image_hw, order=self.config.ray_order)
+        # In half precision, neighbouring pixels would have the same ray.
+        with torch.autocast(rays.device.type, enabled=False):
+            return self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
 
     def _render(
         self, images: Tensor, targets: Cameras, known: dict[str, Tensor], view_chunk: int | None
