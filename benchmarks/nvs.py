@@ -66,7 +66,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")
     train.add_argument("regime", choices=REGIMES)
-    train.add_argument("--steps", type=int, default=700)
+    train.add_argument("--steps", type=int, default=650)
     train.add_argument("--minutes", type=float, help="stop, with a checkpoint, after so long")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another number of the recipe")
     train.add_argument("--gpu", action="store_true", help="train on the GPU, if there is one; the CPU otherwise")
