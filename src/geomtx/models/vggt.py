@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.probe import make_probe, unmake_probe
 from geomtx.heads.track import TrackHead
-from geomtx.losses.term import Term
 from geomtx.models.config import VGGTConfig, check_heads
 from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
 from geomtx.models.memory import MemoryPlan
@@ -36,6 +35,9 @@ from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head
 from geomtx.types import Bool, Float, Predictions
+
+if TYPE_CHECKING:
+    from geomtx.losses.term import Term
 
 __all__ = ["VGGT", "VGGTConfig"]
 
