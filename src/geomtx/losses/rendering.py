@@ -26,7 +26,7 @@ def gaussian_similarity(
 ) -> Float[Tensor, "*batch"]:
     """SSIM with Gaussian windows of 11x11 pixels, σ = 1.5 (Wang et al. 2004); differentiable.
 
-    Mean over channels and over the windows that lie inside, as `geomtx.metrics.ssim`, which measures in float64.
+    Mean over channels and over the windows that lie inside. `geomtx.metrics.ssim` is this in float64.
 
     Args:
         predicted: (..., C, H, W) in [0, 1], H and W at least 11.
