@@ -15,6 +15,7 @@ from geomtx.losses.reduce import select
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
 from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import stored_numbers
 from geomtx.models.vggt import VGGT
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 from geomtx.training.build import build_loss
@@ -69,7 +70,7 @@ class VideoTask:
         if section.weights is None:
             return VideoTracker(VideoTrackerConfig.from_dict(self._numbers(section, section.model_config().to_dict())))
         checkpoint = open_checkpoint(find_weights(section.weights))
-        if "vggt" in (checkpoint.config or checkpoint.embedded_config or {}):
+        if "vggt" in stored_numbers(checkpoint):
             if self.tracker:
                 raise ValueError(f"task.tracker must be empty for weights of a VideoTracker, got {self.tracker}")
             return VideoTracker.from_pretrained(section.weights, dtype=torch.float32)
