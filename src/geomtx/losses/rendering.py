@@ -66,7 +66,7 @@ class RenderingLoss(nn.Module):
     """Mean squared error, and how different the pictures look.
 
     With a `PerceptualLoss`, MSE + w · perceptual, as LVSM and LagerNVS train. Its weights are files that don't come
-    with geomtx; WITHOUT one, MSE + v · (1 - SSIM) takes its place, which is another loss: pictures come out smoother.
+    with geomtx; WITHOUT one, MSE + v · (1 - SSIM) takes its place, which is another loss.
 
     Args:
         perceptual: None = the fallback.
