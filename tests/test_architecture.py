@@ -174,6 +174,7 @@ print(json.dumps([bare, time.perf_counter() - start, sorted(set(sys.modules) - b
     brought = {name for *_, names in runs for name in names}
     assert [name for name in OUTER_ONLY if name in brought] == []
     assert "geomtx.models.vggt" in brought
+    assert "geomtx.losses" not in brought
     assert not {name for name in brought if name.startswith("geomtx.") and name.split(".")[1] not in INNER}
 
 

@@ -62,5 +62,5 @@ def test_what_is_refused():
             score(image, image.byte())
         with pytest.raises(ValueError, match=r"^max_value must be positive, got 0$"):
             score(image, image, max_value=0)
-    with pytest.raises(ValueError, match=r"^predicted must be at least 11 pixels high and wide, got \(16, 10\)$"):
+    with pytest.raises(ValueError, match=r"^predicted must have at least 11 pixels a side, got \(16, 10\)$"):
         ssim(image[..., :10], image[..., :10])

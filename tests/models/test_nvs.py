@@ -91,6 +91,16 @@ def test_known_cameras(images, how):
     torch.testing.assert_close(model(images, targets, input_cameras=cameras).images, without)
 
 
+def test_scenes_of_a_batch_do_not_meet(images):
+    model = make_model(known_cameras=True)
+    inputs, targets = make_cameras(2, 3), make_cameras(2, 2)
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    made = model(images, targets, input_cameras=inputs, input_mask=mask).images
+    for b in range(2):
+        alone = model(images[b], take(targets, b), input_cameras=take(inputs, b), input_mask=mask[b]).images
+        assert (alone - made[b : b + 1]).abs().max() < 1e-5
+
+
 def test_half_precision_leaves_the_rays_as_they_are(images):
     """Under autocast, a pixel's width to the side is still another picture."""
     model, targets = make_model(), make_cameras(2, 1)
@@ -179,6 +189,7 @@ def test_weights_of_a_plain_vggt(images, tiny_model, tmp_path: Path):
             {"input_cameras": make_cameras(2, 3)},
             r"^input_cameras must be None for a model without config.known_cameras or config.input_rays, got some$",
         ),
+        ({"input_mask": torch.ones(2, 3).bool()}, r"^input_mask must be None without input_cameras, got a mask$"),
     ],
 )
 def test_errors(images, arguments, message):

@@ -1,11 +1,19 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from geomtx import VGGT, VGGTConfig, VideoTracker, VideoTrackerConfig
+from geomtx.types import Tokens
 from reference import randomize, without_gradient
 
 HW = (28, 56)
+
+
+class FirstToken(nn.Module):
+    def forward(self, tokens: Tokens) -> Tensor:
+        return tokens.layer(3)[:, :, 0]
 
 
 def tracker(**changes) -> VideoTracker:
@@ -36,9 +44,11 @@ def test_forward_is_features_then_tracks(features):
     kept = model.features(video)
     assert kept.shape == (2, 5, 8, 7, 14)
     assert_equal_tracks(model.track(kept, queries).tracks, result.tracks, 0)
-    for b in range(2):
-        alone = model(video[b], queries[b]).tracks
-        assert_equal_tracks(alone, (part[b : b + 1] for part in result.tracks))
+    for options in ({}, {"support_grid": 2, "local_grid": 2}):
+        result = model(video, queries, **options)
+        for b in range(2):
+            alone = model(video[b], queries[b], **options).tracks
+            assert_equal_tracks(alone, (part[b : b + 1] for part in result.tracks))
 
 
 def test_support_points_are_dropped_and_felt():
@@ -124,8 +134,21 @@ def test_on_a_vggt_that_is_there(tmp_path):
         assert torch.equal(after.tracks.coords_px, before.tracks.coords_px)
         assert torch.equal(model.features(images), vggt.track_head.extract(vggt.encoder(images)))
     assert model.vggt is not vggt
+    half = VideoTracker.from_vggt(copy.deepcopy(vggt).bfloat16(), levels=2, num_virtual=3, depth=1, dim=16, num_heads=2)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert half(images, torch.tensor([[[0, 3.0, 4.0]]])).tracks.coords_px.dtype == torch.float32
     small = VGGT(VGGTConfig.tiny(dim=16, heads=("camera",)))
     assert VideoTracker.from_vggt(small, num_virtual=3, depth=1, dim=16, num_heads=2).vggt.track_head is None
+
+
+def test_added_heads_have_their_place_elsewhere(tmp_path):
+    model = tracker()
+    model.vggt.add_head("first", FirstToken())
+    with pytest.raises(
+        ValueError, match=r"^model.vggt must be without added heads to be saved in this model, got first$"
+    ):
+        model.save_pretrained(tmp_path / "tracker")
+    assert not (tmp_path / "tracker").exists()
 
 
 def test_every_parameter_of_the_tracker_gets_a_gradient():

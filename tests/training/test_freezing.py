@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ def test_frozen_parts_have_no_gradient_and_stay_in_evaluation_mode(tiny_model: g
     assert not any(parameter.requires_grad for part in frozen for parameter in part.parameters())
     assert tiny_model.encoder.frame_blocks[2].training
     assert all(parameter.requires_grad for parameter in tiny_model.encoder.frame_blocks[2].parameters())
-    copied = copy.deepcopy(tiny_model).train()
-    assert not copied.encoder.backbone.training
-    assert copied.encoder.global_blocks[0].training
+    for copied in (copy.deepcopy(tiny_model), pickle.loads(pickle.dumps(tiny_model))):
+        copied.train()
+        assert not copied.encoder.backbone.training
+        assert copied.encoder.global_blocks[0].training
 
 
 def test_a_frozen_encoder_records_no_graph(tiny_model: geomtx.VGGT, images: torch.Tensor):

@@ -8,6 +8,7 @@ from geomtx.geometry.normalization import normalize_scene
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.metrics.evaluate import evaluate_predictions, summarize
 from geomtx.training.config import LossSection, ModelSection
+from geomtx.training.task import build_task
 from geomtx.training.vggt_task import VggtTask
 from training.small_run import NUMBERS, is_equal, random_scenes
 
@@ -32,6 +33,16 @@ def test_models_by_numbers_and_of_weights(model: geomtx.VGGT, tmp_path: Path):
     assert is_equal(loaded.state_dict(), want)
     with pytest.raises(ValueError, match=r"^model\.heads must be one of 'camera', .*, got 'sky'$"):
         TASK.build_model(ModelSection(weights=str(tmp_path), heads=("sky",)))
+
+
+@pytest.mark.parametrize("kind", ["vggt", "nvs", "video_tracker"])
+def test_added_heads_are_left_out_and_that_is_said(model: geomtx.VGGT, kind: str, tmp_path: Path, caplog):
+    model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=2))
+    model.save_pretrained(tmp_path / "vggt")
+    built = build_task(kind, {}).build_model(ModelSection(kind=kind, preset="tiny", weights=str(tmp_path / "vggt")))
+    assert not [name for name in built.state_dict() if "my_camera" in name]
+    assert "Added heads of model.weights are left out, as there are no losses of them: my_camera." in caplog.text
+    built.save_pretrained(tmp_path / "again")
 
 
 def test_predictions_of_prepared_scenes(model: geomtx.VGGT):

@@ -26,7 +26,7 @@ def gaussian_similarity(
 ) -> Float[Tensor, "*batch"]:
     """SSIM with Gaussian windows of 11x11 pixels, σ = 1.5 (Wang et al. 2004); differentiable.
 
-    Mean over channels and over the windows that lie inside, as `geomtx.metrics.ssim`, which measures in float64.
+    Mean over channels and over the windows that lie inside. `geomtx.metrics.ssim` is this in float64.
 
     Args:
         predicted: (..., C, H, W) in [0, 1], H and W at least 11.
@@ -66,7 +66,7 @@ class RenderingLoss(nn.Module):
     """Mean squared error, and how different the pictures look.
 
     With a `PerceptualLoss`, MSE + w · perceptual, as LVSM and LagerNVS train. Its weights are files that don't come
-    with geomtx; WITHOUT one, MSE + v · (1 - SSIM) takes its place, which is another loss: pictures come out smoother.
+    with geomtx; WITHOUT one, MSE + v · (1 - SSIM) takes its place, which is another loss.
 
     Args:
         perceptual: None = the fallback.

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_floating, check_positive, check_shape
+from geomtx.losses.rendering import gaussian_similarity
 from geomtx.types import Float
 
 __all__ = ["psnr", "ssim"]
-
-SSIM_WINDOW = 11
 
 
 def psnr(
@@ -53,17 +52,8 @@ def ssim(
     Raises:
         ValueError: For other shapes, smaller or integer images, or a `max_value` that is not positive.
     """
-    from kornia.metrics import ssim as ssim_map  # slow to import
-
     _check_images(predicted, true, max_value)
-    height, width = predicted.shape[-2:]
-    if min(height, width) < SSIM_WINDOW:
-        raise ValueError(f"predicted must be at least {SSIM_WINDOW} pixels high and wide, got {(height, width)}")
-    batch = predicted.shape[:-3]
-    # Flat images in batches of their own: kornia takes one batch axis.
-    predicted, true = (image.reshape(-1, *image.shape[-3:]).double() for image in (predicted, true))
-    similarity = ssim_map(predicted, true, SSIM_WINDOW, max_val=float(max_value), eps=0.0, padding="valid")
-    return similarity.mean((-3, -2, -1)).reshape(batch)
+    return gaussian_similarity(predicted.double() / max_value, true.double() / max_value)
 
 
 def _check_images(predicted: Tensor, true: Tensor, max_value: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.track import TrackHead
-from geomtx.losses.head_term import HeadTerm
-from geomtx.losses.term import Term
 from geomtx.models.config import HEAD_MODULES, HEADS
 from geomtx.types import ProjectedTokens, SceneBatch, Tokens
+
+if TYPE_CHECKING:
+    from geomtx.losses.term import Term
 
 __all__ = [
     "HeadLoss",
@@ -27,7 +28,8 @@ __all__ = [
     "run_extra_head",
 ]
 
-HeadLoss = Term | Callable[[Any, SceneBatch], Tensor | None]
+# A `Term`, or a function to a scalar or None.
+HeadLoss = Callable[[Any, SceneBatch], Any]
 
 # Names of tasks that `MultitaskLoss` has, beside those of heads.
 _TAKEN = (*HEADS, "consistency")
@@ -61,6 +63,9 @@ def as_term(name: str, loss: HeadLoss, weight: float) -> Term:
     Raises:
         ValueError: For something else, and for a term with another weight than its own.
     """
+    from geomtx.losses.head_term import HeadTerm  # losses are imported where there are any
+    from geomtx.losses.term import Term
+
     if isinstance(loss, Term):
         if weight not in (1.0, loss.weight):
             raise ValueError(f"weight must be left out for a Term, which has {loss.weight:g} of its own, got {weight}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import load_model, open_checkpoint, save_model
+from geomtx.checkpoint import load_model, open_checkpoint
 from geomtx.checks import check_count, check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
@@ -19,16 +19,13 @@ from geomtx.encoder.patches import PatchEmbedding
 from geomtx.geometry.rays import plucker_rays
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.rgb import RGBHead
-from geomtx.key_table import KeyTable
 from geomtx.models.nvs_config import NVSConfig
-from geomtx.models.quantize import is_quantized
 from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import NO_OTHER_NAMES, parse_stored, save_around_vggt, stored_numbers
 from geomtx.models.vggt import VGGT
 from geomtx.types import Bool, Cameras, Float, Predictions
 
 __all__ = ["NVSConfig", "NVSPrediction", "VGGTForNVS"]
-
-NO_OTHER_NAMES = KeyTable(())
 
 
 class NVSPrediction(NamedTuple):
@@ -116,7 +113,7 @@ class VGGTForNVS(nn.Module):
             `NVSPrediction`, always with the B axis.
 
         Raises:
-            ValueError: For wrong shapes, no target, or cameras of the input that the model doesn't take.
+            ValueError: For wrong shapes, no target, input cameras that the model doesn't take, or a mask of none.
         """
         single = images.ndim == 4
         images = images[None] if single else images
@@ -139,6 +136,8 @@ class VGGTForNVS(nn.Module):
     ) -> dict[str, Tensor]:
         """What the known cameras add to the tokens of the photos, as arguments of the encoder."""
         if cameras is None:
+            if mask is not None:
+                raise ValueError("input_mask must be None without input_cameras, got a mask")
             return {}
         if self.conditioning is None and not self.config.input_rays:
             raise ValueError(
@@ -226,15 +225,12 @@ class VGGTForNVS(nn.Module):
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))
-        stored = checkpoint.config or checkpoint.embedded_config or {}
+        stored = stored_numbers(checkpoint)
         if "vggt" not in stored:
             return cls.from_vggt(source, device=device, dtype=dtype, **numbers)
         if numbers:
             raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
-        try:
-            config = NVSConfig.from_dict(stored)
-        except ValueError as error:
-            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+        config = parse_stored(checkpoint, stored, NVSConfig.from_dict)
         return load_model(checkpoint, lambda: cls(config), NO_OTHER_NAMES, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
@@ -244,13 +240,7 @@ class VGGTForNVS(nn.Module):
             ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
                 have their place in its own files: `model.vggt.save_pretrained`.
         """
-        if self.vggt.extra_heads:
-            names = ", ".join(self.vggt.extra_heads)
-            raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
-        if is_quantized(self.vggt):
-            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
-        numbers = self.config.to_dict()
-        return save_model(self, folder, NO_OTHER_NAMES, config=numbers, published_config=numbers)
+        return save_around_vggt(self, self.config.to_dict(), folder)
 
 
 def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single: bool) -> Cameras:

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from geomtx.checkpoint import Checkpoint
+from geomtx.checkpoint import Checkpoint, save_model
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.track import TrackHead
+from geomtx.key_table import KeyTable
 from geomtx.models.config import HEAD_MODULES, VGGTConfig
+from geomtx.models.quantize import is_quantized
 from geomtx.models.vggt_keys import is_published_config, parse_config
 from geomtx.tracking.tracker import Tracker
 
-__all__ = ["EXTRA_HEADS", "HeadSource", "build_heads", "config_of_checkpoint", "describe_heads", "fill_heads"]
+__all__ = [
+    "EXTRA_HEADS",
+    "NO_OTHER_NAMES",
+    "HeadSource",
+    "build_heads",
+    "check_can_save",
+    "config_of_checkpoint",
+    "describe_heads",
+    "fill_heads",
+    "parse_stored",
+    "save_around_vggt",
+    "stored_numbers",
+]
 
 HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module]
+Config = TypeVar("Config")
+
+NO_OTHER_NAMES = KeyTable(())
+"""Of models that nobody else publishes."""
 
 EXTRA_HEADS = "extra_heads"
 """Key in a `config.json`, and the module's name in a model."""
@@ -37,13 +57,55 @@ def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, 
     if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
         stored = checkpoint.embedded_config  # complete, where a published one has few numbers
     if stored is not None:
-        numbers = {key: value for key, value in stored.items() if key != EXTRA_HEADS}
-        try:
-            return parse_config(numbers), dict(stored.get(EXTRA_HEADS, {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+        return parse_stored(checkpoint, stored, _parse_with_heads)
     parts = {name.partition(".")[0] for name in checkpoint.shapes}
     return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts)), {}
+
+
+def _parse_with_heads(stored: dict[str, Any]) -> tuple[VGGTConfig, dict[str, Any]]:
+    numbers = {key: value for key, value in stored.items() if key != EXTRA_HEADS}
+    return parse_config(numbers), dict(stored.get(EXTRA_HEADS, {}))
+
+
+def stored_numbers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of a model around a VGGT, whose own numbers are "vggt"; empty where none are stored."""
+    return checkpoint.config or checkpoint.embedded_config or {}
+
+
+def parse_stored(checkpoint: Checkpoint, numbers: dict[str, Any], parse: Callable[[dict[str, Any]], Config]) -> Config:
+    """The configuration of stored numbers.
+
+    Raises:
+        ValueError: If `parse` refuses them, saying whose they are.
+    """
+    try:
+        return parse(numbers)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+
+
+def check_can_save(model: nn.Module) -> None:
+    """Refuse quantised weights, whose own numbers are lost.
+
+    Raises:
+        ValueError: For these.
+    """
+    if is_quantized(model):
+        raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
+
+
+def save_around_vggt(model: nn.Module, numbers: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """Write a model that has a VGGT inside, as "model.vggt", into a folder, see `save_model`.
+
+    Raises:
+        ValueError: For quantised weights, and for heads added to the VGGT, which have their place in its own files.
+    """
+    check_can_save(model)
+    added = [name for part in model.modules() for name in getattr(part, EXTRA_HEADS, ())]
+    if added:
+        names = ", ".join(added)
+        raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
+    return save_model(model, folder, NO_OTHER_NAMES, config=numbers, published_config=numbers)
 
 
 def describe_heads(heads: nn.ModuleDict) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,17 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.probe import make_probe, unmake_probe
 from geomtx.heads.track import TrackHead
-from geomtx.losses.term import Term
 from geomtx.models.config import VGGTConfig, check_heads
 from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
 from geomtx.models.memory import MemoryPlan
-from geomtx.models.quantize import QuantizedType, is_quantized, quantize_model
+from geomtx.models.quantize import QuantizedType, quantize_model
 from geomtx.models.queries import check_queries, check_track_images
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
 from geomtx.models.saved_model import (
     EXTRA_HEADS,
     HeadSource,
     build_heads,
+    check_can_save,
     config_of_checkpoint,
     describe_heads,
     fill_heads,
@@ -36,6 +36,9 @@ from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head
 from geomtx.types import Bool, Float, Predictions
+
+if TYPE_CHECKING:
+    from geomtx.losses.term import Term
 
 __all__ = ["VGGT", "VGGTConfig"]
 
@@ -291,8 +294,7 @@ class VGGT(nn.Module):
         Raises:
             ValueError: For a quantised model, whose own numbers are lost.
         """
-        if is_quantized(self):
-            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
+        check_can_save(self)
         ours, published = self.config.to_dict(), published_config(self.config)
         if self.extra_heads:
             ours[EXTRA_HEADS] = describe_heads(self.extra_heads)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
+from geomtx.checkpoint import load_model, open_checkpoint
 from geomtx.checks import check_shape
-from geomtx.key_table import KeyTable
-from geomtx.models.quantize import is_quantized
-from geomtx.models.vggt import VGGT, check_queries
+from geomtx.models.queries import check_queries
+from geomtx.models.saved_model import NO_OTHER_NAMES, parse_stored, save_around_vggt, stored_numbers
+from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
@@ -23,8 +23,6 @@ from geomtx.tracking.video import WindowTracker
 from geomtx.types import Float, VideoTracks
 
 __all__ = ["VideoTracker", "VideoTrackerConfig"]
-
-_NO_OTHER_NAMES = KeyTable(())
 
 
 class VideoTracker(nn.Module):
@@ -163,7 +161,8 @@ class VideoTracker(nn.Module):
             changes: Numbers of `VideoTrackerConfig`, in place of its defaults; `vggt` is the source's.
 
         Returns:
-            The tracker, in evaluation mode; its decoder begins as that of the VGGT's head of tracks, if it has one.
+            The tracker, on the VGGT's device and in its precision, in evaluation mode; its decoder begins as that of
+            the VGGT's head of tracks, if it has one.
         """
         vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source)
         config = VideoTrackerConfig(**{**changes, "vggt": vggt.config, "features": "vggt"})
@@ -171,7 +170,7 @@ class VideoTracker(nn.Module):
         if vggt.track_head is not None:
             features.decoder.load_state_dict(vggt.track_head.decoder.state_dict())
         model = cls(config, features=features)
-        return model.to(next(vggt.parameters()).device).eval()
+        return model.to(next(vggt.parameters())).eval()
 
     @classmethod
     def from_pretrained(
@@ -196,23 +195,16 @@ class VideoTracker(nn.Module):
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(source)
-        config = cls._config_of(checkpoint)
-        return load_model(
-            checkpoint, lambda: cls(config, features=features), _NO_OTHER_NAMES, device=device, dtype=dtype
-        )
-
-    @staticmethod
-    def _config_of(checkpoint: Checkpoint) -> VideoTrackerConfig:
-        stored = checkpoint.config or checkpoint.embedded_config
-        if stored is None or "vggt" not in stored:
+        stored = stored_numbers(checkpoint)
+        if "vggt" not in stored:
             raise ValueError(
                 f"weights must be of a VideoTracker, got '{checkpoint.source}' without its configuration; "
                 "VideoTracker.from_vggt begins with those of a VGGT"
             )
-        try:
-            return VideoTrackerConfig.from_dict(stored)
-        except ValueError as error:
-            raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+        config = parse_stored(checkpoint, stored, VideoTrackerConfig.from_dict)
+        return load_model(
+            checkpoint, lambda: cls(config, features=features), NO_OTHER_NAMES, device=device, dtype=dtype
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `model.safetensors` and `config.json` into a folder; nothing is left half-written.
@@ -221,9 +213,7 @@ class VideoTracker(nn.Module):
             The folder.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost.
+            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
+                have their place in its own files: `model.vggt.save_pretrained`.
         """
-        if is_quantized(self):
-            raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
-        config = self.config.to_dict()
-        return save_model(self, folder, _NO_OTHER_NAMES, config=config, published_config=config)
+        return save_around_vggt(self, self.config.to_dict(), folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import functools
 from collections.abc import Iterable
 
 from torch import nn
@@ -34,7 +34,8 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
         part.requires_grad_(False)
         for module in part.modules():
             module.eval()
-            module.train = types.MethodType(_stay, module)  # type: ignore[method-assign]
+            # Not a bound method, which would be pickled by its name.
+            module.train = functools.partial(_stay, module)  # type: ignore[method-assign]
     return list(modules)
 
 

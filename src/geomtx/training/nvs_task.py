@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_at_least, check_count, check_option, check_range
 from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.geometry.target_cameras import RelativeCameras, relate_cameras
@@ -21,10 +22,11 @@ from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
 from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
-from geomtx.models.vggt import VGGT
+from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import stored_numbers
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
-from geomtx.training.vggt_task import VggtTask
+from geomtx.training.vggt_task import VggtTask, load_vggt
 from geomtx.types import Cameras, SceneBatch
 
 __all__ = ["NvsLoss", "NvsTask"]
@@ -79,10 +81,10 @@ class NvsTask:
         """With random weights, with those of a model of this kind, or around those of a VGGT; in float32."""
         if section.weights is None:
             return VGGTForNVS(NVSConfig(vggt=section.model_config(), **self.numbers))
-        if section.heads is None:
+        stored = stored_numbers(open_checkpoint(find_weights(section.weights)))
+        if section.heads is None and "vggt" in stored:
             return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, **self.numbers)
-        vggt = VGGT.from_pretrained(section.weights, heads=section.heads, dtype=torch.float32)
-        return VGGTForNVS.from_vggt(vggt, **self.numbers)
+        return VGGTForNVS.from_vggt(load_vggt(section), **self.numbers)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGTForNVS:
         """The model of `NVSConfig.to_dict`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_option
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.heads.track import TrackHead
@@ -15,12 +17,16 @@ from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.reduce import select
 from geomtx.metrics.evaluate import measure_depth, measure_poses
 from geomtx.models.config import HEADS
+from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import config_of_checkpoint
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import Predictions, SceneBatch
 
-__all__ = ["VggtTask", "score_cameras", "score_depth"]
+__all__ = ["VggtTask", "load_vggt", "score_cameras", "score_depth"]
+
+logger = logging.getLogger("geomtx")
 
 # In the log, by their names in `Evaluation`.
 _POSES = {"auc_5": "auc@5", "auc_15": "auc@15", "auc_30": "auc@30"}
@@ -33,13 +39,7 @@ class VggtTask:
 
     def build_model(self, section: ModelSection) -> VGGT:
         """With random weights, drawn from torch's global generator, or with those of a checkpoint, in float32."""
-        if section.weights is None:
-            return VGGT(section.model_config())
-        for head in section.heads or ():
-            check_option("model.heads", head, HEADS)
-        # Of heads that were added, a configuration has no losses.
-        heads = section.heads or VGGT.read_config(section.weights).heads
-        return VGGT.from_pretrained(section.weights, heads=heads, dtype=torch.float32)
+        return VGGT(section.model_config()) if section.weights is None else load_vggt(section)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGT:
         """The model of `VGGTConfig.to_dict`."""
@@ -70,6 +70,23 @@ class VggtTask:
     def score(self, outputs: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
         """`score_cameras` and `score_depth`."""
         return score_cameras(outputs, batch) | score_depth(outputs, batch)
+
+
+def load_vggt(section: ModelSection) -> VGGT:
+    """The VGGT of `section.weights`, in float32, without heads that were added: a configuration has no losses of them.
+
+    Raises:
+        ValueError: For weights of something else, and for heads that they don't have.
+    """
+    assert section.weights is not None
+    for head in section.heads or ():
+        check_option("model.heads", head, HEADS)
+    numbers, added = config_of_checkpoint(open_checkpoint(find_weights(section.weights)))
+    if added and section.heads is None:
+        logger.warning(
+            "Added heads of model.weights are left out, as there are no losses of them: %s.", ", ".join(added)
+        )
+    return VGGT.from_pretrained(section.weights, heads=section.heads or numbers.heads, dtype=torch.float32)
 
 
 def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:

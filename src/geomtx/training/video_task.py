@@ -15,11 +15,12 @@ from geomtx.losses.reduce import select
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
 from geomtx.models.registry import find_weights
-from geomtx.models.vggt import VGGT
+from geomtx.models.saved_model import stored_numbers
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.rehearsal import Practice, Rehearsal
+from geomtx.training.vggt_task import load_vggt
 from geomtx.types import SceneBatch, TrackLabels, Tracks, VideoTracks
 
 __all__ = ["VideoLoss", "VideoOutputs", "VideoTask", "draw_queries", "is_seen"]
@@ -46,7 +47,8 @@ class VideoTask:
         loss: "cotracker2" (`window_loss`) or "cotracker3" (`confident_window_loss`).
         loss_width: Errors are measured as if images were so many pixels wide, which the losses' numbers are made for.
         weight: Of the loss of tracks.
-        rehearsal: Goes on training what the VGGT inside could do before; None = nothing does.
+        rehearsal: Goes on training what the VGGT inside could do before; None = nothing does: then, with several
+            processes, the heads of the VGGT inside have to be frozen.
     """
 
     tracker: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -69,12 +71,11 @@ class VideoTask:
         if section.weights is None:
             return VideoTracker(VideoTrackerConfig.from_dict(self._numbers(section, section.model_config().to_dict())))
         checkpoint = open_checkpoint(find_weights(section.weights))
-        if "vggt" in (checkpoint.config or checkpoint.embedded_config or {}):
+        if "vggt" in stored_numbers(checkpoint):
             if self.tracker:
                 raise ValueError(f"task.tracker must be empty for weights of a VideoTracker, got {self.tracker}")
             return VideoTracker.from_pretrained(section.weights, dtype=torch.float32)
-        heads: Any = section.heads
-        vggt = VGGT.from_pretrained(section.weights, heads=heads, dtype=torch.float32)
+        vggt = load_vggt(section)
         config = VideoTrackerConfig.from_dict(self._numbers(section, vggt.config.to_dict()))
         if config.features != "vggt":
             raise ValueError(f"model.weights must be none for features of {config.features}, got '{section.weights}'")
