@@ -140,7 +140,10 @@ class VideoTracker(nn.Module):
         query_chunk: int | None = None,
         num_iterations: int | None = None,
     ) -> VideoTracks:
-        """Track on feature maps that were made before, by `model.features(video)`; see `forward`."""
+        """Track on feature maps that were made before, by `model.features(video)`; see `forward`.
+
+        Values of queries are not looked at here: frames beyond the video are taken for its first or last.
+        """
         image_hw = (features.shape[-2] * self.config.stride, features.shape[-1] * self.config.stride)
 
         def track(queries: Tensor) -> VideoTracks:

@@ -17,7 +17,6 @@ from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.geometry.target_cameras import RelativeCameras, relate_cameras
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss
-from geomtx.losses.reduce import select
 from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
 from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
@@ -26,7 +25,7 @@ from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import stored_numbers
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
-from geomtx.training.vggt_task import VggtTask, load_vggt
+from geomtx.training.vggt_task import VggtTask, leave_out_late_tracks, load_vggt, queries_of
 from geomtx.types import Cameras, SceneBatch
 
 __all__ = ["NvsLoss", "NvsTask"]
@@ -120,7 +119,7 @@ class NvsTask:
         device = batch.images.device
         others = 1 + torch.rand(num_scenes, num_views - 1, device=device).argsort(dim=1)
         order = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)[:, :most]
-        return _take_views(normalize_scene(batch)[0], order)
+        return _take_views(leave_out_late_tracks(normalize_scene(batch)[0]), order)
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> NVSPrediction:
         """Make the targets' pictures and, with rehearsal, run the VGGT inside on some scenes, out of training on all.
@@ -137,10 +136,8 @@ class NvsTask:
             count = len(batch.images)
             scenes = max(1, math.ceil(self.rehearsal_share * count)) if model.training else count
             known["scene_images"] = batch.images[:scenes]
-            if batch.tracks is not None:
-                # An empty slot may hold anything.
-                queries = select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
-                known["query_points"] = queries[:scenes]
+            queries = queries_of(batch)
+            known["query_points"] = None if queries is None else queries[:scenes]
         return model(batch.images[:, : self.num_inputs], cameras.targets, **known)
 
     def relate(self, batch: SceneBatch) -> RelativeCameras:

@@ -24,7 +24,7 @@ from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import Predictions, SceneBatch
 
-__all__ = ["VggtTask", "load_vggt", "score_cameras", "score_depth"]
+__all__ = ["VggtTask", "leave_out_late_tracks", "load_vggt", "queries_of", "score_cameras", "score_depth"]
 
 logger = logging.getLogger("geomtx")
 
@@ -50,8 +50,8 @@ class VggtTask:
         return build_loss(section)
 
     def prepare(self, batch: SceneBatch) -> SceneBatch:
-        """In the first camera's frame and the unit of the scene."""
-        return normalize_scene(batch)[0]
+        """In the first camera's frame and the unit of the scene; tracks that begin in a later view are left out."""
+        return leave_out_late_tracks(normalize_scene(batch)[0])
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> Predictions:
         """Run all heads.
@@ -59,11 +59,8 @@ class VggtTask:
         Without tracks, the head of tracks doesn't run, unless other processes wait for it: then it follows a pixel
         that no label is of.
         """
-        queries = None
-        if batch.tracks is not None:
-            # An empty slot may hold anything.
-            queries = select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
-        elif model.training and _num_processes() > 1 and _trains_tracks(model):
+        queries = queries_of(batch)
+        if queries is None and model.training and _num_processes() > 1 and _trains_tracks(model):
             queries = batch.images.new_zeros(batch.images.shape[0], 1, 2)
         return model(batch.images, queries)
 
@@ -87,6 +84,20 @@ def load_vggt(section: ModelSection) -> VGGT:
             "Added heads of model.weights are left out, as there are no losses of them: %s.", ", ".join(added)
         )
     return VGGT.from_pretrained(section.weights, heads=section.heads or numbers.heads, dtype=torch.float32)
+
+
+def leave_out_late_tracks(batch: SceneBatch) -> SceneBatch:
+    """Without the tracks of videos that aren't seen in view 0, where VGGT's queries are."""
+    if batch.tracks is None:
+        return batch
+    valid = batch.tracks.valid & batch.tracks.visible[:, 0]
+    return batch._replace(tracks=batch.tracks._replace(valid=valid))
+
+
+def queries_of(batch: SceneBatch) -> Tensor | None:
+    """Where the tracks of a prepared batch are in view 0, (B, N, 2); None without tracks."""
+    # An empty slot may hold anything.
+    return None if batch.tracks is None else select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
 
 
 def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
