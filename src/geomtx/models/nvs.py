@@ -23,6 +23,7 @@ from geomtx.key_table import KeyTable
 from geomtx.models.nvs_config import NVSConfig
 from geomtx.models.quantize import is_quantized
 from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import check_kind
 from geomtx.models.vggt import VGGT
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -209,6 +210,7 @@ class VGGTForNVS(nn.Module):
         stored = checkpoint.config or checkpoint.embedded_config or {}
         if "vggt" not in stored:
             return cls.from_vggt(source, device=device, dtype=dtype, **numbers)
+        check_kind(checkpoint, "VGGTForNVS")
         if numbers:
             raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,15 @@ from geomtx.models.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt_keys import is_published_config, parse_config
 from geomtx.tracking.tracker import Tracker
 
-__all__ = ["EXTRA_HEADS", "HeadSource", "build_heads", "config_of_checkpoint", "describe_heads", "fill_heads"]
+__all__ = [
+    "EXTRA_HEADS",
+    "HeadSource",
+    "build_heads",
+    "check_kind",
+    "config_of_checkpoint",
+    "describe_heads",
+    "fill_heads",
+]
 
 HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module]
 
@@ -31,8 +39,27 @@ _OWN: dict[str, type[nn.Module]] = {
 }
 
 
+def check_kind(checkpoint: Checkpoint, wanted: Literal["VGGT", "VGGTForNVS", "VideoTracker"]) -> None:
+    """Require the weights of a model of one class.
+
+    Raises:
+        ValueError: For those of another of geomtx's models, naming the call that takes them.
+    """
+    stored = checkpoint.config or checkpoint.embedded_config or {}
+    found = "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
+    if found == wanted:
+        return
+    name = repr(checkpoint.source)
+    if found == "VGGT":
+        way = f"{wanted}.from_vggt begins with them"
+    else:
+        way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
+    raise ValueError(f"weights must be of a {wanted}, got {name} of a {found}; {way}")
+
+
 def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
     """The stored configuration and extra heads; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
+    check_kind(checkpoint, "VGGT")
     stored = checkpoint.config
     if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
         stored = checkpoint.embedded_config  # complete, where a published one has few numbers

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model
-from geomtx.checks import check_shape
+from geomtx.checkpoint import load_model, open_checkpoint, save_model
+from geomtx.checks import check_count, check_shape
 from geomtx.key_table import KeyTable
 from geomtx.models.quantize import is_quantized
-from geomtx.models.vggt import VGGT, check_queries
+from geomtx.models.queries import batch_queries, check_queries
+from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import check_kind
+from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
@@ -38,12 +41,17 @@ class VideoTracker(nn.Module):
     Attributes:
         features: The source; its `vggt`, if it has one, is a whole VGGT.
         tracker: On the maps.
+
+    Raises:
+        ValueError: For `features` that are no module.
     """
 
     def __init__(self, config: VideoTrackerConfig, *, features: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         dim = config.vggt.track_features
+        if features is not None and not isinstance(features, nn.Module):
+            raise ValueError(f"features must be a torch.nn.Module, got {features!r}")
         if features is None and config.features == "vggt":
             features = VGGTFeatures(VGGT(config.vggt), stride=config.stride, encoder_frames=config.encoder_frames)
         elif features is None:
@@ -112,8 +120,7 @@ class VideoTracker(nn.Module):
         """
         video = video[None] if video.ndim == 4 else video
         check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
-        query_points = query_points[None] if query_points.ndim == 2 else query_points
-        check_shape("query_points", query_points, (video.shape[0], "N", 3))
+        query_points = batch_queries(query_points, video.shape[0], 3)
         if video.shape[1] < 2:
             raise ValueError(f"video must have at least 2 frames to track in, got {video.shape[1]}")
         if min(video.shape[-2:]) < self.tracker.min_image_side:
@@ -143,6 +150,8 @@ class VideoTracker(nn.Module):
         num_iterations: int | None = None,
     ) -> VideoTracks:
         """Track on feature maps that were made before, by `model.features(video)`; see `forward`."""
+        check_count("support_grid", support_grid, 0)
+        check_count("local_grid", local_grid, 0)
         image_hw = (features.shape[-2] * self.config.stride, features.shape[-1] * self.config.stride)
 
         def track(queries: Tensor) -> VideoTracks:
@@ -192,27 +201,29 @@ class VideoTracker(nn.Module):
             dtype: Of all parameters; None = as stored.
 
         Raises:
-            ValueError: For weights of another model.
+            ValueError: For weights of another model, and of one whose `features` aren't given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(source)
-        config = cls._config_of(checkpoint)
-        return load_model(
-            checkpoint, lambda: cls(config, features=features), _NO_OTHER_NAMES, device=device, dtype=dtype
-        )
-
-    @staticmethod
-    def _config_of(checkpoint: Checkpoint) -> VideoTrackerConfig:
-        stored = checkpoint.config or checkpoint.embedded_config
-        if stored is None or "vggt" not in stored:
-            raise ValueError(
-                f"weights must be of a VideoTracker, got '{checkpoint.source}' without its configuration; "
-                "VideoTracker.from_vggt begins with those of a VGGT"
-            )
+        checkpoint = open_checkpoint(find_weights(source))
+        check_kind(checkpoint, "VideoTracker")
+        stored = checkpoint.config or checkpoint.embedded_config or {}
         try:
-            return VideoTrackerConfig.from_dict(stored)
+            config = VideoTrackerConfig.from_dict(stored)
         except ValueError as error:
             raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+
+        def build() -> VideoTracker:
+            model = cls(config, features=features)
+            if features is None and checkpoint.shapes.keys().isdisjoint(
+                f"features.{name}" for name, _ in model.features.named_parameters()
+            ):
+                raise ValueError(
+                    f"features must be given for '{checkpoint.source}', whose feature maps came from a module of its "
+                    "own, got None; from_pretrained(…, features=module)"
+                )
+            return model
+
+        return load_model(checkpoint, build, _NO_OTHER_NAMES, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `model.safetensors` and `config.json` into a folder; nothing is left half-written.
@@ -221,8 +232,13 @@ class VideoTracker(nn.Module):
             The folder.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost.
+            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
+                have their place in its own files: `model.vggt.save_pretrained`.
         """
+        vggt = self.features._modules.get("vggt")
+        if isinstance(vggt, VGGT) and vggt.extra_heads:
+            names = ", ".join(vggt.extra_heads)
+            raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
         if is_quantized(self):
             raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
         config = self.config.to_dict()
