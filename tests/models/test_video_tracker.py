@@ -183,6 +183,21 @@ def test_weights_of_other_features_ask_for_them(tmp_path, kind):
         VideoTracker.from_pretrained(tmp_path)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_features_that_do_not_fit():
+    config, video, queries = tracker(levels=1).config, torch.rand(1, 3, 3, 56, 84), torch.tensor([[[1, 5.0, 5.0]]])
+    for pool, message in (
+        (
+            nn.AvgPool3d((1, 8, 8)),
+            r"^features must have stride 4 for a video of \(56, 84\) pixels, got maps of \(7, 10\)$",
+        ),
+        (nn.AvgPool3d((3, 4, 4)), r"^features must have shape \(1, 3, 8, H, W\), got \(1, 3, 1, 14, 21\)$"),
+    ):
+        widen = nn.Identity() if pool.kernel_size[0] == 3 else nn.ConstantPad3d((0, 0, 0, 0, 0, 5), 0.0)
+        with pytest.raises(ValueError, match=message):
+            VideoTracker(config, features=nn.Sequential(pool, widen))(video, queries)
+
+
 def test_added_heads_are_not_lost_silently(tmp_path):
     model = tracker()
     model.vggt.add_head("mine", nn.Identity())

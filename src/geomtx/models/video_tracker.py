@@ -115,8 +115,8 @@ class VideoTracker(nn.Module):
             for seen where its visibility is above 0.9, CoTracker3 where visibility · confidence is above 0.6.
 
         Raises:
-            ValueError: For wrong shapes, a single frame, a video too small for the pyramid, and queries outside the
-                video, which on an accelerator are not looked at.
+            ValueError: For wrong shapes, a single frame, a video too small for the pyramid, features of another stride,
+                and queries outside the video, which on an accelerator are not looked at.
         """
         video = video[None] if video.ndim == 4 else video
         check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
@@ -129,7 +129,7 @@ class VideoTracker(nn.Module):
             )
         check_queries(query_points, video)
         return self.track(
-            self.features(video),
+            self._make_features(video),
             query_points,
             backward=backward,
             support_grid=support_grid,
@@ -137,6 +137,15 @@ class VideoTracker(nn.Module):
             query_chunk=query_chunk,
             num_iterations=num_iterations,
         )
+
+    def _make_features(self, video: Tensor) -> Tensor:
+        """Maps of the stride that positions are counted with; ValueError for those of another."""
+        features: Tensor = self.features(video)
+        check_shape("features", features, (*video.shape[:2], self.config.vggt.track_features, "H", "W"))
+        stride, got, pixels = self.config.stride, tuple(features.shape[-2:]), tuple(video.shape[-2:])
+        if any(abs(side * stride - size) >= stride for side, size in zip(got, pixels, strict=True)):
+            raise ValueError(f"features must have stride {stride} for a video of {pixels} pixels, got maps of {got}")
+        return features
 
     def track(
         self,
