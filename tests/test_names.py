@@ -27,3 +27,9 @@ def test_a_string_is_no_sequence_of_patterns():
 def test_names_that_are_alike():
     assert close_matches("encodr", NAMES) == "; did you mean 'encoder'?"
     assert close_matches("zzz", NAMES) == ""
+
+
+def test_names_within_a_part():
+    assert close_matches("blocks.1", NAMES) == "; did you mean 'encoder.blocks.1'?"
+    names = ["model.vggt.encoder.0.qkv", "vggt.encoder.0.qkv", "vggt.encoder.1.qkv"]
+    assert close_matches("encoder.*.qkv", names) == "; did you mean 'vggt.encoder.*.qkv'?"

@@ -28,6 +28,15 @@ def test_the_mask_of_the_patches():
     assert torch.equal(tokens(mask).patch_mask(), mask[:, :, 1:].reshape(6, 6))
 
 
+def test_patches_as_a_map():
+    kept = tokens()
+    expected = kept.layer(4)[:, :, 1:].reshape(2, 3, 2, 3, 8).permute(0, 1, 4, 2, 3)
+    assert torch.equal(kept.patch_map(4), expected)
+    mask = torch.rand(2, 3, 7) < 0.5
+    taken = mask[:, :, None, 1:].unflatten(-1, (2, 3))
+    assert torch.equal(tokens(mask)._replace(layers=kept.layers).patch_map(4), torch.where(taken, expected, 0.0))
+
+
 def test_predictions_are_empty_until_a_head_fills_them():
     assert all(part is None for part in Predictions())
 

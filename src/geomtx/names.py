@@ -10,9 +10,22 @@ __all__ = ["close_matches", "match_names"]
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:
-    """A question that ends an error, or nothing where nothing is alike."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    """A question that ends an error: the name, or pattern, within a part that has it, else names that are alike."""
+    known = list(known)
+    matches = _within(name, known) or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def _within(pattern: str, known: Iterable[str]) -> list[str]:
+    """The pattern with what has to be before it to match, the shortest of those."""
+    parts = [name.split(".") for name in known]
+    prefixes = {
+        ".".join(part[:cut])
+        for part in parts
+        for cut in range(1, len(part))
+        if fnmatchcase(".".join(part[cut:]), pattern)
+    }
+    return [f"{prefix}.{pattern}" for prefix in sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))[:1]]
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, what: str) -> dict[str, list[str]]:

@@ -80,6 +80,13 @@ class Tokens(NamedTuple):
             raise ValueError(f"layer must be one of the tapped layers {sorted(self.layers)}, got {index}")
         return self.layers[index]
 
+    def patch_map(self, index: int) -> Tensor:
+        """The patches of one tapped layer as a map, (B, S, C, rows, columns); zero where they take no part."""
+        patches = self.layer(index)[:, :, self.num_special :]
+        if self.mask is not None:
+            patches = patches.masked_fill(~self.mask[:, :, self.num_special :, None], 0.0)
+        return patches.transpose(2, 3).unflatten(-1, self.grid_hw)
+
     def patch_mask(self) -> Tensor | None:
         """The mask of the patches with views as the batch, (B·S, patches)."""
         return None if self.mask is None else self.mask[:, :, self.num_special :].flatten(0, 1)

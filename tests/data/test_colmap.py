@@ -248,7 +248,9 @@ def test_bad_arguments(tmp_path: Path):
         ColmapDataset(tmp_path, options=SampleOptions(num_tracks=5))
     with pytest.raises(ValueError, match=r"^max_error_px must be positive, got 0$"):
         ColmapDataset(tmp_path, max_error_px=0)
-    with pytest.raises(ValueError, match=r"^root must hold sequences that can be used, got none in '.*nowhere'$"):
+    with pytest.raises(
+        ValueError, match=r"^root must hold sequences that can be used, got none in '.*nowhere', which is no folder$"
+    ):
         ColmapDataset(tmp_path / "nowhere")
     (tmp_path / "images" / "1.png").unlink()
     with pytest.raises(SceneError, match=r"^pictures of '\.' must exist, got none for 1, the first '1\.png'$"):

@@ -75,7 +75,9 @@ def test_folders_that_are_incomplete(name: str, content: object, message: str, t
 
 def test_an_empty_root(tmp_path: Path) -> None:
     for layout in (UnifiedDataset, VirtualKittiDataset):
-        with pytest.raises(ValueError, match=r"^root must hold sequences that can be used, got none in '.*'$"):
+        with pytest.raises(
+            ValueError, match=r"^root must hold sequences that can be used, got none in '.*', which is no folder$"
+        ):
             layout(tmp_path / "none")
 
 
@@ -99,7 +101,7 @@ def test_scenes_without_depth(tmp_path: Path) -> None:
     (folder / "depths").rmdir()
     scene = UnifiedDataset(tmp_path, options=SampleOptions(size=56, num_tracks=5))[(0, 3, 1.0)]
     assert scene.cameras.cam_from_world.shape == (1, 3, 3, 4)
-    assert scene[2:] == (None,) * 5
+    assert all(part is None for part in scene[2:])
 
 
 def test_a_ranking_says_what_is_near(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_constructors_on_the_meta_device():
         (["first", "frist"], r"^patterns must match a name of the model, got 'frist'; did you mean 'first'\?$"),
         (["norm"], r"^patterns must match linear layers, got 'norm', which matches only LayerNorm$"),
         ("first", r"^patterns must be a sequence of patterns, got 'first'$"),
+        ([], r"^patterns must name linear layers, got none$"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

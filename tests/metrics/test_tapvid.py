@@ -10,7 +10,7 @@ from PIL import Image
 
 from geomtx.data import MotionStyle, render_videos
 from geomtx.metrics import TapVidVideo, evaluate_tapvid, labels_to_tapvid, load_tapvid, track_scores
-from geomtx.types import SceneBatch
+from geomtx.types import SceneBatch, Tracks
 
 
 def random_video(num_frames: int = 9, num_tracks: int = 6, name: str = "") -> TapVidVideo:
@@ -138,6 +138,8 @@ def test_bad_videos_and_trackers():
         evaluate_tapvid(cheat(video), [video._replace(points=video.points / 0)])
     with pytest.raises(ValueError, match=r"^tracked coordinates must have shape \(9, 6, 2\), got \(2, 2, 2\)$"):
         evaluate_tapvid(lambda *_: (torch.zeros(2, 2, 2), torch.zeros(2, 2)), [video])
+    with pytest.raises(ValueError, match=r"^track must return coordinates and visibility, two tensors, got Tracks$"):
+        evaluate_tapvid(lambda *_: Tracks(*torch.zeros(3, 9, 6)), [video])
     with pytest.raises(ValueError, match=r"^tracked visibility must be bool, got torch.float32$"):
         evaluate_tapvid(lambda *_: (torch.zeros(9, 6, 2), torch.zeros(9, 6)), [video])
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from geometry.random_cameras import random_rigid
+from geomtx import VGGT, VideoTracker, VideoTrackerConfig
 from geomtx.heads import DenseHead, DPTDecoder
 from geomtx.models.nvs import NVSConfig, VGGTForNVS
 from geomtx.types import Cameras
@@ -147,6 +148,24 @@ def test_saved_and_loaded_is_equal(images, tmp_path: Path):
     assert next(alone.parameters()).dtype == torch.float64
     with pytest.raises(ValueError, match=r"^numbers must be none for weights that bring theirs, got rgb_features$"):
         VGGTForNVS.from_pretrained(tmp_path / "nvs", rgb_features=8)
+
+
+def test_weights_of_another_kind(tmp_path: Path):
+    VGGTForNVS(NVSConfig.tiny()).save_pretrained(tmp_path / "nvs")
+    VideoTracker(VideoTrackerConfig.tiny()).save_pretrained(tmp_path / "tracker")
+    with pytest.raises(
+        ValueError,
+        match=r"^weights must be of a VGGT, got '.*nvs' of a VGGTForNVS; VGGTForNVS.from_pretrained\('.*nvs'\)",
+    ):
+        VGGT.from_pretrained(tmp_path / "nvs")
+    with pytest.raises(
+        ValueError, match=r"^weights must be of a VGGT, got '.*tracker' of a VideoTracker; VideoTracker\."
+    ):
+        VGGTForNVS.from_vggt(tmp_path / "tracker")
+    with pytest.raises(
+        ValueError, match=r"^weights must be of a VGGTForNVS, got '.*' of a VideoTracker; VideoTracker\."
+    ):
+        VGGTForNVS.from_pretrained(tmp_path / "tracker")
 
 
 def test_added_heads_have_their_place_elsewhere(tiny_model, tmp_path: Path):

@@ -181,6 +181,51 @@ def test_errors(tmp_path):
         model(draw_video()[0, 0], draw_queries([0]))
     with pytest.raises(ValueError, match=r"^video must have at least 32 pixels a side, got \(28, 56\)$"):
         tracker(levels=4)(draw_video(), draw_queries([0]))
-    model.vggt.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"^weights must be of a VideoTracker, got '.*' without its configuration; "):
+    with pytest.raises(ValueError, match=r"^support_grid must be a whole number, at least 0, got -1$"):
+        model(draw_video(), draw_queries([0]), support_grid=-1)
+    with pytest.raises(ValueError, match=r"^local_grid must be a whole number, at least 0, got -1$"):
+        model(draw_video(), draw_queries([0]), local_grid=-1)
+    with pytest.raises(ValueError, match=r"^features must be a torch.nn.Module, got 'vgg'$"):
+        VideoTracker(model.config, features="vgg")
+
+
+def test_weights_of_another_kind(tmp_path):
+    tracker().vggt.save_pretrained(tmp_path)
+    for source in (tmp_path, "nano"):
+        with pytest.raises(
+            ValueError, match=r"^weights must be of a VideoTracker, got '.*' of a VGGT; VideoTracker\.from_"
+        ):
+            VideoTracker.from_pretrained(source)
+
+
+@pytest.mark.parametrize("kind", ["vggt", "images"])
+def test_weights_of_other_features_ask_for_them(tmp_path, kind):
+    config = tracker(features=kind).config
+    VideoTracker(config, features=nn.Sequential(nn.Conv3d(3, 8, 1))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^features must be given for '.*', whose feature maps came from a module of"):
         VideoTracker.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_features_that_do_not_fit():
+    config, video, queries = tracker(levels=1).config, torch.rand(1, 3, 3, 56, 84), torch.tensor([[[1, 5.0, 5.0]]])
+    for pool, message in (
+        (
+            nn.AvgPool3d((1, 8, 8)),
+            r"^features must have stride 4 for a video of \(56, 84\) pixels, got maps of \(7, 10\)$",
+        ),
+        (nn.AvgPool3d((3, 4, 4)), r"^features must have shape \(1, 3, 8, H, W\), got \(1, 3, 1, 14, 21\)$"),
+    ):
+        widen = nn.Identity() if pool.kernel_size[0] == 3 else nn.ConstantPad3d((0, 0, 0, 0, 0, 5), 0.0)
+        with pytest.raises(ValueError, match=message):
+            VideoTracker(config, features=nn.Sequential(pool, widen))(video, queries)
+
+
+def test_added_heads_are_not_lost_silently(tmp_path):
+    model = tracker()
+    model.vggt.add_head("mine", nn.Identity())
+    with pytest.raises(
+        ValueError, match=r"^model.vggt must be without added heads to be saved in this model, got mine$"
+    ):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -208,3 +209,13 @@ def test_errors(values, error):
 def test_a_batch_without_tracks():
     with pytest.raises(ValueError, match=r"^batch must have tracks to train a tracker, got none; "):
         VideoTask().prepare(draw_batch()._replace(tracks=None))
+    with pytest.raises(ValueError, match=r"^data.views must be at least 2 to track through, got 1$"):
+        VideoTask().prepare(draw_batch()._replace(images=torch.zeros(2, 1, 3, 28, 28)))
+    with pytest.raises(ValueError, match=r"^task.tracker must be one of 'features', .*, got 'windows'$"):
+        build_task("video_tracker", {"tracker": {"windows": 4}})
+
+
+def test_numbers_of_views_are_no_matter_for_videos(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="geomtx"):
+        Trainer(video_config(), tmp_path, cpu=True, progress=False)
+    assert caplog.messages == []

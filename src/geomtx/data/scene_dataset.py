@@ -113,7 +113,8 @@ class SceneDataset(Dataset[SceneBatch], ABC):
 
     def __init__(self, root: Path, records: Sequence[SceneRecord], *, options: SampleOptions) -> None:
         if not records:
-            raise ValueError(f"root must hold sequences that can be used, got none in '{root}'")
+            missing = "" if Path(root).is_dir() else ", which is no folder"
+            raise ValueError(f"root must hold sequences that can be used, got none in '{root}'{missing}")
         self.root = root
         self.records = tuple(records)
         self.options = options

@@ -85,14 +85,17 @@ def add_lora(model: nn.Module, patterns: Iterable[str], *, rank: int = 8, alpha:
         Names of the adapted layers.
 
     Raises:
-        ValueError: For a pattern that matches nothing or no linear layer, layers that are adapted, parametrised or
-            quantised already, another rank or alpha. The model is unchanged.
+        ValueError: For no pattern, one that matches nothing or no linear layer, layers that are adapted, parametrised
+            or quantised already, another rank or alpha. The model is unchanged.
     """
     check_count("rank", rank)
     alpha = float(rank) if alpha is None else alpha
     check_finite_positive("alpha", alpha)
     modules = {name: module for name, module in model.named_modules() if name and ".parametrizations." not in name}
     layers: dict[str, nn.Linear] = {}
+    patterns = patterns if isinstance(patterns, str) else tuple(patterns)
+    if not patterns:
+        raise ValueError("patterns must name linear layers, got none")
     for pattern, names in match_names(patterns, modules, what="patterns").items():
         found = {name: module for name in names if isinstance(module := modules[name], nn.Linear)}
         if not found:

@@ -148,12 +148,19 @@ def _score_video(
     coords, seen = frames.new_zeros(*shape, 2), visible[:, tracks]
     if len(queries):
         with torch.no_grad():
-            coords, seen = track(frames, queries)
+            result = track(frames, queries)
+        coords, seen = _check_result(result)
     check_shape("tracked coordinates", coords, (*shape, 2))
     check_mask("tracked visibility", seen, shape)
     raster_px = scale_to_raster(coords.double().to(true_px.device), image_hw)
     seen = seen.to(true_px.device)
     return track_scores(raster_px, seen, true_px[:, tracks], visible[:, tracks], query_frames, mode=mode)
+
+
+def _check_result(result: object) -> tuple[Tensor, Tensor]:
+    if isinstance(result, tuple | list) and [isinstance(part, Tensor) for part in result] == [True, True]:
+        return result[0], result[1]
+    raise ValueError(f"track must return coordinates and visibility, two tensors, got {type(result).__name__}")
 
 
 def _resize(frames: Tensor, image_hw: tuple[int, int]) -> Tensor:

@@ -70,13 +70,7 @@ class FeatureExtractor(nn.Module):
             ValueError: As `AlternatingEncoder`.
         """
         tokens = self.read_tokens(images, patch_mask=patch_mask)
-        maps = {}
-        for index, layer in tokens.layers.items():
-            patches = layer[:, :, tokens.num_special :]
-            if tokens.mask is not None:
-                patches = patches.masked_fill(~tokens.mask[:, :, tokens.num_special :, None], 0.0)
-            maps[index] = patches.transpose(2, 3).unflatten(-1, tokens.grid_hw)
-        return maps
+        return {index: tokens.patch_map(index) for index in tokens.layers}
 
     def read_tokens(
         self,

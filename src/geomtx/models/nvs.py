@@ -21,7 +21,7 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.rgb import RGBHead
 from geomtx.models.nvs_config import NVSConfig
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import NO_OTHER_NAMES, parse_stored, save_around_vggt, stored_numbers
+from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
 from geomtx.models.vggt import VGGT
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -228,6 +228,7 @@ class VGGTForNVS(nn.Module):
         stored = stored_numbers(checkpoint)
         if "vggt" not in stored:
             return cls.from_vggt(source, device=device, dtype=dtype, **numbers)
+        check_kind(checkpoint, "VGGTForNVS")
         if numbers:
             raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
         config = parse_stored(checkpoint, stored, NVSConfig.from_dict)

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ __all__ = [
     "HeadSource",
     "build_heads",
     "check_can_save",
+    "check_kind",
     "config_of_checkpoint",
     "describe_heads",
     "fill_heads",
@@ -51,8 +52,27 @@ _OWN: dict[str, type[nn.Module]] = {
 }
 
 
+def check_kind(checkpoint: Checkpoint, wanted: Literal["VGGT", "VGGTForNVS", "VideoTracker"]) -> None:
+    """Require the weights of a model of one class.
+
+    Raises:
+        ValueError: For those of another of geomtx's models, naming the call that takes them.
+    """
+    stored = stored_numbers(checkpoint)
+    found = "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
+    if found == wanted:
+        return
+    name = repr(checkpoint.source)
+    if found == "VGGT":
+        way = f"{wanted}.from_vggt begins with them"
+    else:
+        way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
+    raise ValueError(f"weights must be of a {wanted}, got {name} of a {found}; {way}")
+
+
 def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
     """The stored configuration and extra heads; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
+    check_kind(checkpoint, "VGGT")
     stored = checkpoint.config
     if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
         stored = checkpoint.embedded_config  # complete, where a published one has few numbers

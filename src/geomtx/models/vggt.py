@@ -21,7 +21,7 @@ from geomtx.models.config import VGGTConfig, check_heads
 from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.quantize import QuantizedType, quantize_model
-from geomtx.models.queries import check_queries, check_track_images
+from geomtx.models.queries import batch_queries, check_queries, check_track_images
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
 from geomtx.models.saved_model import (
     EXTRA_HEADS,
@@ -175,8 +175,7 @@ class VGGT(nn.Module):
         if patch_mask is not None and patch_mask.ndim == 3:
             patch_mask = patch_mask[None]
         if query_points is not None:
-            query_points = query_points[None] if query_points.ndim == 2 else query_points
-            check_shape("query_points", query_points, (images.shape[0], "N", 2), (images.shape[0], "N", 3))
+            query_points = batch_queries(query_points, images.shape[0], 2, 3)
             check_queries(query_points, images)
             check_track_images(images, [modules[head] for head in heads if head in trackers])
         return images, query_points, patch_mask, heads

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint import load_model, open_checkpoint
-from geomtx.checks import check_shape
-from geomtx.models.queries import check_queries
-from geomtx.models.saved_model import NO_OTHER_NAMES, parse_stored, save_around_vggt, stored_numbers
+from geomtx.checks import check_count, check_shape
+from geomtx.models.queries import batch_queries, check_queries
+from geomtx.models.registry import find_weights
+from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
 from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
@@ -36,12 +37,17 @@ class VideoTracker(nn.Module):
     Attributes:
         features: The source; its `vggt`, if it has one, is a whole VGGT.
         tracker: On the maps.
+
+    Raises:
+        ValueError: For `features` that are no module.
     """
 
     def __init__(self, config: VideoTrackerConfig, *, features: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         dim = config.vggt.track_features
+        if features is not None and not isinstance(features, nn.Module):
+            raise ValueError(f"features must be a torch.nn.Module, got {features!r}")
         if features is None and config.features == "vggt":
             features = VGGTFeatures(VGGT(config.vggt), stride=config.stride, encoder_frames=config.encoder_frames)
         elif features is None:
@@ -105,13 +111,12 @@ class VideoTracker(nn.Module):
             for seen where its visibility is above 0.9, CoTracker3 where visibility · confidence is above 0.6.
 
         Raises:
-            ValueError: For wrong shapes, a single frame, a video too small for the pyramid, and queries outside the
-                video, which on an accelerator are not looked at.
+            ValueError: For wrong shapes, a single frame, a video too small for the pyramid, features of another stride,
+                and queries outside the video, which on an accelerator are not looked at.
         """
         video = video[None] if video.ndim == 4 else video
         check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
-        query_points = query_points[None] if query_points.ndim == 2 else query_points
-        check_shape("query_points", query_points, (video.shape[0], "N", 3))
+        query_points = batch_queries(query_points, video.shape[0], 3)
         if video.shape[1] < 2:
             raise ValueError(f"video must have at least 2 frames to track in, got {video.shape[1]}")
         if min(video.shape[-2:]) < self.tracker.min_image_side:
@@ -120,7 +125,7 @@ class VideoTracker(nn.Module):
             )
         check_queries(query_points, video)
         return self.track(
-            self.features(video),
+            self._make_features(video),
             query_points,
             backward=backward,
             support_grid=support_grid,
@@ -128,6 +133,15 @@ class VideoTracker(nn.Module):
             query_chunk=query_chunk,
             num_iterations=num_iterations,
         )
+
+    def _make_features(self, video: Tensor) -> Tensor:
+        """Maps of the stride that positions are counted with; ValueError for those of another."""
+        features: Tensor = self.features(video)
+        check_shape("features", features, (*video.shape[:2], self.config.vggt.track_features, "H", "W"))
+        stride, got, pixels = self.config.stride, tuple(features.shape[-2:]), tuple(video.shape[-2:])
+        if any(abs(side * stride - size) >= stride for side, size in zip(got, pixels, strict=True)):
+            raise ValueError(f"features must have stride {stride} for a video of {pixels} pixels, got maps of {got}")
+        return features
 
     def track(
         self,
@@ -144,6 +158,8 @@ class VideoTracker(nn.Module):
 
         Values of queries are not looked at here: frames beyond the video are taken for its first or last.
         """
+        check_count("support_grid", support_grid, 0)
+        check_count("local_grid", local_grid, 0)
         image_hw = (features.shape[-2] * self.config.stride, features.shape[-1] * self.config.stride)
 
         def track(queries: Tensor) -> VideoTracks:
@@ -194,20 +210,25 @@ class VideoTracker(nn.Module):
             dtype: Of all parameters; None = as stored.
 
         Raises:
-            ValueError: For weights of another model.
+            ValueError: For weights of another model, and of one whose `features` aren't given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(source)
-        stored = stored_numbers(checkpoint)
-        if "vggt" not in stored:
-            raise ValueError(
-                f"weights must be of a VideoTracker, got '{checkpoint.source}' without its configuration; "
-                "VideoTracker.from_vggt begins with those of a VGGT"
-            )
-        config = parse_stored(checkpoint, stored, VideoTrackerConfig.from_dict)
-        return load_model(
-            checkpoint, lambda: cls(config, features=features), NO_OTHER_NAMES, device=device, dtype=dtype
-        )
+        checkpoint = open_checkpoint(find_weights(source))
+        check_kind(checkpoint, "VideoTracker")
+        config = parse_stored(checkpoint, stored_numbers(checkpoint), VideoTrackerConfig.from_dict)
+
+        def build() -> VideoTracker:
+            model = cls(config, features=features)
+            if features is None and checkpoint.shapes.keys().isdisjoint(
+                f"features.{name}" for name, _ in model.features.named_parameters()
+            ):
+                raise ValueError(
+                    f"features must be given for '{checkpoint.source}', whose feature maps came from a module of its "
+                    "own, got None; from_pretrained(…, features=module)"
+                )
+            return model
+
+        return load_model(checkpoint, build, NO_OTHER_NAMES, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `model.safetensors` and `config.json` into a folder; nothing is left half-written.

@@ -138,7 +138,7 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             device=None if config.data.workers else self.device,
         )
-        rare = rare_view_counts(config.data.views)
+        rare = rare_view_counts(config.data.views) if config.model.kind == "vggt" else []
         if rare and self.accelerator.is_main_process:
             logger.warning(
                 "The model won't know scenes of %s views: data.views leaves them out.", ", ".join(map(str, rare))

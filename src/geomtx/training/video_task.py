@@ -65,6 +65,9 @@ class VideoTask:
         check_at_least("weight", self.weight, 0)
         if "vggt" in self.tracker:
             raise ValueError("tracker must leave 'vggt' to the model's preset, numbers or weights, got it too")
+        for name in self.tracker:
+            names = (field.name for field in dataclasses.fields(VideoTrackerConfig) if field.name != "vggt")
+            check_option("tracker", name, names)
 
     def build_model(self, section: ModelSection) -> VideoTracker:
         """Random, from weights of a `VideoTracker`, or a random tracker on the weights of a VGGT; in float32."""
@@ -99,8 +102,10 @@ class VideoTask:
         """With the views of the queries, drawn from torch's global generator.
 
         Raises:
-            ValueError: For a batch without tracks.
+            ValueError: For a batch without tracks, and of one view.
         """
+        if batch.images.shape[1] < 2:
+            raise ValueError(f"data.views must be at least 2 to track through, got {batch.images.shape[1]}")
         if batch.tracks is None:
             raise ValueError("batch must have tracks to train a tracker, got none; is data.num_tracks positive?")
         views, valid = draw_queries(batch.tracks, self.query_first)
