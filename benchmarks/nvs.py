@@ -49,6 +49,8 @@ REGIMES: dict[str, tuple[str, ...]] = {
         "freeze=[vggt]",
         "lora={patterns: ['vggt.encoder.*.qkv', 'vggt.encoder.*.out', 'vggt.encoder.*.mlp.*'], rank: 8, alpha: 16}",
         "optimiser.groups={'vggt.*': {lr: 0.3}}",
+        "task.rehearsal=0.03",
+        "task.rehearsal_share=0.25",
     ),
     "scratch": (
         "model.weights=null",
