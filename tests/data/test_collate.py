@@ -15,9 +15,9 @@ def full_scene(num_views: int = 3) -> SceneBatch:
     tracks = build_track_labels(scene.depth, scene.cameras, num_tracks=400, neg_ratio=0.1)
     camera_mask = torch.rand(1, num_views) < 0.7
     mask = torch.rand(scene.depth.shape) < 0.5
-    return scene._replace(
-        camera_mask=camera_mask, mask=mask, tracks=tracks, points=torch.rand(*scene.depth.shape, 3).double()
-    )
+    points = torch.rand(*scene.depth.shape, 3).double()
+    queries = torch.randint(num_views, (1, 400))
+    return scene._replace(camera_mask=camera_mask, mask=mask, tracks=tracks, points=points, query_views=queries)
 
 
 def test_scenes_are_put_together_along_the_first_axis() -> None:
@@ -31,7 +31,7 @@ def test_scenes_are_put_together_along_the_first_axis() -> None:
 
 def test_what_nobody_knows_stays_none() -> None:
     scenes = [SceneBatch(torch.rand(1, 2, 3, 4, 4)) for _ in range(2)]
-    assert collate_scenes(scenes)[1:] == (None,) * 6
+    assert collate_scenes(scenes)[1:] == (None,) * 7
     scenes = [plane_scene()._replace(mask=None) for _ in range(2)]
     batch = collate_scenes(scenes)
     assert batch.mask is None
@@ -81,13 +81,15 @@ def test_no_scenes() -> None:
 def test_repeated_batch() -> None:
     scene = full_scene()
     twice = repeat_batch(scene)
-    for both, once in zip(tree_leaves(twice[:-1]), tree_leaves(scene[:-1]), strict=True):
+    for both, once in zip(tree_leaves(twice[:-2]), tree_leaves(scene[:-2]), strict=True):
         torch.testing.assert_close(both[:1], once, rtol=0, atol=0)
         torch.testing.assert_close(both[1:], once.flip(1), rtol=0, atol=0)
+    assert torch.equal(twice.query_views, torch.cat([scene.query_views, 2 - scene.query_views]))
+    assert torch.equal(twice.tracks.valid[1:], scene.tracks.valid)  # their queries need not be in the reference
 
 
 def test_tracks_of_a_repeated_batch_begin_in_its_reference() -> None:
-    scene = full_scene()
+    scene = full_scene()._replace(query_views=None)
     tracks = scene.tracks
     assert (tracks.valid[0] & ~tracks.visible[0, -1]).any(), "some end before the last view"
     twice = repeat_batch(scene).tracks
@@ -103,7 +105,7 @@ def test_tracks_of_a_repeated_batch_begin_in_its_reference() -> None:
 def test_repeated_batch_of_images_only() -> None:
     twice = repeat_batch(SceneBatch(torch.rand(2, 3, 3, 4, 4)))
     assert len(twice.images) == 4
-    assert twice[1:] == (None,) * 6
+    assert twice[1:] == (None,) * 7
 
 
 def test_scenes_of_a_batch_are_put_together_again():

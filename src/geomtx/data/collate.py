@@ -35,6 +35,9 @@ def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
     flat = [torch.zeros_like(scene.images[:, :, 0]) for scene in scenes]
     no_pixel = [plane.bool() for plane in flat]
     no_view = [plane[..., 0, 0] for plane in no_pixel]
+    tracks = _join_tracks(scenes)
+    num_tracks = 0 if tracks is None else tracks.valid.shape[1]
+    view_zero = [plane.new_zeros(len(plane), num_tracks).long() for plane in flat]
     return SceneBatch(
         torch.cat([scene.images for scene in scenes]),
         _join_cameras(scenes),
@@ -42,7 +45,8 @@ def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
         _join([scene.depth for scene in scenes], flat),
         _join([scene.points for scene in scenes], [plane[..., None].expand(*plane.shape, 3) for plane in flat]),
         _join_masks([scene.mask for scene in scenes], [_known_pixels(scene) for scene in scenes], no_pixel),
-        _join_tracks(scenes),
+        tracks,
+        _join([scene.query_views for scene in scenes], view_zero),
     )
 
 
@@ -60,7 +64,8 @@ def _take_scene(value: Any, index: int) -> Any:
 def repeat_batch(batch: SceneBatch) -> SceneBatch:
     """Append a copy with the views in reverse, so that the last one is the reference (VGGT, released training code).
 
-    Tracks of the copy that are not visible in its reference view, where their queries are, become empty slots.
+    Tracks of the copy that are not visible in its reference view become empty slots, unless `query_views` says that
+    their queries are elsewhere.
     """
 
     def flip(tensor: Tensor | None) -> Tensor | None:
@@ -70,16 +75,18 @@ def repeat_batch(batch: SceneBatch) -> SceneBatch:
     tracks = batch.tracks
     if tracks is not None:
         visible = tracks.visible.flip(1)
-        valid = tracks.valid & visible[:, 0]
+        valid = tracks.valid & visible[:, 0] if batch.query_views is None else tracks.valid
         tracks = TrackLabels(
             torch.cat([tracks.coords_px, tracks.coords_px.flip(1)]),
             torch.cat([tracks.visible, visible & valid[:, None]]),
             torch.cat([tracks.valid, valid]),
         )
+    queries = batch.query_views
+    if queries is not None:
+        queries = torch.cat([queries, batch.images.shape[1] - 1 - queries])
     images = torch.cat([batch.images, batch.images.flip(1)])
-    return SceneBatch(
-        images, cameras, flip(batch.camera_mask), flip(batch.depth), flip(batch.points), flip(batch.mask), tracks
-    )
+    masks_and_maps = map(flip, (batch.camera_mask, batch.depth, batch.points, batch.mask))
+    return SceneBatch(images, cameras, *masks_and_maps, tracks, queries)
 
 
 def _join(parts: Sequence[Tensor | None], fill: Sequence[Tensor]) -> Tensor | None:

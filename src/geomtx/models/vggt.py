@@ -266,7 +266,7 @@ class VGGT(nn.Module):
         if heads is not None:
             check_heads(heads, (*numbers.heads, *described))
             described = {name: each for name, each in described.items() if name in heads}
-            numbers = dataclasses.replace(numbers, heads=tuple(head for head in numbers.heads if head in heads))
+            numbers = dataclasses.replace(numbers, heads=tuple(head for head in heads if head in numbers.heads))
         extra = build_heads(described, extra_heads or {}, numbers)
         model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart)
         model.extra_heads.update(fill_heads(extra, checkpoint, device, dtype))
