@@ -202,7 +202,10 @@ def test_weights_of_a_plain_vggt(images, tiny_model, tmp_path: Path):
             r"^target_cameras.intrinsics must have shape \(2, 2, 3, 3\), got \(2, 1, 3, 3\)$",
         ),
         ({"images": torch.rand(2, 3, 3, 57, 84)}, r"^image height must be a multiple of 14, got 57$"),
-        ({"images": torch.rand(2, 3, 57, 84)}, r"^"),
+        (
+            {"images": torch.rand(2, 3, 56, 84)},  # one scene, whose cameras have the axis of scenes
+            r"^target_cameras.cam_from_world must have shape \(1, T, 3, 4\), got \(1, 2, 1, 3, 4\)$",
+        ),
         ({"target_chunk": 0}, r"^target_chunk must be a whole number, at least 1, got 0$"),
         (
             {"input_cameras": make_cameras(2, 3)},

@@ -85,8 +85,8 @@ def repeat_batch(batch: SceneBatch) -> SceneBatch:
     if queries is not None:
         queries = torch.cat([queries, batch.images.shape[1] - 1 - queries])
     images = torch.cat([batch.images, batch.images.flip(1)])
-    masks_and_maps = map(flip, (batch.camera_mask, batch.depth, batch.points, batch.mask))
-    return SceneBatch(images, cameras, *masks_and_maps, tracks, queries)
+    camera_mask, depth, points, mask = map(flip, (batch.camera_mask, batch.depth, batch.points, batch.mask))
+    return SceneBatch(images, cameras, camera_mask, depth, points, mask, tracks, queries)
 
 
 def _join(parts: Sequence[Tensor | None], fill: Sequence[Tensor]) -> Tensor | None:
