@@ -34,6 +34,23 @@ def test_with_a_perceptual_loss():
     assert set(report.parts) == {"mse", "psnr", "perceptual"}
 
 
+def test_hue_counts_once_more_and_light_and_dark_do_not():
+    a, b = torch.rand(2, 3, 3, 16, 16, dtype=torch.float64), torch.rand(2, 3, 3, 16, 16, dtype=torch.float64)
+    plain, report = RenderingLoss()(a, b), RenderingLoss(chroma_weight=4.0)(a, b)
+    red, green, blue = (a - b).unbind(2)
+    expected = ((red - green).square().mean() + ((red + green) / 2 - blue).square().mean()) / 2
+    torch.testing.assert_close(report.parts["chroma"], expected)
+    torch.testing.assert_close(report.total, plain.total + 4 * expected)
+    brighter = RenderingLoss(chroma_weight=4.0)(a, a + torch.rand(2, 3, 1, 16, 16))
+    torch.testing.assert_close(brighter.parts["chroma"], torch.zeros((), dtype=torch.float64))
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    a[~mask] = math.nan
+    torch.testing.assert_close(
+        RenderingLoss(chroma_weight=4.0)(a, b, mask).total,
+        RenderingLoss(chroma_weight=4.0)(a[mask][None], b[mask][None]).total,
+    )
+
+
 def test_pictures_that_do_not_count_may_hold_anything():
     a, b = torch.rand(2, 3, 3, 16, 16), torch.rand(2, 3, 3, 16, 16)
     mask = torch.tensor([[True, False, True], [False, False, True]])
@@ -61,3 +78,5 @@ def test_errors():
         RenderingLoss()(torch.rand(1, 1, 3, 16, 16), torch.rand(1, 1, 3, 16, 16), torch.ones(1, 1))
     with pytest.raises(ValueError, match=r"^similarity_weight must be at least 0, got -1$"):
         RenderingLoss(similarity_weight=-1)
+    with pytest.raises(ValueError, match=r"^chroma_weight must be at least 0, got -1$"):
+        RenderingLoss(chroma_weight=-1)

@@ -58,6 +58,30 @@ def test_views_are_drawn_anew_but_the_first_stays():
     assert torch.equal(prepared.tracks.coords_px, expected.tracks.coords_px[rows, order])
     assert torch.equal(prepared.tracks.valid, expected.tracks.valid)
     assert torch.equal(prepared.cameras.intrinsics, expected.cameras.intrinsics[rows, order])
+    asked = NvsTask(num_inputs=2).prepare(batch._replace(query_views=torch.full((40, 4), 3)))
+    assert asked.query_views is None
+
+
+def test_in_training_some_scenes_ask_for_any_view():
+    batch = random_scenes(300, 5)
+    batch = batch._replace(images=torch.arange(5.0)[None, :, None, None, None].expand(300, 5, 3, 28, 28))
+    task = NvsTask(num_inputs=2, num_targets=2, redraw=0.4)
+    prepared = task.prepare(batch)
+    order = prepared.images[:, :, 0, 0, 0].long()
+    assert order.shape == (300, 4)
+    assert (order[:, 0] == 0).all()
+    inputs, targets = order[:, :2], order[:, 2:]
+    assert (inputs[:, 0] != inputs[:, 1]).all()
+    assert targets.unique().tolist() == [0, 1, 2, 3, 4]
+    # Of two targets of five views, with replacement, 19 in 25 pairs have an input or the same view twice.
+    repeated = (targets[..., None] == inputs[:, None]).any(dim=(1, 2)) | (targets[:, 0] == targets[:, 1])
+    assert abs(repeated.float().mean() - 0.4 * (1 - 3 / 5 * 2 / 5)) < 0.1
+    expected = normalize_scene(batch)[0]
+    rows = torch.arange(300)[:, None]
+    assert torch.equal(prepared.depth, expected.depth[rows, order])
+    assert torch.equal(prepared.cameras.cam_from_world, expected.cameras.cam_from_world[rows, order])
+    held_out = task.prepare(batch, training=False).images[:, :, 0, 0, 0]
+    assert (held_out.sort(dim=1).values.diff(dim=1) > 0).all()
 
 
 def test_the_unit_is_of_the_inputs_depth_or_of_their_cameras():
@@ -229,6 +253,8 @@ def test_recipes_that_ship(name):
         ({"numbers": {"vggt": {}}}, r"^task.numbers must be one of 'rgb_features', .*, got 'vggt'$"),
         ({"rehearsal": -1}, r"^task.rehearsal must be at least 0, got -1.0$"),
         ({"rehearsal_share": 2}, r"^task.rehearsal_share must be in 0 … 1, got 2.0$"),
+        ({"redraw": 1.5}, r"^task.redraw must be in 0 … 1, got 1.5$"),
+        ({"chroma_weight": -1}, r"^task.chroma_weight must be at least 0, got -1.0$"),
     ],
 )
 def test_errors(options, message):

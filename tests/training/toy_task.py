@@ -74,7 +74,7 @@ class GreyTask:
     def build_loss(self, section: LossSection) -> Any:
         return grey_loss
 
-    def prepare(self, batch: SceneBatch) -> SceneBatch:
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
         batch = normalize_scene(batch)[0]
         return batch._replace(images=batch.images + self.noise * torch.randn_like(batch.images))
 

@@ -23,8 +23,7 @@ class NVSConfig:
         rgb_hidden: Channels between its last two convolutions.
         ray_order: Of the six channels of a ray, see `geomtx.plucker_rays`.
         isolate_targets: Input views don't see targets, and a target sees no other: a picture depends on its own camera
-            alone. False = all attend to all, as in the paper. Global blocks are recomputed (gradient
-            checkpointing) only then.
+            alone. False = all attend to all, as in the paper.
         known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
         input_rays: Add the rays of input views whose cameras are known to their patches, by the convolution that makes
             tokens of the targets' rays: places are then found by their rays, which is learned much sooner.

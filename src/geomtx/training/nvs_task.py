@@ -43,12 +43,15 @@ class NvsTask:
     Attributes:
         num_inputs: Views that go in.
         num_targets: Most pictures to make a scene; None = of all other views.
+        redraw: Share of the scenes in training whose targets are drawn from all views, with replacement: those that go
+            in are asked for too, by which the model learns to find and copy. 0.2 in LagerNVS.
         unit: What the cameras' unit of length is taken from: "depth", of the input views, where it is known, else as
             for "cameras": 1.35 times the largest distance of an input camera from the first.
         numbers: Of `NVSConfig` for the parts that `model.weights` don't have, or for random weights; not `vggt`.
         perceptual_weights: File of VGG-19's weights, see `PerceptualLoss`; None = the loss without.
         perceptual_weight: Of that part.
         similarity_weight: Of 1 - SSIM, which takes its place without the file.
+        chroma_weight: Of the error of hue, see `RenderingLoss`.
         rehearsal: Weight of the original tasks' loss (section `loss`), on a plain pass of the VGGT inside over all
             views, inputs and targets: what keeps its heads right while its encoder learns. 0 = no such pass; then,
             with several processes, `vggt.*_head` have to be frozen.
@@ -57,11 +60,13 @@ class NvsTask:
 
     num_inputs: int = 4
     num_targets: int | None = None
+    redraw: float = 0.0
     unit: Literal["depth", "cameras"] = "depth"
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
     perceptual_weights: str | None = None
     perceptual_weight: float = 0.5
     similarity_weight: float = 0.2
+    chroma_weight: float = 0.0
     rehearsal: float = 0.0
     rehearsal_share: float = 1.0
 
@@ -72,9 +77,10 @@ class NvsTask:
         check_option("unit", self.unit, ("depth", "cameras"))
         for name in self.numbers:
             check_option("numbers", name, [f.name for f in dataclasses.fields(NVSConfig) if f.name != "vggt"])
-        for name in ("perceptual_weight", "similarity_weight", "rehearsal"):
+        for name in ("perceptual_weight", "similarity_weight", "chroma_weight", "rehearsal"):
             check_at_least(name, getattr(self, name), 0)
-        check_range("rehearsal_share", self.rehearsal_share, 0, 1)
+        for name in ("redraw", "rehearsal_share"):
+            check_range(name, getattr(self, name), 0, 1)
 
     def build_model(self, section: ModelSection) -> VGGTForNVS:
         """With random weights, with those of a model of this kind, or around those of a VGGT; in float32."""
@@ -100,11 +106,14 @@ class NvsTask:
                 self.similarity_weight,
             )
         rendering = RenderingLoss(
-            perceptual, perceptual_weight=self.perceptual_weight, similarity_weight=self.similarity_weight
+            perceptual,
+            perceptual_weight=self.perceptual_weight,
+            similarity_weight=self.similarity_weight,
+            chroma_weight=self.chroma_weight,
         )
         return NvsLoss(rendering, build_loss(section) if self.rehearsal else None, self.num_inputs, self.rehearsal)
 
-    def prepare(self, batch: SceneBatch) -> SceneBatch:
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
         """Normalised, the views that go in first, then those to make.
 
         Raises:
@@ -118,8 +127,13 @@ class NvsTask:
         most = num_views if self.num_targets is None else self.num_inputs + self.num_targets
         device = batch.images.device
         others = 1 + torch.rand(num_scenes, num_views - 1, device=device).argsort(dim=1)
-        order = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)[:, :most]
-        return _take_views(leave_out_late_tracks(normalize_scene(batch)[0]), order)
+        order = torch.cat([torch.zeros_like(others[:, :1]), others], dim=1)
+        if training and self.redraw:
+            redrawn = torch.rand(num_scenes, 1, device=device) < self.redraw
+            views = torch.randint(num_views, (num_scenes, num_views - self.num_inputs), device=device)
+            targets = torch.where(redrawn, views, order[:, self.num_inputs :])
+            order = torch.cat([order[:, : self.num_inputs], targets], dim=1)
+        return _take_views(leave_out_late_tracks(normalize_scene(batch)[0]), order[:, :most])
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> NVSPrediction:
         """Make the targets' pictures and, with rehearsal, run the VGGT inside on some scenes, out of training on all.
@@ -203,9 +217,9 @@ class NvsLoss:
 
 
 def _take_views(batch: SceneBatch, order: Tensor) -> SceneBatch:
-    """Views in the order (B, V), of scenes whose first stays the first."""
+    """Views in the order (B, V), of scenes whose first stays the first: there, VGGT's queries are."""
     rows = torch.arange(len(order), device=order.device)[:, None]
-    taken = tree_map(lambda t: None if t is None else t[rows, order], batch._replace(tracks=None))
+    taken = tree_map(lambda t: None if t is None else t[rows, order], batch._replace(tracks=None, query_views=None))
     if batch.tracks is None:
         return taken
     coords, visible = (t[rows, order] for t in batch.tracks[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from geomtx.encoder.alternating import AlternatingEncoder
 
 __all__ = ["recompute_blocks"]
+
+# How a block is run: on all its tokens, or, with isolated views, piece by piece.
+_WAYS = ("forward", "attend_to")
 
 
 def recompute_blocks(encoder: AlternatingEncoder) -> int:
@@ -28,13 +32,16 @@ def recompute_blocks(encoder: AlternatingEncoder) -> int:
     """
     blocks = [*getattr(encoder.backbone, "blocks", ()), *encoder.frame_blocks, *encoder.global_blocks]
     for block in blocks:
-        # A method of this module's function: a deep copy of the block has its own, and a second call changes nothing.
-        block.forward = types.MethodType(_recompute, block)
+        for name in _WAYS:
+            if hasattr(type(block), name):
+                # A method of this module's function: a deep copy of the block has its own, and a second call changes
+                # nothing.
+                setattr(block, name, types.MethodType(functools.partial(_recompute, name), block))
     return len(blocks)
 
 
-def _recompute(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    forward = type(block).forward
+def _recompute(name: str, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    run = getattr(type(block), name)
     if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
-    return forward(block, *args, **kwargs)
+        return checkpoint(run, block, *args, use_reentrant=False, **kwargs)
+    return run(block, *args, **kwargs)

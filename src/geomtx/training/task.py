@@ -51,8 +51,11 @@ class Task(Protocol):
         """(outputs of `predict`, batch of `prepare`) → report."""
         ...
 
-    def prepare(self, batch: SceneBatch) -> SceneBatch:
-        """What `predict` and the loss get, of as many scenes: normalised, with what is drawn for a step."""
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
+        """What `predict` and the loss get, of as many scenes: normalised, with what is drawn for a step.
+
+        Without `training`, it is for validation.
+        """
         ...
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> Any:

@@ -38,7 +38,7 @@ def validate(
     model.eval()
     values: dict[str, list[Tensor]] = {}
     for num_views, batch in batches:
-        prepared = task.prepare(batch)
+        prepared = task.prepare(batch, training=False)
         predictions = predict(model, prepared, autocast, task=task)
         report = loss(predictions, prepared)
         terms = {"objective": report.total, **report.terms}

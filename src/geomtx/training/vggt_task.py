@@ -49,7 +49,7 @@ class VggtTask:
         """See `geomtx.training.build.build_loss`."""
         return build_loss(section)
 
-    def prepare(self, batch: SceneBatch) -> SceneBatch:
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
         """In the first camera's frame and the unit of the scene; tracks that begin in a later view are left out."""
         return leave_out_late_tracks(normalize_scene(batch)[0])
 

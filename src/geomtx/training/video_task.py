@@ -98,7 +98,7 @@ class VideoTask:
         """Of tracks, and with a rehearsal that of the section."""
         return VideoLoss(self, None if self.rehearsal is None else build_loss(section))
 
-    def prepare(self, batch: SceneBatch) -> SceneBatch:
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
         """With the views of the queries, drawn from torch's global generator.
 
         Raises:
