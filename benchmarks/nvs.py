@@ -48,9 +48,8 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "lora": (
         "freeze=[vggt]",
         "lora={patterns: ['vggt.encoder.*.qkv', 'vggt.encoder.*.out', 'vggt.encoder.*.mlp.*'], rank: 8, alpha: 16}",
-        "optimiser.groups={'vggt.*': {lr: 0.3}}",
-        "task.rehearsal=0.03",
-        "task.rehearsal_share=0.25",
+        "optimiser.groups={'vggt.*': {lr: 0.6}}",
+        "task.rehearsal=0.05",
     ),
     "scratch": (
         "model.weights=null",
@@ -68,7 +67,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")
     train.add_argument("regime", choices=REGIMES)
-    train.add_argument("--steps", type=int, default=650)
+    train.add_argument("--steps", type=int, default=3000)
     train.add_argument("--minutes", type=float, help="stop, with a checkpoint, after so long")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another number of the recipe")
     train.add_argument("--gpu", action="store_true", help="train on the GPU, if there is one; the CPU otherwise")

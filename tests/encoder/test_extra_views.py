@@ -3,10 +3,8 @@ import torch
 from torch import nn
 
 from geomtx.encoder import AlternatingEncoder, ExtraViews, GlobalApproximation, PatchEmbedding
-from geomtx.encoder.extra_views import attend_apart, shift_tokens
-from geomtx.layers.attention import key_mask
+from geomtx.encoder.extra_views import shift_tokens
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.rope import grid_positions, rotary_table
 
 
 def make_block(dim: int = 16) -> TransformerBlock:
@@ -21,17 +19,6 @@ def make_encoder() -> AlternatingEncoder:
 
 
 IMAGES, EXTRA = (2, 3, 3, 8, 12), (2, 2, 6, 16)
-
-
-def test_isolated_attention_is_attention_with_a_mask():
-    block, x = make_block(), torch.randn(2, 5, 7, 16, dtype=torch.float64)
-    rope = rotary_table(grid_positions((2, 3), 1, x.device), 8, dtype=torch.float64)
-    view = torch.arange(5).repeat_interleave(7)
-    allowed = (view[None] < 3) | (view[:, None] == view[None])  # queries are rows
-    for mask in (None, torch.rand(2, 5, 7) > 0.3):
-        pairs = allowed[None, None] if mask is None else allowed[None, None] & key_mask(mask.flatten(1))
-        expected = block(x.flatten(1, 2), rope=rope.repeat(5), mask=pairs).unflatten(1, (5, 7))
-        torch.testing.assert_close(attend_apart(block, x, 2, rope=rope, mask=mask), expected)
 
 
 def test_extra_views_come_after_the_images_with_tokens_of_other_views():

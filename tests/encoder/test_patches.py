@@ -32,6 +32,16 @@ def test_images_take_the_precision_of_the_weights():
     assert PatchEmbedding(4, patch_size=2).double()(torch.rand(1, 3, 4, 4)).dtype == torch.float64
 
 
+def test_in_float32_the_weights_do_not_narrow_the_images():
+    embedding = PatchEmbedding(4, patch_size=2, in_float32=True).bfloat16()
+    images = 1 + 1e-4 * torch.rand(1, 3, 4, 4)
+    tokens = embedding(images)
+    assert tokens.dtype == torch.float32
+    wide = PatchEmbedding(4, patch_size=2).double()
+    wide.load_state_dict(embedding.state_dict())
+    torch.testing.assert_close(tokens, wide(images.double()).float())
+
+
 def test_drop_masked_zeroes_exactly_the_masked_patches():
     images = torch.randn(2, 3, 4, 6)
     mask = torch.rand(2, 6) < 0.5

@@ -56,6 +56,15 @@ def test_one_pose_and_several_intrinsics_broadcast():
     assert torch.equal(rays, geomtx.plucker_rays(camera.expand(3, -1, -1), intrinsics, (4, 5)))
 
 
+def test_half_precision_tells_pixels_apart():
+    intrinsics = torch.tensor([[512.0, 0, 256], [0, 512, 8], [0, 0, 1]])  # exact in bfloat16
+    rays = geomtx.plucker_rays(torch.eye(3, 4).bfloat16(), intrinsics.bfloat16(), (2, 520))
+    assert rays.dtype == torch.float32
+    torch.testing.assert_close(rays, geomtx.plucker_rays(torch.eye(3, 4), intrinsics, (2, 520)))
+    mixed = geomtx.plucker_rays(torch.eye(3, 4).double(), intrinsics, (2, 520))
+    assert mixed.dtype == torch.float64
+
+
 def test_gradients():
     cameras, intrinsics = random_rigid(2).requires_grad_(), random_intrinsics(2).requires_grad_()
     assert torch.autograd.gradcheck(lambda c, k: geomtx.plucker_rays(c, k, (3, 4)), (cameras, intrinsics))

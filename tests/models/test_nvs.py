@@ -6,6 +6,7 @@ import torch
 
 from geometry.random_cameras import random_rigid
 from geomtx import VGGT, VideoTracker, VideoTrackerConfig
+from geomtx.geometry import relate_cameras
 from geomtx.heads import DenseHead, DPTDecoder
 from geomtx.models.nvs import NVSConfig, VGGTForNVS
 from geomtx.types import Cameras
@@ -28,6 +29,13 @@ def make_model(**changes) -> VGGTForNVS:
 def make_cameras(*shape: int) -> Cameras:
     intrinsics = torch.tensor([[80.0, 0, HW[1] / 2], [0, 80.0, HW[0] / 2], [0, 0, 1]]).expand(*shape, 3, 3)
     return Cameras(random_rigid(*shape).float(), intrinsics)
+
+
+def make_inputs(*shape: int) -> Cameras:
+    """The first of every scene is the world."""
+    cameras = make_cameras(*shape)
+    cameras.cam_from_world[:, 0] = torch.eye(3, 4)
+    return cameras
 
 
 def take(cameras: Cameras, *index) -> Cameras:
@@ -77,7 +85,7 @@ def test_the_order_of_the_rays_is_the_configurations(images):
 
 @pytest.mark.parametrize("how", ["known_cameras", "input_rays"])
 def test_known_cameras(images, how):
-    model, targets, cameras = make_model(**{how: True}), make_cameras(2, 1), make_cameras(2, 3)
+    model, targets, cameras = make_model(**{how: True}), make_cameras(2, 1), make_inputs(2, 3)
     without = model(images, targets).images
     made = model(images, targets, input_cameras=cameras).images
     assert (made - without).abs().max() > 1e-4
@@ -94,7 +102,7 @@ def test_known_cameras(images, how):
 
 def test_scenes_of_a_batch_do_not_meet(images):
     model = make_model(known_cameras=True)
-    inputs, targets = make_cameras(2, 3), make_cameras(2, 2)
+    inputs, targets = make_inputs(2, 3), make_cameras(2, 2)
     mask = torch.tensor([[True, True, False], [True, False, True]])
     made = model(images, targets, input_cameras=inputs, input_mask=mask).images
     for b in range(2):
@@ -103,16 +111,24 @@ def test_scenes_of_a_batch_do_not_meet(images):
 
 
 def test_half_precision_leaves_the_rays_as_they_are(images):
-    """Under autocast, a pixel's width to the side is still another picture."""
+    """A pixel's width to the side is still another picture."""
     model, targets = make_model(), make_cameras(2, 1)
-    model.ray_embedding.project.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
-    dtypes: list[torch.dtype] = []
+    model.ray_embedding.project.register_forward_hook(lambda module, args, out: rays.append((args[0], out)))
+    rays: list[tuple[torch.Tensor, torch.Tensor]] = []
     exact = model(images, targets).images
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = model(images, targets).images
-    assert dtypes == [torch.float32] * 2
     assert made.dtype == torch.float32
     assert (made - exact).abs().max() < 0.05
+    model.bfloat16()(images, targets)
+    assert [tuple(t.dtype for t in pair) for pair in rays] == [(torch.float32, torch.float32)] * 3
+    assert torch.equal(rays[2][0], rays[0][0])
+
+
+def test_cameras_of_any_precision(images):
+    model, targets = make_model(), make_cameras(2, 1)
+    mixed = Cameras(targets.cam_from_world.double(), targets.intrinsics)
+    torch.testing.assert_close(model(images, mixed).images, model(images, targets).images)
 
 
 def test_the_vggt_inside_is_a_vggt(images, tiny_model):
@@ -129,7 +145,7 @@ def test_the_vggt_inside_is_a_vggt(images, tiny_model):
 def test_every_parameter_of_what_is_new_has_a_gradient_and_so_has_the_encoder(images):
     for isolated in (False, True):
         model = make_model(known_cameras=True, camera_drop=0.0, isolate_targets=isolated).train()
-        model(images, make_cameras(2, 2), input_cameras=make_cameras(2, 3)).images.square().mean().backward()
+        model(images, make_cameras(2, 2), input_cameras=make_inputs(2, 3)).images.square().mean().backward()
         silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         # Masks of patches have a token of their own, and the last global block's input tokens feed nothing but targets.
         silent = [
@@ -225,6 +241,20 @@ def test_input_cameras_are_as_many_as_photos(images):
         ValueError, match=r"^input_cameras.cam_from_world must have shape \(2, 3, 3, 4\), got \(2, 2, 3, 4\)$"
     ):
         make_model(known_cameras=True)(images, make_cameras(2, 1), input_cameras=make_cameras(2, 2))
+
+
+def test_input_cameras_are_in_the_frame_of_the_first(images):
+    model, targets, world = make_model(input_rays=True), make_cameras(2, 1), make_cameras(2, 3)
+    with pytest.raises(
+        ValueError,
+        match=r"^input_cameras must be in the frame of the first input view, got a first camera that is not the "
+        r"identity; geomtx.geometry.relate_cameras brings cameras there$",
+    ):
+        model(images, targets, input_cameras=world)
+    related = relate_cameras(world, targets)
+    model(images, related.targets, input_cameras=related.inputs)
+    known = torch.tensor([False, True, True]).expand(2, 3)
+    model(images, targets, input_cameras=world, input_mask=known)  # what an unknown one holds is not read
 
 
 def test_a_vggt_of_another_configuration(tiny_model):

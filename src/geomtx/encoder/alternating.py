@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
 from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
-from geomtx.encoder.extra_views import ExtraViews, append_views, attend_apart, shift_tokens
+from geomtx.encoder.extra_views import ExtraViews, append_views, shift_tokens
 from geomtx.encoder.keys import GlobalApproximation, check_approximation, choose_keys
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.scopes import Scope, ask_head_dim, check_order, scope_masks
@@ -251,7 +251,8 @@ class AlternatingEncoder(nn.Module):
                 if chunks is not None and outputs:
                     outputs[-1] = set_aside(outputs[-1], chunks.device)  # the next block writes over it
                 if scope == "global" and num_apart:
-                    x = attend_apart(block, x, num_apart, rope=ropes["frame"], mask=mask)
+                    assert isinstance(block, TransformerBlock)
+                    x = block.attend_apart(x, num_apart, rope=ropes["frame"], mask=mask)
                 else:
                     chosen = keys if scope == "global" else None
                     x = self._run_block(block, x, scope, ropes[scope], masks[scope], chosen, chunks)

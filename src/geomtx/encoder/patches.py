@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_shape
+from geomtx.layers.float32 import Float32Conv2d
 from geomtx.types import Bool, Float
 
 __all__ = ["Backbone", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
@@ -82,13 +83,16 @@ class PatchEmbedding(nn.Module):
         dim: Width C of the tokens.
         patch_size: Side of a patch, pixels.
         in_channels: Of the images.
+        in_float32: Compute in float32 or better, whatever the precision of the weights: for what differs little from
+            one pixel to the next.
     """
 
-    def __init__(self, dim: int, *, patch_size: int = 14, in_channels: int = 3) -> None:
+    def __init__(self, dim: int, *, patch_size: int = 14, in_channels: int = 3, in_float32: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.patch_size = patch_size
-        self.project = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        kind = Float32Conv2d if in_float32 else nn.Conv2d
+        self.project = kind(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(
         self, images: Float[Tensor, "n c_in h w"], patch_mask: Bool[Tensor, "n p"] | None = None
@@ -106,4 +110,6 @@ class PatchEmbedding(nn.Module):
         grid_of((images.shape[-2], images.shape[-1]), self.patch_size)
         if patch_mask is not None:
             images = drop_masked(images, patch_mask, self.patch_size)
-        return self.project(images.to(self.project.weight.dtype)).flatten(2).transpose(1, 2)
+        if not isinstance(self.project, Float32Conv2d):
+            images = images.to(self.project.weight.dtype)
+        return self.project(images).flatten(2).transpose(1, 2)

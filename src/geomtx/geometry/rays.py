@@ -39,7 +39,7 @@ def plucker_rays(
         order: Of the channels: (m_x, m_y, m_z, d_x, d_y, d_z), or the direction first.
 
     Returns:
-        (..., 6, H, W); moments in scene units. Differentiable.
+        (..., 6, H, W), float32 or better; moments in scene units. Differentiable.
 
     Raises:
         ValueError: For other shapes, an unknown order, or sizes that aren't positive.
@@ -51,6 +51,9 @@ def plucker_rays(
     check_option("order", order, get_args(RayOrder))
     for name, side in zip(("image height", "image width"), image_hw, strict=True):
         check_count(name, side)
+    # Half precision can't tell neighbouring pixels, nor count large ones.
+    dtype = torch.promote_types(torch.promote_types(cam_from_world.dtype, intrinsics.dtype), torch.float32)
+    cam_from_world, intrinsics = cam_from_world.to(dtype), intrinsics.to(dtype)
     # At depth 1, so that no direction is short.
     ahead = unproject(intrinsics.new_ones(*intrinsics.shape[:-2], *image_hw), intrinsics, pixel_center=pixel_center)
     with torch.autocast(intrinsics.device.type, enabled=False):

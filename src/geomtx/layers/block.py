@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from geomtx.layers.attention import Attention, KeySubset
+from geomtx.layers.attention import Attention, KeySubset, key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.mlp import MLP
 from geomtx.layers.rope import RotaryTable
@@ -77,3 +78,39 @@ class TransformerBlock(nn.Module):
         attended = self.attention.attend_to(self.attention_norm(x), keys, values, rope=rope, mask=mask)
         x = self.attention_scale(x, attended)
         return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
+
+    def attend_apart(
+        self,
+        x: Float[Tensor, "b s p c"],
+        num_apart: int,
+        *,
+        rope: RotaryTable | None,
+        mask: Bool[Tensor, "b s p"] | None,
+    ) -> Float[Tensor, "b s p c"]:
+        """Attend across views, where nothing sees the last `num_apart` of them but each of these itself.
+
+        Keys and values of the others are projected once; no attention is computed to be masked.
+
+        Args:
+            x: (B, S, P, C).
+            num_apart: 1 … S - 1.
+            rope: Table of one view's tokens.
+            mask: (B, S, P), True = takes part.
+        """
+        num_scenes, num_views = x.shape[:2]
+        num_shared = num_views - num_apart
+        shared, apart = x[:, :num_shared].flatten(1, 2), x[:, num_shared:].flatten(0, 1)
+        of_shared = None if rope is None else rope.repeat(num_shared)
+        keys, values = self.project_keys(shared, rope=of_shared)
+        own_keys, own_values = self.project_keys(apart, rope=rope)
+        all_keys = torch.cat([keys.repeat_interleave(num_apart, dim=0), own_keys], dim=1)
+        all_values = torch.cat([values.repeat_interleave(num_apart, dim=0), own_values], dim=1)
+        shared_mask = apart_mask = None
+        if mask is not None:
+            seen = mask[:, :num_shared].flatten(1)
+            shared_mask = key_mask(seen)
+            own = mask[:, num_shared:].flatten(0, 1)
+            apart_mask = key_mask(torch.cat([seen.repeat_interleave(num_apart, dim=0), own], dim=1))
+        shared = self.attend_to(shared, keys, values, rope=of_shared, mask=shared_mask)
+        apart = self.attend_to(apart, all_keys, all_values, rope=rope, mask=apart_mask)
+        return torch.cat([shared.unflatten(1, (num_shared, -1)), apart.unflatten(0, (num_scenes, num_apart))], dim=1)

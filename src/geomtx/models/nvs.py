@@ -62,7 +62,8 @@ class VGGTForNVS(nn.Module):
         numbers = config.vggt
         self.config = config
         self.vggt = VGGT(numbers) if vggt is None else vggt
-        self.ray_embedding = PatchEmbedding(numbers.dim, patch_size=numbers.patch_size, in_channels=6)
+        # In half precision, neighbouring pixels would have the same ray.
+        self.ray_embedding = PatchEmbedding(numbers.dim, patch_size=numbers.patch_size, in_channels=6, in_float32=True)
         # What is withheld in training is drawn here, once for all that is told of a camera.
         self.conditioning = CameraConditioning(numbers.dim, drop=0.0) if config.known_cameras else None
         decoder = DPTDecoder(
@@ -113,7 +114,8 @@ class VGGTForNVS(nn.Module):
             `NVSPrediction`, always with the B axis.
 
         Raises:
-            ValueError: For wrong shapes, no target, input cameras that the model doesn't take, or a mask of none.
+            ValueError: For wrong shapes, no target, input cameras that the model doesn't take, or a mask of none; on
+                the CPU, for input cameras in another frame.
         """
         single = images.ndim == 4
         images = images[None] if single else images
@@ -149,6 +151,7 @@ class VGGTForNVS(nn.Module):
             mask = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
         mask = mask[None] if mask.ndim == 1 else mask
         check_mask("input_mask", mask, tuple(images.shape[:2]))
+        _check_first(cameras, mask)
         mask = withhold(mask, self.config.camera_drop) if self.training else mask
         image_hw = (images.shape[-2], images.shape[-1])
         known = {}
@@ -164,9 +167,7 @@ class VGGTForNVS(nn.Module):
 
     def _embed_rays(self, cameras: Cameras, image_hw: tuple[int, int]) -> Float[Tensor, "b s p c"]:
         rays = plucker_rays(*cameras, image_hw, order=self.config.ray_order)
-        # In half precision, neighbouring pixels would have the same ray.
-        with torch.autocast(rays.device.type, enabled=False):
-            return self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
+        return self.ray_embedding(rays.flatten(0, 1)).unflatten(0, rays.shape[:2])
 
     def _render(
         self, images: Tensor, targets: Cameras, known: dict[str, Tensor], view_chunk: int | None
@@ -245,7 +246,7 @@ class VGGTForNVS(nn.Module):
 
 
 def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single: bool) -> Cameras:
-    """With the B axis, at least one a scene, and as many intrinsics as poses."""
+    """With the B axis, at least one a scene, as many intrinsics as poses, and in one precision: float32 or better."""
     if cameras is None:
         raise ValueError(f"{name} must be given, got None")
     cameras = Cameras(*(t[None] for t in cameras)) if single else Cameras(*cameras)
@@ -255,4 +256,18 @@ def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single
     if count == 0:
         raise ValueError(f"{name} must be at least one a scene, got 0")
     check_shape(f"{name}.intrinsics", cameras.intrinsics, (batch, count, 3, 3))
-    return cameras
+    dtype = torch.promote_types(cameras.cam_from_world.dtype, cameras.intrinsics.dtype)
+    return Cameras(*(t.to(torch.promote_types(dtype, torch.float32)) for t in cameras))
+
+
+def _check_first(cameras: Cameras, mask: Tensor) -> None:
+    """Require the first input camera to be the world, if it is known; only where looking costs nothing."""
+    poses = cameras.cam_from_world[:, 0]
+    if type(poses) is not Tensor or not poses.is_cpu or torch.compiler.is_compiling():
+        return
+    away = (poses - torch.eye(3, 4)).abs().amax((-2, -1)) > 1e-3
+    if (away & mask[:, 0]).any():
+        raise ValueError(
+            "input_cameras must be in the frame of the first input view, got a first camera that is not the identity; "
+            "geomtx.geometry.relate_cameras brings cameras there"
+        )

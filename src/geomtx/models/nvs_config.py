@@ -24,9 +24,9 @@ class NVSConfig:
         ray_order: Of the six channels of a ray, see `geomtx.plucker_rays`.
         isolate_targets: Input views don't see targets, and a target sees no other: a picture depends on its own camera
             alone. False = all attend to all, as in the paper.
-        known_cameras: Take the input views' cameras where they are known, see `CameraConditioning`.
+        known_cameras: Take the input views' cameras where they are known, by a `CameraConditioning`.
         input_rays: Add the rays of input views whose cameras are known to their patches, by the convolution that makes
-            tokens of the targets' rays: places are then found by their rays, which is learned much sooner.
+            tokens of the targets' rays: a target can then match the photos' patches by their rays.
         camera_drop: Share of the scenes in training whose known cameras are withheld.
     """
 

@@ -53,8 +53,8 @@ class NvsTask:
         similarity_weight: Of 1 - SSIM, which takes its place without the file.
         chroma_weight: Of the error of hue, see `RenderingLoss`.
         rehearsal: Weight of the original tasks' loss (section `loss`), on a plain pass of the VGGT inside over all
-            views, inputs and targets: what keeps its heads right while its encoder learns. 0 = no such pass; then,
-            with several processes, `vggt.*_head` have to be frozen.
+            views, as often as they were drawn: what keeps its heads right while its encoder learns. 0 = no such pass;
+            then, with several processes, `vggt.*_head` have to be frozen.
         rehearsal_share: Share of a batch's scenes in that pass in training, at least one.
     """
 

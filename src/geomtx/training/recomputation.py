@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016): activations within a block are computed twice, and kept never."""
+"""Gradient checkpointing (Chen et al. 2016): activations within a block are computed twice, and not kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from geomtx.encoder.alternating import AlternatingEncoder
 
 __all__ = ["recompute_blocks"]
 
-# How a block is run: on all its tokens, or, with isolated views, piece by piece.
-_WAYS = ("forward", "attend_to")
+# How a block is run in training: on all its tokens, or with isolated views.
+_WAYS = ("forward", "attend_apart")
 
 
 def recompute_blocks(encoder: AlternatingEncoder) -> int:
