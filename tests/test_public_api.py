@@ -1,4 +1,5 @@
 import ast
+import importlib
 import importlib.metadata
 import inspect
 import subprocess
@@ -223,6 +224,11 @@ def test_the_page_of_blocks_shows_every_module():
     code = page.read_text(encoding="utf-8")
     shown = {name for name in NAMES if f"geomtx.{name}(" in code}
     assert {name for name, kind in INVENTORY.items() if kind == "module"} - shown == set()
+    for home in ("encoder", "heads", "layers", "losses", "tracking"):
+        package = importlib.import_module(f"geomtx.{home}")
+        kinds = {name: getattr(package, name) for name in package.__all__}
+        modules = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+        assert [name for name in sorted(modules) if f".{name}(" not in code] == []
 
 
 def test_version_is_that_of_the_package():
