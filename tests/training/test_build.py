@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -7,8 +8,12 @@ import geomtx
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.term import DenseTerm
-from geomtx.training.build import add_head_losses, build_loss, prepare_model
+from geomtx.training.build import add_head_losses, build_loss, check_rehearsal, prepare_model
 from geomtx.training.config_file import parse_config
+from geomtx.training.nvs_task import NvsTask
+from geomtx.training.rehearsal import Rehearsal
+from geomtx.training.vggt_task import VggtTask
+from geomtx.training.video_task import VideoTask
 
 
 def loss(**values: object) -> MultitaskLoss:
@@ -49,6 +54,24 @@ def test_heads_within_a_model_run_in_float32(tiny_model: geomtx.VGGT):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(torch.rand(1, 2, 3, 28, 28))
     assert [seen.pop(name) for name in list(seen)] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_several_processes_train_no_head_that_never_runs(tiny_model: geomtx.VGGT):
+    nvs, video = geomtx.VGGTForNVS.from_vggt(tiny_model), geomtx.VideoTracker.from_vggt(tiny_model, levels=2)
+    tiny_model.add_head("mine", torch.nn.Linear(1, 1))
+    for model, task, name in ((nvs, NvsTask(), "vggt"), (video, VideoTask(), "features.vggt")):
+        check_rehearsal(model, task, 1)
+        heads = ", ".join(f"{name}.{head}" for head in ("camera_head", "depth_head", "point_head", "track_head"))
+        message = rf"^task.rehearsal must be on where .*, got none for {heads}, {name}.extra_heads; else freeze these$"
+        with pytest.raises(ValueError, match=message):
+            check_rehearsal(model, task, 2)
+        prepare_model(frozen := copy.deepcopy(model), parse_config({"freeze": [f"{name}.*_head*"]}))
+        check_rehearsal(frozen, task, 2)
+    check_rehearsal(nvs, NvsTask(rehearsal=0.5), 2)
+    check_rehearsal(video, VideoTask(rehearsal=Rehearsal()), 2)
+    # What isn't known to leave heads out is let pass.
+    check_rehearsal(tiny_model, VggtTask(), 2)
+    check_rehearsal(nvs, object(), 2)
 
 
 def test_other_numbers_and_tasks_off_and_on():

@@ -9,7 +9,7 @@ from geomtx.losses.multitask import MultitaskLoss
 from geomtx.metrics.evaluate import evaluate_predictions, summarize
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.task import build_task
-from geomtx.training.vggt_task import VggtTask, queries_of
+from geomtx.training.vggt_task import VggtTask, queries_for
 from training.small_run import NUMBERS, is_equal, random_scenes
 
 TASK = VggtTask()
@@ -52,14 +52,14 @@ def test_predictions_of_prepared_scenes(model: geomtx.VGGT):
     model.eval()
     with torch.no_grad():
         found = TASK.predict(model, prepared)
-        want = model(prepared.images, queries_of(prepared))
+        want = model(prepared.images, queries_for(model, prepared))
     assert torch.equal(found.tracks.coords_px, want.tracks.coords_px)
     assert torch.equal(found.depth.value, want.depth.value)
     assert TASK.build_loss(LossSection())(found, prepared).total == MultitaskLoss()(want, prepared).total
     assert TASK.predict(model, prepared._replace(tracks=None)).tracks is None
 
 
-def test_tracks_that_begin_later_are_left_out():
+def test_tracks_that_begin_later_are_left_out(model: geomtx.VGGT):
     batch = random_scenes(2)
     visible = batch.tracks.visible.clone()
     visible[:, 0] = True
@@ -68,8 +68,8 @@ def test_tracks_that_begin_later_are_left_out():
     before = torch.ones_like(batch.tracks.valid)
     prepared = TASK.prepare(batch._replace(tracks=geomtx.TrackLabels(coords, visible, before)))
     assert (before & ~prepared.tracks.valid).nonzero().tolist() == [[0, 1]]
-    assert queries_of(prepared).abs().max() < 1e4
-    assert queries_of(prepared._replace(tracks=None)) is None
+    assert queries_for(model, prepared).abs().max() < 1e4
+    assert queries_for(model, prepared._replace(tracks=None)) is None
 
 
 def test_scores_are_those_of_evaluation(model: geomtx.VGGT):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,16 @@ from geomtx.tracking.image_features import ImageFeatures
 from geomtx.tracking.query_chunk import map_query_chunks, take_queries
 from geomtx.tracking.support import local_queries, support_queries
 from geomtx.tracking.video import WindowTracker
-from geomtx.types import Float, VideoTracks
+from geomtx.types import Float, Predictions, VideoTracks
 
-__all__ = ["VideoTracker", "VideoTrackerConfig"]
+__all__ = ["VideoPrediction", "VideoTracker", "VideoTrackerConfig"]
+
+
+class VideoPrediction(NamedTuple):
+    """Output of `VideoTracker` with `scene_images`: of the video, and what the VGGT inside says of those."""
+
+    video: VideoTracks
+    scenes: Predictions
 
 
 class VideoTracker(nn.Module):
@@ -92,7 +99,9 @@ class VideoTracker(nn.Module):
         local_grid: int = 0,
         query_chunk: int | None = None,
         num_iterations: int | None = None,
-    ) -> VideoTracks:
+        scene_images: Tensor | None = None,
+        scene_queries: Tensor | None = None,
+    ) -> VideoTracks | VideoPrediction:
         """Track; differentiable.
 
         Args:
@@ -105,14 +114,19 @@ class VideoTracker(nn.Module):
             query_chunk: Queries at a time; None = all. Tracks inform each other, so this changes them: those of a
                 chunk are exactly what they are without the other queries.
             num_iterations: Refinements a window; None = the configuration's for the mode of the model.
+            scene_images: (B, S, 3, H, W), of any scenes: let the VGGT inside predict of these too, in the same call, as
+                distributed training needs it.
+            scene_queries: For that, `query_points` of `VGGT.forward`.
 
         Returns:
             Tracks (B, S, N, …), always with the B axis, and the windows of the pass forwards. CoTracker2 takes a point
-            for seen where its visibility is above 0.9, CoTracker3 where visibility · confidence is above 0.6.
+            for seen where its visibility is above 0.9, CoTracker3 where visibility · confidence is above 0.6. With
+            `scene_images`, those and the predictions of them: a `VideoPrediction`.
 
         Raises:
             ValueError: For wrong shapes, a single frame, a video too small for the pyramid, features of another stride,
-                and queries outside the video, which on an accelerator are not looked at.
+                and queries outside the video, which on an accelerator are not looked at; for `scene_images` where the
+                features come from elsewhere than a VGGT.
         """
         video = video[None] if video.ndim == 4 else video
         check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
@@ -124,7 +138,7 @@ class VideoTracker(nn.Module):
                 f"video must have at least {self.tracker.min_image_side} pixels a side, got {tuple(video.shape[-2:])}"
             )
         check_queries(query_points, video)
-        return self.track(
+        tracks = self.track(
             self._make_features(video),
             query_points,
             backward=backward,
@@ -133,6 +147,7 @@ class VideoTracker(nn.Module):
             query_chunk=query_chunk,
             num_iterations=num_iterations,
         )
+        return tracks if scene_images is None else VideoPrediction(tracks, self.vggt(scene_images, scene_queries))
 
     def _make_features(self, video: Tensor) -> Tensor:
         """Maps of the stride that positions are counted with; ValueError for those of another."""

@@ -14,6 +14,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.layers.lora import add_lora
 from geomtx.losses.consistency_term import ConsistencyTerm
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
+from geomtx.models.vggt import VGGT
 from geomtx.training.config import LoraSection, LossSection, MonitorSection, TrainingConfig
 from geomtx.training.freezing import freeze
 from geomtx.training.heads import detach_heads, run_heads_in_float32
@@ -24,7 +25,15 @@ from geomtx.training.recomputation import recompute_blocks
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["add_head_losses", "build_loss", "build_monitor", "check_track_labels", "find_encoder", "prepare_model"]
+__all__ = [
+    "add_head_losses",
+    "build_loss",
+    "build_monitor",
+    "check_rehearsal",
+    "check_track_labels",
+    "find_encoder",
+    "prepare_model",
+]
 
 _TERMS = {"camera": CAMERA, "depth": DEPTH, "points": POINTS, "tracks": TRACKS, "consistency": ConsistencyTerm()}
 
@@ -42,6 +51,33 @@ def check_track_labels(model: nn.Module, num_tracks: int) -> None:
         raise ValueError(
             f"data.num_tracks must be positive where the head of tracks is trained, got {num_tracks}; "
             "else leave 'tracks' out of the model's heads, or freeze track_head"
+        )
+
+
+def check_rehearsal(model: nn.Module, task: Any, num_processes: int) -> None:
+    """Refuse to train heads of a VGGT inside that never run: several processes would wait for their gradients.
+
+    Args:
+        model: Prepared.
+        task: Without rehearsal if it has an attribute `rehearsal` that is 0 or None; of another kind, it is let pass.
+        num_processes: Of the run.
+
+    Raises:
+        ValueError: If that is so.
+    """
+    if num_processes == 1 or getattr(task, "rehearsal", True):
+        return
+    insides = {name: module for name, module in model.named_modules() if name and isinstance(module, VGGT)}
+    heads = [
+        f"{name}.{part}"
+        for name, vggt in insides.items()
+        for part, module in vggt.named_children()
+        if module is not vggt.encoder and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    if heads:
+        raise ValueError(
+            "task.rehearsal must be on where several processes train heads of the VGGT inside, got none for "
+            f"{', '.join(heads)}; else freeze these"
         )
 
 

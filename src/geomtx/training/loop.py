@@ -16,7 +16,7 @@ from torch import nn
 from geomtx.data.sampler import rare_view_counts
 from geomtx.losses.multitask import LossReport
 from geomtx.training.batches import SceneStream, describe_problem, load_batches, move_batch, validation_batches
-from geomtx.training.build import add_head_losses, build_monitor, check_track_labels, prepare_model
+from geomtx.training.build import add_head_losses, build_monitor, check_rehearsal, check_track_labels, prepare_model
 from geomtx.training.config import TrainingConfig
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups, build_parameter_groups
@@ -111,6 +111,7 @@ class Trainer:
         prepare_model(model, config)
         if draw is None:
             check_track_labels(model, config.data.num_tracks)
+        check_rehearsal(model, self.task, self.accelerator.num_processes)
         self.blueprint = copy_to_meta(model)
         self._set_up(model, add_head_losses(self.task.build_loss(config.loss), model) if loss is None else loss)
         self._open_scenes(draw)

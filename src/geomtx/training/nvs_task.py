@@ -25,7 +25,7 @@ from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import stored_numbers
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
-from geomtx.training.vggt_task import VggtTask, leave_out_late_tracks, load_vggt, queries_of
+from geomtx.training.vggt_task import VggtTask, leave_out_late_tracks, load_vggt, queries_for
 from geomtx.types import Cameras, SceneBatch
 
 __all__ = ["NvsLoss", "NvsTask"]
@@ -150,7 +150,7 @@ class NvsTask:
             count = len(batch.images)
             scenes = max(1, math.ceil(self.rehearsal_share * count)) if model.training else count
             known["scene_images"] = batch.images[:scenes]
-            queries = queries_of(batch)
+            queries = queries_for(model, batch)
             known["query_points"] = None if queries is None else queries[:scenes]
         return model(batch.images[:, : self.num_inputs], cameras.targets, **known)
 

@@ -12,7 +12,6 @@ from geomtx.checks import check_at_least, check_count
 from geomtx.data.room_style import RoomStyle
 from geomtx.data.synthetic import MOST_TRACKS, MOST_VIEWS, render_scenes
 from geomtx.geometry.normalization import normalize_scene
-from geomtx.models.vggt import VGGT
 from geomtx.training.plain_values import parse_fields
 from geomtx.types import Predictions, SceneBatch
 
@@ -59,8 +58,8 @@ class Rehearsal:
         """What the rooms are like."""
         return RoomStyle(**parse_fields(RoomStyle, self.style, "rehearsal.style"))
 
-    def __call__(self, vggt: VGGT, images: Tensor) -> Practice:
-        """Run all heads on rooms with images as large as `images` (…, H, W), and on their device.
+    def draw_rooms(self, images: Tensor) -> SceneBatch:
+        """Rooms for a step, normalised, with images as large as `images` (…, H, W), and on their device.
 
         Seeds are drawn from torch's global generator, from those that are for training.
         """
@@ -74,6 +73,4 @@ class Rehearsal:
             style=self.room_style(),
             device=images.device,
         )
-        rooms, _ = normalize_scene(rooms)
-        queries = None if rooms.tracks is None else rooms.tracks.coords_px[:, 0]
-        return Practice(vggt(rooms.images, queries), rooms)
+        return normalize_scene(rooms)[0]

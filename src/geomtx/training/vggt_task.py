@@ -24,7 +24,7 @@ from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import Predictions, SceneBatch
 
-__all__ = ["VggtTask", "leave_out_late_tracks", "load_vggt", "queries_of", "score_cameras", "score_depth"]
+__all__ = ["VggtTask", "leave_out_late_tracks", "load_vggt", "queries_for", "score_cameras", "score_depth"]
 
 logger = logging.getLogger("geomtx")
 
@@ -54,15 +54,8 @@ class VggtTask:
         return leave_out_late_tracks(normalize_scene(batch)[0])
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> Predictions:
-        """Run all heads.
-
-        Without tracks, the head of tracks doesn't run, unless other processes wait for it: then it follows a pixel
-        that no label is of.
-        """
-        queries = queries_of(batch)
-        if queries is None and model.training and _num_processes() > 1 and _trains_tracks(model):
-            queries = batch.images.new_zeros(batch.images.shape[0], 1, 2)
-        return model(batch.images, queries)
+        """Run all heads; see `queries_for`."""
+        return model(batch.images, queries_for(model, batch))
 
     def score(self, outputs: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
         """`score_cameras` and `score_depth`."""
@@ -94,10 +87,18 @@ def leave_out_late_tracks(batch: SceneBatch) -> SceneBatch:
     return batch._replace(tracks=batch.tracks._replace(valid=valid))
 
 
-def queries_of(batch: SceneBatch) -> Tensor | None:
-    """Where the tracks of a prepared batch are in view 0, (B, N, 2); None without tracks."""
-    # An empty slot may hold anything.
-    return None if batch.tracks is None else select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
+def queries_for(model: nn.Module, batch: SceneBatch) -> Tensor | None:
+    """Where the tracks of a prepared batch are in view 0, (B, N, 2), for a VGGT or the one inside a model.
+
+    Without tracks there are none and the head of tracks doesn't run, unless other processes wait for it: then it
+    follows a pixel that no label is of.
+    """
+    if batch.tracks is not None:
+        # An empty slot may hold anything.
+        return select(batch.tracks.coords_px[:, 0], batch.tracks.valid[..., None])
+    if model.training and _num_processes() > 1 and _trains_tracks(model):
+        return batch.images.new_zeros(batch.images.shape[0], 1, 2)
+    return None
 
 
 def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.rehearsal import Practice, Rehearsal
-from geomtx.training.vggt_task import load_vggt
+from geomtx.training.vggt_task import load_vggt, queries_for
 from geomtx.types import SceneBatch, TrackLabels, Tracks, VideoTracks
 
 __all__ = ["VideoLoss", "VideoOutputs", "VideoTask", "draw_queries", "is_seen"]
@@ -113,11 +113,15 @@ class VideoTask:
 
     def predict(self, model: nn.Module, batch: SceneBatch) -> VideoOutputs:
         """Track; in training, rehearse too."""
-        video = model(batch.images, query_points(*_labels_of(batch)), backward=False)
+        queries = query_points(*_labels_of(batch))
         if self.rehearsal is None or not model.training:
-            return VideoOutputs(video)
-        bare: Any = getattr(model, "module", model)
-        return VideoOutputs(video, self.rehearsal(bare.vggt, batch.images))
+            return VideoOutputs(model(batch.images, queries, backward=False))
+        rooms = self.rehearsal.draw_rooms(batch.images)
+        # In one call of the model: sharded parameters are whole only within it.
+        video, scenes = model(
+            batch.images, queries, backward=False, scene_images=rooms.images, scene_queries=queries_for(model, rooms)
+        )
+        return VideoOutputs(video, Practice(scenes, rooms))
 
     def score(self, outputs: VideoOutputs, batch: SceneBatch) -> dict[str, Tensor]:
         """TAP-Vid's scores after the queries: "aj", "delta" and "oa", in 0 … 1."""

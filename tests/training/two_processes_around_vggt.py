@@ -1,0 +1,168 @@
+"""One of several processes that train models around a VGGT, started by `test_processes_around_vggt`.
+
+`python two_processes_around_vggt.py FOLDER`, in an environment as torchrun gives it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from geomtx.data.synthetic import render_scenes
+from geomtx.geometry.normalization import normalize_scene
+from geomtx.layers.block import TransformerBlock
+from geomtx.training.config import LossSection, ModelSection
+from geomtx.training.config_file import parse_config
+from geomtx.training.groups import build_clip_groups
+from geomtx.training.loop import Trainer
+from geomtx.training.nvs_task import NvsTask
+from geomtx.training.rehearsal import Rehearsal
+from geomtx.training.state import training_state
+from geomtx.training.step import TrainingStep
+from geomtx.training.task import Task
+from geomtx.training.video_task import VideoTask
+from geomtx.types import SceneBatch, TrackLabels
+from training.small_run import NUMBERS
+
+RANK, NUM_PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+ROOMS = {"num_solids": [1, 1], "shadows": False}
+TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRehearsal(Rehearsal):
+    """Of the same rooms at every step, of which each process has its part."""
+
+    def draw_rooms(self, images: torch.Tensor) -> SceneBatch:
+        seeds = range(RANK, self.scenes * NUM_PROCESSES, NUM_PROCESSES)
+        rooms = render_scenes(list(seeds), 2, (images.shape[-2], images.shape[-1]), style=self.room_style())
+        return normalize_scene(rooms)[0]
+
+
+def draw_videos(seeds: list[int], num_views: int, image_hw: tuple[int, int], **_: Any) -> SceneBatch:
+    """Noise, and tracks that are seen throughout: averages over processes are those over all videos."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = torch.stack([torch.rand(num_views, 3, *image_hw, generator=g) for g in generators])
+    coords = torch.stack([torch.rand(num_views, 3, 2, generator=g) * (min(image_hw) - 1) for g in generators])
+    seen = torch.ones(coords.shape[:-1], dtype=torch.bool)
+    return SceneBatch(images, tracks=TrackLabels(coords, seen, seen[:, 0]))
+
+
+def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **changes: Any) -> Trainer:
+    """Scenes of as many images in all processes together, for two steps."""
+    is_video = kind == "video_tracker"
+    heads = changes.pop("heads", ["camera", "depth"])
+    views = changes.pop("views", {5: 1} if is_video else {2: 1})
+    values: dict[str, Any] = {
+        "model": {"kind": kind, "preset": "tiny", "numbers": {**NUMBERS, "track_levels": 2, "heads": heads}},
+        "data": {"image_hw": [28, 28], "images": (20 if is_video else 8) // NUM_PROCESSES, "views": views},
+        "optimiser": {"lr": 2e-3, "eps": 1e-3},
+        "schedule": {"steps": 2},
+        "log": {"every": 1, "tensorboard": False},
+        **changes,
+    }
+    draw = draw_videos if is_video else None
+    # Where there is nothing but CPUs, the trainer has to see that by itself.
+    cpu = torch.accelerator.is_available()
+    return Trainer(parse_config(values), folder, draw=draw, task=task, resume=resume, cpu=cpu, progress=False)
+
+
+def train_on_the_same(folder: Path) -> None:
+    """Where nothing is drawn, two processes have the scenes of one: of two views, one of which is the target."""
+    nvs = NvsTask(num_inputs=1, rehearsal=0.5, rehearsal_share=0.5)
+    video = VideoTask(TRACKER, query_first=1.0, rehearsal=SharedRehearsal(scenes=4 // NUM_PROCESSES, style=ROOMS))
+    runs = {
+        "nvs": ("nvs", nvs, []),
+        "nvs_frozen": ("nvs", dataclasses.replace(nvs, rehearsal=0.0), ["vggt.*_head"]),
+        "video": ("video_tracker", video, []),
+        "video_frozen": ("video_tracker", dataclasses.replace(video, rehearsal=None), ["features.vggt.*_head"]),
+    }
+    for name, (kind, task, frozen) in runs.items():
+        trainer = trainer_of(kind, folder / name, task, freeze=frozen)
+        trainer.train()
+        assert trainer.num_skipped == 0
+
+
+def drawing_tasks() -> Iterator[tuple[str, Task, dict[str, Any]]]:
+    """Every process draws its own numbers: of views, of targets, of rooms. All heads, one time without tracks."""
+    heads = ["camera", "depth", "points", "tracks"]
+    yield "nvs", NvsTask(num_inputs=1, redraw=0.5, rehearsal=0.5), {"heads": heads, "views": {2: 1, 3: 1}}
+    rehearsal = Rehearsal(scenes=1, views=(2, 3), num_tracks=2, style=ROOMS)
+    yield "video_tracker", VideoTask(TRACKER, rehearsal=rehearsal), {"heads": heads, "views": {3: 1, 5: 1}}
+
+
+def resume(folder: Path) -> None:
+    """The same run at once and in parts; every process's own weights."""
+    for kind, task, changes in drawing_tasks():
+        trainer_of(kind, folder / f"{kind}_parts", task, **changes).train(until=1)
+        for name in ("whole", "parts"):
+            trainer = trainer_of(kind, folder / f"{kind}_{name}", task, resume=name == "parts", **changes)
+            trainer.train()
+            torch.save(trainer.bare_model.state_dict(), folder / f"{kind}_{name}_{RANK}.pt")
+
+
+def refuse(folder: Path) -> None:
+    """Heads that never run, in one file a kind: what is said of them."""
+    for kind, task in (("nvs", NvsTask()), ("video_tracker", VideoTask(TRACKER))):
+        try:
+            trainer_of(kind, folder / f"{kind}_refused", task)
+        except ValueError as error:
+            (folder / f"{kind}_{RANK}.txt").write_text(str(error))
+
+
+def steps_of(model: nn.Module, task: Task, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Whole weights after two steps on the same scenes in every process."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    loss = task.build_loss(LossSection())
+    step = TrainingStep(model, loss, optimiser, accelerator, build_clip_groups(model, {"*": 1.0}), task=task)
+    torch.manual_seed(1)
+    for _ in range(2):
+        scenes = render_scenes([0, 1], 3, (28, 28), num_tracks=3)
+        assert step(scenes).applied
+    return training_state(model, optimiser)["model"]
+
+
+def shard(folder: Path) -> None:
+    """Whole and sharded training side by side, into `sharded.pt`, all parts sharded again where they have run.
+
+    That is what accelerate's FSDP2 does by itself.
+    """
+    accelerator = Accelerator(cpu=True)
+    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    results = {}
+    for kind, task, changes in drawing_tasks():
+        numbers = {**NUMBERS, "track_levels": 2, "heads": changes["heads"]}
+        torch.manual_seed(0)
+        whole = task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)).train()
+        sharded = copy.deepcopy(whole)
+        for module in [*sharded.modules()][::-1]:
+            if isinstance(module, TransformerBlock) or module is sharded:
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        results[kind] = {name: steps_of(m, task, accelerator) for name, m in (("whole", whole), ("sharded", sharded))}
+    if accelerator.is_main_process:
+        torch.save(results, folder / "sharded.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    folder.mkdir(exist_ok=True)
+    train_on_the_same(folder)
+    if NUM_PROCESSES > 1:
+        resume(folder)
+        refuse(folder)
+        shard(folder)
+        # Whoever leaves first would cut the others' connections.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
