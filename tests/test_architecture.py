@@ -140,8 +140,8 @@ def test_nothing_waits_for_an_accelerator(path):
     waiting = [
         c for c in calls if isinstance(c, ast.Attribute) and c.attr in ("item", "tolist", "cpu", "numpy", "nonzero")
     ]
-    # Query points are looked at where they are on the CPU.
-    allowed = 1 if id_of(path) == "models/queries.py" else 0
+    # Query points that are refused are shown.
+    allowed = 1 if id_of(path) == "tracking/queries.py" else 0
     assert len(waiting) == allowed
 
 
