@@ -81,7 +81,7 @@ def id_of(path: Path) -> str:
 def test_the_walk_finds_imports():
     assert {"torch", "geomtx.types"} <= imports_of(SRC / "layers" / "attention.py")
     assert "xformers.ops" in imports_of(SRC / "layers" / "backends.py")
-    assert geomtx_imports(SRC / "heads" / "track.py") == {"heads", "tracking", "types"}
+    assert geomtx_imports(SRC / "heads" / "track.py") == {"checks", "heads", "tracking", "types"}
     assert INNER.keys() <= {part_of(path) for path in MODULES}
 
 

@@ -259,7 +259,7 @@ def parse_around_vggt(kind: type[Config], values: dict[str, Any]) -> Config:
         ValueError: For a key that is no attribute, or a value that it can't have.
     """
     check_numbers("config key", values, kind)
-    numbers = dict(values)
+    numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     if "vggt" in values:
         if not isinstance(values["vggt"], dict):
             raise ValueError(f"vggt must be a mapping of the numbers of VGGTConfig, got {values['vggt']!r}")
