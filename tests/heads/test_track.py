@@ -61,6 +61,31 @@ def test_queries_in_chunks_are_tracked_as_if_alone(query_chunk):
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_queries_of_kept_features_are_looked_at():
+    model, query = head(), queries(1)
+    features = model.extract(random_tokens(1))
+    height, width = (2 * side for side in features.shape[-2:])
+    expected = model.track(features, query).tracks
+    for ours, reference in zip(model.track(features, query[0]).tracks, expected, strict=True):
+        assert torch.equal(ours, reference)
+    model.track(features, torch.tensor([[2, width + 0.5, height + 0.5]]).double())  # of images that are larger by one
+    for row, message in (
+        ([3.0, 5, 5], rf"lie in one of 3 views of {width}x{height} pixels, got \[3.0, "),
+        ([0, width + 1.0, 5], rf"lie in one of 3 views of {width}x{height} pixels, got "),
+        ([0.5, 5, 5], r"name views by whole numbers, as \(view, x, y\), got \[0.5, "),
+        ([0, 5, torch.nan], r"be finite, got \[0.0, 5.0, nan\]$"),
+    ):
+        with pytest.raises(ValueError, match="^query_points must " + message):
+            model.track(features, torch.tensor([[0, 5, 5], row]).double())
+    with pytest.raises(ValueError, match=r"^query_points must be a tensor, got list; "):
+        model.track(features, [[1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"^query_points must have shape \(1, N, 2\) or \(1, N, 3\), got \(2, 4, 2\)$"):
+        model.track(features, queries(2))
+    with pytest.raises(ValueError, match=r"^features must have shape \(B, S, 8, H, W\), got \(3, 8, "):
+        model.track(features[0], query)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_chunks_have_a_query():
     with pytest.raises(ValueError, match=r"^query_chunk must be a whole number, at least 1, got 0$"):
         head()(random_tokens(), queries(), query_chunk=0)

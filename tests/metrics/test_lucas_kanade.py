@@ -99,12 +99,17 @@ def test_bad_arguments():
         track_lucas_kanade(frames.byte(), queries)
     with pytest.raises(ValueError, match=r"^queries must have shape \(Q, 3\), got \(1, 2\)$"):
         track_lucas_kanade(frames, queries[:, 1:])
-    for frame in (-1.0, 2.0, 0.5, torch.nan):
-        with pytest.raises(ValueError, match=r"^queries must be in frames 0 … 1, got others$"):
-            track_lucas_kanade(frames, torch.tensor([[frame, 5.0, 6.0]]))
-    for x in (-1.0, 96.0, torch.nan):
-        with pytest.raises(ValueError, match=r"^queries must be within 72x96 pixels, got some outside$"):
-            track_lucas_kanade(frames, torch.tensor([[0, x, 6.0]]))
+    for row, message in (
+        ([-1.0, 5.0, 6.0], r"lie in one of 2 frames of 96x72 pixels, got \[-1.0, "),
+        ([2.0, 5.0, 6.0], r"lie in one of 2 frames of 96x72 pixels, got \[2.0, "),
+        ([0.5, 5.0, 6.0], r"name frames by whole numbers, as \(frame, x, y\), got \[0.5, "),
+        ([torch.nan, 5.0, 6.0], r"be finite, got \[nan, "),
+        ([0, -1.0, 6.0], r"lie in one of 2 frames of 96x72 pixels, got \[0.0, -1.0, "),
+        ([0, 96.0, 6.0], r"lie in one of 2 frames of 96x72 pixels, got \[0.0, 96.0, "),
+        ([0, torch.nan, 6.0], r"be finite, got \[0.0, nan, "),
+    ):
+        with pytest.raises(ValueError, match="^queries must " + message):
+            track_lucas_kanade(frames, torch.tensor([[0, 5.0, 6.0], row]))
     with pytest.raises(ValueError, match=r"^window must be a whole number, at least 3, got 2$"):
         track_lucas_kanade(frames, queries, window=2)
     with pytest.raises(ValueError, match=r"^num_levels must be a whole number, at least 0, got -1$"):

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import geomtx
 from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, SceneBatch, Tokens, Tracker, TrackHead
+from geomtx.heads.track import check_track_images
 from geomtx.losses.head_term import HeadTerm
 from geomtx.losses.multitask import DEPTH
 from geomtx.models.memory import LEAN_PLAN, PLANS
-from geomtx.models.queries import check_track_images
 from reference import named_tensors
 
 

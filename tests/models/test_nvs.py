@@ -166,6 +166,15 @@ def test_saved_and_loaded_is_equal(images, tmp_path: Path):
         VGGTForNVS.from_pretrained(tmp_path / "nvs", rgb_features=8)
 
 
+def test_numbers_that_are_none(tiny_model, tmp_path: Path):
+    tiny_model.save_pretrained(tmp_path)
+    for name in ("rgb_hiden", "vggt"):
+        with pytest.raises(ValueError, match=rf"^number must be one of .*'rgb_hidden', got '{name}'$"):
+            VGGTForNVS.from_vggt(tiny_model, **{name: 8})
+        with pytest.raises(ValueError, match=rf"^number must be one of .*'rgb_hidden', got '{name}'$"):
+            VGGTForNVS.from_pretrained(tmp_path, **{name: 8})
+
+
 def test_weights_of_another_kind(tmp_path: Path):
     VGGTForNVS(NVSConfig.tiny()).save_pretrained(tmp_path / "nvs")
     VideoTracker(VideoTrackerConfig.tiny()).save_pretrained(tmp_path / "tracker")

@@ -26,16 +26,28 @@ def test_frozen_and_what_it_is_made_for():
     ("values", "error"),
     [
         ({"windows": 8}, r"^config key must be one of .*'window', .*, got 'windows'$"),
-        ({"window": "8"}, r"^window must be like 8, got '8'$"),
+        ({"window": "8"}, r"^window must be a whole number, at least 2, got '8'$"),
         ({"vggt": 3}, r"^vggt must be a mapping of the numbers of VGGTConfig, got 3$"),
         ({"vggt": {"width": 3}}, r"^config key must be one of .*, got 'width'$"),
         ({"features": "sift"}, r"^features must be one of 'vggt', 'images', got 'sift'$"),
         ({"stride": 3}, r"^stride must be a multiple of 2, got 3$"),
         ({"window_stride": 8}, r"^window_stride must be in 1 … 7, got 8$"),
         ({"encoder_frames": -1}, r"^encoder_frames must be a whole number, at least 0, got -1$"),
+        ({"radius": -1}, r"^radius must be a whole number, at least 0, got -1$"),
+        ({"radius": 1.5}, r"^radius must be a whole number, at least 0, got 1.5$"),
+        ({"image_width": 0}, r"^image_width must be a whole number, at least 1, got 0$"),
+        ({"image_width": None}, r"^image_width must be a whole number, at least 1, got None$"),
+        ({"image_width": 6, "features": "images"}, r"^image_width must be a multiple of 4, got 6$"),
+        ({"window_stride": 1.5}, r"^window_stride must be a whole number, at least 1, got 1.5$"),
         ({"depth": 0}, r"^depth must be a whole number, at least 1, got 0$"),
     ],
 )
 def test_errors(values, error):
     with pytest.raises(ValueError, match=error):
         VideoTrackerConfig.from_dict(values)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_vggt_that_is_no_configuration():
+    with pytest.raises(ValueError, match=r"^vggt must be a VGGTConfig, got 3$"):
+        VideoTrackerConfig(vggt=3)

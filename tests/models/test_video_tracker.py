@@ -184,12 +184,16 @@ def test_errors(tmp_path):
     model = tracker()
     with pytest.raises(ValueError, match=r"^video must have at least 2 frames to track in, got 1$"):
         model(draw_video(1), draw_queries([0]))
-    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 56x28 pixels, got \[5.0, "):
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 frames of 56x28 pixels, got \[5.0, "):
         model(draw_video(), draw_queries([5]))
-    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 views of 56x28 pixels, got \[1.0, 56.0"):
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 frames of 56x28 pixels, got \[1.0, 56.0"):
         model(draw_video(), torch.tensor([[[1.0, 56.0, 3.0]]]).double())
     with pytest.raises(ValueError, match=r"^query_points must have shape \(1, N, 3\), got \(1, 4, 2\)$"):
         model(draw_video(), torch.rand(1, 4, 2).double())
+    with pytest.raises(ValueError, match=r"^query_points must be a tensor, got list; "):
+        model(draw_video(), [[0, 1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"^video must be floating point, got torch.uint8$"):
+        model(torch.zeros(1, 5, 3, *HW, dtype=torch.uint8), draw_queries([0]))
     with pytest.raises(ValueError, match=r"^video must have shape .*, got \(3, 28, 56\)$"):
         model(draw_video()[0, 0], draw_queries([0]))
     with pytest.raises(ValueError, match=r"^video must have at least 32 pixels a side, got \(28, 56\)$"):
@@ -200,6 +204,82 @@ def test_errors(tmp_path):
         model(draw_video(), draw_queries([0]), local_grid=-1)
     with pytest.raises(ValueError, match=r"^features must be a torch.nn.Module, got 'vgg'$"):
         VideoTracker(model.config, features="vgg")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("features", ["vggt", "images"])
+def test_errors_of_features(features):
+    source = tracker(features=features).features
+    with pytest.raises(ValueError, match=r"^video must be floating point, got torch.uint8$"):
+        source(torch.zeros(1, 5, 3, *HW, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"^video must have shape \(B, S, 3, H, W\), got \(5, 3, 28, 56\)$"):
+        source(draw_video()[0])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_track_takes_and_refuses_what_forward_does():
+    model, video, queries = tracker(), draw_video(), draw_queries([0, 3])
+    features, expected = model.features(video), model(video, queries)
+    assert_equal_tracks(model.track(features, queries[0]).tracks, expected.tracks, 0)
+    for row, message in (
+        ([5, 1, 1], r"lie in one of 5 frames of 56x28 pixels, got \[5.0, "),
+        ([1, -1, 1], r"lie in one of 5 frames of 56x28 pixels, got \[1.0, -1.0, "),
+        ([1, 1, 31], r"lie in one of 5 frames of 56x28 pixels, got \[1.0, 1.0, 31.0"),
+        ([0.5, 1, 1], r"name frames by whole numbers, as \(frame, x, y\), got \[0.5, "),
+        ([torch.nan, 1, 1], r"be finite, got \[nan, "),
+    ):
+        for call, given in ((model, video), (model.track, features)):
+            with pytest.raises(ValueError, match="^query_points must " + message):
+                call(given, torch.tensor([[0, 1, 1], row]).double())
+    with pytest.raises(ValueError, match=r"^query_points must be a tensor, got list; "):
+        model.track(features, [[0, 1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"^query_points must have shape \(1, N, 3\), got \(1, 4, 2\)$"):
+        model.track(features, torch.rand(4, 2).double())
+    with pytest.raises(ValueError, match=r"^features must have shape \(B, S, 8, H, W\), got \(5, 8, 7, 14\)$"):
+        model.track(features[0], queries)
+    with pytest.raises(ValueError, match=r"^video must have at least 2 frames to track in, got 1$"):
+        model.track(features[:, :1], draw_queries([0]))
+
+
+def test_queries_by_the_border_of_a_video_that_maps_round_down():
+    model, video = tracker(), torch.rand(1, 3, 3, 42, 70).double()
+    corner = torch.tensor([[[1, 69.5, 41.5]]]).double()
+    features = model.features(video)
+    assert features.shape[-2:] == (10, 17)
+    assert_equal_tracks(model.track(features, corner).tracks, model(video, corner).tracks, 0)
+
+
+def test_on_a_vggt_on_another_device():
+    numbers = {"num_virtual": 3, "depth": 1, "dim": 16, "num_heads": 2}
+    vggt = VGGT(VGGTConfig.tiny(dim=16, heads=("camera",))).to("meta", torch.bfloat16)
+    model = VideoTracker.from_vggt(vggt, **numbers)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+
+
+@pytest.mark.cuda
+def test_queries_are_looked_at_on_a_gpu_too():
+    model, video, queries = tracker().cuda(), draw_video().cuda(), draw_queries([7]).cuda()
+    features = model.features(video)
+    for call, given in ((model, video), (model.track, features)):
+        with pytest.raises(ValueError, match=r"^query_points must lie in one of 5 frames of 56x28 pixels, got \[7.0, "):
+            call(given, queries)
+
+
+def test_numbers_of_a_tracker_on_a_vggt(tmp_path):
+    vggt = VGGT(VGGTConfig.tiny(dim=16))
+    numbers = {"num_virtual": 3, "depth": 1, "dim": 16, "num_heads": 2}
+    with pytest.raises(ValueError, match=r"^features must be 'vggt' for a tracker on a VGGT, got 'images'$"):
+        VideoTracker.from_vggt(vggt, features="images")
+    for name in ("windwo", "vggt"):
+        with pytest.raises(ValueError, match=rf"^number must be one of .*'window', .*, got '{name}'$"):
+            VideoTracker.from_vggt(vggt, **{name: 8})
+        with pytest.raises(ValueError, match=rf"^number must be one of .*'window', .*, got '{name}'$"):
+            VideoTracker.from_vggt(tmp_path / "nothing", **{name: 8})  # before anything is read
+    model = VideoTracker.from_vggt(vggt, features="vggt", device="cpu", dtype=torch.float64, **numbers)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    vggt.save_pretrained(tmp_path)
+    model = VideoTracker.from_vggt(tmp_path, device="cpu", dtype=torch.bfloat16, **numbers)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("cpu", torch.bfloat16)}
 
 
 def test_weights_of_another_kind(tmp_path):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive, check_floating, check_shape
+from geomtx.tracking.queries import check_queries
 
 __all__ = ["track_lucas_kanade"]
 
@@ -47,7 +48,8 @@ def track_lucas_kanade(
     check_count("window", window, 3)
     check_count("num_levels", num_levels, 0)
     check_finite_positive("max_error_px", max_error_px)
-    _check_queries(queries, tuple(frames.shape))
+    image_hw = (frames.shape[-2], frames.shape[-1])
+    check_queries(queries, len(frames), image_hw, name="queries", view="frame", on_any_device=True)
     step = _Step(window, num_levels, max_error_px)
     start, first = queries[:, 1:].float().cpu().numpy(), queries[:, 0].long().cpu().numpy()
     weights = frames.new_tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -104,12 +106,3 @@ def _advance(
         moved, seen = step(grey[here], grey[there], np.ascontiguousarray(coords[here, followed]))
         coords[there, followed] = moved
         visible[there, followed] = seen
-
-
-def _check_queries(queries: Tensor, shape: tuple[int, ...]) -> None:
-    num_frames, _, height, width = shape
-    frame, x, y = queries.unbind(-1)
-    if not ((frame >= 0) & (frame <= num_frames - 1) & (frame == frame.floor())).all():
-        raise ValueError(f"queries must be in frames 0 … {num_frames - 1}, got others")
-    if not ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)).all():
-        raise ValueError(f"queries must be within {height}x{width} pixels, got some outside")

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar, get_args
 
 from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.encoder.alternating import Scope
 from geomtx.layers.backends import BackendName
 
-__all__ = ["HEADS", "HEAD_MODULES", "HeadName", "VGGTConfig", "check_heads"]
+__all__ = [
+    "HEADS",
+    "HEAD_MODULES",
+    "HeadName",
+    "VGGTConfig",
+    "check_heads",
+    "check_inner_config",
+    "check_numbers",
+    "parse_around_vggt",
+]
+
+Config = TypeVar("Config")
 
 HeadName = Literal["camera", "depth", "points", "tracks"]
 HEAD_MODULES: dict[HeadName, str] = {
@@ -225,3 +237,31 @@ class VGGTConfig:
             if not isinstance(numbers.get(field.name, field.default), wanted):
                 raise ValueError(f"{field.name} must be like {field.default!r}, got {numbers[field.name]!r}")
         return cls(**numbers)
+
+
+def check_inner_config(vggt: object) -> None:
+    """Require the numbers of the VGGT inside another model."""
+    if not isinstance(vggt, VGGTConfig):
+        raise ValueError(f"vggt must be a VGGTConfig, got {vggt!r}")
+
+
+def check_numbers(name: str, keys: Iterable[str], kind: type, *, without: str | None = None) -> None:
+    """Require names of attributes of a configuration, all of them but `without`."""
+    available = sorted(field.name for field in dataclasses.fields(kind) if field.name != without)
+    for key in keys:
+        check_option(name, key, available)
+
+
+def parse_around_vggt(kind: type[Config], values: dict[str, Any]) -> Config:
+    """The configuration of a model with a VGGT inside, from plain values; `vggt` is a mapping.
+
+    Raises:
+        ValueError: For a key that is no attribute, or a value that it can't have.
+    """
+    check_numbers("config key", values, kind)
+    numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if "vggt" in values:
+        if not isinstance(values["vggt"], dict):
+            raise ValueError(f"vggt must be a mapping of the numbers of VGGTConfig, got {values['vggt']!r}")
+        numbers["vggt"] = VGGTConfig.from_dict(values["vggt"])
+    return kind(**numbers)

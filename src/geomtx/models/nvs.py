@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from geomtx.encoder.patches import PatchEmbedding
 from geomtx.geometry.rays import plucker_rays
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.rgb import RGBHead
+from geomtx.models.config import check_numbers
 from geomtx.models.nvs_config import NVSConfig
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
@@ -195,11 +195,12 @@ class VGGTForNVS(nn.Module):
             numbers: Of `NVSConfig`, except `vggt`.
 
         Raises:
-            ValueError: As `VGGT.from_pretrained`.
+            ValueError: For numbers that aren't the configuration's, and as `VGGT.from_pretrained`.
         """
+        check_numbers("number", numbers, NVSConfig, without="vggt")
         vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source, device=device, dtype=dtype)
         like = next(vggt.parameters())
-        model = cls(dataclasses.replace(NVSConfig(), **{**numbers, "vggt": vggt.config}), vggt)
+        model = cls(NVSConfig(vggt=vggt.config, **numbers), vggt)
         return model.to(device=device or like.device, dtype=dtype or like.dtype).eval()
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from geomtx.checks import check_count, check_option, check_range
 from geomtx.geometry.rays import RayOrder
-from geomtx.models.config import VGGTConfig
+from geomtx.models.config import VGGTConfig, check_inner_config, parse_around_vggt
 
 __all__ = ["NVSConfig"]
 
@@ -41,18 +41,22 @@ class NVSConfig:
     camera_drop: float = 0.4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vggt, VGGTConfig):
-            raise ValueError(f"vggt must be a VGGTConfig, got {self.vggt!r}")
+        check_inner_config(self.vggt)
         if self.rgb_channels is not None:
+            if not isinstance(self.rgb_channels, (tuple, list)) or len(self.rgb_channels) != 4:
+                raise ValueError(f"rgb_channels must be four whole numbers, got {self.rgb_channels!r}")
             object.__setattr__(self, "rgb_channels", tuple(self.rgb_channels))
             for count in self.rgb_channels:
                 check_count("rgb_channels", count)
-        for name in ("rgb_features", "rgb_hidden"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        if self.rgb_features is not None:
+            check_count("rgb_features", self.rgb_features)
+        check_count("rgb_hidden", self.rgb_hidden)
         check_option("ray_order", self.ray_order, get_args(RayOrder))
         for name in ("isolate_targets", "known_cameras", "input_rays"):
-            check_option(name, getattr(self, name), (True, False))
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if isinstance(self.camera_drop, bool) or not isinstance(self.camera_drop, (int, float)):
+            raise ValueError(f"camera_drop must be a number, got {self.camera_drop!r}")
         check_range("camera_drop", self.camera_drop, 0, 1)
         if self.isolate_targets and "cross" in self.vggt.scopes:
             raise ValueError("isolate_targets must be False with the scope 'cross', got True")
@@ -86,11 +90,4 @@ class NVSConfig:
         Raises:
             ValueError: For a key that is no attribute, or a value that it can't have.
         """
-        for key in values:
-            check_option("config key", key, sorted(field.name for field in dataclasses.fields(cls)))
-        numbers: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        if isinstance(numbers.get("vggt"), dict):
-            numbers["vggt"] = VGGTConfig.from_dict(numbers["vggt"])
-        return cls(**numbers)
+        return parse_around_vggt(cls, values)

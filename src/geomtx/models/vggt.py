@@ -16,12 +16,11 @@ from geomtx.checks import check_option, check_shape
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.probe import make_probe, unmake_probe
-from geomtx.heads.track import TrackHead
+from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.models.config import VGGTConfig, check_heads
 from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.quantize import QuantizedType, quantize_model
-from geomtx.models.queries import batch_queries, check_queries, check_track_images
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
 from geomtx.models.saved_model import (
     EXTRA_HEADS,
@@ -35,6 +34,7 @@ from geomtx.models.saved_model import (
 from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head
+from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.types import Bool, Float, Predictions
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class VGGT(nn.Module):
             patch_mask = patch_mask[None]
         if query_points is not None:
             query_points = batch_queries(query_points, images.shape[0], 2, 3)
-            check_queries(query_points, images)
+            check_queries(query_points, images.shape[1], (images.shape[-2], images.shape[-1]))
             check_track_images(images, [modules[head] for head in heads if head in trackers])
         return images, query_points, patch_mask, heads
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_count, check_divisible, check_option, check_range
-from geomtx.models.config import VGGTConfig
+from geomtx.models.config import VGGTConfig, check_inner_config, parse_around_vggt
 
 __all__ = ["FeatureSource", "VideoTrackerConfig"]
 
@@ -53,13 +53,19 @@ class VideoTrackerConfig:
     num_virtual: int = 64
 
     def __post_init__(self) -> None:
+        check_inner_config(self.vggt)
         check_option("features", self.features, ("vggt", "images"))
         check_count("encoder_frames", self.encoder_frames, 0)
         check_count("stride", self.stride)
         check_divisible("stride", self.stride, 2)
         for name in ("levels", "iterations", "test_iterations", "dim", "num_heads", "depth", "num_virtual"):
             check_count(name, getattr(self, name))
+        check_count("image_width", self.image_width)
+        if self.features == "images":
+            check_divisible("image_width", self.image_width, 4)
+        check_count("radius", self.radius, 0)
         check_count("window", self.window, 2)
+        check_count("window_stride", self.window_stride)
         check_range("window_stride", self.window_stride, 1, self.window - 1)
 
     @property
@@ -90,16 +96,6 @@ class VideoTrackerConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: For a key that is no attribute, or a value of another type.
+            ValueError: For a key that is no attribute, or a value that it can't have.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        numbers = dict(values)
-        for key, value in values.items():
-            check_option("config key", key, sorted(fields))
-            if key == "vggt":
-                if not isinstance(value, dict):
-                    raise ValueError(f"vggt must be a mapping of the numbers of VGGTConfig, got {value!r}")
-                numbers[key] = VGGTConfig.from_dict(value)
-            elif not isinstance(value, type(fields[key].default)):
-                raise ValueError(f"{key} must be like {fields[key].default!r}, got {value!r}")
-        return cls(**numbers)
+        return parse_around_vggt(cls, values)

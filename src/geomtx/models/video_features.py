@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from geomtx.checks import check_floating, check_shape
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.models.vggt import VGGT
 from geomtx.models.vggt_parts import build_track_decoder
@@ -31,7 +32,13 @@ class VGGTFeatures(nn.Module):
         self.encoder_frames = encoder_frames
 
     def forward(self, video: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s c h2 w2"]:
-        """Images (B, S, 3, H, W) in [0, 1] → (B, S, C, H / stride, W / stride), rounded down."""
+        """Images (B, S, 3, H, W) in [0, 1] → (B, S, C, H / stride, W / stride), rounded down.
+
+        Raises:
+            ValueError: For another shape, and for bytes.
+        """
+        check_shape("video", video, ("B", "S", 3, "H", "W"))
+        check_floating("video", video)
         pieces = video.split(self.encoder_frames or video.shape[1], dim=1)
         return torch.cat([self._extract(piece) for piece in pieces], dim=1)
 

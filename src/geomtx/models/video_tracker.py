@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint import load_model, open_checkpoint
-from geomtx.checks import check_count, check_shape
-from geomtx.models.queries import batch_queries, check_queries
+from geomtx.checks import check_count, check_floating, check_shape
+from geomtx.models.config import check_numbers
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
 from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
+from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.tracking.query_chunk import map_query_chunks, take_queries
 from geomtx.tracking.support import local_queries, support_queries
 from geomtx.tracking.video import WindowTracker
@@ -125,11 +126,12 @@ class VideoTracker(nn.Module):
 
         Raises:
             ValueError: For wrong shapes, a single frame, a video too small for the pyramid, features of another stride,
-                and queries outside the video, which on an accelerator are not looked at; for `scene_images` where the
+                and queries outside the video: on an accelerator too, which is waited for; for `scene_images` where the
                 features come from elsewhere than a VGGT.
         """
         video = video[None] if video.ndim == 4 else video
         check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        check_floating("video", video)
         query_points = batch_queries(query_points, video.shape[0], 3)
         if video.shape[1] < 2:
             raise ValueError(f"video must have at least 2 frames to track in, got {video.shape[1]}")
@@ -137,7 +139,8 @@ class VideoTracker(nn.Module):
             raise ValueError(
                 f"video must have at least {self.tracker.min_image_side} pixels a side, got {tuple(video.shape[-2:])}"
             )
-        check_queries(query_points, video)
+        image_hw = (video.shape[-2], video.shape[-1])
+        check_queries(query_points, video.shape[1], image_hw, view="frame", on_any_device=True)
         tracks = self.track(
             self._make_features(video),
             query_points,
@@ -161,7 +164,7 @@ class VideoTracker(nn.Module):
     def track(
         self,
         features: Float[Tensor, "b s c h w"],
-        query_points: Float[Tensor, "b n 3"],
+        query_points: Tensor,
         *,
         backward: bool = True,
         support_grid: int = 0,
@@ -171,11 +174,15 @@ class VideoTracker(nn.Module):
     ) -> VideoTracks:
         """Track on feature maps that were made before, by `model.features(video)`; see `forward`.
 
-        Values of queries are not looked at here: frames beyond the video are taken for its first or last.
+        Maps round the size of a video down, so queries beyond its border by less than `config.stride` pixels pass.
         """
+        check_shape("features", features, ("B", "S", self.config.vggt.track_features, "H", "W"))
+        query_points = batch_queries(query_points, features.shape[0], 3)
         check_count("support_grid", support_grid, 0)
         check_count("local_grid", local_grid, 0)
-        image_hw = (features.shape[-2] * self.config.stride, features.shape[-1] * self.config.stride)
+        stride = self.config.stride
+        image_hw = (features.shape[-2] * stride, features.shape[-1] * stride)
+        check_queries(query_points, features.shape[1], image_hw, view="frame", slack_px=stride - 1, on_any_device=True)
 
         def track(queries: Tensor) -> VideoTracks:
             company = [support_queries(queries, image_hw, support_grid)] if support_grid else []
@@ -187,24 +194,40 @@ class VideoTracker(nn.Module):
         return map_query_chunks(track, query_points, query_chunk)
 
     @classmethod
-    def from_vggt(cls, source: VGGT | str | os.PathLike[str], **changes: Any) -> VideoTracker:
+    def from_vggt(
+        cls,
+        source: VGGT | str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **numbers: Any,
+    ) -> VideoTracker:
         """A new tracker, with random weights, on a VGGT that is there.
 
         Args:
             source: The model, which becomes part of this one; or what `VGGT.from_pretrained` takes.
-            changes: Numbers of `VideoTrackerConfig`, in place of its defaults; `vggt` is the source's.
+            device: Where to; None = where the model is, else the CPU.
+            dtype: Of all parameters; None = the model's.
+            numbers: Of `VideoTrackerConfig`, except `vggt`.
 
         Returns:
-            The tracker, on the VGGT's device and in its precision, in evaluation mode; its decoder begins as that of
-            the VGGT's head of tracks, if it has one.
+            The tracker, in evaluation mode; its decoder begins as that of the VGGT's head of tracks, if it has one.
+
+        Raises:
+            ValueError: For numbers that aren't the configuration's, features that aren't the VGGT's, and as
+                `VGGT.from_pretrained`.
         """
-        vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source)
-        config = VideoTrackerConfig(**{**changes, "vggt": vggt.config, "features": "vggt"})
+        check_numbers("number", numbers, VideoTrackerConfig, without="vggt")
+        if numbers.get("features", "vggt") != "vggt":
+            raise ValueError(f"features must be 'vggt' for a tracker on a VGGT, got {numbers['features']!r}")
+        vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source, device=device, dtype=dtype)
+        like = next(vggt.parameters())
+        config = VideoTrackerConfig(vggt=vggt.config, **numbers)
         features = VGGTFeatures(vggt, stride=config.stride, encoder_frames=config.encoder_frames)
         if vggt.track_head is not None:
             features.decoder.load_state_dict(vggt.track_head.decoder.state_dict())
         model = cls(config, features=features)
-        return model.to(next(vggt.parameters())).eval()
+        return model.to(device=device or like.device, dtype=dtype or like.dtype).eval()
 
     @classmethod
     def from_pretrained(

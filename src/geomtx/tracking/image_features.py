@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_divisible, check_option, check_shape
+from geomtx.checks import check_divisible, check_floating, check_option, check_shape
 from geomtx.types import Float
 
 __all__ = ["ImageFeatures"]
@@ -45,9 +45,10 @@ class ImageFeatures(nn.Module):
         """Images (B, S, 3, H, W) in [0, 1], sides multiples of the stride → (B, S, dim, H / stride, W / stride).
 
         Raises:
-            ValueError: For another shape.
+            ValueError: For another shape, and for bytes.
         """
         check_shape("video", video, ("B", "S", 3, "H", "W"))
+        check_floating("video", video)
         for side in video.shape[-2:]:
             check_divisible("sides of video", side, self.stride)
         x, scales = 2 * video.flatten(0, 1).to(self.project.weight.dtype) - 1, []

@@ -45,17 +45,14 @@ def sample_views(
         coords: (B, N, 2), (x, y) in pixels of the maps.
     """
     height, width = maps.shape[-2:]
-    largest = coords.new_tensor([width - 1, height - 1])
-    coords = torch.minimum(coords.clamp(min=0), largest)
-    corner = coords.floor()
-    weight = coords - corner
+    x, y = coords[..., 0].clamp(0, width - 1), coords[..., 1].clamp(0, height - 1)
+    # The weights keep NaN; as an index it would take a GPU's whole process down.
+    left, top = x.floor().nan_to_num(), y.floor().nan_to_num()
     flat = maps.movedim(2, -1).flatten(1, 3)
     sampled = flat.new_zeros(())
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = torch.minimum(corner + corner.new_tensor([step_x, step_y]), largest).long().unbind(-1)
-        index = ((view * height + y) * width + x)[..., None].expand(-1, -1, flat.shape[-1])
-        share = (weight[..., :1] if step_x else 1 - weight[..., :1]) * (
-            weight[..., 1:] if step_y else 1 - weight[..., 1:]
-        )
-        sampled = sampled + share * flat.gather(1, index)
+        column, row = (left + step_x).clamp(max=width - 1).long(), (top + step_y).clamp(max=height - 1).long()
+        index = ((view * height + row) * width + column)[..., None].expand(-1, -1, flat.shape[-1])
+        share = (x - left if step_x else 1 - (x - left)) * (y - top if step_y else 1 - (y - top))
+        sampled = sampled + share[..., None] * flat.gather(1, index)
     return sampled

@@ -11,7 +11,7 @@ from geomtx.layers.float32 import Float32Linear, at_least_float32
 from geomtx.layers.mlp import MLP
 from geomtx.layers.position import fourier_features, sample_grid_signal
 from geomtx.tracking.correlation import build_pyramid, correlate
-from geomtx.tracking.sampling import sample_map
+from geomtx.tracking.sampling import sample_views
 from geomtx.tracking.updater import TrackUpdater
 from geomtx.types import Bool, Float, TrackIterations
 
@@ -116,7 +116,7 @@ class Tracker(nn.Module):
             maps = at_least_float32(maps)
             pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
             query, query_view = self._split_query(query_points.to(maps.dtype), num_views)
-            track = self._sample_query(maps, query, query_view)
+            track = sample_views(maps, query_view, query)
         track = track[:, None].expand(-1, num_views, -1, -1)
         in_own_view = (torch.arange(num_views, device=query.device)[:, None] == query_view[:, None])[..., None]
         fixed = self._fixed_signal(query, in_own_view, (features.shape[-2], features.shape[-1]))
@@ -141,19 +141,12 @@ class Tracker(nn.Module):
     def _split_query(self, query_points: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
         """Coordinates (B, N, 2) in pixels of the maps, and views (B, N), kept in range.
 
-        An index out of range would take a GPU's whole process down; `geomtx.VGGT` and `geomtx.reconstruct` refuse it.
+        An index out of range would take a GPU's whole process down; `geomtx.VGGT`, `TrackHead.track` and
+        `geomtx.reconstruct` refuse it.
         """
         if query_points.shape[-1] == 2:
             return query_points / self.stride, query_points.new_zeros(query_points.shape[:2], dtype=torch.long)
         return query_points[..., 1:] / self.stride, query_points[..., 0].round().long().clamp(0, num_views - 1)
-
-    def _sample_query(self, maps: Tensor, query: Tensor, query_view: Tensor) -> Tensor:
-        """Feature of each query in its own view, (B, N, C)."""
-        num_scenes, num_views = maps.shape[:2]
-        everywhere = query[:, None].expand(-1, num_views, -1, -1).flatten(0, 1)[:, :, None]
-        sampled = sample_map(maps.flatten(0, 1), everywhere)[..., 0].unflatten(0, (num_scenes, num_views))
-        index = query_view[:, None, None, :].expand(-1, 1, sampled.shape[2], -1)
-        return sampled.gather(1, index)[:, 0].transpose(1, 2)
 
     def _fixed_signal(self, query: Tensor, in_own_view: Tensor, map_hw: tuple[int, int]) -> Tensor:
         """What every iteration adds to the tokens: where the query is, and in which view, (B, S, N, token_dim)."""

@@ -82,8 +82,8 @@ class VideoTask:
         config = VideoTrackerConfig.from_dict(self._numbers(section, vggt.config.to_dict()))
         if config.features != "vggt":
             raise ValueError(f"model.weights must be none for features of {config.features}, got '{section.weights}'")
-        numbers = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        return VideoTracker.from_vggt(vggt, **numbers)
+        names = (field.name for field in dataclasses.fields(config) if field.name != "vggt")
+        return VideoTracker.from_vggt(vggt, **{name: getattr(config, name) for name in names})
 
     def _numbers(self, section: ModelSection, vggt: dict[str, Any]) -> dict[str, Any]:
         presets = {"tiny": VideoTrackerConfig.tiny, "nano": VideoTrackerConfig.nano}

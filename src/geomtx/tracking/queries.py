@@ -1,0 +1,66 @@
+"""What query points have to be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_shape
+
+__all__ = ["batch_queries", "check_queries"]
+
+
+def batch_queries(query_points: Tensor, num_scenes: int, *widths: int) -> Tensor:
+    """With the B axis; ValueError for what is no tensor (B, N, one of `widths`), or (N, …) for one scene."""
+    if not isinstance(query_points, Tensor):
+        raise ValueError(f"query_points must be a tensor, got {type(query_points).__name__}; torch.tensor(…) makes one")
+    batched = query_points[None] if query_points.ndim == 2 else query_points
+    check_shape("query_points", batched, *((num_scenes, "N", width) for width in widths))
+    return batched
+
+
+def check_queries(
+    query_points: Tensor,
+    num_views: int,
+    image_hw: tuple[int, int],
+    *,
+    name: str = "query_points",
+    view: Literal["view", "frame"] = "view",
+    slack_px: int = 0,
+    on_any_device: bool = False,
+) -> None:
+    """Require query points to lie in the views; not while a graph is traced, where there are no values.
+
+    Args:
+        query_points: (…, 2) as (x, y) in view 0, or (…, 3) as (view, x, y).
+        num_views: How many there are.
+        image_hw: Pixels.
+        name: Of the argument, for the error.
+        view: What a view is called there.
+        slack_px: Pixels that an image may be larger, at the right and at the bottom: where its size is known from maps
+            of it, which rounded it down.
+        on_any_device: Also where looking at values means waiting for an accelerator.
+
+    Raises:
+        ValueError: For the first query that doesn't.
+    """
+    if type(query_points) is not Tensor or query_points.is_meta or torch.compiler.is_compiling():
+        return
+    if not (on_any_device or query_points.is_cpu):
+        return
+    height, width = image_hw
+    index, x, y = torch.cat([torch.zeros_like(query_points[..., :1]), query_points], dim=-1)[..., -3:].unbind(-1)
+    right, bottom = width - 0.5 + slack_px, height - 0.5 + slack_px
+    inside = (index >= 0) & (index < num_views) & (x >= -0.5) & (x <= right) & (y >= -0.5) & (y <= bottom)
+    whole = index == index.floor()
+    if (inside & whole).all():
+        return
+    for fits, demand in (
+        (query_points.isfinite().all(-1), "be finite"),
+        (whole, f"name {view}s by whole numbers, as ({view}, x, y)"),
+        (inside, f"lie in one of {num_views} {view}s of {width}x{height} pixels"),
+    ):
+        if not fits.all():
+            raise ValueError(f"{name} must {demand}, got {query_points[~fits][0].tolist()}")
