@@ -192,6 +192,8 @@ def test_gradients_reach_an_encoder_of_another_precision(images):
 def test_a_head_of_another_precision_in_pieces(name, images, queries):
     model = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).double().eval()
     model.add_head("mine", MAKERS[name]())
+    if name == "track":
+        model.extra_heads["mine"].tracker.num_iterations = 1  # with random weights, each makes rounding much larger
     given = (queries.float(),) if name == "track" else ()
     with torch.no_grad():
         whole = model(images, *given, heads=("mine",)).extra

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from geomtx import (
     VGGT,

@@ -83,9 +83,9 @@ class VGGT(nn.Module):
         Args:
             name: Of the head; an identifier.
             head: `head(tokens)`, see `Tokens`, on the encoder's device where the model runs. A `TrackHead` runs where
-                there are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, as the
-                model's own do, and `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of
-                the head's parameters: it may stay in float32 on an encoder in bfloat16.
+                there are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
+                `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
+                parameters, which may be float32 where the encoder is in bfloat16.
             loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
                 `geomtx.losses.term.Term`. See `head_losses`.
             weight: Of the loss; a Term has one of its own.
