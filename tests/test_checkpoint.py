@@ -306,9 +306,9 @@ def test_files_under_published_names(tmp_path, model):
 def test_files_under_our_names(tmp_path, model):
     folder = model.save_pretrained(tmp_path)
     assert load_file(folder / WEIGHTS).keys() == model.state_dict().keys()
-    assert json.loads((folder / CONFIG).read_text()) == model.config.to_dict()
+    assert json.loads((folder / CONFIG).read_text()) == {"kind": "VGGT", **model.config.to_dict()}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        assert VGGTConfig.from_dict(json.loads(file.metadata()["geomtx_config"])) == model.config
+        assert json.loads(file.metadata()["geomtx_config"]) == {"kind": "VGGT", **model.config.to_dict()}
 
 
 @pytest.mark.parametrize("names", ["geomtx", "published"])

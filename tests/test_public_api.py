@@ -87,16 +87,17 @@ SIGNATURES = {
     "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, target_chunk, view_chunk, "
     "scene_images, query_points)",
     "VGGTForNVS.from_vggt": "(source, *, device, dtype, **numbers)",
-    "VGGTForNVS.from_pretrained": "(source, *, device, dtype, **numbers)",
+    "VGGTForNVS.from_pretrained": "(source, *, device, dtype, extra_heads, **numbers)",
     "VGGTForNVS.save_pretrained": "(self, folder)",
     "plucker_rays": "(cam_from_world, intrinsics, image_hw, *, pixel_center, order)",
     "TrackHead.forward": "(self, tokens, query_points, *, view_chunk, query_chunk)",
     "TrackHead.track": "(self, features, query_points, *, view_mask, query_chunk)",
     "VideoTracker": "(config, *, features)",
     "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
-    "num_iterations)",
-    "VideoTracker.from_pretrained": "(source, *, features, device, dtype)",
-    "VideoTracker.from_vggt": "(source, **changes)",
+    "num_iterations, "
+    "scene_images, scene_queries)",
+    "VideoTracker.from_pretrained": "(source, *, features, device, dtype, extra_heads)",
+    "VideoTracker.from_vggt": "(source, *, device, dtype, **numbers)",
     "VideoTracker.save_pretrained": "(self, folder)",
     "quantize_model": "(model, kind, *, keep)",
     "FeatureExtractor": "(model, layers, *, frozen)",

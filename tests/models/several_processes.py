@@ -79,6 +79,7 @@ def model_of(case: Case) -> geomtx.VGGT:
             ("normals", other.point_head),
             ("my_camera", other.camera_head),
             ("my_track", other.track_head),
+            ("colours", geomtx.heads.RGBHead(other.depth_head.decoder)),
         ):
             model.add_head(name, head)
     with torch.no_grad():

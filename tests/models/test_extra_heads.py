@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import geomtx
 from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, SceneBatch, Tokens, Tracker, TrackHead
+from geomtx.heads import RGBHead
 from geomtx.heads.track import check_track_images
 from geomtx.losses.head_term import HeadTerm
 from geomtx.losses.multitask import DEPTH
@@ -42,6 +43,7 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "dense": dense,
     "camera": lambda: CameraHead(64, 1, num_heads=4, layer=1),
     "track": track,
+    "rgb": lambda: RGBHead(decoder(), hidden_dim=8),
     "foreign": Mean,
 }
 
@@ -73,12 +75,23 @@ def assert_close(ours, reference, tolerance: float = 1e-9) -> None:
 def test_every_head_reads_the_same_tokens(model, images, queries):
     images = images.double()
     tokens, extra = model.encoder(images), model(images, queries).extra
-    assert model.heads == ("camera", "depth", "points", "tracks", "my_dense", "my_camera", "my_track", "my_foreign")
+    assert model.heads == (
+        "camera",
+        "depth",
+        "points",
+        "tracks",
+        "my_dense",
+        "my_camera",
+        "my_track",
+        "my_rgb",
+        "my_foreign",
+    )
     heads = model.extra_heads
     expected = {
         "my_dense": heads["my_dense"](tokens),
         "my_camera": heads["my_camera"](tokens),
         "my_track": heads["my_track"](tokens, queries),
+        "my_rgb": heads["my_rgb"](tokens),
         "my_foreign": heads["my_foreign"](tokens),
     }
     assert extra["my_dense"].value.shape == (2, 3, 56, 84, 3)
@@ -101,7 +114,12 @@ def test_only_the_heads_asked_for(model, images):
     assert predictions.depth is not None
     assert predictions.cameras is None
     assert model(images.double(), heads=("camera",)).extra is None
-    assert model(images.double()).extra.keys() == {"my_dense", "my_camera", "my_foreign"}  # no queries, no tracks
+    assert model(images.double()).extra.keys() == {
+        "my_dense",
+        "my_camera",
+        "my_rgb",
+        "my_foreign",
+    }  # no queries, no tracks
     with pytest.raises(ValueError, match=r"^query_points must be given for the head 'my_track', got None$"):
         model(images.double(), heads=("my_track",))
     with pytest.raises(ValueError, match=r"^head must be one of .*'my_foreign', got 'my_dens'$"):
@@ -122,7 +140,7 @@ def test_scenes_of_a_batch_do_not_meet(model, images, queries):
 
 
 @pytest.mark.parametrize("plan", [PLANS[1], LEAN_PLAN], ids=["device", "lean"])
-@pytest.mark.parametrize("heads", [None, ("my_camera", "my_dense"), ("my_foreign",)])
+@pytest.mark.parametrize("heads", [None, ("my_camera", "my_dense"), ("my_rgb",), ("my_foreign",)])
 def test_in_pieces_they_give_the_same(model, images, queries, plan, heads):
     images, mask = images.double(), torch.rand(2, 3, 4, 6) < 0.7
     given = queries if heads is None else None
@@ -130,6 +148,74 @@ def test_in_pieces_they_give_the_same(model, images, queries, plan, heads):
         whole = model(images, given, mask, heads=heads)
         pieces = model(images, given, mask, heads=heads, memory_plan=plan._replace(view_chunk=2, token_chunk=11))
     assert_close(pieces, whole, tolerance=1e-6)
+
+
+def test_pictures_are_made_of_some_views_at_a_time(model, images):
+    calls = []
+    model.extra_heads["my_rgb"].hidden.register_forward_hook(lambda *args: calls.append(len(args[2])))
+    whole = model(images.double(), heads=("my_rgb",))
+    pieces = model(images.double(), heads=("my_rgb",), view_chunk=4)
+    assert calls == [6, 4, 2]
+    assert_close(pieces, whole)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_head_stays_in_float32_on_an_encoder_in_bfloat16(name, images, queries):
+    model, head = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).bfloat16().eval(), MAKERS[name]()
+    geomtx.freeze(model, ["*"])
+    model.add_head("mine", head)
+    given = (queries.float(),) if name == "track" else ()
+    tokens = model.encoder(images)
+    assert {layer.dtype for layer in tokens.layers.values()} == {torch.bfloat16}
+    layers = {index: layer.float() for index, layer in tokens.layers.items()}
+    expected = named_tensors(head(tokens._replace(layers=layers), *given))
+    found = named_tensors(model(images, *given, heads=("mine",)).extra["mine"])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[part], expected[part]) for part in expected)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    sum((tensor * torch.randn_like(tensor)).sum() for tensor in found.values() if tensor.requires_grad).backward()
+    assert [part for part, parameter in head.named_parameters() if parameter.grad is None] == []
+    assert {part.partition(".")[0] for part, p in model.named_parameters() if p.grad is not None} == {"extra_heads"}
+
+
+def test_gradients_reach_an_encoder_of_another_precision(images):
+    model = VGGT(geomtx.VGGTConfig.tiny(heads=())).bfloat16()
+    model.add_head("mine", dense())
+    model(images).extra["mine"].value.square().mean().backward()
+    assert learning(model) == {"extra_heads.mine", "encoder"}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_head_of_another_precision_in_pieces(name, images, queries):
+    model = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).double().eval()
+    model.add_head("mine", MAKERS[name]())
+    if name == "track":
+        model.extra_heads["mine"].tracker.num_iterations = 1  # with random weights, each makes rounding much larger
+    given = (queries.float(),) if name == "track" else ()
+    with torch.no_grad():
+        whole = model(images, *given, heads=("mine",)).extra
+        pieces = model(images, *given, heads=("mine",), memory_plan=LEAN_PLAN._replace(view_chunk=2, token_chunk=11))
+    assert_close(pieces.extra, whole, tolerance=1e-3)
+    assert {tensor.dtype for tensor in named_tensors(pieces.extra).values()} == {torch.float32}
+
+
+def test_under_autocast_tokens_stay_what_they_are(tiny_model, images):
+    seen = []
+
+    class Look(Mean):
+        def forward(self, tokens: Tokens) -> Tensor:
+            seen.extend(layer.dtype for layer in tokens.layers.values())
+            return super().forward(tokens)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        given = [layer.dtype for layer in tiny_model.encoder(images).layers.values()]
+        tiny_model.add_head("look", Look())
+        seen.clear()
+        tiny_model(images, heads=("look",))
+    assert seen == given
 
 
 # Learning

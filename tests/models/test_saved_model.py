@@ -3,11 +3,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, Tokens, Tracker, TrackHead, VGGTConfig, add_lora
+from geomtx import (
+    VGGT,
+    CameraHead,
+    DenseHead,
+    DPTDecoder,
+    NVSConfig,
+    Tokens,
+    Tracker,
+    TrackHead,
+    VGGTConfig,
+    VGGTForNVS,
+    VideoTracker,
+    VideoTrackerConfig,
+    add_lora,
+)
+from geomtx.checkpoint import Checkpoint
+from geomtx.heads import RGBHead
 from geomtx.layers.lora import adapted_layers
-from geomtx.models.saved_model import describe_heads
+from geomtx.models.saved_model import describe_heads, kind_of
 from reference import named_tensors, randomize
 
 
@@ -38,6 +56,7 @@ def own_heads() -> dict[str, nn.Module]:
         "track": TrackHead(
             decoder(out_channels=16, stride=2), Tracker(16, num_virtual=4, max_displacement=100.0, **numbers)
         ),
+        "colours": RGBHead(decoder(out_channels=12), hidden_dim=8),
     }
 
 
@@ -66,7 +85,7 @@ def test_own_heads_come_back_by_themselves(model, images, queries, tmp_path: Pat
         assert loaded.heads == model.heads
         assert not loaded.training
         assert not any(module.training for module in loaded.modules())
-        assert {type(head) for head in loaded.extra_heads.values()} == {DenseHead, CameraHead, TrackHead}
+        assert {type(head) for head in loaded.extra_heads.values()} == {DenseHead, CameraHead, TrackHead, RGBHead}
         assert_same(loaded(images, queries), model(images, queries))
         assert describe_heads(loaded.extra_heads) == describe_heads(model.extra_heads)
         assert repr(loaded) == repr(model)
@@ -87,6 +106,7 @@ def test_what_a_constructor_was_given_is_described(model):
     assert described["my_camera"]["numbers"]["layer"] == 1
     assert described["my_camera"]["numbers"]["mlp_ratio"] == 2.0
     assert described["track"]["numbers"]["tracker"]["numbers"]["max_displacement"] == 100.0
+    assert described["colours"]["numbers"]["hidden_dim"] == 8
 
 
 def test_precision_and_chosen_heads(model, images, tmp_path: Path):
@@ -97,7 +117,7 @@ def test_precision_and_chosen_heads(model, images, tmp_path: Path):
     assert loaded(images.double()).extra.keys() == {"dense"}
     assert VGGT.from_pretrained(tmp_path, heads=("depth",)).heads == ("depth",)
     assert VGGT.read_config(tmp_path) == model.config
-    with pytest.raises(ValueError, match=r"^head must be one of 'camera', .*'track', got 'normals'$"):
+    with pytest.raises(ValueError, match=r"^head must be one of 'camera', .*'colours', got 'normals'$"):
         VGGT.from_pretrained(tmp_path, heads=("normals",))
 
 
@@ -122,6 +142,7 @@ def test_heads_of_others_are_given(tiny_model, images, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         VGGT.from_pretrained(tmp_path)
     assert VGGT.from_pretrained(tmp_path, heads=("depth",)).heads == ("depth",)
+    assert VGGT.from_pretrained(tmp_path, extra_heads={"mine": None}).heads == tiny_model.config.heads
 
 
 def test_a_part_of_a_head_may_be_another_librarys(tiny_model, tmp_path: Path):
@@ -165,7 +186,8 @@ def test_loading_stays_strict(model, tmp_path: Path):
 
 def test_files_without_added_heads_are_what_they_were(tiny_model, images, tmp_path: Path):
     tiny_model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == tiny_model.config.to_dict()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored == {"kind": "VGGT", **tiny_model.config.to_dict()}
     assert_same(VGGT.from_pretrained(tmp_path)(images), tiny_model(images))
     with pytest.raises(ValueError, match=r"^extra_heads must be among those of the weights, none, got 'mine'$"):
         VGGT.from_pretrained(tmp_path, extra_heads={"mine": Foreign()})
@@ -183,3 +205,128 @@ def test_a_configuration_of_another_type_of_heads(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "extra_heads": 3}))
     with pytest.raises(ValueError, match=r"has a configuration that makes no model"):
         VGGT.from_pretrained(tmp_path)
+
+
+# Around a VGGT
+
+AROUND = {"nvs": VGGTForNVS, "video_tracker": VideoTracker}
+
+
+def around(kind: str, vggt: VGGT) -> VGGTForNVS | VideoTracker:
+    if kind == "nvs":
+        return VGGTForNVS.from_vggt(vggt)
+    return VideoTracker.from_vggt(vggt, levels=2, radius=1, dim=16, num_heads=2, depth=1, num_virtual=4)
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_heads_of_the_vggt_inside_come_back(model, images, queries, kind, tmp_path: Path):
+    model.add_head("mine", Foreign())
+    model.train()(images)  # statistics of the norm
+    outer = around(kind, model.eval())
+    add_lora(outer, ["*extra_heads.my_camera.trunk.*"])
+    for _, adapter in adapted_layers(outer).values():
+        nn.init.normal_(adapter.up, std=0.1)
+    outer.save_pretrained(tmp_path / "saved")
+    for source in (tmp_path / "saved", tmp_path / "saved" / "model.safetensors"):
+        loaded = AROUND[kind].from_pretrained(source, extra_heads={"mine": Foreign()})
+        assert loaded.config == outer.config
+        assert loaded.vggt.heads == model.heads
+        assert not any(module.training for module in loaded.modules())
+        assert_same(loaded.vggt(images, queries), model(images, queries))
+    assert describe_heads(loaded.vggt.extra_heads) == describe_heads(model.extra_heads)
+    double = AROUND[kind].from_pretrained(tmp_path / "saved", dtype=torch.float64, extra_heads={"mine": None})
+    assert double.vggt.heads == model.heads[:-1]
+    assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", AROUND)
+def test_heads_of_the_vggt_inside_that_do_not_fit(tiny_model, kind, tmp_path: Path):
+    tiny_model.add_head("mine", Foreign())
+    around(kind, tiny_model).save_pretrained(tmp_path)
+    load = AROUND[kind].from_pretrained
+    with pytest.raises(ValueError, match=r"given the head 'mine', of the class \S*Foreign, which geomtx can't build"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"^extra_heads must be among those of the weights, 'mine', got 'other'$"):
+        load(tmp_path, extra_heads={"other": Foreign()})
+    with pytest.raises(ValueError, match=r"doesn't fit the head 'mine': .*size mismatch for norm.weight"):
+        load(tmp_path, extra_heads={"mine": Foreign(32)})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["extra_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"vggt\.extra_heads\.mine\.\S+ is unexpected"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_added_heads_keep_their_precision_inside(tiny_model, images, kind, tmp_path: Path):
+    tiny_model.bfloat16().add_head("colours", RGBHead(decoder(), hidden_dim=8))
+    outer = around(kind, tiny_model)
+    new = [name for name, p in outer.named_parameters() if p.dtype == torch.float32]
+    assert new == [name for name, _ in outer.named_parameters() if "extra_heads" in name]
+    outer.save_pretrained(tmp_path)
+    loaded = AROUND[kind].from_pretrained(tmp_path)
+    assert {n: p.dtype for n, p in loaded.named_parameters()} == {n: p.dtype for n, p in outer.named_parameters()}
+    assert_same(loaded.vggt(images).extra, outer.vggt(images).extra)
+
+
+# Kinds
+
+
+def tiny_models() -> dict[str, nn.Module]:
+    tracker = VideoTracker(VideoTrackerConfig.tiny(features="images"))
+    return {"VGGT": VGGT(VGGTConfig.tiny()), "VGGTForNVS": VGGTForNVS(NVSConfig.tiny()), "VideoTracker": tracker}
+
+
+def test_files_say_the_kind_and_older_ones_need_not(tmp_path: Path):
+    models = tiny_models()
+    for kind, saved in models.items():
+        folder = saved.save_pretrained(tmp_path / kind)
+        config = json.loads((folder / "config.json").read_text())
+        assert config.pop("kind") == kind
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            assert json.loads(file.metadata()["geomtx_config"]) == {"kind": kind, **config}
+        for older in (False, True):
+            if older:
+                (folder / "config.json").write_text(json.dumps(config))
+                tensors, metadata = load_file(folder / "model.safetensors"), {"geomtx_config": json.dumps(config)}
+                save_file(tensors, folder / "model.safetensors", metadata=metadata)
+            for source in (folder, folder / "model.safetensors"):
+                loaded = type(saved).from_pretrained(source)
+                assert loaded.config == saved.config
+                assert all(torch.equal(t, saved.state_dict()[n]) for n, t in loaded.state_dict().items())
+                for wanted in models.keys() - {kind, "VGGTForNVS" if kind == "VGGT" else kind}:
+                    with pytest.raises(ValueError, match=rf"^weights must be of a {wanted}, got '\S+' of a {kind}; "):
+                        type(models[wanted]).from_pretrained(source)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_the_kind_that_is_written_counts(embedded):
+    for numbers in ({"frames": 8, "vggt": {}}, {"window": 8, "vggt": {}}, {"dim": 3}):
+        configs = [None, numbers] if embedded else [numbers, None]
+        sniffed = kind_of(Checkpoint("file", (), *configs))
+        assert sniffed == ("VGGT" if "dim" in numbers else "VideoTracker" if "window" in numbers else "VGGTForNVS")
+        for kind in ("VGGT", "VGGTForNVS", "VideoTracker"):
+            said = [None if each is None else {**each, "kind": kind} for each in configs]
+            assert kind_of(Checkpoint("file", (), *said)) == kind
+    assert kind_of(Checkpoint("file", (), None, None)) == "VGGT"
+
+
+def test_published_files_say_the_kind_within(tmp_path: Path):
+    VGGT(VGGTConfig.tiny()).save_pretrained(tmp_path, names="published")
+    assert "kind" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"^weights must be of a VideoTracker, got '\S+' of a VGGT; VideoTracker.from_v"
+    ):
+        VideoTracker.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Splats", 3])
+def test_a_kind_that_nobody_knows(kind, tmp_path: Path):
+    for wanted, saved in tiny_models().items():
+        saved.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "kind": kind}))
+        message = rf"^weights must be of a {wanted}, got '\S+' of a {kind}; kinds are VGGT, VGGTForNVS, VideoTracker$"
+        with pytest.raises(ValueError, match=message):
+            type(saved).from_pretrained(tmp_path)

@@ -154,14 +154,13 @@ def test_on_a_vggt_that_is_there(tmp_path):
     assert VideoTracker.from_vggt(small, num_virtual=3, depth=1, dim=16, num_heads=2).vggt.track_head is None
 
 
-def test_added_heads_have_their_place_elsewhere(tmp_path):
-    model = tracker()
+def test_added_heads_of_the_vggt_inside(tmp_path):
+    model, video, queries = tracker(), draw_video(), draw_queries([0, 2])
     model.vggt.add_head("first", FirstToken())
-    with pytest.raises(
-        ValueError, match=r"^model.vggt must be without added heads to be saved in this model, got first$"
-    ):
-        model.save_pretrained(tmp_path / "tracker")
-    assert not (tmp_path / "tracker").exists()
+    model.save_pretrained(tmp_path)
+    loaded = VideoTracker.from_pretrained(tmp_path, extra_heads={"first": FirstToken()})
+    assert torch.equal(loaded.vggt(video).extra["first"], model.vggt(video).extra["first"])
+    assert_equal_tracks(loaded(video, queries).tracks, model(video, queries).tracks, 0)
 
 
 def test_every_parameter_of_the_tracker_gets_a_gradient():
@@ -314,11 +313,11 @@ def test_features_that_do_not_fit():
             VideoTracker(config, features=nn.Sequential(pool, widen))(video, queries)
 
 
-def test_added_heads_are_not_lost_silently(tmp_path):
-    model = tracker()
-    model.vggt.add_head("mine", nn.Identity())
-    with pytest.raises(
-        ValueError, match=r"^model.vggt must be without added heads to be saved in this model, got mine$"
-    ):
+def test_added_heads_elsewhere_are_not_lost_silently(tmp_path):
+    vggt = VGGT(VGGTConfig.tiny(heads=()))
+    vggt.add_head("mine", FirstToken())
+    model = VideoTracker(tracker().config, features=nn.Sequential(vggt))
+    message = r"^added heads must be those of model\.features\.vggt, got mine of model\.features\.0$"
+    with pytest.raises(ValueError, match=message):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()

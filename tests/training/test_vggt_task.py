@@ -35,6 +35,13 @@ def test_models_by_numbers_and_of_weights(model: geomtx.VGGT, tmp_path: Path):
         TASK.build_model(ModelSection(weights=str(tmp_path), heads=("sky",)))
 
 
+class Nothing(torch.nn.Module):
+    """A head that geomtx can't build."""
+
+    def forward(self, tokens: geomtx.Tokens) -> torch.Tensor:
+        return tokens.layer(max(tokens.layers)).mean()
+
+
 @pytest.mark.parametrize("kind", ["vggt", "nvs", "video_tracker"])
 def test_added_heads_are_left_out_and_that_is_said(model: geomtx.VGGT, kind: str, tmp_path: Path, caplog):
     model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=2))
@@ -42,7 +49,13 @@ def test_added_heads_are_left_out_and_that_is_said(model: geomtx.VGGT, kind: str
     built = build_task(kind, {}).build_model(ModelSection(kind=kind, preset="tiny", weights=str(tmp_path / "vggt")))
     assert not [name for name in built.state_dict() if "my_camera" in name]
     assert "Added heads of model.weights are left out, as there are no losses of them: my_camera." in caplog.text
+    if kind != "vggt":
+        built.vggt.add_head("mine", Nothing())
+    caplog.clear()
     built.save_pretrained(tmp_path / "again")
+    again = build_task(kind, {}).build_model(ModelSection(kind=kind, weights=str(tmp_path / "again")))
+    assert (again if kind == "vggt" else again.vggt).heads == model.config.heads
+    assert ("are left out, as there are no losses of them: mine." in caplog.text) == (kind != "vggt")
 
 
 def test_predictions_of_prepared_scenes(model: geomtx.VGGT):

@@ -23,6 +23,7 @@ class RGBHead(nn.Module):
     def __init__(self, decoder: DPTDecoder, *, hidden_dim: int = 32) -> None:
         super().__init__()
         self.decoder = decoder
+        self.hidden_dim = hidden_dim
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 3, 1)
 

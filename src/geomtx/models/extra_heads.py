@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.heads.dense import DenseHead
+from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.models.config import HEAD_MODULES, HEADS
 from geomtx.types import ProjectedTokens, SceneBatch, Tokens
@@ -24,6 +25,7 @@ __all__ = [
     "as_term",
     "check_fits",
     "check_new_head",
+    "head_dtype",
     "head_modules",
     "run_extra_head",
 ]
@@ -49,12 +51,27 @@ def run_extra_head(
     view_chunk: int | None = None,
     output_device: torch.device | None = None,
 ) -> Any:
-    """Call a head with as much as it can use: `DenseHead` and `TrackHead` as the model's own, others with tokens."""
-    if isinstance(head, DenseHead):
+    """Call a head with as much as it can use: geomtx's classes as the model's own heads, others with tokens.
+
+    Tokens are in the precision of the head's parameters; under autocast, layers see to that themselves.
+    """
+    dtype = head_dtype(head)
+    if isinstance(tokens, Tokens) and dtype is not None:
+        tokens = tokens._replace(layers={index: layer.to(dtype) for index, layer in tokens.layers.items()})
+    if isinstance(head, DenseHead | RGBHead):
         return head(tokens, view_chunk=view_chunk, output_device=output_device)
     if isinstance(head, TrackHead):
         return head(tokens, query_points, view_chunk=view_chunk)
     return head(tokens)
+
+
+def head_dtype(head: nn.Module) -> torch.dtype | None:
+    """What tokens are brought to for a head: the type of its first weights; None = they stay as they are."""
+    first = next((p for p in head.parameters() if p.is_floating_point()), None)
+    if first is None:
+        return None
+    device = first.device.type
+    return None if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else first.dtype
 
 
 def as_term(name: str, loss: HeadLoss, weight: float) -> Term:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import load_model, open_checkpoint
+from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_count, check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
@@ -21,7 +22,14 @@ from geomtx.heads.rgb import RGBHead
 from geomtx.models.config import check_numbers
 from geomtx.models.nvs_config import NVSConfig
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
+from geomtx.models.saved_model import (
+    HeadSource,
+    build_heads,
+    kind_of,
+    load_around_vggt,
+    parse_stored,
+    save_around_vggt,
+)
 from geomtx.models.vggt import VGGT
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -191,7 +199,7 @@ class VGGTForNVS(nn.Module):
         Args:
             source: A model, which becomes part of this one, or as for `VGGT.from_pretrained`.
             device: Where to; None = where the model is, else the CPU.
-            dtype: Of all parameters; None = the model's.
+            dtype: Of all parameters; None = the model's, that of its encoder for what is new.
             numbers: Of `NVSConfig`, except `vggt`.
 
         Raises:
@@ -201,7 +209,9 @@ class VGGTForNVS(nn.Module):
         vggt = source if isinstance(source, VGGT) else VGGT.from_pretrained(source, device=device, dtype=dtype)
         like = next(vggt.parameters())
         model = cls(NVSConfig(vggt=vggt.config, **numbers), vggt)
-        return model.to(device=device or like.device, dtype=dtype or like.dtype).eval()
+        for part in model.children():
+            part.to(device=device or like.device, dtype=like.dtype if dtype is None and part is not vggt else dtype)
+        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -210,6 +220,7 @@ class VGGTForNVS(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
         **numbers: Any,
     ) -> VGGTForNVS:
         """Load weights, strictly; in evaluation mode.
@@ -219,31 +230,31 @@ class VGGTForNVS(nn.Module):
                 then as `from_vggt`.
             device: Where to; None = the CPU.
             dtype: Of all parameters; None = as stored.
+            extra_heads: Of the VGGT inside, as for `VGGT.from_pretrained`.
             numbers: Of `NVSConfig`, for what a plain VGGT doesn't have.
 
         Raises:
-            ValueError: For numbers where the weights bring theirs; for missing, unexpected or misshapen tensors, or a
-                configuration that makes no model.
+            ValueError: For numbers where the weights bring theirs; for missing, unexpected or misshapen tensors, a
+                configuration that makes no model, or an added head that has to be given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))
-        stored = stored_numbers(checkpoint)
-        if "vggt" not in stored:
-            return cls.from_vggt(source, device=device, dtype=dtype, **numbers)
-        check_kind(checkpoint, "VGGTForNVS")
+        if kind_of(checkpoint) == "VGGT":
+            vggt = VGGT.from_pretrained(source, device=device, dtype=dtype, extra_heads=extra_heads)
+            return cls.from_vggt(vggt, **numbers)
+        config, described = parse_stored(checkpoint, "VGGTForNVS", NVSConfig.from_dict)
         if numbers:
             raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
-        config = parse_stored(checkpoint, stored, NVSConfig.from_dict)
-        return load_model(checkpoint, lambda: cls(config), NO_OTHER_NAMES, device=device, dtype=dtype)
+        heads = build_heads(described, extra_heads or {}, config.vggt)
+        return load_around_vggt(checkpoint, "VGGTForNVS", lambda: cls(config), heads, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `model.safetensors` and `config.json` into a folder, both or none.
+        """Write `model.safetensors` and `config.json` into a folder, both or none; with heads added to the VGGT inside.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
-                have their place in its own files: `model.vggt.save_pretrained`.
+            ValueError: For a quantised model, whose own numbers are lost.
         """
-        return save_around_vggt(self, self.config.to_dict(), folder)
+        return save_around_vggt(self, "VGGTForNVS", self.config.to_dict(), folder)
 
 
 def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single: bool) -> Cameras:

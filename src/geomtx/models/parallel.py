@@ -23,6 +23,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.patches import grid_of
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
+from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.exchange import SharedAttention, Shares
@@ -86,7 +87,7 @@ def predict_parallel(
     images, query_points, patch_mask, heads = model._to_batch(images, query_points, patch_mask, heads)
     modules = {name: head for name, head in head_modules(model).items() if name in heads}
     for name, head in modules.items():
-        if not isinstance(head, CameraHead | DenseHead | TrackHead):
+        if not isinstance(head, CameraHead | DenseHead | RGBHead | TrackHead):
             raise ValueError(f"heads must be of geomtx's classes in parallel, got {type(head).__name__} for {name!r}")
     device = next(model.parameters()).device
     numbers = _numbers_of(images, query_points, heads, dict.fromkeys((*HEADS, *model.extra_heads)))
@@ -236,14 +237,14 @@ def _check_same(numbers: dict[str, int], device: torch.device, group: dist.Proce
 
 
 def _gather_maps(predictions: Predictions, shares: Shares, device: torch.device) -> Predictions:
-    """Depth and points of all views; cameras and tracks are complete."""
+    """Maps of all views; cameras and tracks are complete."""
 
-    def whole(maps: DenseMap | None) -> DenseMap | None:
-        return None if maps is None else DenseMap(*(shares.gather(each, dim=1, device=device) for each in maps))
+    def whole(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return shares.gather(value, dim=1, device=device)
+        return DenseMap(*map(whole, value)) if isinstance(value, DenseMap) else value
 
-    extra = predictions.extra
-    if extra is not None:
-        extra = {name: whole(value) if isinstance(value, DenseMap) else value for name, value in extra.items()}
+    extra = None if predictions.extra is None else {name: whole(value) for name, value in predictions.extra.items()}
     return predictions._replace(depth=whole(predictions.depth), points=whole(predictions.points), extra=extra)
 
 

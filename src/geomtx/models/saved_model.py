@@ -1,4 +1,4 @@
-"""What a model's files say of it: its numbers, and the heads that were added, which come back."""
+"""What a model's files say of it: its kind, its numbers, and the heads that were added, which come back."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
-from geomtx.checkpoint import Checkpoint, save_model
+from geomtx.checkpoint import Checkpoint, load_model, save_model
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.key_table import KeyTable
 from geomtx.models.config import HEAD_MODULES, VGGTConfig
@@ -26,82 +27,111 @@ __all__ = [
     "EXTRA_HEADS",
     "NO_OTHER_NAMES",
     "HeadSource",
+    "Kind",
+    "added_heads",
     "build_heads",
     "check_can_save",
-    "check_kind",
     "config_of_checkpoint",
     "describe_heads",
+    "describe_model",
     "fill_heads",
+    "kind_of",
+    "load_around_vggt",
     "parse_stored",
     "save_around_vggt",
-    "stored_numbers",
 ]
 
-HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module]
+HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
+"""None leaves the head out."""
+
+Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker"]
 Config = TypeVar("Config")
+Model = TypeVar("Model", bound=nn.Module)
 
 NO_OTHER_NAMES = KeyTable(())
 """Of models that nobody else publishes."""
 
 EXTRA_HEADS = "extra_heads"
-"""Key in a `config.json`, and the module's name in a model."""
+"""Key in a `config.json`, and the module's name in a VGGT."""
+
+_KIND = "kind"  # key in a `config.json`
+
+# Where a model of a kind has its VGGT.
+_INSIDE: dict[Kind, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
 
 # Their attributes have the names of their constructors' arguments, so that they can be built again.
 _OWN: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (CameraHead, DPTDecoder, DenseHead, TrackHead, Tracker)
+    kind.__name__: kind for kind in (CameraHead, DPTDecoder, DenseHead, RGBHead, TrackHead, Tracker)
 }
 
 
-def check_kind(checkpoint: Checkpoint, wanted: Literal["VGGT", "VGGTForNVS", "VideoTracker"]) -> None:
-    """Require the weights of a model of one class.
+def kind_of(checkpoint: Checkpoint) -> str:
+    """A `Kind`, as the files say; where they don't, by the numbers, as before there was such a field."""
+    stored = _stored(checkpoint) or {}
+    if _KIND in stored:
+        return str(stored[_KIND])
+    return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
+
+
+def added_heads(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Name → description of the heads that were added, see `describe_heads`.
 
     Raises:
-        ValueError: For those of another of geomtx's models, naming the call that takes them.
+        ValueError: If what is stored of them is no mapping.
     """
-    stored = stored_numbers(checkpoint)
-    found = "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
-    if found == wanted:
-        return
-    name = repr(checkpoint.source)
-    if found == "VGGT":
-        way = f"{wanted}.from_vggt begins with them"
-    else:
-        way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
-    raise ValueError(f"weights must be of a {wanted}, got {name} of a {found}; {way}")
+    described = (_stored(checkpoint) or {}).get(EXTRA_HEADS, {})
+    if not isinstance(described, dict):
+        raise ValueError(_useless(checkpoint, f"{EXTRA_HEADS} must be a mapping, got {described!r}"))
+    return described
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    stored, embedded = checkpoint.config, checkpoint.embedded_config
+    # The embedded one is complete, where a published one has few numbers.
+    return embedded if embedded is not None and (not stored or is_published_config(stored)) else stored
+
+
+def _useless(checkpoint: Checkpoint, reason: object) -> str:
+    return f"{checkpoint.source} has a configuration that makes no model: {reason}"
 
 
 def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
     """The stored configuration and extra heads; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
-    check_kind(checkpoint, "VGGT")
-    stored = checkpoint.config
-    if stored is None or (is_published_config(stored) and checkpoint.embedded_config is not None):
-        stored = checkpoint.embedded_config  # complete, where a published one has few numbers
-    if stored is not None:
-        return parse_stored(checkpoint, stored, _parse_with_heads)
+    if _stored(checkpoint) is not None:
+        return parse_stored(checkpoint, "VGGT", parse_config)
     parts = {name.partition(".")[0] for name in checkpoint.shapes}
     return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts)), {}
 
 
-def _parse_with_heads(stored: dict[str, Any]) -> tuple[VGGTConfig, dict[str, Any]]:
-    numbers = {key: value for key, value in stored.items() if key != EXTRA_HEADS}
-    return parse_config(numbers), dict(stored.get(EXTRA_HEADS, {}))
-
-
-def stored_numbers(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Of a model around a VGGT, whose own numbers are "vggt"; empty where none are stored."""
-    return checkpoint.config or checkpoint.embedded_config or {}
-
-
-def parse_stored(checkpoint: Checkpoint, numbers: dict[str, Any], parse: Callable[[dict[str, Any]], Config]) -> Config:
-    """The configuration of stored numbers.
+def parse_stored(
+    checkpoint: Checkpoint, wanted: Kind, parse: Callable[[dict[str, Any]], Config]
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration of stored numbers, and `added_heads`.
 
     Raises:
-        ValueError: If `parse` refuses them, saying whose they are.
+        ValueError: For weights of another kind, naming the call that takes them; if `parse` refuses the numbers, saying
+            whose they are.
     """
+    _check_kind(checkpoint, wanted)
+    described = added_heads(checkpoint)
+    numbers = {key: value for key, value in (_stored(checkpoint) or {}).items() if key not in (_KIND, EXTRA_HEADS)}
     try:
-        return parse(numbers)
+        return parse(numbers), described
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
+        raise ValueError(_useless(checkpoint, error)) from error
+
+
+def _check_kind(checkpoint: Checkpoint, wanted: Kind) -> None:
+    found, name = kind_of(checkpoint), repr(checkpoint.source)
+    if found == wanted:
+        return
+    if found == "VGGT":
+        way = f"{wanted}.from_vggt begins with them"
+    elif found in get_args(Kind):
+        way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
+    else:
+        way = f"kinds are {', '.join(get_args(Kind))}"
+    raise ValueError(f"weights must be of a {wanted}, got {name} of a {found}; {way}")
 
 
 def check_can_save(model: nn.Module) -> None:
@@ -114,18 +144,48 @@ def check_can_save(model: nn.Module) -> None:
         raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
 
 
-def save_around_vggt(model: nn.Module, numbers: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
-    """Write a model that has a VGGT inside, as "model.vggt", into a folder, see `save_model`.
+def describe_model(kind: Kind, numbers: dict[str, Any], heads: nn.ModuleDict) -> dict[str, Any]:
+    """What is stored of a model: its kind, its numbers, the heads that were added."""
+    return {_KIND: kind, **numbers, **({EXTRA_HEADS: describe_heads(heads)} if heads else {})}
+
+
+def save_around_vggt(model: nn.Module, kind: Kind, numbers: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """Write a model that has a VGGT inside into a folder, with the heads that were added to that, see `save_model`.
 
     Raises:
-        ValueError: For quantised weights, and for heads added to the VGGT, which have their place in its own files.
+        ValueError: For quantised weights, and for added heads of a VGGT elsewhere in the model.
     """
     check_can_save(model)
-    added = [name for part in model.modules() for name in getattr(part, EXTRA_HEADS, ())]
-    if added:
-        names = ", ".join(added)
-        raise ValueError(f"model.vggt must be without added heads to be saved in this model, got {names}")
-    return save_model(model, folder, NO_OTHER_NAMES, config=numbers, published_config=numbers)
+    added = {path: heads for path, part in model.named_modules() if (heads := getattr(part, EXTRA_HEADS, None))}
+    here = added.pop(_INSIDE[kind], nn.ModuleDict())
+    for path, heads in added.items():
+        raise ValueError(f"added heads must be those of model.{_INSIDE[kind]}, got {', '.join(heads)} of model.{path}")
+    stored = describe_model(kind, numbers, here)
+    return save_model(model, folder, NO_OTHER_NAMES, config=stored, published_config=stored)
+
+
+def load_around_vggt(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    build: Callable[[], Model],
+    heads: dict[str, nn.Module],
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Model:
+    """The inverse of `save_around_vggt`: see `load_model`, and `build_heads` for what `heads` are.
+
+    Raises:
+        ValueError: If the tensors don't fit.
+    """
+    inside = _INSIDE[kind]
+    apart = [f"{inside}.{EXTRA_HEADS}.{name}." for name in added_heads(checkpoint)]
+    model = load_model(checkpoint, build, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart)
+    filled = fill_heads(heads, checkpoint, device, dtype, inside=inside)
+    if filled:
+        vggt: Any = model.get_submodule(inside)
+        vggt.extra_heads.update(filled)
+    return model
 
 
 def describe_heads(heads: nn.ModuleDict) -> dict[str, Any]:
@@ -169,7 +229,7 @@ def _class_of(description: Mapping[str, Any]) -> str:
 def build_heads(
     described: Mapping[str, Any], given: Mapping[str, HeadSource], config: VGGTConfig
 ) -> dict[str, nn.Module]:
-    """Heads by name: those that are given, the others from their numbers, on the meta device.
+    """Heads by name: those that are given, the others from their numbers, on the meta device; without those given None.
 
     Raises:
         ValueError: For a head that is given but not described, one that only its own library can build and isn't given,
@@ -181,11 +241,12 @@ def build_heads(
             raise ValueError(f"extra_heads must be among those of the weights, {there}, got {name!r}")
     heads = {}
     for name, description in described.items():
-        if name in given:
-            source = given[name]
-            head = source if isinstance(source, nn.Module) else source(config)
-        else:
+        if name not in given:
             head = _rebuild(name, description)
+        elif (source := given[name]) is None:
+            continue
+        else:
+            head = source if isinstance(source, nn.Module) else source(config)
         if not isinstance(head, nn.Module):
             raise ValueError(f"extra_heads must be modules, got {type(head).__name__} for {name!r}")
         heads[name] = head
@@ -201,21 +262,26 @@ def _rebuild(name: str, description: Any) -> nn.Module:
     if head is None:
         raise ValueError(
             f"extra_heads must be given the head {name!r}, of the class {_class_of(description)}, which geomtx can't "
-            f"build, got none; from_pretrained(…, extra_heads={{{name!r}: module}}), or other heads=(…)"
+            f"build, got none; from_pretrained(…, extra_heads={{{name!r}: module}}), or None to do without"
         )
     return head
 
 
 def fill_heads(
-    heads: dict[str, nn.Module], checkpoint: Checkpoint, device: torch.device | str | None, dtype: torch.dtype | None
+    heads: dict[str, nn.Module],
+    checkpoint: Checkpoint,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    *,
+    inside: str = "",
 ) -> dict[str, nn.Module]:
-    """Put a checkpoint's tensors into heads, buffers too, strictly; in evaluation mode.
+    """Put a checkpoint's tensors into heads of the VGGT at `inside`, buffers too, strictly; in evaluation mode.
 
     Raises:
         ValueError: If they don't fit.
     """
     for name, head in heads.items():
-        prefix, state = f"{EXTRA_HEADS}.{name}.", {}
+        prefix, state = f"{inside}.{EXTRA_HEADS}.{name}.".removeprefix("."), {}
         for file in checkpoint.files:
             for stored, tensor in file.read([key for key in file.shapes if key.startswith(prefix)]):
                 state[stored.removeprefix(prefix)] = tensor.clone()

@@ -13,9 +13,10 @@ from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.layers.placement import empty_on, wait_for_copies
-from geomtx.models.extra_heads import head_modules
+from geomtx.models.extra_heads import head_dtype, head_modules
 from geomtx.models.memory import MemoryPlan, check_plan
 from geomtx.types import ProjectedTokens, Tokens
 
@@ -73,8 +74,13 @@ class _LayerReader:
             here = [part[chunk].to(parts[-1].device, non_blocking=True) for part in parts]
             patches = torch.cat(here, dim=-1)
             for head, level in levels:
-                projected = self.decoders[head].project_tap(
-                    level, patches, self.tokens.grid_hw, self.tokens.image_hw, None if mask is None else mask[chunk]
+                decoder = self.decoders[head]
+                projected = decoder.project_tap(
+                    level,
+                    patches.to(head_dtype(decoder) or patches.dtype),
+                    self.tokens.grid_hw,
+                    self.tokens.image_hw,
+                    None if mask is None else mask[chunk],
                 )
                 maps = self.maps[head]
                 if level not in maps:
@@ -121,7 +127,9 @@ def read_in_chunks(
     """
     check_plan(plan)
     modules = {name: head for name, head in head_modules(model).items() if name in heads}
-    decoders = {name: head.decoder for name, head in modules.items() if isinstance(head, DenseHead | TrackHead)}
+    decoders = {
+        name: head.decoder for name, head in modules.items() if isinstance(head, DenseHead | RGBHead | TrackHead)
+    }
     last = max(model.config.taps)
     cameras = {
         name: last if head.layer is None else head.layer

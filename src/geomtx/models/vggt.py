@@ -28,7 +28,7 @@ from geomtx.models.saved_model import (
     build_heads,
     check_can_save,
     config_of_checkpoint,
-    describe_heads,
+    describe_model,
     fill_heads,
 )
 from geomtx.models.streaming import read_in_chunks
@@ -83,8 +83,9 @@ class VGGT(nn.Module):
         Args:
             name: Of the head; an identifier.
             head: `head(tokens)`, see `Tokens`, on the encoder's device where the model runs. A `TrackHead` runs where
-                there are query points, and gets them too; a `DenseHead` decodes some views at a time, as the model's
-                own do, and `geomtx.reconstruct` keeps what it gives.
+                there are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
+                `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
+                parameters, which may be float32 where the encoder is in bfloat16.
             loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
                 `geomtx.losses.term.Term`. See `head_losses`.
             weight: Of the loss; a Term has one of its own.
@@ -249,7 +250,7 @@ class VGGT(nn.Module):
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
             quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
             extra_heads: By name, added heads that are of no class of geomtx's: a module, which is filled, or a function
-                from the `VGGTConfig` to one.
+                from the `VGGTConfig` to one; None leaves a head out.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
@@ -294,7 +295,6 @@ class VGGT(nn.Module):
             ValueError: For a quantised model, whose own numbers are lost.
         """
         check_can_save(self)
-        ours, published = self.config.to_dict(), published_config(self.config)
-        if self.extra_heads:
-            ours[EXTRA_HEADS] = describe_heads(self.extra_heads)
+        ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
+        published = published_config(self.config)
         return save_model(self, folder, VGGT_KEYS, config=ours, published_config=published, names=names)

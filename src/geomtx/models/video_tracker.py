@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import load_model, open_checkpoint
+from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_count, check_floating, check_shape
 from geomtx.models.config import check_numbers
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import NO_OTHER_NAMES, check_kind, parse_stored, save_around_vggt, stored_numbers
+from geomtx.models.saved_model import HeadSource, build_heads, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
@@ -211,7 +212,8 @@ class VideoTracker(nn.Module):
             numbers: Of `VideoTrackerConfig`, except `vggt`.
 
         Returns:
-            The tracker, in evaluation mode; its decoder begins as that of the VGGT's head of tracks, if it has one.
+            The tracker, in evaluation mode, what is new in the precision of the VGGT's encoder; its decoder begins as
+            that of the VGGT's head of tracks, if it has one.
 
         Raises:
             ValueError: For numbers that aren't the configuration's, features that aren't the VGGT's, and as
@@ -227,7 +229,10 @@ class VideoTracker(nn.Module):
         if vggt.track_head is not None:
             features.decoder.load_state_dict(vggt.track_head.decoder.state_dict())
         model = cls(config, features=features)
-        return model.to(device=device or like.device, dtype=dtype or like.dtype).eval()
+        vggt.to(device=device or like.device, dtype=dtype)
+        for part in (features.decoder, model.tracker):
+            part.to(device=device or like.device, dtype=dtype or like.dtype)
+        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -237,23 +242,25 @@ class VideoTracker(nn.Module):
         features: nn.Module | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
     ) -> VideoTracker:
         """Load weights that `save_pretrained` wrote, strictly; in evaluation mode.
 
         Args:
             source: A folder, a .safetensors file or a hub id.
             features: The source of feature maps, where the saved model had one of another kind than the
-                configuration's; its weights are loaded too.
+                configuration's; its weights are loaded too. A VGGT of its has no added heads yet.
             device: Where to; None = the CPU.
             dtype: Of all parameters; None = as stored.
+            extra_heads: Of the VGGT inside, as for `VGGT.from_pretrained`.
 
         Raises:
-            ValueError: For weights of another model, and of one whose `features` aren't given.
+            ValueError: For weights of another model, and of one whose `features` or added heads have to be given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_checkpoint(find_weights(source))
-        check_kind(checkpoint, "VideoTracker")
-        config = parse_stored(checkpoint, stored_numbers(checkpoint), VideoTrackerConfig.from_dict)
+        config, described = parse_stored(checkpoint, "VideoTracker", VideoTrackerConfig.from_dict)
+        heads = build_heads(described, extra_heads or {}, config.vggt)
 
         def build() -> VideoTracker:
             model = cls(config, features=features)
@@ -266,16 +273,16 @@ class VideoTracker(nn.Module):
                 )
             return model
 
-        return load_model(checkpoint, build, NO_OTHER_NAMES, device=device, dtype=dtype)
+        return load_around_vggt(checkpoint, "VideoTracker", build, heads, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `model.safetensors` and `config.json` into a folder; nothing is left half-written.
+        """Write `model.safetensors` and `config.json` into a folder, with heads added to the VGGT inside.
 
         Returns:
-            The folder.
+            The folder; nothing is left half-written.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost, and for heads added to the VGGT inside, which
-                have their place in its own files: `model.vggt.save_pretrained`.
+            ValueError: For a quantised model, whose own numbers are lost, and for heads added to a VGGT that isn't
+                `model.vggt`.
         """
-        return save_around_vggt(self, self.config.to_dict(), folder)
+        return save_around_vggt(self, "VideoTracker", self.config.to_dict(), folder)

@@ -22,10 +22,10 @@ from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import stored_numbers
+from geomtx.models.saved_model import kind_of
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
-from geomtx.training.vggt_task import VggtTask, leave_out_late_tracks, load_vggt, queries_for
+from geomtx.training.vggt_task import VggtTask, leave_out_heads, leave_out_late_tracks, load_vggt, queries_for
 from geomtx.types import Cameras, SceneBatch
 
 __all__ = ["NvsLoss", "NvsTask"]
@@ -86,9 +86,10 @@ class NvsTask:
         """With random weights, with those of a model of this kind, or around those of a VGGT; in float32."""
         if section.weights is None:
             return VGGTForNVS(NVSConfig(vggt=section.model_config(), **self.numbers))
-        stored = stored_numbers(open_checkpoint(find_weights(section.weights)))
-        if section.heads is None and "vggt" in stored:
-            return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, **self.numbers)
+        checkpoint = open_checkpoint(find_weights(section.weights))
+        if section.heads is None and kind_of(checkpoint) != "VGGT":
+            without = leave_out_heads(checkpoint)
+            return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, extra_heads=without, **self.numbers)
         return VGGTForNVS.from_vggt(load_vggt(section), **self.numbers)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGTForNVS:

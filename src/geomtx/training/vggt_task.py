@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import open_checkpoint
+from geomtx.checkpoint import Checkpoint, open_checkpoint
 from geomtx.checks import check_option
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.heads.track import TrackHead
@@ -18,13 +18,21 @@ from geomtx.losses.reduce import select
 from geomtx.metrics.evaluate import measure_depth, measure_poses
 from geomtx.models.config import HEADS
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import config_of_checkpoint
+from geomtx.models.saved_model import added_heads, config_of_checkpoint
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import Predictions, SceneBatch
 
-__all__ = ["VggtTask", "leave_out_late_tracks", "load_vggt", "queries_for", "score_cameras", "score_depth"]
+__all__ = [
+    "VggtTask",
+    "leave_out_heads",
+    "leave_out_late_tracks",
+    "load_vggt",
+    "queries_for",
+    "score_cameras",
+    "score_depth",
+]
 
 logger = logging.getLogger("geomtx")
 
@@ -71,12 +79,21 @@ def load_vggt(section: ModelSection) -> VGGT:
     assert section.weights is not None
     for head in section.heads or ():
         check_option("model.heads", head, HEADS)
-    numbers, added = config_of_checkpoint(open_checkpoint(find_weights(section.weights)))
-    if added and section.heads is None:
+    checkpoint = open_checkpoint(find_weights(section.weights))
+    numbers, _ = config_of_checkpoint(checkpoint)
+    if section.heads is None:
+        leave_out_heads(checkpoint)
+    return VGGT.from_pretrained(section.weights, heads=section.heads or numbers.heads, dtype=torch.float32)
+
+
+def leave_out_heads(checkpoint: Checkpoint) -> dict[str, None]:
+    """`extra_heads` of `from_pretrained` that leaves out what was added to a model; a warning says so."""
+    added = added_heads(checkpoint)
+    if added:
         logger.warning(
             "Added heads of model.weights are left out, as there are no losses of them: %s.", ", ".join(added)
         )
-    return VGGT.from_pretrained(section.weights, heads=section.heads or numbers.heads, dtype=torch.float32)
+    return dict.fromkeys(added)
 
 
 def leave_out_late_tracks(batch: SceneBatch) -> SceneBatch:

@@ -15,12 +15,12 @@ from geomtx.losses.reduce import select
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import stored_numbers
+from geomtx.models.saved_model import kind_of
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.rehearsal import Practice, Rehearsal
-from geomtx.training.vggt_task import load_vggt, queries_for
+from geomtx.training.vggt_task import leave_out_heads, load_vggt, queries_for
 from geomtx.types import SceneBatch, TrackLabels, Tracks, VideoTracks
 
 __all__ = ["VideoLoss", "VideoOutputs", "VideoTask", "draw_queries", "is_seen"]
@@ -74,10 +74,11 @@ class VideoTask:
         if section.weights is None:
             return VideoTracker(VideoTrackerConfig.from_dict(self._numbers(section, section.model_config().to_dict())))
         checkpoint = open_checkpoint(find_weights(section.weights))
-        if "vggt" in stored_numbers(checkpoint):
+        if kind_of(checkpoint) != "VGGT":
             if self.tracker:
                 raise ValueError(f"task.tracker must be empty for weights of a VideoTracker, got {self.tracker}")
-            return VideoTracker.from_pretrained(section.weights, dtype=torch.float32)
+            without = leave_out_heads(checkpoint)
+            return VideoTracker.from_pretrained(section.weights, dtype=torch.float32, extra_heads=without)
         vggt = load_vggt(section)
         config = VideoTrackerConfig.from_dict(self._numbers(section, vggt.config.to_dict()))
         if config.features != "vggt":
