@@ -95,7 +95,7 @@ SIGNATURES = {
     "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
     "num_iterations)",
     "VideoTracker.from_pretrained": "(source, *, features, device, dtype)",
-    "VideoTracker.from_vggt": "(source, **changes)",
+    "VideoTracker.from_vggt": "(source, *, device, dtype, **numbers)",
     "VideoTracker.save_pretrained": "(self, folder)",
     "quantize_model": "(model, kind, *, keep)",
     "FeatureExtractor": "(model, layers, *, frozen)",
