@@ -93,7 +93,7 @@ SIGNATURES = {
     "TrackHead.track": "(self, features, query_points, *, view_mask, query_chunk)",
     "VideoTracker": "(config, *, features)",
     "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
-    "num_iterations)",
+    "num_iterations, scene_images, scene_queries)",
     "VideoTracker.from_pretrained": "(source, *, features, device, dtype)",
     "VideoTracker.from_vggt": "(source, **changes)",
     "VideoTracker.save_pretrained": "(self, folder)",
