@@ -58,7 +58,7 @@ def test_heads_within_a_model_run_in_float32(tiny_model: geomtx.VGGT):
 
 def test_several_processes_train_no_head_that_never_runs(tiny_model: geomtx.VGGT):
     nvs, video = geomtx.VGGTForNVS.from_vggt(tiny_model), geomtx.VideoTracker.from_vggt(tiny_model, levels=2)
-    tiny_model.add_head("mine", torch.nn.Linear(1, 1))
+    tiny_model.add_head("mine", geomtx.CameraHead(2 * tiny_model.config.dim, 1, num_heads=2))
     for model, task, name in ((nvs, NvsTask(), "vggt"), (video, VideoTask(), "features.vggt")):
         check_rehearsal(model, task, 1)
         heads = ", ".join(f"{name}.{head}" for head in ("camera_head", "depth_head", "point_head", "track_head"))

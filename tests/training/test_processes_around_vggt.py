@@ -62,8 +62,9 @@ def test_heads_that_never_run_are_refused_in_every_process(kind: str, inside: st
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sharded_parameters_train_as_whole_ones(kind: str, folders: tuple[Path, Path]):
+def test_sharded_parameters_train_as_whole_ones_of_ddp(kind: str, folders: tuple[Path, Path]):
     results = weights(folders[1] / "sharded.pt")[kind]
     assert results["sharded"].keys() == results["whole"].keys()
+    assert any(not torch.equal(value, results["start"][name]) for name, value in results["whole"].items())
     for name, value in results["whole"].items():
         torch.testing.assert_close(results["sharded"][name], value, rtol=1e-3, atol=1e-5, msg=name)

@@ -122,34 +122,33 @@ def refuse(folder: Path) -> None:
 
 
 def steps_of(model: nn.Module, task: Task, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Whole weights after two steps on the same scenes in every process."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    """Whole weights after two steps on scenes of every process's own."""
+    bare: Any = getattr(model, "module", model)
+    optimiser = torch.optim.AdamW(bare.parameters(), lr=1e-2, eps=1e-3, fused=True)
     loss = task.build_loss(LossSection())
-    step = TrainingStep(model, loss, optimiser, accelerator, build_clip_groups(model, {"*": 1.0}), task=task)
-    torch.manual_seed(1)
+    step = TrainingStep(model, loss, optimiser, accelerator, build_clip_groups(bare, {"*": 1.0}), task=task)
+    torch.manual_seed(RANK)
     for _ in range(2):
-        scenes = render_scenes([0, 1], 3, (28, 28), num_tracks=3)
-        assert step(scenes).applied
-    return training_state(model, optimiser)["model"]
+        assert step(render_scenes([RANK], 2, (28, 28), num_tracks=3)).applied
+    return training_state(bare, optimiser)["model"]
 
 
 def shard(folder: Path) -> None:
-    """Whole and sharded training side by side, into `sharded.pt`, all parts sharded again where they have run.
-
-    That is what accelerate's FSDP2 does by itself.
-    """
+    """DDP and FSDP2 side by side, into `sharded.pt`; what has run is sharded again, as accelerate has it by itself."""
     accelerator = Accelerator(cpu=True)
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
     results = {}
-    for kind, task, changes in drawing_tasks():
-        numbers = {**NUMBERS, "track_levels": 2, "heads": changes["heads"]}
+    for kind, task, _ in drawing_tasks():
+        numbers = {**NUMBERS, "camera_iterations": 1, "track_levels": 2, "heads": ["camera", "depth"]}
         torch.manual_seed(0)
         whole = task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)).train()
         sharded = copy.deepcopy(whole)
         for module in [*sharded.modules()][::-1]:
             if isinstance(module, TransformerBlock) or module is sharded:
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        results[kind] = {name: steps_of(m, task, accelerator) for name, m in (("whole", whole), ("sharded", sharded))}
+        models = {"whole": accelerator.prepare_model(whole), "sharded": sharded}
+        results[kind] = {"start": copy.deepcopy(whole.state_dict())}
+        results[kind] |= {name: steps_of(model, task, accelerator) for name, model in models.items()}
     if accelerator.is_main_process:
         torch.save(results, folder / "sharded.pt")
 

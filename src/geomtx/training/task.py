@@ -63,7 +63,8 @@ class Task(Protocol):
 
         Returns:
             Nested named tuples, dictionaries and tensors. In training, the same parts of the model have to run in
-            every process whatever its batch has: DDP waits for all trained parameters.
+            every process whatever its batch has: DDP waits for all trained parameters. All of it is one call of the
+            model: sharded parameters are whole only within it.
         """
         ...
 
