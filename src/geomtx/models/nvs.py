@@ -22,14 +22,8 @@ from geomtx.heads.rgb import RGBHead
 from geomtx.models.config import check_numbers
 from geomtx.models.nvs_config import NVSConfig
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import (
-    HeadSource,
-    build_heads,
-    kind_of,
-    load_around_vggt,
-    parse_stored,
-    save_around_vggt,
-)
+from geomtx.models.saved_heads import HeadSource, build_heads
+from geomtx.models.saved_model import kind_of, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt import VGGT
 from geomtx.types import Bool, Cameras, Float, Predictions
 

@@ -1,10 +1,9 @@
-"""What a model's files say of it: its kind, its numbers, and the heads that were added, which come back."""
+"""What a model's files say of it: its kind and its numbers; `saved_heads` has the heads that were added."""
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -12,37 +11,24 @@ import torch
 from torch import nn
 
 from geomtx.checkpoint import Checkpoint, load_model, save_model
-from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
-from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.rgb import RGBHead
-from geomtx.heads.track import TrackHead
 from geomtx.key_table import KeyTable
 from geomtx.models.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.quantize import is_quantized
+from geomtx.models.saved_heads import EXTRA_HEADS, describe_heads, fill_heads
 from geomtx.models.vggt_keys import is_published_config, parse_config
-from geomtx.tracking.tracker import Tracker
 
 __all__ = [
-    "EXTRA_HEADS",
     "NO_OTHER_NAMES",
-    "HeadSource",
     "Kind",
     "added_heads",
-    "build_heads",
     "check_can_save",
     "config_of_checkpoint",
-    "describe_heads",
     "describe_model",
-    "fill_heads",
     "kind_of",
     "load_around_vggt",
     "parse_stored",
     "save_around_vggt",
 ]
-
-HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
-"""None leaves the head out."""
 
 Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker"]
 Config = TypeVar("Config")
@@ -51,18 +37,10 @@ Model = TypeVar("Model", bound=nn.Module)
 NO_OTHER_NAMES = KeyTable(())
 """Of models that nobody else publishes."""
 
-EXTRA_HEADS = "extra_heads"
-"""Key in a `config.json`, and the module's name in a VGGT."""
-
 _KIND = "kind"  # key in a `config.json`
 
 # Where a model of a kind has its VGGT.
 _INSIDE: dict[Kind, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
-
-# Their attributes have the names of their constructors' arguments, so that they can be built again.
-_OWN: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (CameraHead, DPTDecoder, DenseHead, RGBHead, TrackHead, Tracker)
-}
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
@@ -186,109 +164,3 @@ def load_around_vggt(
         vggt: Any = model.get_submodule(inside)
         vggt.extra_heads.update(filled)
     return model
-
-
-def describe_heads(heads: nn.ModuleDict) -> dict[str, Any]:
-    """Name → {"class", "numbers"} for `config.json`; a head of another library's is a class without numbers."""
-    return {name: _describe(head) for name, head in heads.items()}
-
-
-def _describe(module: nn.Module) -> dict[str, Any]:
-    kind = type(module)
-    if _OWN.get(kind.__name__) is not kind:
-        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    values = {name: getattr(module, name) for name in inspect.signature(kind).parameters}
-    numbers: dict[str, Any] = {
-        name: _describe(value) if isinstance(value, nn.Module) else list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-    }
-    return {"class": kind.__name__, "numbers": numbers}
-
-
-def _build(description: Mapping[str, Any]) -> nn.Module | None:
-    """None for a class that isn't geomtx's."""
-    kind, numbers = _OWN.get(description.get("class", "")), {}
-    if kind is None:
-        return None
-    for name, value in description["numbers"].items():
-        if isinstance(value, dict):
-            value = _build(value)
-            if value is None:
-                return None
-        numbers[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**numbers)
-
-
-def _class_of(description: Mapping[str, Any]) -> str:
-    """Of the first part that isn't geomtx's."""
-    parts = [part for part in description.get("numbers", {}).values() if isinstance(part, dict)]
-    foreign = (_class_of(part) for part in parts if _build(part) is None)
-    return next(foreign, str(description.get("class")))
-
-
-def build_heads(
-    described: Mapping[str, Any], given: Mapping[str, HeadSource], config: VGGTConfig
-) -> dict[str, nn.Module]:
-    """Heads by name: those that are given, the others from their numbers, on the meta device; without those given None.
-
-    Raises:
-        ValueError: For a head that is given but not described, one that only its own library can build and isn't given,
-            and numbers that make no head.
-    """
-    for name in given:
-        if name not in described:
-            there = ", ".join(map(repr, described)) or "none"
-            raise ValueError(f"extra_heads must be among those of the weights, {there}, got {name!r}")
-    heads = {}
-    for name, description in described.items():
-        if name not in given:
-            head = _rebuild(name, description)
-        elif (source := given[name]) is None:
-            continue
-        else:
-            head = source if isinstance(source, nn.Module) else source(config)
-        if not isinstance(head, nn.Module):
-            raise ValueError(f"extra_heads must be modules, got {type(head).__name__} for {name!r}")
-        heads[name] = head
-    return heads
-
-
-def _rebuild(name: str, description: Any) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            head = _build(description)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"extra_heads must describe {name!r} by numbers that make a head, got: {error}") from error
-    if head is None:
-        raise ValueError(
-            f"extra_heads must be given the head {name!r}, of the class {_class_of(description)}, which geomtx can't "
-            f"build, got none; from_pretrained(…, extra_heads={{{name!r}: module}}), or None to do without"
-        )
-    return head
-
-
-def fill_heads(
-    heads: dict[str, nn.Module],
-    checkpoint: Checkpoint,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    *,
-    inside: str = "",
-) -> dict[str, nn.Module]:
-    """Put a checkpoint's tensors into heads of the VGGT at `inside`, buffers too, strictly; in evaluation mode.
-
-    Raises:
-        ValueError: If they don't fit.
-    """
-    for name, head in heads.items():
-        prefix, state = f"{inside}.{EXTRA_HEADS}.{name}.".removeprefix("."), {}
-        for file in checkpoint.files:
-            for stored, tensor in file.read([key for key in file.shapes if key.startswith(prefix)]):
-                state[stored.removeprefix(prefix)] = tensor.clone()
-        try:
-            head.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{checkpoint.source} doesn't fit the head {name!r}: {reason}") from error
-        head.to(device=device or "cpu", dtype=dtype).eval()
-    return heads

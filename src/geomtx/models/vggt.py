@@ -22,15 +22,8 @@ from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_h
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.quantize import QuantizedType, quantize_model
 from geomtx.models.registry import EMBEDDED, find_weights, state_licence
-from geomtx.models.saved_model import (
-    EXTRA_HEADS,
-    HeadSource,
-    build_heads,
-    check_can_save,
-    config_of_checkpoint,
-    describe_model,
-    fill_heads,
-)
+from geomtx.models.saved_heads import EXTRA_HEADS, HeadSource, build_heads, fill_heads
+from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model
 from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head

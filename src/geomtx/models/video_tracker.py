@@ -14,7 +14,8 @@ from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_count, check_floating, check_shape
 from geomtx.models.config import check_numbers
 from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import HeadSource, build_heads, load_around_vggt, parse_stored, save_around_vggt
+from geomtx.models.saved_heads import HeadSource, build_heads
+from geomtx.models.saved_model import load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt import VGGT
 from geomtx.models.video_config import VideoTrackerConfig
 from geomtx.models.video_features import VGGTFeatures
