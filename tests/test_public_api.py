@@ -206,6 +206,14 @@ print(VGGT.__name__, len(geomtx.__all__))
     assert result.stdout.split() == ["VGGT", str(len(INVENTORY))]
 
 
+@pytest.mark.parametrize("name", geomtx._PACKAGES)
+def test_packages_need_no_import_of_their_own(name):
+    package = importlib.import_module(f"geomtx.{name}")
+    code = f"import geomtx; geomtx.{name}.{package.__all__[0]}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match=r"^module 'geomtx' has no attribute 'VGGTT'$"):
         geomtx.VGGTT  # noqa: B018

@@ -66,10 +66,15 @@ _HOMES = {
     "VideoTracks": "types",
 }
 
+# The rest of each is one step further: `geomtx.losses.RenderingLoss`.
+_PACKAGES = ("data", "encoder", "geometry", "heads", "layers", "losses", "metrics", "models", "tracking")
+
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"geomtx.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'geomtx' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"geomtx.{_HOMES[name]}"), name)
