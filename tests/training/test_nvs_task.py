@@ -250,7 +250,7 @@ def test_recipes_that_ship(name):
         ({"num_inputs": 0}, r"^task.num_inputs must be a whole number, at least 1, got 0$"),
         ({"num_targets": 0}, r"^task.num_targets must be a whole number, at least 1, got 0$"),
         ({"unit": "metres"}, r"^task.unit must be one of 'depth', 'cameras', got 'metres'$"),
-        ({"numbers": {"vggt": {}}}, r"^task.numbers must be one of 'rgb_features', .*, got 'vggt'$"),
+        ({"numbers": {"vggt": {}}}, r"^task.numbers must be one of 'camera_drop', .*, got 'vggt'$"),
         ({"rehearsal": -1}, r"^task.rehearsal must be at least 0, got -1.0$"),
         ({"rehearsal_share": 2}, r"^task.rehearsal_share must be in 0 … 1, got 2.0$"),
         ({"redraw": 1.5}, r"^task.redraw must be in 0 … 1, got 1.5$"),

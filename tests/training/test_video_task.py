@@ -211,7 +211,7 @@ def test_a_batch_without_tracks():
         VideoTask().prepare(draw_batch()._replace(tracks=None))
     with pytest.raises(ValueError, match=r"^data.views must be at least 2 to track through, got 1$"):
         VideoTask().prepare(draw_batch()._replace(images=torch.zeros(2, 1, 3, 28, 28)))
-    with pytest.raises(ValueError, match=r"^task.tracker must be one of 'features', .*, got 'windows'$"):
+    with pytest.raises(ValueError, match=r"^task.tracker must be one of 'depth', .*, got 'windows'$"):
         build_task("video_tracker", {"tracker": {"windows": 4}})
 
 

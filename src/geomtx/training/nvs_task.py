@@ -20,6 +20,7 @@ from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss
 from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
 from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
+from geomtx.models.config import check_numbers
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import kind_of
@@ -75,8 +76,7 @@ class NvsTask:
         if self.num_targets is not None:
             check_count("num_targets", self.num_targets)
         check_option("unit", self.unit, ("depth", "cameras"))
-        for name in self.numbers:
-            check_option("numbers", name, [f.name for f in dataclasses.fields(NVSConfig) if f.name != "vggt"])
+        check_numbers("numbers", self.numbers, NVSConfig, without="vggt")
         for name in ("perceptual_weight", "similarity_weight", "chroma_weight", "rehearsal"):
             check_at_least(name, getattr(self, name), 0)
         for name in ("redraw", "rehearsal_share"):

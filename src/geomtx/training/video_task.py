@@ -14,6 +14,7 @@ from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.reduce import select
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
+from geomtx.models.config import check_numbers
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import kind_of
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
@@ -65,9 +66,7 @@ class VideoTask:
         check_at_least("weight", self.weight, 0)
         if "vggt" in self.tracker:
             raise ValueError("tracker must leave 'vggt' to the model's preset, numbers or weights, got it too")
-        for name in self.tracker:
-            names = (field.name for field in dataclasses.fields(VideoTrackerConfig) if field.name != "vggt")
-            check_option("tracker", name, names)
+        check_numbers("tracker", self.tracker, VideoTrackerConfig, without="vggt")
 
     def build_model(self, section: ModelSection) -> VideoTracker:
         """Random, from weights of a `VideoTracker`, or a random tracker on the weights of a VGGT; in float32."""
