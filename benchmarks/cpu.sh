@@ -34,7 +34,7 @@ small() { # that nothing got slower where there is little to do
     echo "== small: needs BEFORE"
     return
   fi
-  step small vggt.py nano --before "$BEFORE" --name small --candidates plain --cases 1x48x64 2x48x64 8x48x64 \
+  step small vggt_speed.py nano --before "$BEFORE" --name small --candidates plain --cases 1x48x64 2x48x64 8x48x64 \
     --view-chunk 8 --warmup 3 --repeats 401
 }
 
@@ -49,7 +49,7 @@ vggt() {
     [ -e "$WEIGHTS" ] || "$PYTHON" benchmarks/weights.py "$WEIGHTS" || exit
   fi
   step load load.py "$WEIGHTS"
-  step vggt vggt.py "$WEIGHTS" --cases 4x280x280 ${BEFORE:+--before "$BEFORE"}
+  step vggt vggt_speed.py "$WEIGHTS" --cases 4x280x280 ${BEFORE:+--before "$BEFORE"}
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 

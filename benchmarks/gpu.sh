@@ -20,7 +20,7 @@
 #   TRAIN_ARGS  for `geomtx train nano_gpu`, like "--set schedule.steps=4000": the schedule has to fit into the time
 #   NANO_ARGS   for benchmarks/nano.py
 #   WEIGHTS     of VGGT-1B's size; made if they are not there (5 GB)
-#   CANDIDATES  for `vggt`, see benchmarks/vggt.py
+#   CANDIDATES  for `vggt`, see benchmarks/vggt_speed.py
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
@@ -175,7 +175,7 @@ time_cases() { # CANDIDATES SIZE VIEWS…
   shift 2
   echo "== vggt, $size, views $*"
   # shellcheck disable=SC2086 # several candidates
-  benchmark vggt.py "$WEIGHTS" --device cuda --dtype bfloat16 --view-chunk 8 --repeats 5 --limit-s 40 \
+  benchmark vggt_speed.py "$WEIGHTS" --device cuda --dtype bfloat16 --view-chunk 8 --repeats 5 --limit-s 40 \
     --candidates $candidates --cases "${@/%/x$size}" --output "$STATE/results" --skip-done || echo "== vggt: FAILED"
   publish
 }

@@ -1,4 +1,4 @@
-"""One implementation of VGGT-1B, run a pass at a time when `vggt.py` says so: a line of JSON in, a line out.
+"""One implementation of VGGT-1B, run a pass at a time when `vggt_speed.py` says so: a line of JSON in, a line out.
 
 Its own process, so that other versions of geomtx, found on PYTHONPATH, can be timed in turns with this one.
 """

@@ -117,6 +117,16 @@ def test_the_package_itself_imports_nothing_when_it_is_imported():
     assert at_once <= set(sys.stdlib_module_names)
 
 
+def test_no_benchmark_hides_a_package():
+    """A script's folder comes first in the path: beside `vggt.py`, `import vggt` finds that and not the package."""
+    files = sorted((SRC.parents[1] / "benchmarks").glob("*.py"))
+    if not files:
+        pytest.skip("the benchmarks are not here")
+    wanted = {name.partition(".")[0] for file in files for name in imports_of(file) if "." in name}
+    assert "vggt" in wanted
+    assert not wanted & {file.stem for file in files}
+
+
 def test_files_have_names_that_say_what_they_hold():
     names = {path.stem for path in MODULES} | {path.name for path in SRC.rglob("*") if path.is_dir()}
     assert not names & {"utils", "util", "common", "misc", "base", "helpers", "tools", "core"}

@@ -1,4 +1,4 @@
-"""VGGT's forward pass beside others, in turns in one run: `vggt.py WEIGHTS [--cases 4x280x280 …] …`.
+"""VGGT's forward pass beside others, in turns in one run: `vggt_speed.py WEIGHTS [--cases 4x280x280 …] …`.
 
 Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
 round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
