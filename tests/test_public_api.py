@@ -4,6 +4,8 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,37 @@ def test_public_methods_have_docstrings(name):
         return
     own = [n for n, m in vars(value).items() if not n.startswith("_") and inspect.isfunction(getattr(value, n, None))]
     assert [method for method in own if not getattr(value, method).__doc__] == []
+
+
+def annotated(value: object) -> Iterator[object]:
+    """A function, or a class with its public methods and properties."""
+    if inspect.isclass(value):
+        yield value
+        for name, member in vars(value).items():
+            member = getattr(member, "__func__", getattr(member, "fget", member))
+            if (not name.startswith("_") or name in ("__init__", "__call__")) and inspect.isfunction(member):
+                yield member
+    elif inspect.isfunction(value):
+        yield value
+
+
+def modules_to_read() -> list[str]:
+    """All packages, and every file of those that compute."""
+    root = Path(geomtx.__file__).parent
+    paths = [path.relative_to(root) for path in root.rglob("*.py")]
+    # The others name types of packages that are only imported where they are needed.
+    whole = {"data", "encoder", "geometry", "heads", "layers", "losses", "metrics", "scene", "tracking", "views"}
+    chosen = [path for path in paths if path.stem == "__init__" or path.parts[0] in whole or path.stem == "types"]
+    return sorted(".".join(("geomtx", *path.with_suffix("").parts)).removesuffix(".__init__") for path in chosen)
+
+
+@pytest.mark.parametrize("module", modules_to_read())
+def test_type_hints_of_public_names_can_be_read(module):
+    """Documentation tools and checkers of types at run time read them: every name in them must be there."""
+    home = importlib.import_module(module)
+    for name in getattr(home, "__all__", ()):
+        for value in annotated(getattr(home, name)):
+            typing.get_type_hints(value)
 
 
 @pytest.mark.parametrize("path", SIGNATURES)

@@ -85,13 +85,7 @@ def run_batch_in_chunks(
     chunk: int,
     *,
     rope: RotaryTable | None = None,
-    mask: Bool[
-        Tensor,
-        (
-            batch  # heads #n n
-        ),
-    ]
-    | None = None,
+    mask: Bool[Tensor, "batch #heads #n n"] | None = None,
 ) -> None:
     """What `block(x)` gives, written over `x`, for some entries of the batch at a time; without gradients.
 

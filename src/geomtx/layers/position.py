@@ -24,8 +24,8 @@ def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Floa
 
 
 def grid_signal(
-    x: Float[Tensor, w],
-    y: Float[Tensor, h],
+    x: Float[Tensor, " w"],
+    y: Float[Tensor, " h"],
     dim: int,
     *,
     base: float,

@@ -62,7 +62,7 @@ class VGGT(nn.Module):
         return (*self.config.heads, *self.extra_heads)
 
     @property
-    def head_losses(self) -> dict[str, Term]:
+    def head_losses(self) -> dict[str, Any]:
         """Name → loss of the added heads that have one, for `MultitaskLoss(others=model.head_losses)`."""
         return dict(self._head_losses)
 

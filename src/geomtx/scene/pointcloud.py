@@ -30,8 +30,8 @@ class PointCloud(NamedTuple):
 
     xyz: Float[Tensor, "m 3"]
     rgb: UInt8[Tensor, "m 3"]
-    confidence: Float[Tensor, m]
-    view: Int[Tensor, m]
+    confidence: Float[Tensor, " m"]
+    view: Int[Tensor, " m"]
 
 
 def check_percentile(percentile: float) -> None:
@@ -43,7 +43,7 @@ def check_percentile(percentile: float) -> None:
     check_range("percentile", percentile, 0, 100)
 
 
-def confidence_threshold(confidence: Float[Tensor, n], percentile: float) -> float:
+def confidence_threshold(confidence: Float[Tensor, " n"], percentile: float) -> float:
     """The confidence at a percentile: one of the values, so that the values at or above it are never none.
 
     A percentile and not a fixed value, because the range of confidences differs from model to model.
