@@ -235,7 +235,8 @@ class TrackLabels(NamedTuple):
     there. Of videos, any frame in which a track is visible can be its query's, and view 0 may not see it.
 
     Attributes:
-        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; kept where the point is not seen.
+        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; where the point is not seen, the place
+            of the hidden point, or NaN if nobody knows it.
         visible: (B, S, N) bool.
         valid: (B, N) bool; False = the slot is empty or a negative, which is never visible.
     """

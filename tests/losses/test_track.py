@@ -127,6 +127,34 @@ def test_true_positions_need_not_be_known_where_the_point_is_not_seen():
     assert loss.total.isfinite()
 
 
+@pytest.mark.parametrize("visible_boost", [None, 0.5])
+@pytest.mark.parametrize("unknown", [float("nan"), float("inf")])
+def test_hidden_places_that_nobody_knows_teach_nothing(visible_boost, unknown):
+    """Neither the confidence nor, where hidden positions count, the position."""
+    iterations, labels = random_iterations(), random_labels()
+    gone = ~labels.visible & (torch.rand(B, S, N) < 0.5)
+    target = torch.where(gone[..., None], unknown, labels.coords_px)
+    inputs = [tensor.requires_grad_() for tensor in iterations]
+    loss = track_loss(TrackIterations(*inputs), labels._replace(coords_px=target), visible_boost=visible_boost)
+    cells = track_loss(iterations, labels, visible_boost=visible_boost, reduction="none")
+    taught = counted(labels) & ~gone
+    assert (gone & counted(labels)).any()
+    torch.testing.assert_close(loss.confidence, cells.confidence[taught].mean())
+    torch.testing.assert_close(loss.visibility, cells.visibility[counted(labels)].mean())
+    weight = taught * (1 + (visible_boost or 0) * labels.visible) if visible_boost else taught & labels.visible
+    torch.testing.assert_close(loss.position, cells.position[taught].sum() / weight.sum())
+    loss.total.backward()
+    assert all(tensor.grad.isfinite().all() for tensor in inputs)
+    assert not inputs[2].grad[gone].any()
+
+
+def test_a_seen_place_must_be_known():
+    labels = random_labels()
+    target = labels.coords_px.clone()
+    target[0, 1, (labels.visible[0, 1] & labels.visible[0, 0]).nonzero()[0]] = float("nan")
+    assert track_loss(random_iterations(), labels._replace(coords_px=target)).position.isnan()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("field", ["valid", "visible"])
 def test_no_track_is_a_zero_with_a_graph(field, reduction):

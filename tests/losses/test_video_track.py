@@ -139,6 +139,17 @@ def test_zero_at_the_truth(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_hidden_places_that_are_nan_are_not_known(loss):
+    windows, labels, queries = draw()
+    known = labels.visible | (torch.rand(B, S, N) < 0.5)
+    target = torch.where(known[..., None], labels.coords_px, torch.nan)
+    expected = loss(windows, labels, queries, known=known)
+    assert expected.total.isfinite()
+    assert expected.position != loss(windows, labels, queries).position
+    assert torch.equal(torch.stack(loss(windows, labels._replace(coords_px=target), queries)), torch.stack(expected))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_what_does_not_count_has_no_influence(loss):
     windows, labels, queries = draw()
     known = torch.rand(B, S, N) > 0.3

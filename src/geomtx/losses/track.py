@@ -43,8 +43,9 @@ def track_loss(
 
     A track counts if its slot is valid and its point is seen in view 0, where its query is. Positions count where the
     point is seen; visibility and confidence count in all views of such a track. A prediction deserves confidence
-    where the last refinement is within `threshold_px` of the truth. Refinement i of I counts decay^(I-1-i) / I. The
-    weights of visibility and confidence are unpublished.
+    where the last refinement is within `threshold_px` of the truth, also where the point is hidden; labels that don't
+    know where a hidden point is must hold NaN there, and such views have no say in the confidence. Refinement i of I
+    counts decay^(I-1-i) / I. The weights of visibility and confidence are unpublished.
 
     Args:
         iterations: Of a track head, any floating dtype. Logits, not probabilities.
@@ -56,8 +57,8 @@ def track_loss(
         visibility_weight: In the total.
         confidence_weight: In the total.
         visible_boost: None = positions count only where the point is seen. A number, such as 0.1 = they count in all
-            views of a track, 1 + that much where the point is seen and 1 elsewhere; the true coordinates must then be
-            known there too.
+            views of a track where the true coordinates are known, 1 + that much where the point is seen and 1
+            elsewhere.
         min_points: With fewer positions than this in the batch, the position loss is zero, as published.
         reduction: "mean", or "none".
 
@@ -79,22 +80,24 @@ def track_loss(
         raise ValueError(f"visible_boost must be None or at least 0, got {visible_boost}")
     counts = (labels.valid & labels.visible[:, 0])[:, None].expand_as(labels.visible)
     seen = labels.visible & counts
+    # NaN where a point is seen is a mistake, and shows in the loss; where it is hidden, it says that nobody knows.
+    located = counts & (labels.visible | labels.coords_px.isfinite().all(-1))
     with torch.autocast(iterations.coords_px.device.type, enabled=False):
         coords, target, visibility_logits, confidence_logits = map(
             at_least_float32,
             (iterations.coords_px, labels.coords_px, iterations.visibility_logits, iterations.confidence_logits),
         )
-        has_position = seen if visible_boost is None else counts
+        has_position = seen if visible_boost is None else located
         weight = has_position.to(coords.dtype) + (visible_boost or 0.0) * seen
         position = weight * _position_error(coords, target, has_position, kind, delta, decay)
         visibility = _binary_error(visibility_logits, seen, counts)
         is_right = torch.linalg.vector_norm(coords[-1].detach() - target, dim=-1) < threshold_px
-        confidence = _binary_error(confidence_logits, is_right, counts)
+        confidence = _binary_error(confidence_logits, is_right, located)
         if reduction == "mean":
             enough = has_position.sum() >= min_points
             # A weight is at least one where there is one.
             position = select(position, enough).sum() / weight.sum().clamp(min=1)
-            visibility, confidence = masked_mean(visibility, counts), masked_mean(confidence, counts)
+            visibility, confidence = masked_mean(visibility, counts), masked_mean(confidence, located)
         total = position + visibility_weight * visibility + confidence_weight * confidence
     return TrackLoss(total, position, visibility, confidence)
 

@@ -54,7 +54,8 @@ def window_loss(
         windows: Of a tracker, any floating dtype. Logits, not probabilities.
         labels: True tracks in all views, as many as predicted. What they hold where nothing counts has no influence.
         query_views: (B, N), the view of each track's query.
-        known: (B, S, N) bool, True = the true position is known, hidden or not; None = all are.
+        known: (B, S, N) bool, True = the true position is known, hidden or not; None = wherever the point is
+            seen or its coordinates are finite.
         decay: Weight of an iteration relative to the next one, positive.
         visibility_weight: In the total.
         reduction: "mean", as above; "none" = (K, B, W, N), 0 for what doesn't count, without balance and windows'
@@ -172,7 +173,9 @@ def _match_cells(windows: TrackWindows, labels: TrackLabels, query_views: Tensor
     views = windows.views[:, None, :, None]
     counts = labels.valid[:, None] & (views >= query_views[:, None])
     counts = counts & (views >= 0)
-    has_position = counts if known is None else counts & spread(known)
+    if known is None:
+        known = labels.visible | labels.coords_px.isfinite().all(-1)
+    has_position = counts & spread(known)
     return _Cells(spread(labels.coords_px), spread(labels.visible) & counts, counts, has_position)
 
 
