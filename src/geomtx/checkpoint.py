@@ -19,15 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
+from geomtx.files import staged_folder, user_path
 from geomtx.key_table import KeyTable
 from geomtx.layers.lora import merged_state
-from geomtx.staging import staged_folder
 from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
 
 __all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model"]
 
 Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG_FORMAT = "geomtx.model"  # in a config.json, by which `is_own` knows it
 CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
 
 
@@ -145,7 +146,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         ValueError: For a broken file.
         FileNotFoundError: If there is nothing.
     """
-    path = Path(source)
+    path = user_path(source)
     folder = path if path.exists() else download(str(source))
     weights = [path] if path.is_file() else _weight_files(folder)
     files = tuple(open_tensor_file(file) for file in weights)
@@ -153,9 +154,15 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(
         source=str(source),
         files=files,
-        config=parse_json(beside.read_bytes(), beside) if path != files[0].path and beside.is_file() else None,
+        config=_read_config(beside) if path != files[0].path and beside.is_file() else None,
         embedded_config=None if embedded is None else parse_json(embedded, files[0].path),
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a `config.json` says of the model; whose file it is, is another matter."""
+    config = parse_json(path.read_bytes(), path)
+    return {key: value for key, value in config.items() if (key, value) != ("format", CONFIG_FORMAT)}
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -219,6 +226,7 @@ def save_model(
     config: dict[str, Any],
     published_config: dict[str, Any],
     names: Literal["geomtx", "published"] = "geomtx",
+    overwrite: bool = False,
 ) -> Path:
     """Write `model.safetensors` and `config.json`: both or none.
 
@@ -229,12 +237,14 @@ def save_model(
         config: Goes into the weights' own metadata, so that the file can be loaded alone, and into `config.json`.
         published_config: What goes into `config.json` with published names.
         names: Of the tensors.
+        overwrite: Whether files of these names, and an index of shards, that geomtx did not write may be replaced.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: If a parameter has no published name.
+        FileExistsError: If there are such files and `overwrite` is False.
         OSError: If the folder can't be written.
     """
     check_option("names", names, ("geomtx", "published"))
@@ -247,10 +257,11 @@ def save_model(
     # One entry: safetensors writes several in any order, and the same model should give the same bytes.
     metadata = {CONFIG_KEY: json.dumps(config)}
     # An index of shards, which would be read in place of the new file, goes.
-    with staged_folder(folder, owned=(INDEX,)) as stage:
+    with staged_folder(folder, (INDEX, WEIGHTS, CONFIG), overwrite=overwrite) as stage:
         save_file(tensors, stage / WEIGHTS, metadata=metadata)
-        text = json.dumps(config if names == "geomtx" else published_config, indent=2)
+        stored = config if names == "geomtx" else published_config
+        text = json.dumps({"format": CONFIG_FORMAT, **stored}, indent=2)
         (stage / CONFIG).write_text(text + "\n", encoding="utf-8")
         # safetensors makes files that only their owner can read.
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)
-    return Path(folder)
+    return user_path(folder)

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from geomtx.checkpoint import parse_json
+from geomtx.files import staged_folder, user_path
 from geomtx.layers.lora import adapted_layers, add_lora, load_lora_state, lora_state, remove_lora
-from geomtx.staging import staged_folder
 from geomtx.tensor_file import open_tensor_file
 
 __all__ = ["load_lora", "save_lora"]
@@ -19,28 +19,30 @@ __all__ = ["load_lora", "save_lora"]
 LORA_KEY = "geomtx_lora"  # in a file's own metadata
 
 
-def save_lora(model: nn.Module, file: str | os.PathLike[str]) -> Path:
+def save_lora(model: nn.Module, file: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a model's adapters (`geomtx.layers.lora`), and nothing else of it.
 
     Args:
         model: With adapters.
         file: Ends in ".safetensors"; its folder is made if need be.
+        overwrite: Whether a file that geomtx did not write may be replaced.
 
     Returns:
         The file.
 
     Raises:
         ValueError: Without adapters, or for another ending.
+        FileExistsError: If there is a file that geomtx did not write, and `overwrite` is False.
         OSError: If the file can't be written.
     """
-    path, layers = Path(file), adapted_layers(model)
+    path, layers = user_path(file), adapted_layers(model)
     if path.suffix != ".safetensors":
         raise ValueError(f"file must end in .safetensors, got '{path}'")
     if not layers:
         raise ValueError(f"model must have adapters to be saved, got {type(model).__name__} without any")
     numbers = {name: {"rank": adapter.rank, "alpha": adapter.alpha} for name, (_, adapter) in layers.items()}
     tensors = {name: tensor.contiguous() for name, tensor in lora_state(model).items()}
-    with staged_folder(path.parent) as stage:
+    with staged_folder(path.parent, (path.name,), overwrite=overwrite) as stage:
         save_file(tensors, stage / path.name, metadata={LORA_KEY: json.dumps(numbers)})
     return path
 
@@ -59,7 +61,7 @@ def load_lora(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
         ValueError: If the file holds something else or doesn't fit the model, which is unchanged then.
         FileNotFoundError: If there is no such file.
     """
-    path = Path(file)
+    path = user_path(file)
     if not path.is_file():
         raise FileNotFoundError(f"adapters must be a file, got '{path}', which doesn't exist")
     if adapted_layers(model):

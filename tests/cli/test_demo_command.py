@@ -14,6 +14,7 @@ from geomtx.data.photos import save_photos, truth_in_views
 from geomtx.data.seeds import is_held_out, training_seed
 from geomtx.data.synthetic import RoomStyle, render_scenes
 from geomtx.export import SCENE_FILES
+from geomtx.files import save_picture
 from geomtx.geometry import normalize_scene
 from geomtx.types import DenseMap, Predictions
 from scene.known_scene import KnownScene
@@ -41,8 +42,9 @@ def names(folder: Path) -> set[str]:
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (out / "photos").mkdir(parents=True)
-    for name in ("view_2.png", "view_23.png", "mine.txt"):
-        (out / "photos" / name).write_text("old")
+    for name in ("view_2.png", "view_23.png"):  # of an earlier run
+        save_picture(Image.new("RGB", (4, 4)), out / "photos" / name, "photo")
+    (out / "photos" / "mine.txt").write_text("mine")
     weights = save_random_weights(tmp_path)
     assert main(["demo", "-o", str(out), "--views", "3", "--scene", "7", "--weights", str(weights)]) == 0
     printed, said = capsys.readouterr()
@@ -105,18 +107,24 @@ def test_errors_leave_nothing_behind(
 
 
 @pytest.mark.usefixtures("_small")
-def test_a_failure_at_the_end_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_at_the_end_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "truth.png")
 
     monkeypatch.setattr("geomtx.export.draw_comparison", fail)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "truth.png").write_text("old")
+    (out / "truth.png").write_text("mine")
     weights = save_random_weights(tmp_path)
-    assert main(["demo", "-o", str(out), "--views", "2", "--weights", str(weights)]) == 2
-    assert names(out) == {"truth.png"}
-    assert (out / "truth.png").read_text() == "old"
+    for more in ([], ["--overwrite"]):
+        assert main(["demo", "-o", str(out), "--views", "2", "--weights", str(weights), *more]) == 2
+        assert names(out) == {"truth.png"}
+        assert (out / "truth.png").read_text() == "mine"
+    refused, failed = capsys.readouterr().err.splitlines()
+    assert "must not hold files of others under the names of results, got truth.png" in refused
+    assert "No space left on device" in failed
 
 
 def test_rooms_are_those_that_nano_is_trained_on_but_none_that_it_saw() -> None:

@@ -182,7 +182,7 @@ def test_loading_stays_strict(model, tmp_path: Path):
 def test_files_without_added_heads_are_what_they_were(tiny_model, images, tmp_path: Path):
     tiny_model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored == {"kind": "VGGT", **tiny_model.config.to_dict()}
+    assert stored == {"format": "geomtx.model", "kind": "VGGT", **tiny_model.config.to_dict()}
     assert_same(VGGT.from_pretrained(tmp_path)(images), tiny_model(images))
     with pytest.raises(ValueError, match=r"^extra_heads must be among those of the weights, none, got 'mine'$"):
         VGGT.from_pretrained(tmp_path, extra_heads={"mine": Foreign()})

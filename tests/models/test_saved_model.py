@@ -22,6 +22,7 @@ def test_files_say_the_kind_and_older_ones_need_not(tmp_path: Path):
     for kind, saved in models.items():
         folder = saved.save_pretrained(tmp_path / kind)
         config = json.loads((folder / "config.json").read_text())
+        assert config.pop("format") == "geomtx.model"
         assert config.pop("kind") == kind
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             assert json.loads(file.metadata()["geomtx_config"]) == {"kind": kind, **config}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from geomtx import __version__
 from geomtx.cli import demo, info, reconstruct, train
-from geomtx.cli.failure import run_command
+from geomtx.cli.failure import printable_output, run_command
 from geomtx.cli.parser import Parser, join_queries
 
 __all__ = ["main"]
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 after an unexpected error; 2 after an expected one (a line on stderr says which) or wrong
-        usage; 130 after Ctrl-C. With GEOMTX_DEBUG=1 in the environment, errors are raised instead.
+        usage; 130 after Ctrl-C, 143 after SIGTERM. With GEOMTX_DEBUG=1 in the environment, errors are raised instead.
     """
     parser = Parser(
         prog="geomtx", description="Cameras, depth, points and tracks from photos, in one pass of a network."
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for module in (reconstruct, demo, train, info):
         module.add_parser(commands)
-    try:
-        arguments = parser.parse_args(join_queries(sys.argv[1:] if argv is None else argv))
-    except SystemExit as exit_:  # argparse has said what there is to say
-        return int(exit_.code or 0)
-    return run_command(arguments.run, arguments)
+    with printable_output():
+        try:
+            arguments = parser.parse_args(join_queries(sys.argv[1:] if argv is None else argv))
+        except SystemExit as exit_:  # argparse has said what there is to say
+            return int(exit_.code or 0)
+        return run_command(arguments.run, arguments)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from geomtx.cli.device import choose_device
 from geomtx.cli.output import Stages, write_scene
-from geomtx.cli.parser import parse_name
+from geomtx.cli.parser import add_output, parse_name
+from geomtx.files import check_writable, list_inputs, save_picture, staged_folder
 
 if TYPE_CHECKING:
     from geomtx.models.vggt import VGGT
@@ -40,10 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "the best guess that doesn't look at the photos.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument(
-        "-o", "--output", type=parse_name, default="geomtx-demo", metavar="OUT",
-        help="folder for the results (geomtx-demo)",
-    )  # fmt: skip
+    add_output(parser, "folder for the results", "geomtx-demo")
     parser.add_argument("--views", type=int, default=8, metavar="N", help=f"photos, 2 to {_MAX_VIEWS} (8)")
     parser.add_argument(
         "--scene", type=int, default=_SCENE, metavar="N", help=f"which of the scenes, from 0 ({_SCENE})"
@@ -61,20 +59,22 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
     from geomtx.export import SCENE_FILES, draw_comparison
     from geomtx.models.vggt import VGGT
-    from geomtx.staging import check_writable, staged_folder
+    from geomtx.scene.finite import require_finite
 
     owned = (*SCENE_FILES, *_FILES)
-    check_writable(arguments.output, owned)
+    inputs = list_inputs(arguments.weights)
+    check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
     device = choose_device(arguments.device)
     name = Path(arguments.weights).name
     stages = Stages(5)
     with stages.stage("load weights"):
         model = VGGT.from_pretrained(arguments.weights, device=device)
-    with staged_folder(arguments.output, owned) as folder:
+    with staged_folder(arguments.output, owned, overwrite=arguments.overwrite) as folder:
         with stages.stage("render photos"):
             photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")
         with stages.stage("encode and run heads"):
             scene, truth = _reconstruct(model, photographed, folder / "photos")
+        require_finite(scene)
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
         with stages.stage("write"):
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_errors(folder / "errors.json", errors, scene=arguments.scene, weights=name)
             title = f"{name} on held-out scene {arguments.scene}: prediction against truth"
             page = draw_comparison(scene, _truth_as_scene(scene, truth), title=title, facts=describe_errors(errors))
-            page.save(folder / "truth.png")
+            save_picture(page, folder / "truth.png", "comparison")
     seconds = stages.finish()
     print(f"held-out scene {arguments.scene}, {arguments.views} photos, weights {name}\n")
     print(format_errors(errors, name))

@@ -117,5 +117,12 @@ def write_errors(path: Path, errors: Errors, *, scene: int, weights: str) -> Non
     def plain(side: dict[str, float]) -> dict[str, float | None]:
         return {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in side.items()}
 
-    content = {"scene": scene, "weights": weights, "model": plain(errors.model), "guess": plain(errors.guess)}
+    content = {
+        "format": "geomtx.errors",
+        "version": 1,
+        "scene": scene,
+        "weights": weights,
+        "model": plain(errors.model),
+        "guess": plain(errors.guess),
+    }
     write_json(path, content)

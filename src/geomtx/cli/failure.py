@@ -1,16 +1,19 @@
-"""Errors, warnings and Ctrl-C of commands, as one line on stderr and an exit code."""
+"""Errors, warnings, Ctrl-C and SIGTERM of commands, as one line on stderr and an exit code."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["describe_error", "run_command"]
+__all__ = ["describe_error", "printable_output", "run_command"]
 
 _EXPECTED = (ValueError, OSError, MemoryError, ImportError)
 _FEWER_PHOTOS = "fewer photos, a smaller --size or --view-chunk 1"
@@ -25,11 +28,11 @@ _LESS_MEMORY = {
 def run_command(command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Run a command; see `geomtx.cli.main` for the exit codes."""
     try:
-        with _warnings_on_stderr():
+        with _raise_on_signals(), _warnings_on_stderr():
             command(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("geomtx: stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.number if isinstance(stop, _Terminated) else signal.SIGINT)
     except Exception as error:
         if os.environ.get("GEOMTX_DEBUG"):
             raise
@@ -56,6 +59,57 @@ def _is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that asks the process to end; what cleans up after Ctrl-C does so after it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """SIGTERM, a cluster's time limit, and SIGHUP, a closed terminal, end the block as Ctrl-C does.
+
+    Only where they would end the process otherwise, and in its main thread, the only one that may ask for signals.
+    """
+    process = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        # Cleaning up takes a moment, in which the next signal is to come too early rather than to break it off.
+        signal.signal(number, signal.SIG_IGN)
+        if os.getpid() == process:
+            raise _Terminated(number)
+        os._exit(128 + number)  # a forked worker has nothing to clean up
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Have stdout and stderr replace characters that their encoding lacks, which is an error otherwise."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        # stderr shows the bytes of an odd file name, as is its default; help reads better with a question mark.
+        stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager

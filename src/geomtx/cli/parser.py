@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["Parser", "join_queries", "parse_name"]
+from geomtx.files import user_path
+
+__all__ = ["Parser", "add_output", "join_queries", "parse_name"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,3 +37,18 @@ def parse_name(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, default: str | None = None) -> None:
+    """Add the options of a command that writes: its folder, required without a default, and `--overwrite`."""
+    parser.add_argument(
+        "-o", "--output", required=default is None, type=_parse_folder, default=default, metavar="OUT",
+        help=what if default is None else f"{what} ({default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in OUT that have names of results, whoever wrote them"
+    )
+
+
+def _parse_folder(text: str) -> Path:
+    return user_path(parse_name(text))

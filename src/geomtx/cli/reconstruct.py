@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomtx.cli import long_sequences
 from geomtx.cli.device import choose_device
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
-from geomtx.cli.parser import parse_name
+from geomtx.cli.parser import add_output, parse_name
 from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
+from geomtx.files import check_writable, list_inputs, staged_folder, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "photos", nargs="+", type=parse_name, metavar="PHOTOS",
         help="a folder, or several files; the first is the reference",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", required=True, type=parse_name, metavar="OUT", help="folder for the results")
+    add_output(parser, "folder for the results")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights", type=parse_name, metavar="W", help="hub id, folder, a .safetensors or .pt file, or nano"
@@ -92,16 +92,17 @@ def run(arguments: argparse.Namespace) -> None:
     _check_arguments(arguments)
     from geomtx.export import SCENE_FILES
     from geomtx.scene import reconstruct
+    from geomtx.scene.finite import require_finite
     from geomtx.scene.query import queries_to_model
-    from geomtx.staging import check_writable, staged_folder
     from geomtx.views import load_views
     from geomtx.views.loading import default_size, list_photos
 
     first = is_first_process()
-    if first:
-        check_writable(arguments.output, SCENE_FILES)
-    device = device_of_process(choose_device(arguments.device))
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
+    if first:
+        inputs = [*paths, *list_inputs(arguments.weights)]
+        check_writable(arguments.output, SCENE_FILES, overwrite=arguments.overwrite, inputs=inputs)
+    device = device_of_process(choose_device(arguments.device))
     stages = Stages(5, show=first)
     with stages.stage("find weights"):
         config = _read_config(arguments)
@@ -126,9 +127,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not first:
         return
+    require_finite(scene, _advise(model))
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
-    with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES) as folder:
+    with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES, overwrite=arguments.overwrite) as folder:
         summary = write_scene(
             scene, folder, percentile=arguments.percentile, max_points=arguments.max_points, maps=arguments.maps
         )
@@ -148,11 +150,20 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
     check_percentile(arguments.percentile)
     long_sequences.check_options(arguments)
-    photos, output = Path(arguments.photos[0]), Path(arguments.output)
-    if photos.is_dir() and photos.resolve() == output.resolve():
+    photos, output = user_path(arguments.photos[0]), arguments.output
+    if photos.is_dir() and output.exists() and photos.samefile(output):
         raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
+
+
+def _advise(model: VGGT) -> str:
+    """What to do about predictions that are not finite."""
+    import torch
+
+    dtype = next(model.parameters()).dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    return f"{dtype} may be too coarse, try --dtype float32" if half else "the weights may be damaged"
 
 
 def _read_config(arguments: argparse.Namespace) -> VGGTConfig:

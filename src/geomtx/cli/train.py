@@ -6,7 +6,8 @@ import argparse
 import signal
 from typing import TYPE_CHECKING, Any
 
-from geomtx.cli.parser import parse_name
+from geomtx.cli.parser import add_output, parse_name
+from geomtx.files import check_inputs, is_own, list_inputs
 
 if TYPE_CHECKING:
     from geomtx.training.loop import Trainer
@@ -27,10 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "config", type=parse_name, metavar="CONFIG",
         help="a YAML file, or a recipe that ships: finetune, nano, nvs, video_tracker, …",
     )  # fmt: skip
-    parser.add_argument(
-        "-o", "--output", type=parse_name, default="geomtx-train", metavar="OUT",
-        help="folder for log, checkpoints and weights (geomtx-train)",
-    )  # fmt: skip
+    add_output(parser, "folder for log, checkpoints and weights", "geomtx-train")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="replace a value of the configuration, like optimiser.lr=1e-4; can be given again",
@@ -45,7 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.training.loop import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
-    trainer = Trainer(config, arguments.output, resume=arguments.resume, cpu=arguments.cpu)
+    _check_config_stays(arguments)
+    trainer = Trainer(
+        config, arguments.output, resume=arguments.resume, overwrite=arguments.overwrite, cpu=arguments.cpu
+    )
     _stop_politely(trainer)
     if trainer.accelerator.is_main_process:
         count = sum(parameter.numel() for parameter in trainer.bare_model.parameters())
@@ -58,13 +59,21 @@ def run(arguments: argparse.Namespace) -> None:
     trainer.accelerator.end_training()  # no process leaves while others talk to it
 
 
+def _check_config_stays(arguments: argparse.Namespace) -> None:
+    """Refuse to write the run's configuration over the one that was given; a resumed run writes the same again."""
+    from geomtx.training.config_file import CONFIG_FILE
+
+    if arguments.resume and not arguments.overrides and is_own(arguments.output / CONFIG_FILE):
+        return
+    check_inputs(arguments.output, [CONFIG_FILE], list_inputs(arguments.config))
+
+
 def _stop_politely(trainer: Trainer) -> None:
-    """The first Ctrl-C or SIGTERM ends the run after the current step, the second at once."""
+    """The first Ctrl-C or SIGTERM ends the run after the current step, the second at once, as any other command."""
 
     def stop(number: int, frame: Any) -> None:
         trainer.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -28,6 +28,7 @@ from geomtx.data.scene_dataset import (
     read_image,
     read_mask,
 )
+from geomtx.files import user_path
 from geomtx.types import Float
 
 __all__ = ["CO3D_SEEN", "Co3dDataset", "convert_pytorch3d"]
@@ -82,14 +83,14 @@ class Co3dDataset(SceneDataset):
             min_frames = 24 if split == "train" else 2
         records: list[SceneRecord] = []
         for category in categories:
-            path = Path(annotations) / f"{category}_{split}.jgz"
+            path = user_path(annotations) / f"{category}_{split}.jgz"
             sequences = _read_annotations(path)
 
             def load(name: str, sequences: dict[str, Any] = sequences, category: str = category) -> SceneRecord:
                 return _parse_sequence(f"{category}/{name}", sequences[name])
 
             records += collect_records(sorted(sequences), load, min_frames=min_frames, on_error=on_error)
-        super().__init__(Path(root), records, options=options or SampleOptions())
+        super().__init__(user_path(root), records, options=options or SampleOptions())
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
         """Decode one frame. SceneError for a file that is missing or broken."""

@@ -23,6 +23,7 @@ from geomtx.data.scene_dataset import (
     collect_records,
     read_image,
 )
+from geomtx.files import user_path
 from geomtx.geometry.rotation import quat_to_matrix
 
 __all__ = ["ColmapDataset"]
@@ -68,7 +69,7 @@ class ColmapDataset(SceneDataset):
         on_error: OnError = "raise",
         options: SampleOptions | None = None,
     ) -> None:
-        root, options = Path(root), options or SampleOptions()
+        root, options = user_path(root), options or SampleOptions()
         check_finite_positive("max_error_px", max_error_px)
         if options.num_tracks:
             raise ValueError(f"num_tracks must be 0 for sparse depth of COLMAP, got {options.num_tracks}")

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from geomtx.checks import check_shape
+from geomtx.files import save_picture, staged_folder, user_path
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 from geomtx.views import Views
 from geomtx.views.transform import lies_inside
@@ -17,28 +18,30 @@ from geomtx.views.transform import lies_inside
 __all__ = ["save_photos", "truth_in_views"]
 
 
-def save_photos(images: Tensor, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write pictures as `view_0.png`, `view_1.png`, …
+def save_photos(images: Tensor, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+    """Write pictures as `view_0.png`, `view_1.png`, …, all or none.
 
     Args:
         images: (S, 3, H, W) in [0, 1].
         folder: Made if it doesn't exist.
+        overwrite: Whether files of these names that geomtx did not write may be replaced.
 
     Returns:
         The paths, in order.
 
     Raises:
         ValueError: For another shape.
+        FileExistsError: If there are such files and `overwrite` is False.
         OSError: If the folder can't be written.
     """
     check_shape("images", images, ("S", 3, "H", "W"))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = user_path(folder)
     pixels = (images.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    paths = [folder / f"view_{index}.png" for index in range(len(pixels))]
-    for path, picture in zip(paths, pixels, strict=True):
-        Image.fromarray(picture).save(path)
-    return paths
+    names = [f"view_{index}.png" for index in range(len(pixels))]
+    with staged_folder(folder, names, overwrite=overwrite) as stage:
+        for name, picture in zip(names, pixels, strict=True):
+            save_picture(Image.fromarray(picture), stage / name, "photo")
+    return [folder / name for name in names]
 
 
 def truth_in_views(truth: SceneBatch, views: Views) -> SceneBatch:

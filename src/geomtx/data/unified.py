@@ -21,6 +21,7 @@ from geomtx.data.scene_dataset import (
     read_image,
     read_mask,
 )
+from geomtx.files import user_path
 
 __all__ = ["UnifiedDataset"]
 
@@ -57,7 +58,7 @@ class UnifiedDataset(SceneDataset):
         on_error: OnError = "raise",
         options: SampleOptions | None = None,
     ) -> None:
-        root = Path(root)
+        root = user_path(root)
         names = sorted(folder.name for folder in root.glob("*") if folder.is_dir() and folder.name[0] != ".")
         records = collect_records(names, lambda name: _list_scene(root, name), min_frames=min_frames, on_error=on_error)
         super().__init__(root, records, options=options or SampleOptions())

@@ -22,6 +22,7 @@ from geomtx.data.scene_dataset import (
     collect_records,
     read_image,
 )
+from geomtx.files import user_path
 
 __all__ = ["VirtualKittiDataset"]
 
@@ -54,7 +55,7 @@ class VirtualKittiDataset(SceneDataset):
         on_error: OnError = "raise",
         options: SampleOptions | None = None,
     ) -> None:
-        root = Path(root)
+        root = user_path(root)
         folders = sorted(folder for folder in root.glob("Scene*/*/frames/rgb/Camera_*") if folder.is_dir())
         names = [folder.relative_to(root).as_posix() for folder in folders]
         records = collect_records(

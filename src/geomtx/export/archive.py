@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geomtx.checks import check_option, check_shape
 from geomtx.export.cameras import CAMERA_CONVENTIONS
+from geomtx.files import user_path
 from geomtx.scene.scene import Scene
 from geomtx.tensor_file import open_tensor_file
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
@@ -74,7 +75,7 @@ def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> 
         "conventions": json.dumps(CAMERA_CONVENTIONS),
         "views": json.dumps(views),
     }
-    _write_safetensors(Path(path), entries, metadata)
+    _write_safetensors(user_path(path), entries, metadata)
 
 
 def load_scene(source: str | Path) -> Scene:
@@ -84,7 +85,7 @@ def load_scene(source: str | Path) -> Scene:
         FileNotFoundError: If there is none.
         ValueError: If the file is broken, isn't a scene, or has a newer format.
     """
-    path = Path(source)
+    path = user_path(source)
     path = path / ARCHIVE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"a scene must be a folder with {ARCHIVE} or such a file, got '{source}'")

@@ -12,9 +12,9 @@ from geomtx.export.cameras import write_cameras
 from geomtx.export.pointcloud import write_ply
 from geomtx.export.report import draw_report
 from geomtx.export.tracks import write_tracks
+from geomtx.files import check_writable, save_picture, staged_folder, user_path
 from geomtx.scene.pointcloud import NoPointsError, PointCloud
 from geomtx.scene.scene import Scene
-from geomtx.staging import staged_folder
 
 __all__ = ["SCENE_FILES", "save_scene", "scene_cloud", "write_scene_files"]
 
@@ -31,12 +31,15 @@ def save_scene(
     max_points: int | None = None,
     maps: Literal["original", "network"] = "original",
     report: bool = True,
+    overwrite: bool = False,
 ) -> tuple[Path, ...]:
     """Write a scene's files, all or none; see `Scene.save`."""
+    folder = user_path(folder)
+    check_writable(folder, SCENE_FILES, overwrite=overwrite)
     cloud = scene_cloud(scene, percentile, max_points)
-    with staged_folder(folder, SCENE_FILES) as stage:
+    with staged_folder(folder, SCENE_FILES, overwrite=overwrite) as stage:
         names = write_scene_files(scene, cloud, stage, maps=maps, report=report)
-    return tuple(Path(folder) / name for name in names)
+    return tuple(folder / name for name in names)
 
 
 def scene_cloud(scene: Scene, percentile: float, max_points: int | None) -> PointCloud | None:
@@ -68,7 +71,7 @@ def write_scene_files(
     if cloud is not None:
         writers["points.ply"] = lambda path: write_ply(path, cloud, units=scene.units, notice=scene.notice)
     if report:
-        writers["report.png"] = lambda path: draw_report(scene, cloud).save(path)
+        writers["report.png"] = lambda path: save_picture(draw_report(scene, cloud), path, "report")
     for name, write in writers.items():
         write(folder / name)
     return tuple(writers)

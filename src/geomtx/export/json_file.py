@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from geomtx.files import escape_name, user_path
+
 __all__ = ["to_plain", "write_json"]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAT_LIST = re.compile(r"\[\s*\n\s*((?:[-+.\deE]+|null)(?:,\s*(?:[-+.\deE]+|null))*)\s*\]")
 
 
@@ -25,8 +28,9 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     # Strings can't hold a line break, so the pattern meets lists only.
     text = _FLAT_LIST.sub(lambda match: "[" + re.sub(r",\s+", ", ", match.group(1)) + "]", text)
-    # A file name that isn't Unicode becomes a JSON escape.
-    Path(path).write_bytes((text + "\n").encode("utf-8", errors="backslashreplace"))
+    # Half a surrogate pair, such as a byte of a file name that isn't UTF-8, is no JSON: its escape is, escaped again.
+    text = _SURROGATE.sub(lambda match: "\\" + escape_name(match.group()), text)
+    user_path(path).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _round(value: Any) -> Any:

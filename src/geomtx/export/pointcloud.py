@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from geomtx.files import user_path
 from geomtx.scene.pointcloud import PointCloud
 
 __all__ = ["write_ply"]
@@ -43,7 +44,7 @@ def write_ply(path: str | Path, cloud: PointCloud, *, units: str = "up to scale"
         *(f"property {_PLY_TYPES[_RECORD[name].str]} {name}" for name in _RECORD.names or ()),
         "end_header",
     ]
-    with Path(path).open("wb") as file:
+    with user_path(path).open("wb") as file:
         file.write(("\n".join(header) + "\n").encode("ascii", errors="replace"))
         for start in range(0, len(cloud.xyz), _ROWS_AT_ONCE):
             file.write(_to_records(PointCloud(*(part[start : start + _ROWS_AT_ONCE] for part in cloud))).tobytes())

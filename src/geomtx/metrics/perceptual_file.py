@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
+from geomtx.files import user_path
 from geomtx.layers.vgg import VGGFeatures
 from geomtx.tensor_file import open_tensor_file
 
@@ -21,9 +21,9 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is broken or something else.
     """
-    if not Path(path).is_file():
+    if not user_path(path).is_file():
         raise FileNotFoundError(f"weights must be a file, got '{path}', which is none")
-    file = open_tensor_file(Path(path))
+    file = open_tensor_file(user_path(path))
     # Copies: what is read may be the file itself.
     return {name: tensor.clone() for name, tensor in file.read(list(file.shapes))}
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geomtx.files import user_path
 from geomtx.metrics.tapvid import TapVidVideo
 
 __all__ = ["load_tapvid"]
@@ -32,7 +33,7 @@ def load_tapvid(path: str | os.PathLike[str]) -> Iterator[TapVidVideo]:
     Raises:
         ValueError: If there is no such file, or one is broken or of another kind.
     """
-    path = Path(path)
+    path = user_path(path)
     files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise ValueError(f"path must be a .pkl file of TAP-Vid or a folder of them, got '{path}'")

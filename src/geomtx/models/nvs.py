@@ -242,13 +242,13 @@ class VGGTForNVS(nn.Module):
         heads = build_heads(described, extra_heads or {}, config.vggt)
         return load_around_vggt(checkpoint, "VGGTForNVS", lambda: cls(config), heads, device=device, dtype=dtype)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `model.safetensors` and `config.json` into a folder, both or none; with heads added to the VGGT inside.
 
         Raises:
             ValueError: For a quantised model, whose own numbers are lost.
         """
-        return save_around_vggt(self, "VGGTForNVS", self.config.to_dict(), folder)
+        return save_around_vggt(self, "VGGTForNVS", self.config.to_dict(), folder, overwrite=overwrite)
 
 
 def _check_cameras(name: str, cameras: Cameras | None, images: Tensor, *, single: bool) -> Cameras:

@@ -127,7 +127,9 @@ def describe_model(kind: Kind, numbers: dict[str, Any], heads: nn.ModuleDict) ->
     return {_KIND: kind, **numbers, **({EXTRA_HEADS: describe_heads(heads)} if heads else {})}
 
 
-def save_around_vggt(model: nn.Module, kind: Kind, numbers: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+def save_around_vggt(
+    model: nn.Module, kind: Kind, numbers: dict[str, Any], folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
     """Write a model that has a VGGT inside into a folder, with the heads that were added to that, see `save_model`.
 
     Raises:
@@ -139,7 +141,7 @@ def save_around_vggt(model: nn.Module, kind: Kind, numbers: dict[str, Any], fold
     for path, heads in added.items():
         raise ValueError(f"added heads must be those of model.{_INSIDE[kind]}, got {', '.join(heads)} of model.{path}")
     stored = describe_model(kind, numbers, here)
-    return save_model(model, folder, NO_OTHER_NAMES, config=stored, published_config=stored)
+    return save_model(model, folder, NO_OTHER_NAMES, config=stored, published_config=stored, overwrite=overwrite)
 
 
 def load_around_vggt(

@@ -273,21 +273,29 @@ class VGGT(nn.Module):
         return config_of_checkpoint(open_checkpoint(find_weights(source)))[0]
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, names: Literal["geomtx", "published"] = "geomtx"
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        names: Literal["geomtx", "published"] = "geomtx",
+        overwrite: bool = False,
     ) -> Path:
         """Write `model.safetensors` and `config.json` into a folder.
 
         Args:
             folder: Is made if need be; nothing is left half-written.
             names: "published" files load in the published code.
+            overwrite: Whether files of these names that geomtx did not write may be replaced.
 
         Returns:
             The folder.
 
         Raises:
             ValueError: For a quantised model, whose own numbers are lost.
+            FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
         """
         check_can_save(self)
         ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
         published = published_config(self.config)
-        return save_model(self, folder, VGGT_KEYS, config=ours, published_config=published, names=names)
+        return save_model(
+            self, folder, VGGT_KEYS, config=ours, published_config=published, names=names, overwrite=overwrite
+        )

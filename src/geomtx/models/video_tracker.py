@@ -276,7 +276,7 @@ class VideoTracker(nn.Module):
 
         return load_around_vggt(checkpoint, "VideoTracker", build, heads, device=device, dtype=dtype)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `model.safetensors` and `config.json` into a folder, with heads added to the VGGT inside.
 
         Returns:
@@ -286,4 +286,4 @@ class VideoTracker(nn.Module):
             ValueError: For a quantised model, whose own numbers are lost, and for heads added to a VGGT that isn't
                 `model.vggt`.
         """
-        return save_around_vggt(self, "VideoTracker", self.config.to_dict(), folder)
+        return save_around_vggt(self, "VideoTracker", self.config.to_dict(), folder, overwrite=overwrite)

@@ -85,7 +85,7 @@ def select_points(
         raise NoPointsError("no points: masks and padding leave no pixel")
     valid = valid & points.isfinite().all(dim=-1) & confidence.isfinite()
     if not valid.any():
-        raise NoPointsError("no finite points: the predictions are not finite; try --dtype float32")
+        raise NoPointsError("no finite points: the predictions are not finite")
     keep = valid & (confidence >= confidence_threshold(confidence[valid], percentile))
     index = keep.flatten().nonzero()[:, 0]
     if max_points is not None and len(index) > max_points:

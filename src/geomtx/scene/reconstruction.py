@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geomtx.checks import check_divisible, check_option
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
+from geomtx.scene.finite import warn_of_nonfinite
 from geomtx.scene.inference import HALVES, PassOptions, check_options, run_model
 from geomtx.scene.memory import Memory
 from geomtx.scene.query import queries_to_model
@@ -69,7 +70,8 @@ def reconstruct(
         progress: Show a progress bar on stderr; not for a pass that is replayed.
 
     Returns:
-        The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels.
+        The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels. A
+        warning in the log names views whose predictions have NaN or infinity in them.
 
     Raises:
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
@@ -93,7 +95,7 @@ def reconstruct(
             return stitch_scenes(scenes, windows)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     predictions = run_model(model, views, model_queries, options)
-    return Scene(
+    scene = Scene(
         names=views.names,
         transforms=views.transforms,
         images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
@@ -101,6 +103,8 @@ def reconstruct(
         predictions=_single_scene(predictions),
         query_points=queries,
     )
+    warn_of_nonfinite(scene)
+    return scene
 
 
 def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from geomtx.files import escape_name, unique_names
 from geomtx.geometry.projection import unproject
 from geomtx.scene.pointcloud import NoPointsError, PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
@@ -20,14 +21,14 @@ __all__ = ["Scene"]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One scene: S photos and what a model predicts of them, on the CPU.
+    r"""One scene: S photos and what a model predicts of them, on the CPU.
 
     All lengths are up to scale and all points in the first camera's frame, OpenCV axes; see `rescale`. `predictions`
     are in pixels of the model's images; the properties `cameras`, `depth` and `tracks` are in pixels of the original
     photos, pixel centres at integers. What the model has no head for is None.
 
     Attributes:
-        names: Of the views, unique.
+        names: Names of the views, unique; bytes of file names that are not UTF-8 are escaped as `\xe9`.
         transforms: From original to model pixels, one a view.
         images: (S, 3, H, W) uint8, as the model saw them.
         masks: (S, H, W) bool, True = photo, False = padding, masked, or in a patch that the model left out for that.
@@ -45,6 +46,12 @@ class Scene:
     query_points: Float[Tensor, "n 3"] | None = None
     units: str = "up to scale"
     notice: str = ""
+
+    def __post_init__(self) -> None:
+        # Every file of the scene can hold these strings then.
+        object.__setattr__(self, "names", unique_names(self.names))
+        for field in ("units", "notice"):
+            object.__setattr__(self, field, escape_name(getattr(self, field)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -180,6 +187,7 @@ class Scene:
         max_points: int | None = None,
         maps: Literal["original", "network"] = "original",
         report: bool = True,
+        overwrite: bool = False,
     ) -> tuple[Path, ...]:
         """Write the scene: all files or none, the same bytes every time; other files in the folder are left alone.
 
@@ -193,16 +201,27 @@ class Scene:
             max_points: For the point cloud, see `points`.
             maps: "original" adds depth in original pixels to scene.safetensors, "network" leaves it out.
             report: False leaves out report.png.
+            overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
+                `save`, recognised by what they hold, always are.
 
         Returns:
             The paths written.
 
         Raises:
+            FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
             OSError: If the folder can't be written.
         """
         from geomtx.export import save_scene
 
-        return save_scene(self, folder, percentile=percentile, max_points=max_points, maps=maps, report=report)
+        return save_scene(
+            self,
+            folder,
+            percentile=percentile,
+            max_points=max_points,
+            maps=maps,
+            report=report,
+            overwrite=overwrite,
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Scene:

@@ -9,13 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from geomtx.files import user_path
 from geomtx.models.config import VGGTConfig
 from geomtx.training.config import TrainingConfig
 from geomtx.training.plain_values import parse_section, unknown_key
 from geomtx.training.requirements import import_extra
 from geomtx.training.task import build_task
 
-__all__ = ["load_config", "parse_config", "save_config", "shipped_configs"]
+__all__ = ["CONFIG_FILE", "load_config", "parse_config", "save_config", "shipped_configs"]
+
+CONFIG_FILE = "config.yaml"
+"""In the folder of a run."""
 
 
 def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -35,8 +39,8 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     shipped = shipped_configs()
     if str(source) in shipped:
         text = shipped[str(source)]
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+    elif user_path(source).is_file():
+        text = user_path(source).read_text(encoding="utf-8")
     else:
         raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped)}, got '{source}'")
     values = _read_yaml(yaml, text, str(source))
@@ -56,10 +60,12 @@ def shipped_configs() -> dict[str, str]:
 
 
 def save_config(config: TrainingConfig, path: Path) -> None:
-    """Write all values as YAML, those that are defaults too."""
+    """Write all values as YAML, those that are defaults too, unless the file holds just that already."""
     yaml = import_extra("yaml")
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
+    text = f"# geomtx train: every value of the run\n{text}"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def parse_config(values: dict[str, Any]) -> TrainingConfig:

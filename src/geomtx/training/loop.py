@@ -52,6 +52,8 @@ class Trainer:
         folder: Gets `config.yaml`, `log.jsonl`, `tensorboard/`, `checkpoint.pt` and, as weights that
             `VGGT.from_pretrained` loads, `weights/`.
         resume: Go on from the folder's checkpoint; False = the folder must not have one.
+        overwrite: Whether a new run may begin in a folder with another run, and replace files of the same names that
+            geomtx did not write. They are removed when the run begins.
         cpu: Train on the CPU, whatever else there is.
         progress: Show a bar on stderr; None = if that is a terminal.
         draw: Scenes by seed, for training and validation, in place of those that the configuration asks for. Batches
@@ -79,6 +81,7 @@ class Trainer:
         folder: str | os.PathLike[str],
         *,
         resume: bool = False,
+        overwrite: bool = False,
         cpu: bool = False,
         progress: bool | None = None,
         draw: DrawScenes | None = None,
@@ -90,7 +93,7 @@ class Trainer:
         check_datasets(config.data, validation=config.validation.every > 0)
         self.config = config
         self.folder = RunFolder(Path(folder), config)
-        state = self.folder.open(resume=resume)
+        state = self.folder.open(resume=resume, overwrite=overwrite)
         self.accelerator = build_accelerator(cpu=cpu)
         self._gather = functools.partial(gather_objects, self.accelerator)
         self.device: torch.device = self.accelerator.device

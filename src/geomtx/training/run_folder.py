@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from geomtx.checkpoint import CONFIG, INDEX, WEIGHTS
+from geomtx.files import check_writable, list_inputs, staged_folder, user_path
 from geomtx.training.config import LogSection, TrainingConfig
-from geomtx.training.config_file import save_config
-from geomtx.training.log import TrainingLog
+from geomtx.training.config_file import CONFIG_FILE, save_config
+from geomtx.training.log import LOG_FILE, TrainingLog
 from geomtx.training.state import read_state, write_state
 from geomtx.training.task import Task
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "copy_to_meta"]
 
 logger = logging.getLogger("geomtx")
+
+_FILES = (CONFIG_FILE, LOG_FILE, *(f"weights/{name}" for name in (WEIGHTS, CONFIG, INDEX)))
+_KEPT = f"checkpoint-{7 * '[0-9]'}.pt"
 
 
 class RunFolder:
@@ -37,32 +42,54 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: TrainingConfig) -> None:
-        self.path = path
+        self.path = user_path(path)
         self.config = config
-        self.checkpoint = path / "checkpoint.pt"
-        self.weights = path / "weights"
+        self._stale: list[Path] = []
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.weights = self.path / "weights"
 
-    def open(self, *, resume: bool) -> dict[str, Any] | None:
+    def open(self, *, resume: bool, overwrite: bool = False) -> dict[str, Any] | None:
         """The state to go on from; None for a new run.
+
+        Args:
+            resume: Whether to go on with the run in the folder.
+            overwrite: Whether files that a run writes may be replaced if geomtx did not write them, and a new run begin
+                where there is one; `start` removes them then.
 
         Raises:
             FileNotFoundError: If there is none to go on from.
             ValueError: If there is one and it isn't asked for, or the folder is a file.
+            FileExistsError: If a file that the run would replace is not geomtx's, or is read for the run.
         """
         if os.path.lexists(self.path) and not self.path.is_dir():
             found = "a link to nothing" if self.path.is_symlink() and not self.path.exists() else "a file"
             raise ValueError(f"output must be a folder, got '{self.path}', which is {found}")
         if resume:
-            return read_state(self.checkpoint)
-        if self.checkpoint.exists():
-            raise ValueError(f"output folder must have no run in it, got '{self.path}'; --resume goes on with it")
+            state = read_state(self.checkpoint)
+            check_writable(self.path, self._taken(CONFIG_FILE, LOG_FILE), overwrite=overwrite)
+            return state
+        if not overwrite and (self.checkpoint.exists() or any(self.path.glob(_KEPT))):
+            raise ValueError(
+                f"output folder must have no run in it, got '{self.path}'; --resume goes on with it, "
+                "--overwrite begins a new one in its place"
+            )
+        inputs = list_inputs(self.config.model.weights)
+        check_writable(self.path, self._taken(*_FILES), overwrite=overwrite, inputs=inputs)
+        self._stale = [self.path / name for name in ("checkpoint.pt", *_FILES)] if overwrite else []
         return None
+
+    def _taken(self, *names: str) -> list[str]:
+        """Without the log if it is empty: that of a run that was stopped before its first line, which is added to."""
+        log = self.path / LOG_FILE
+        return [name for name in names if name != LOG_FILE or not (log.is_file() and log.stat().st_size == 0)]
 
     def start(self, accelerator: Accelerator) -> None:
         """Make the folder, and write the configuration that the run goes by from now on."""
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.path / "config.yaml")
+            for path in self._stale:
+                path.unlink(missing_ok=True)
+            save_config(self.config, self.path / CONFIG_FILE)
         accelerator.wait_for_everyone()
 
     def build_model(self, state: dict[str, Any], task: Task) -> nn.Module:
@@ -130,10 +157,8 @@ class RunFolder:
         if hasattr(model, "save_pretrained"):
             model.save_pretrained(self.weights)
         else:
-            self.weights.mkdir(exist_ok=True)
-            partial = self.weights / ".model.safetensors.partial"
-            save_model(model, str(partial))
-            partial.replace(self.weights / "model.safetensors")
+            with staged_folder(self.weights, (WEIGHTS,)) as stage:
+                save_model(model, str(stage / WEIGHTS), metadata={"geomtx": "weights"})
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:

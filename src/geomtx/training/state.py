@@ -111,11 +111,14 @@ def check_finite(weights: Mapping[str, Tensor], gather: Callable[[Any], list[Any
 def write_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a file that is there completely or not at all, also if the machine loses power meanwhile."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.files import is_own_picture, unique_names, user_path
 from geomtx.views.color import convert_to_rgb
 from geomtx.views.error import PhotoError
 from geomtx.views.placement import MODES, Mode, place_photo
@@ -76,8 +77,9 @@ def load_views(
     | "square" | padded with black to a square, then resized | nothing |
 
     Args:
-        source: A folder (its images in natural order: img2 before img10; hidden files and subfolders are not read), a
-            file, or several files in the order of the views. The first is the reference view.
+        source: A folder (its images in natural order: img2 before img10; hidden files, subfolders and pictures that
+            geomtx made of results are not read), a file, or several files in the order of the views. The first is the
+            reference view.
         mode: See the table.
         size: Side in pixels, a multiple of `patch_size`. None = the multiple nearest to 518, for models of the
             published size; a smaller one has `config.image_size`.
@@ -123,7 +125,7 @@ def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
         for path in source:
             if not isinstance(path, str | os.PathLike):
                 raise PhotoError(f"source must hold paths, got {type(path).__name__}; for images see Views.from_images")
-            paths.append(Path(path).expanduser())
+            paths.append(user_path(path))
         if not paths:
             raise PhotoError("source must hold at least one photo, got an empty list")
         for path in paths:
@@ -131,16 +133,25 @@ def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
                 found = "a folder" if path.is_dir() else "none"
                 raise PhotoError(f"photo '{path}' must be an existing file, got {found}")
         return paths
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
-        files = sorted((file for file in files if file.is_file()), key=_natural_key)
+        files = _without_own(sorted((file for file in files if file.is_file()), key=_natural_key))
         if not files:
             raise PhotoError(f"folder '{path}' must hold images (.jpg, .png, …), got none")
         return files
     if not path.exists():
         raise PhotoError(f"source must be an existing folder or image, got '{path}'")
     return [path]
+
+
+def _without_own(files: list[Path]) -> list[Path]:
+    """Without reports and other pictures that geomtx made, which are no photos; a warning in the log names them."""
+    own = [file for file in files if is_own_picture(file)]
+    if own:
+        names = ", ".join(f"'{file}'" for file in own)
+        logger.warning("left out %s: made by geomtx, no photo; to use such a picture, name it", names)
+    return [file for file in files if file not in own]
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
@@ -160,19 +171,7 @@ def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
         if not short:
             break
         depths.update({parts: depths[parts] + 1 for parts in short})
-    return tuple(_number_copies([names[parts] for parts in all_parts]))
-
-
-def _number_copies(names: list[str]) -> list[str]:
-    """Two of "a.png" become "a.png" and "a_2.png"."""
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        path, number = PurePosixPath(name), 1
-        while names[index] in taken:
-            number += 1
-            names[index] = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
-        taken.add(names[index])
-    return names
+    return unique_names(names[parts] for parts in all_parts)
 
 
 def _read_photo(path: Path) -> tuple[Image.Image, int]:
