@@ -26,7 +26,7 @@ INNER = {
     "files": set(),
     "tensor_file": set(),
     "layers": FOUNDATION,
-    "geometry": FOUNDATION,
+    "geometry": FOUNDATION | {"layers"},
     "encoder": BLOCKS,
     "tracking": BLOCKS,
     "heads": BLOCKS | {"tracking"},

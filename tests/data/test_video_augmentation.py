@@ -181,3 +181,13 @@ def test_bad_videos():
         VideoAugmentation()(SceneBatch(torch.rand(2, 3, 8, 8)))
     with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
         VideoAugmentation()(SceneBatch(torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_frames_are_moved_to_the_pixel(dtype: torch.dtype):
+    """Columns beyond 256 too, which half precision can't count: as the same frames in float64."""
+    images = torch.rand(1, 3, 3, 4, 600).to(dtype)
+    change = VideoAugmentation(erase_prob=1.0)
+    half, exact = (change(SceneBatch(x), generator=seeded(3)).images for x in (images, images.double()))
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.double(), exact, rtol=0, atol=4e-3 if dtype == torch.bfloat16 else 1e-3)

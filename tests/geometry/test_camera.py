@@ -71,6 +71,17 @@ def test_no_field_of_view_gives_a_finite_focal_length(dtype):
     assert fov.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_focal_length_has_a_field_of_view_and_a_gradient(dtype):
+    focal = torch.tensor([-1e6, -30.0, 0.0, 1e-30, 30.0, 1e6, torch.inf], dtype=dtype)
+    intrinsics = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1)).requires_grad_()
+    fov = intrinsics_to_fov(intrinsics, (48, 64))
+    assert (fov.diff(dim=0) <= 0).all()
+    assert fov[2].tolist() == pytest.approx([math.pi, math.pi])
+    fov.sum().backward()
+    assert intrinsics.grad.isfinite().all()
+
+
 def test_gradchecks():
     transform = random_rigid(2).requires_grad_()
     fov = (torch.rand(3, 2, dtype=torch.float64) + 0.2).requires_grad_()
@@ -89,3 +100,4 @@ def test_more_than_half_a_turn_of_view_mirrors_as_the_formula_says():
     focal = fov_to_intrinsics(fov, (48, 64))
     assert focal[1, 1].item() == pytest.approx(24 / math.tan(1.75), rel=1e-12)
     assert focal[0, 0].item() == pytest.approx(32 / math.tan(2.0), rel=1e-12)
+    torch.testing.assert_close(intrinsics_to_fov(focal, (48, 64)), fov, rtol=0, atol=1e-12)

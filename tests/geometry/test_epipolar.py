@@ -72,6 +72,23 @@ def test_no_baseline_has_no_distance_and_no_gradient():
     assert f.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_finite_near_the_epipoles(dtype):
+    """As far from them as one likes, with a matrix as small as one likes."""
+    away = torch.cat([torch.zeros(1), 10.0 ** torch.arange(-30, 3)])
+    offsets = torch.stack([away, -2 * away], dim=-1).to(dtype)
+    forward = torch.eye(3, 4, dtype=dtype)
+    forward[2, 3] = 1  # both epipoles are at (0, 0)
+    f = fundamental_matrix(torch.eye(3, dtype=dtype), torch.eye(3, dtype=dtype), forward)
+    for scale in (1e-25, 1.0, 1e25):
+        inputs = [x.clone().requires_grad_() for x in (offsets, 3 * offsets.flip(-1), scale * f)]
+        distance = sampson_distance(*inputs)
+        distance.sum().backward()
+        assert distance.isfinite().all()
+        assert all(x.grad.isfinite().all() for x in inputs)
+        torch.testing.assert_close(distance, sampson_distance(offsets, 3 * offsets.flip(-1), f))
+
+
 def test_gradcheck():
     a, b, _ = two_views(points=3)
     k, camera = random_intrinsics(2), random_rigid()

@@ -292,6 +292,18 @@ def test_vector():
     torch.testing.assert_close(batch.depth, torch.full((1, 2, 1, 2), 1.0003), rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("size", [1, 8, 64, 160])
+def test_the_unit_of_a_float64_batch_has_its_precision(size):
+    """The sum over the count plus a thousandth, to the last digits however many pixels there are."""
+    depth = torch.full((1, 1, size, size), 1e3, dtype=torch.float64)
+    points = torch.stack([depth, depth, depth], dim=-1)
+    images = torch.rand(1, 1, 3, size, size)
+    count = size * size
+    for batch, length in ((SceneBatch(images, points=points), 3**0.5 * 1e3), (SceneBatch(images, depth=depth), 1e3)):
+        _, scale = normalize_scene(batch)
+        assert scale.item() == pytest.approx(length * count / (count + 1e-3), rel=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_comes_out_as_float32(dtype):
     scene = random_scene()

@@ -91,6 +91,19 @@ def test_points_on_the_camera_plane_are_finite(dtype):
     assert points.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+def test_gradients_are_finite_however_near_the_camera_plane(dtype, scale):
+    tiny = torch.finfo(dtype).tiny
+    depth = torch.tensor([tiny**power * sign for power in (1.0, 0.75, 0.5, 0.25, 0.1) for sign in (1, -1)], dtype=dtype)
+    points = torch.stack([torch.full_like(depth, scale), torch.full_like(depth, -2 * scale), depth], dim=-1)
+    points.requires_grad_()
+    coords, _ = project(points, 100 * random_intrinsics().to(dtype))
+    assert coords.isfinite().all()
+    coords.sum().backward()
+    assert points.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("depth", [1e-20, -1e-20, 1e-4])
 def test_points_in_front_keep_their_quotient_however_near(depth):
     coords, _ = project(torch.tensor([[2 * depth, depth, depth]]), torch.eye(3))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from geometry.random_cameras import AXES, random_rotations, rodrigues
-from geomtx.geometry import matrix_to_quat, quat_to_matrix, rotation_angle
+from geomtx.geometry import decode_pose, matrix_to_quat, quat_to_matrix, rotation_angle
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.5, math.pi / 2, 3.0, math.pi - 1e-6, math.pi])
@@ -116,7 +116,55 @@ def test_rotation_angle_of_batches():
     torch.testing.assert_close(angles, cosines.acos(), rtol=0, atol=1e-6)
 
 
-def test_rotation_angle_has_a_finite_gradient_at_zero():
-    rotation = torch.eye(3, requires_grad=True)
-    rotation_angle(rotation, torch.eye(3)).backward()
-    assert rotation.grad.isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, math.pi - 1e-4, math.pi - 1e-9, math.pi])
+def test_rotation_angle_has_a_finite_gradient_everywhere(angle, dtype):
+    """Also where one such pair is in a batch with others."""
+    for axis in AXES:
+        pair = random_rotations(3).to(dtype)
+        pair[1] = rodrigues(axis, angle).to(dtype)
+        base = torch.eye(3, dtype=dtype).repeat(3, 1, 1).requires_grad_()
+        pair.requires_grad_()
+        found = rotation_angle(pair, base)
+        assert found[1].item() == pytest.approx(angle, abs=1e-6 if dtype == torch.float32 else 1e-9)
+        found.sum().backward()
+        for gradient in (pair.grad, base.grad):
+            assert gradient.isfinite().all()
+            assert gradient[[0, 2]].any()
+
+
+def test_gradcheck_of_rotation_angle():
+    turn = torch.stack([rodrigues(axis, angle) for axis in AXES for angle in (0.1, 1.5, 3.0)])
+    torch.autograd.gradcheck(rotation_angle, (turn.requires_grad_(), torch.eye(3).double().expand_as(turn)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        (torch.float16, (2.0**-20, 2.0**-7, 512.0, 2.0**15)),
+        (torch.bfloat16, (1e-35, 1e-3, 1e30)),
+        (torch.float32, (1e-37, 1e-25, 1e-3, 1.0, 1e15, 3e19, 1e30, 3e38)),
+        (torch.float64, (1e-300, 1e-170, 1.0, 1e160, 1e300)),
+    ],
+)
+def test_quaternions_of_any_length_have_their_rotation(dtype, sizes):
+    for direction in ([0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 1.0], [0.0, -1.0, 0.5, 0.25]):
+        quat = torch.tensor(direction, dtype=dtype)
+        for size in sizes:
+            leaf = (quat * size).requires_grad_()
+            matrix = quat_to_matrix(leaf)
+            torch.testing.assert_close(matrix, quat_to_matrix(quat), rtol=0, atol=1e-6)
+            torch.testing.assert_close(matrix @ matrix.mT, torch.eye(3, dtype=matrix.dtype), rtol=0, atol=1e-6)
+            if size > 1e-30 and dtype != torch.float16:  # a gradient is as large as its quaternion is short
+                (gradient,) = torch.autograd.grad(matrix[0].sum(), leaf)
+                assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_quaternions_that_are_not_finite_have_no_rotation(bad):
+    quat = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, bad, 0.0, 0.0]])
+    matrix = quat_to_matrix(quat)
+    assert matrix[0].isfinite().all()
+    assert matrix[1].isnan().all()
+    encoding = torch.cat([torch.zeros(2, 3), quat, torch.ones(2, 2)], dim=-1)
+    torch.testing.assert_close(decode_pose(encoding, (4, 4)).cam_from_world[..., :3], matrix, equal_nan=True)

@@ -141,6 +141,37 @@ def test_points_on_a_line_are_fitted_by_one_of_the_rotations():
     torch.testing.assert_close(fitted.rotation @ fitted.rotation.mT, IDENTITY)
 
 
+CUBE = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        pytest.param(CUBE, CUBE, id="symmetric"),
+        pytest.param(CUBE, -CUBE, id="mirrored"),
+        pytest.param(CUBE * torch.tensor([1.0, 1.0, 0.0]), CUBE * torch.tensor([2.0, 2.0, 0.0]), id="plane"),
+        pytest.param(CUBE * torch.tensor([1.0, 0.0, 0.0]), CUBE * torch.tensor([0.0, 1.0, 0.0]), id="line"),
+        pytest.param(CUBE[:2], CUBE[2:4], id="two points"),
+        pytest.param(CUBE[:1], CUBE[1:2], id="one point"),
+        pytest.param(CUBE, CUBE * 0 + 3, id="target in one place"),
+    ],
+)
+def test_gradients_are_finite_where_the_answer_is_delicate(source, target, dtype):
+    inputs = [x.to(dtype).clone().requires_grad_() for x in (source, target, torch.ones(len(source)))]
+    sum(part.square().sum() for part in fit_similarity(*inputs)).backward()
+    assert all(x.grad.isfinite().all() for x in inputs)
+
+
+def test_small_clouds_far_from_the_origin_are_fitted_in_float32():
+    """A thousand times their size away, float32 still has four digits of them."""
+    source, similarity = random_points(200).float() + 1000, random_similarity()
+    similarity = Similarity(*(part.float() for part in similarity))
+    fitted = fit_similarity(source, apply_similarity(similarity, source))
+    torch.testing.assert_close(fitted.rotation, similarity.rotation, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fitted.scale, similarity.scale, rtol=1e-3, atol=0)
+
+
 def test_precision_in_and_out():
     source, target = random_points(8), random_points(8)
     exact = fit_similarity(source, target)

@@ -1,7 +1,10 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from geomtx.layers import Float32Conv2d, Float32Linear, at_least_float32
+from geomtx.layers.float32 import float32_island
 
 LAYERS = {
     "linear": (lambda **o: Float32Linear(6, 4, **o), torch.nn.Linear, (3, 6)),
@@ -56,3 +59,31 @@ def test_at_least_float32():
     for dtype in (torch.float32, torch.float64):
         x = torch.ones(2, dtype=dtype)
         assert at_least_float32(x) is x
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_island_of_a_function(dtype):
+    """All floating-point tensors, in tuples too, meet in the widest precision; nothing else is touched."""
+
+    @float32_island
+    def product(pair: Pair, factor: float, *, mask: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
+        """What it does."""
+        seen.append([pair.first.dtype, pair.second.dtype, mask.dtype, type(pair), factor])
+        return pair.first @ pair.second
+
+    seen: list[list[object]] = []
+    a, b, mask = torch.randn(3, 3), torch.randn(3, 3), torch.ones(3, dtype=torch.bool)
+    assert product(Pair(a.to(dtype), b.to(dtype)), 2.0, mask=mask).dtype == torch.float32
+    assert product(Pair(a.to(dtype), b), 2.0, mask=mask, more=b.double()).dtype == torch.float64
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(product(Pair(a, b), 2.0, mask=mask), a @ b.clone()) is False  # autocast is on outside
+        out = product(Pair(a, b), 2.0, mask=mask)
+    assert torch.equal(out, a @ b)
+    wanted = [torch.float32, torch.float64, torch.float32, torch.float32]
+    assert seen == [[wide, wide, torch.bool, Pair, 2.0] for wide in wanted]
+    assert product.__doc__ == "What it does."

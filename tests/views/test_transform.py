@@ -109,6 +109,21 @@ def test_intrinsics_agree_with_projection() -> None:
         torch.testing.assert_close(back, k_model, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    transform = ViewTransform((720, 4000), (126, 518), (518 / 4000, 126 / 720), (0.3, -0.7))
+    coords = (torch.rand(200, 2) * 518).to(dtype)
+    intrinsics = (torch.rand(50, 3, 3) * 300).to(dtype)
+    for function, x in (
+        (transform.to_original, coords),
+        (transform.from_original, coords),
+        (transform.intrinsics_to_original, intrinsics),
+        (transform.intrinsics_from_original, intrinsics),
+    ):
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(function(x).double(), function(x.double()), rtol=0.51 * eps, atol=eps / 64)
+
+
 def test_dtype_leading_axes_and_gradients() -> None:
     transform = ViewTransform((12, 20), (14, 28), (1.4, 1.1), (0.0, 0.5))
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_floating, check_shape
+from geomtx.layers.float32 import at_least_float32
 from geomtx.types import SceneBatch, TrackLabels
 
 __all__ = ["VideoAugmentation"]
@@ -74,15 +75,16 @@ class VideoAugmentation:
             generator: For the draws, on any device; None = the global one of the images' device.
 
         Returns:
-            New frames and tracks. Cameras, depth and points are None if pixels may have moved (`moves_pixels`);
-            otherwise depth and points are unknown, by the mask, where a box covers them.
+            New frames, in the precision of the given ones, and tracks. Cameras, depth and points are None if pixels may
+            have moved (`moves_pixels`); otherwise depth and points are unknown, by the mask, where a box covers them.
 
         Raises:
             ValueError: For another shape, or a dtype that is not floating point.
         """
-        images = videos.images
-        check_shape("images", images, ("B", "S", 3, "H", "W"))
-        check_floating("images", images)
+        check_shape("images", videos.images, ("B", "S", 3, "H", "W"))
+        check_floating("images", videos.images)
+        # Half precision can't count the pixels of a row.
+        images = at_least_float32(videos.images)
         tracks, mask = videos.tracks, videos.mask
         if self.moves_pixels:
             scale, offset = self._draw_windows(images, generator)
@@ -90,6 +92,7 @@ class VideoAugmentation:
         low, high, color = self._draw_boxes(images, generator)
         images, covered = _cover(images, low, high, color)
         tracks = _hide_tracks(tracks, low, high)
+        images = images.to(videos.images.dtype)
         if self.moves_pixels:
             return SceneBatch(images, tracks=tracks)
         if mask is None and videos.depth is not None:

@@ -1,4 +1,9 @@
-"""Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities."""
+"""Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities.
+
+They compute in float32 or better and return that, also for half-precision arguments and under autocast: half precision
+holds neither the coordinates of pixels nor a rotation. Arguments of different precisions meet in the widest of them.
+Gradients are finite wherever the derivative, or one side of it, is.
+"""
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance

@@ -1,7 +1,7 @@
 """Rigid transforms and pinhole intrinsics.
 
 A camera is `cam_from_world`, [R | t] with x_cam = R x_world + t on OpenCV axes (x right, y down, z forward), and
-`intrinsics` in pixels.
+`intrinsics` in pixels. All results are float32 or better, see `geomtx.geometry`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_rigid", "transform_points"]
 
 
+@float32_island
 def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 3 4"]:
     """Inverse of [R | t] in closed form, [Rᵀ | -Rᵀt]: exact where a general matrix inverse drifts.
 
@@ -28,17 +30,20 @@ def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
     return torch.cat([rotation_t, -rotation_t @ transform[..., 3:]], dim=-1)
 
 
+@float32_island
 def compose_rigid(a_from_b: Float[Tensor, "*#batch 3 4"], b_from_c: Float[Tensor, "*#batch 3 4"]) -> Tensor:
     """`a_from_c` = `a_from_b` ∘ `b_from_c`, (..., 3, 4); batches broadcast."""
     rotation = a_from_b[..., :3]
     return torch.cat([rotation @ b_from_c[..., :3], rotation @ b_from_c[..., 3:] + a_from_b[..., 3:]], dim=-1)
 
 
+@float32_island
 def transform_points(transform: Float[Tensor, "*#batch 3 4"], points: Float[Tensor, "*#batch n 3"]) -> Tensor:
     """R x + t for N points a transform, (..., N, 3); batches broadcast."""
     return points @ transform[..., :3].transpose(-1, -2) + transform[..., None, :, 3]
 
 
+@float32_island
 def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 3 3"]:
     """Intrinsics of a field of view, (vertical, horizontal) in radians, with the principal point at (W/2, H/2).
 
@@ -55,8 +60,14 @@ def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int])
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+@float32_island
 def intrinsics_to_fov(intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 2"]:
-    """Field of view (vertical, horizontal) in radians, 2·atan(size/2 / f)."""
+    """Field of view (vertical, horizontal) in radians, 2·atan(size/2 / f); the inverse of `fov_to_intrinsics`.
+
+    In [0, 2π), and finite with its gradient for every focal length: π for one of 0, more for negative ones.
+    """
     height, width = image_hw
-    half_tan = torch.stack([(height / 2) / intrinsics[..., 1, 1], (width / 2) / intrinsics[..., 0, 0]], dim=-1)
-    return 2 * torch.atan(half_tan)
+    f_x, f_y = intrinsics[..., 0, 0], intrinsics[..., 1, 1]
+    # Not atan of the quotient, whose gradient is NaN at a focal length of 0.
+    half = [torch.atan2(torch.full_like(f, size / 2), f) for f, size in ((f_y, height), (f_x, width))]
+    return 2 * torch.stack(half, dim=-1)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["fundamental_matrix", "sampson_distance"]
 
 
+@float32_island
 def fundamental_matrix(
     intrinsics_a: Float[Tensor, "*#batch 3 3"],
     intrinsics_b: Float[Tensor, "*#batch 3 3"],
@@ -26,7 +28,7 @@ def fundamental_matrix(
         b_from_a: (..., 3, 4), [R | t] from the frame of camera a to that of camera b.
 
     Returns:
-        (..., 3, 3).
+        (..., 3, 3), float32 or better.
 
     Raises:
         ValueError: For other shapes.
@@ -53,6 +55,7 @@ def _inverse(intrinsics: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+@float32_island
 def sampson_distance(
     coords_a: Float[Tensor, "*#batch n 2"],
     coords_b: Float[Tensor, "*#batch n 2"],
@@ -69,7 +72,8 @@ def sampson_distance(
         fundamental: (..., 3, 3), of any scale.
 
     Returns:
-        (..., N). 0, with a gradient of 0, where it has no value: for F = 0, or with both pixels on the epipoles.
+        (..., N), float32 or better. 0, with a gradient of 0, where it has no value: for F = 0, or with both pixels on
+        the epipoles.
 
     Raises:
         ValueError: For other shapes.
@@ -78,9 +82,13 @@ def sampson_distance(
     check_shape("coords_b", coords_b, ("...", "N", 2))
     check_shape("fundamental", fundamental, ("...", 3, 3))
     a, b = (torch.cat([coords, torch.ones_like(coords[..., :1])], dim=-1) for coords in (coords_a, coords_b))
+    # The distance does not depend on the matrix's scale, the squares below do: a short baseline makes small numbers.
+    size = fundamental.detach().abs().amax((-2, -1), keepdim=True)
+    fundamental = fundamental / torch.where(size > 0, size, 1.0)
     line_b, line_a = a @ fundamental.transpose(-1, -2), b @ fundamental
     residual = (b * line_b).sum(-1)
     slope_sq = line_a[..., :2].square().sum(-1) + line_b[..., :2].square().sum(-1)
-    has_value = slope_sq > torch.finfo(slope_sq.dtype).tiny
-    distance = residual.abs() * torch.where(has_value, slope_sq, 1.0).rsqrt()
+    # Below that, the slopes are what rounding left of zero.
+    has_value = slope_sq > torch.finfo(slope_sq.dtype).eps ** 2
+    distance = torch.where(has_value, residual, 0.0).abs() * torch.where(has_value, slope_sq, 1.0).rsqrt()
     return torch.where(has_value, distance, 0.0)

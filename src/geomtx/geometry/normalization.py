@@ -161,7 +161,8 @@ def _scene_scale(batch: SceneBatch) -> Tensor:
     else:
         return scale.clamp(*SCALE_RANGE)
     count = mask.sum((1, 2, 3))
-    mean = distance.sum((1, 2, 3)) / (count + COUNT_MARGIN)
+    # In the distances' precision: an integer and a Python number would meet in float32.
+    mean = distance.sum((1, 2, 3)) / (count.to(distance.dtype) + COUNT_MARGIN)
     return torch.where(count > 0, mean, scale).clamp(*SCALE_RANGE)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from geomtx.checks import check_shape
 from geomtx.geometry.camera import fov_to_intrinsics, intrinsics_to_fov
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Cameras, Float
 
 __all__ = ["POSE_DIM", "activate_pose", "decode_pose", "encode_pose"]
@@ -18,6 +19,7 @@ __all__ = ["POSE_DIM", "activate_pose", "decode_pose", "encode_pose"]
 POSE_DIM = 9
 
 
+@float32_island
 def encode_pose(
     cam_from_world: Float[Tensor, "*batch 3 4"], intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]
 ) -> Float[Tensor, "*batch 9"]:
@@ -31,7 +33,7 @@ def encode_pose(
         image_hw: Height and width, pixels.
 
     Returns:
-        (..., 9), with w ≥ 0.
+        (..., 9), float32 or better, with w ≥ 0.
 
     Raises:
         ValueError: For other shapes.
@@ -42,15 +44,16 @@ def encode_pose(
     return torch.cat([cam_from_world[..., 3], quat, intrinsics_to_fov(intrinsics, image_hw)], dim=-1)
 
 
+@float32_island
 def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) -> Cameras:
     """Decode cameras; the inverse of `encode_pose` for a centred principal point.
 
     Args:
-        encoding: (..., 9). The quaternion need not be a unit one; zero gives the identity.
+        encoding: (..., 9). The quaternion need not be a unit one, see `quat_to_matrix`.
         image_hw: Height and width of the image that the intrinsics shall belong to, pixels.
 
     Returns:
-        `Cameras` with (..., 3, 4) and (..., 3, 3), in the encoding's dtype.
+        `Cameras` with (..., 3, 4) and (..., 3, 3), float32 or better.
 
     Raises:
         ValueError: For another shape.
@@ -62,5 +65,8 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
 
 
 def activate_pose(encoding: Float[Tensor, "*batch 9"]) -> Float[Tensor, "*batch 9"]:
-    """Raw network output to encoding: translation and quaternion as they are, field of view rectified."""
+    """Raw network output to encoding: translation and quaternion as they are, field of view rectified.
+
+    Nothing is rounded, so the dtype stays.
+    """
     return torch.cat([encoding[..., :7], encoding[..., 7:].relu()], dim=-1)

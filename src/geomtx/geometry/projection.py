@@ -11,11 +11,13 @@ from torch import Tensor
 
 from geomtx.checks import check_shape
 from geomtx.geometry.camera import invert_rigid, transform_points
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["project", "unproject"]
 
 
+@float32_island
 def unproject(
     depth: Float[Tensor, "*#batch h w"],
     intrinsics: Float[Tensor, "*#batch 3 3"],
@@ -32,7 +34,7 @@ def unproject(
         pixel_center: Coordinate of the centre of the first pixel, 0.0 or 0.5.
 
     Returns:
-        (..., H, W, 3) points in world coordinates (or the camera's), in scene units. Differentiable.
+        (..., H, W, 3) points in world coordinates (or the camera's), in scene units; float32 or better. Differentiable.
 
     Raises:
         ValueError: For other shapes.
@@ -42,8 +44,8 @@ def unproject(
     if cam_from_world is not None:
         check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     height, width = depth.shape[-2:]
-    rows = torch.arange(height, device=depth.device, dtype=depth.dtype) + pixel_center
-    columns = torch.arange(width, device=depth.device, dtype=depth.dtype) + pixel_center
+    rows = torch.arange(height, device=depth.device, dtype=intrinsics.dtype) + pixel_center
+    columns = torch.arange(width, device=depth.device, dtype=intrinsics.dtype) + pixel_center
     k = intrinsics[..., None, None, :, :]
     y = (rows[:, None] - k[..., 1, 2]) / k[..., 1, 1] * depth
     x = (columns - k[..., 0, 2]) / k[..., 0, 0] * depth - k[..., 0, 1] / k[..., 0, 0] * y
@@ -54,6 +56,7 @@ def unproject(
     return points.unflatten(-2, (height, width))
 
 
+@float32_island
 def project(
     points_world: Float[Tensor, "*#batch n 3"],
     intrinsics: Float[Tensor, "*#batch 3 3"],
@@ -67,9 +70,9 @@ def project(
         cam_from_world: (..., 3, 4). None = the points are in the camera's frame.
 
     Returns:
-        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N). A
-        point on or behind the camera plane (depth ≤ 0) has no image: its coordinates are finite but mean nothing, so
-        test the depth.
+        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N);
+        float32 or better. A point on or behind the camera plane (depth ≤ 0) has no image: its coordinates are finite
+        but mean nothing, so test the depth.
 
     Raises:
         ValueError: For other shapes.
@@ -80,8 +83,11 @@ def project(
         check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
     depth = points_cam[..., 2]
-    # Selected, not clamped: points in front keep their exact quotient and gradient.
-    safe_depth = torch.where(depth.abs() > torch.finfo(depth.dtype).tiny, depth, 1.0)
+    # Selected, not clamped: points in front keep their exact quotient and gradient, as far as both, x / z and x / z²,
+    # are within the range of numbers.
+    size = depth.detach().abs()
+    steepness = points_cam.detach().abs().amax(-1) / size / size
+    safe_depth = torch.where(steepness < torch.finfo(depth.dtype).max ** 0.75, depth, 1.0)
     rays = points_cam / safe_depth[..., None]
     coords = rays @ intrinsics.transpose(-1, -2)
     return coords[..., :2], depth

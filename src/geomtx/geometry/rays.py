@@ -10,6 +10,7 @@ from torch import Tensor
 from geomtx.checks import check_count, check_option, check_shape
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import unproject
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["RayOrder", "plucker_rays"]
@@ -17,6 +18,7 @@ __all__ = ["RayOrder", "plucker_rays"]
 RayOrder = Literal["moment_direction", "direction_moment"]
 
 
+@float32_island
 def plucker_rays(
     cam_from_world: Float[Tensor, "*#batch 3 4"],
     intrinsics: Float[Tensor, "*#batch 3 3"],
@@ -51,14 +53,10 @@ def plucker_rays(
     check_option("order", order, get_args(RayOrder))
     for name, side in zip(("image height", "image width"), image_hw, strict=True):
         check_count(name, side)
-    # Half precision can't tell neighbouring pixels, nor count large ones.
-    dtype = torch.promote_types(torch.promote_types(cam_from_world.dtype, intrinsics.dtype), torch.float32)
-    cam_from_world, intrinsics = cam_from_world.to(dtype), intrinsics.to(dtype)
     # At depth 1, so that no direction is short.
     ahead = unproject(intrinsics.new_ones(*intrinsics.shape[:-2], *image_hw), intrinsics, pixel_center=pixel_center)
-    with torch.autocast(intrinsics.device.type, enabled=False):
-        world_from_cam = invert_rigid(cam_from_world)
-        direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)
+    world_from_cam = invert_rigid(cam_from_world)
+    direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)
     direction = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
     center = world_from_cam[..., None, None, :, 3]
     moment = torch.linalg.cross(center.expand_as(direction), direction)

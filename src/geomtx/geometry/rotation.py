@@ -8,28 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["matrix_to_quat", "quat_to_matrix", "rotation_angle"]
 
 
+@float32_island
 def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotation matrix of a quaternion that need not be a unit one.
 
-    The quaternion is divided by its norm first. The zero quaternion, which has no rotation, gives the identity, with
-    zero gradient, so that a network's worst output never turns into NaN.
+    Every finite quaternion but zero, however long, gives its rotation. Zero, which has none, gives the identity, with
+    zero gradient, so that a network's worst output never turns into NaN; a quaternion that is not finite gives NaN.
     """
     import roma
 
-    norm_sq = quat_xyzw.square().sum(-1, keepdim=True)
+    # By the largest component first, which changes no direction and no gradient: squares then stay within range.
+    largest = quat_xyzw.detach().abs().amax(-1, keepdim=True)
     # Two selections: the inner one keeps the backward pass of rsqrt finite where the outer one discards its value.
-    is_zero = norm_sq < torch.finfo(quat_xyzw.dtype).tiny
-    unit = quat_xyzw * torch.where(is_zero, 1.0, norm_sq).rsqrt()
+    is_zero = largest == 0
+    scaled = quat_xyzw / torch.where(is_zero, 1.0, largest)
+    unit = scaled * torch.where(is_zero, 1.0, scaled.square().sum(-1, keepdim=True)).rsqrt()
     identity = torch.zeros_like(quat_xyzw)
     identity[..., 3] = 1.0
     return roma.unitquat_to_rotmat(torch.where(is_zero, identity, unit))
 
 
+@float32_island
 def matrix_to_quat(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Unit quaternion (xyzw) of a rotation matrix, with w ≥ 0; any angle, 180° included."""
     import roma
@@ -38,8 +43,14 @@ def matrix_to_quat(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     return torch.where(quat[..., 3:] < 0, -quat, quat)
 
 
+@float32_island
 def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
-    """Geodesic distance between two rotations, radians in [0, π]."""
-    import roma
+    """Geodesic distance between two rotations, radians in [0, π].
 
-    return roma.rotmat_geodesic_distance(a, b)
+    The gradient is finite everywhere; at 0 and π, where the distance has a kink, it is 0.
+    """
+    relative = a.transpose(-1, -2) @ b
+    # 2 sin and 2 cos of the angle. acos or asin of one of them has no derivative at an end of its range.
+    skew = relative - relative.transpose(-1, -2)
+    sine = torch.linalg.vector_norm(torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1), dim=-1)
+    return torch.atan2(sine, relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_floating, check_shape
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["Similarity", "apply_similarity", "fit_similarity"]
@@ -27,6 +28,7 @@ class Similarity(NamedTuple):
     translation: Float[Tensor, "*batch 3"]
 
 
+@float32_island
 def fit_similarity(
     source: Float[Tensor, "*batch n 3"],
     target: Float[Tensor, "*batch n 3"],
@@ -47,7 +49,7 @@ def fit_similarity(
             for nothing. None = all alike.
 
     Returns:
-        `Similarity` with the shape (...), in the inputs' dtype, float32 at least.
+        `Similarity` with the shape (...), float32 or better.
 
     Raises:
         ValueError: For other shapes, or integer points.
@@ -58,12 +60,12 @@ def fit_similarity(
     if weights is None:
         weights = torch.ones(source.shape[:-1], dtype=torch.bool, device=source.device)
     check_shape("weights", weights, tuple(source.shape[:-1]))
-    with torch.autocast(source.device.type, enabled=False):
-        return _fit(source, target, weights)
+    return _fit(source, target, weights)
 
 
+@float32_island
 def apply_similarity(similarity: Similarity, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*batch n 3"]:
-    """Scale · R x + t for N points a similarity, (..., N, 3)."""
+    """Scale · R x + t for N points a similarity, (..., N, 3), float32 or better."""
     turned = points @ similarity.rotation.transpose(-1, -2)
     return similarity.scale[..., None, None] * turned + similarity.translation[..., None, :]
 
@@ -71,11 +73,9 @@ def apply_similarity(similarity: Similarity, points: Float[Tensor, "*batch n 3"]
 def _fit(source: Tensor, target: Tensor, weights: Tensor) -> Similarity:
     import roma
 
-    dtype = torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
     takes_part = (weights > 0)[..., None]
-    source = torch.where(takes_part, source.to(dtype), 0.0)
-    target = torch.where(takes_part, target.to(dtype), 0.0)
-    weights = weights.to(dtype)
+    source, target = torch.where(takes_part, source, 0.0), torch.where(takes_part, target, 0.0)
+    weights = weights.to(source.dtype)
     total = weights.sum(-1, keepdim=True)
     weights = (weights / torch.where(total > 0, total, 1.0))[..., None]
 
@@ -87,7 +87,7 @@ def _fit(source: Tensor, target: Tensor, weights: Tensor) -> Similarity:
     )
     # Without an extent there is nothing to turn or to scale: roma's quotient is 0 / 0 there.
     has_extent = source_spread > 0
-    identity = torch.eye(3, dtype=dtype, device=source.device)
+    identity = torch.eye(3, dtype=source.dtype, device=source.device)
     determined = (has_extent & (target_spread > 0))[..., None, None]
     rotation = torch.where(determined, rotation, identity)
     scale = torch.where(has_extent, scale * target_spread / torch.where(has_extent, source_spread, 1.0), 1.0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geomtx.checks import check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Cameras, Float
 
 __all__ = ["RelativeCameras", "relate_cameras"]
@@ -31,6 +32,7 @@ class RelativeCameras(NamedTuple):
     scale: Float[Tensor, " b"]
 
 
+@float32_island
 def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " b"] | None = None) -> RelativeCameras:
     """Make the first input camera the world, and divide lengths by a scale of the inputs alone.
 
@@ -40,6 +42,9 @@ def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " 
         scale: (B,), for instance the second output of `normalize_scene` for the input views, whose depth gives the
             unit that VGGT predicts in. None = 1.35 times the largest distance of an input camera's centre from the
             first one's; 1 if there is no other camera, or all are in one place.
+
+    Returns:
+        `RelativeCameras`, float32 or better.
 
     Raises:
         ValueError: For other shapes.
@@ -53,10 +58,9 @@ def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " 
     check_shape("targets.intrinsics", targets.intrinsics, (*targets.cam_from_world.shape[:2], 3, 3))
     if scale is not None:
         check_shape("scale", scale, (batch,))
-    with torch.autocast(inputs.cam_from_world.device.type, enabled=False):
-        world_from_first = invert_rigid(inputs.cam_from_world[:, :1])
-        others = compose_rigid(inputs.cam_from_world[:, 1:], world_from_first)
-        made = compose_rigid(targets.cam_from_world, world_from_first)
+    world_from_first = invert_rigid(inputs.cam_from_world[:, :1])
+    others = compose_rigid(inputs.cam_from_world[:, 1:], world_from_first)
+    made = compose_rigid(targets.cam_from_world, world_from_first)
     if scale is None:
         scale = _farthest(others)
     identity = torch.eye(3, 4, dtype=others.dtype, device=others.device).expand(batch, 1, 3, 4)

@@ -1,10 +1,14 @@
-"""Layers that compute in float32 or better whatever the precision of the model around them.
+"""Layers and functions that compute in float32 or better whatever the precision of the model around them.
 
-The ends of a network, where a rounding step of bfloat16 would be seen in a pose or a depth, run as float32 islands:
-autocast is off inside, half-precision weights are widened on the fly, float64 stays float64.
+The ends of a network, where a rounding step of bfloat16 would be seen in a pose or a depth, and all geometry run as
+float32 islands: autocast is off inside, half precision is widened on the fly, float64 stays float64.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +16,62 @@ from torch.nn import functional as F
 
 from geomtx.types import Float
 
-__all__ = ["Float32Conv2d", "Float32Linear", "at_least_float32"]
+__all__ = ["Float32Conv2d", "Float32Linear", "at_least_float32", "float32_island"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Widen half precision to float32; float32 and float64 stay as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def float32_island(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a function of tensors: it computes in float32 or better, whatever it is given and wherever it runs.
+
+    Half precision can't count the pixels of a row, squares of its small numbers vanish and those of its large ones
+    overflow; under autocast, a matrix product of float32 is one of bfloat16. Within the function, all floating-point
+    tensors among its arguments, also those in tuples, have the widest precision among them, float32 at least, and
+    autocast is off. Gradients arrive in each argument's own precision.
+    """
+
+    @functools.wraps(function)
+    def compute(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = _floating_tensors([*args, *kwargs.values()])
+        if not tensors:
+            return function(*args, **kwargs)
+        dtype = torch.float32
+        for tensor in tensors:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        wide: Any = [_widen(value, dtype) for value in args]
+        wide_by_name: Any = {name: _widen(value, dtype) for name, value in kwargs.items()}
+        device = tensors[0].device.type
+        if not torch.amp.is_autocast_available(device):  # where tensors have no values
+            return function(*wide, **wide_by_name)
+        with torch.autocast(device, enabled=False):
+            return function(*wide, **wide_by_name)
+
+    return compute
+
+
+def _floating_tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found.append(value)
+        elif isinstance(value, tuple):
+            found += _floating_tensors(value)
+    return found
+
+
+def _widen(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if not isinstance(value, tuple):
+        return value
+    parts = [_widen(part, dtype) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 
 class Float32Linear(nn.Linear):

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_divisible
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["aspect_grid", "fourier_features", "grid_signal", "sample_grid_signal", "sincos"]
 
 
+@float32_island
 def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Float[Tensor, "*batch dim"]:
     """[sin, cos] of position · base^(-i / (dim/2)), i = 0 … dim/2 - 1.
 
@@ -56,6 +58,7 @@ def grid_signal(
     return torch.cat([of_x.expand(size), of_y[:, None].expand(size)], dim=-1).permute(2, 0, 1)
 
 
+@float32_island
 def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, int], dim: int, *, base: float) -> Tensor:
     """What bilinear sampling of `grid_signal` at (x, y) gives, positions clamped to the grid, without its table.
 
@@ -97,6 +100,7 @@ def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor
     return axes[0], axes[1]
 
 
+@float32_island
 def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tensor, "*batch c"]:
     """Sine and cosine, interleaved, of each coordinate times k · 1000/dim, k = 0, 2, …, dim - 2; of x, then of y.
 

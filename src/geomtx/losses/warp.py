@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_mask, check_shape
 from geomtx.geometry.camera import transform_points
 from geomtx.geometry.projection import project, unproject
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.float32 import at_least_float32, float32_island
 from geomtx.losses.pairs import ViewPairs, check_cameras, check_pairs
 from geomtx.losses.reduce import select
 from geomtx.types import Cameras
@@ -37,6 +37,7 @@ class Warp(NamedTuple):
     valid: Tensor
 
 
+@float32_island
 def warp_pixels(
     depth: Tensor,
     cameras: Cameras,
@@ -69,7 +70,7 @@ def warp_pixels(
     check_pairs(pairs, depth.shape[1])
     if mask is not None:
         check_mask("mask", mask, tuple(depth.shape))
-    depth, cameras = at_least_float32(depth), known_cameras(cameras, camera_mask)
+    cameras = known_cameras(cameras, camera_mask)
     known = depth > MIN_DEPTH if mask is None else (depth > MIN_DEPTH) & mask
     if camera_mask is not None:
         known = known & camera_mask[..., None, None]
@@ -114,6 +115,7 @@ def known_cameras(cameras: Cameras, camera_mask: Tensor | None) -> Cameras:
     return Cameras(torch.where(keep, extrinsics, eye), torch.where(keep, intrinsics, eye[:, :3]))
 
 
+@float32_island
 def sample_maps(maps: Tensor, coords_px: Tensor) -> Tensor:
     """Bilinear look-up, zero outside.
 
@@ -122,10 +124,8 @@ def sample_maps(maps: Tensor, coords_px: Tensor) -> Tensor:
         coords_px: (*, H', W', 2), pixel centres at integers.
 
     Returns:
-        (*, C, H', W'), in the wider precision of both.
+        (*, C, H', W'), in the wider precision of both, float32 at least.
     """
-    dtype = torch.promote_types(maps.dtype, coords_px.dtype)
-    maps, coords_px = maps.to(dtype), coords_px.to(dtype)
     batch, (height, width) = maps.shape[:-3], maps.shape[-2:]
     scale = coords_px.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     grid = (coords_px * scale - 1).flatten(0, len(batch) - 1)

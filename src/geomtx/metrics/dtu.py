@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
+from geomtx.layers.float32 import float32_island
 from geomtx.metrics.median import masked_median
 from geomtx.metrics.nearest import check_points, nearest_points, pairs_within
 from geomtx.types import Bool, Float, Int
@@ -47,6 +48,7 @@ class DTUScores(NamedTuple):
     completeness_median: Tensor
 
 
+@float32_island
 def dtu_scores(
     predicted: Float[Tensor, "n 3"],
     scan: DTUScan,

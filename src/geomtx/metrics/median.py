@@ -27,5 +27,6 @@ def masked_median(values: Tensor, mask: Tensor | None = None) -> Tensor:
     ordered = torch.where(mask, values, torch.inf).sort(-1).values
     count = mask.sum(-1, keepdim=True)
     low, high = ((count - 1) // 2).clamp(min=0), (count // 2).clamp(max=values.shape[-1] - 1)
-    middle = (ordered.gather(-1, low) + ordered.gather(-1, high)) / 2
+    # Halves are added: the sum of two large numbers may overflow.
+    middle = ordered.gather(-1, low) / 2 + ordered.gather(-1, high) / 2
     return torch.where((count > 0).squeeze(-1) & ~broken, middle.squeeze(-1), torch.nan)

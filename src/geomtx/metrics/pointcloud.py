@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_positive, check_shape
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.layers.float32 import float32_island
 from geomtx.metrics.median import masked_median
 from geomtx.metrics.nearest import nearest_points
 from geomtx.types import Float
@@ -139,6 +140,7 @@ def point_map_scores(
     )
 
 
+@float32_island
 def point_map_normals(
     points: Float[Tensor, "*batch h w 3"], mask: Tensor | None = None
 ) -> Float[Tensor, "*batch h w 3"]:
@@ -149,7 +151,7 @@ def point_map_normals(
         mask: (..., H, W) bool, True = the point is known.
 
     Returns:
-        (..., H, W, 3); 0 where one of the four neighbours is missing, not known, or not finite.
+        (..., H, W, 3), float32 or better; 0 where one of the four neighbours is missing, not known, or not finite.
 
     Raises:
         ValueError: For another shape.

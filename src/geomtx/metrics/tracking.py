@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["RASTER", "THRESHOLDS_PX", "QueryMode", "TrackScores", "scale_to_raster", "select_queries", "track_scores"]
@@ -95,12 +96,16 @@ def track_scores(
     return TrackScores(jaccard.mean(-1), delta.mean(-1), right, jaccard, delta)
 
 
+@float32_island
 def scale_to_raster(coords_px: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 2"]:
     """Coordinates in an image of `image_hw` → on the 256×256 raster: corner pixels' centres become corner pixels'.
 
     Args:
         coords_px: (..., 2), x and y, pixel centres at integers.
         image_hw: Height and width, pixels.
+
+    Returns:
+        (..., 2), float32 or better.
 
     Raises:
         ValueError: For another shape, or an image of fewer than 2 rows or columns.

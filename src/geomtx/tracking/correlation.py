@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geomtx.layers.float32 import at_least_float32
 from geomtx.tracking.sampling import sample_map
 from geomtx.types import Float
 
@@ -54,11 +55,13 @@ def correlate(
         (N, T, levels · (2·radius + 1)²): levels in order; entry a·(2·radius + 1) + b of a window is at
         (x + a - radius, y + b - radius). Zero outside the maps.
     """
+    coords = at_least_float32(coords)  # half precision can't count the pixels of a row
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
     scaled = targets * targets.shape[-1] ** -0.5
     correlations = []
     for level, maps in enumerate(pyramid):
         around = (coords / 2**level)[:, :, None] + window
-        correlations.append(torch.einsum("ntc,nctk->ntk", scaled, sample_map(maps, around, padding_mode="zeros")))
+        sampled = sample_map(maps, around, padding_mode="zeros").to(scaled.dtype)
+        correlations.append(torch.einsum("ntc,nctk->ntk", scaled, sampled))
     return torch.cat(correlations, dim=-1)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float, Int
 
 __all__ = ["sample_map", "sample_views"]
 
 
+@float32_island
 def sample_map(
     maps: Float[Tensor, "n c h w"],
     coords: Float[Tensor, "n p q 2"],
@@ -27,6 +29,9 @@ def sample_map(
         maps: (N, C, H, W).
         coords: (N, P, Q, 2).
         padding_mode: What lies outside: zeros, or the nearest pixel.
+
+    Returns:
+        (N, C, P, Q), in the wider precision of both, float32 at least: half precision can't count the pixels of a row.
     """
     height, width = maps.shape[-2:]
     x, y = coords.unbind(-1)
@@ -34,6 +39,7 @@ def sample_map(
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
 
 
+@float32_island
 def sample_views(
     maps: Float[Tensor, "b s c h w"], view: Int[Tensor, "b n"], coords: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, "b n c"]:
@@ -43,6 +49,9 @@ def sample_views(
         maps: (B, S, C, H, W).
         view: (B, N), 0 … S - 1.
         coords: (B, N, 2), (x, y) in pixels of the maps.
+
+    Returns:
+        (B, N, C), in the wider precision of both, float32 at least.
     """
     height, width = maps.shape[-2:]
     x, y = coords[..., 0].clamp(0, width - 1), coords[..., 1].clamp(0, height - 1)

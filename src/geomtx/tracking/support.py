@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive, check_shape
+from geomtx.layers.float32 import float32_island
 from geomtx.types import Float
 
 __all__ = ["local_queries", "support_queries"]
 
 
+@float32_island
 def support_queries(
     query_points: Float[Tensor, "b n 3"], image_hw: tuple[int, int], size: int
 ) -> Float[Tensor, "b m 3"]:
@@ -27,7 +29,7 @@ def support_queries(
         size: Points along each side, G; none lies on the border.
 
     Returns:
-        (B, G², 3); without a query, none.
+        (B, G², 3), float32 or better; without a query, none.
     """
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)
@@ -45,6 +47,7 @@ def support_queries(
     return torch.cat([views[..., None], grid[turn].expand(num_scenes, -1, -1)], dim=-1)
 
 
+@float32_island
 def local_queries(
     query_points: Float[Tensor, "b n 3"], image_hw: tuple[int, int], size: int, *, extent_px: float = 50.0
 ) -> Float[Tensor, "b m 3"]:
@@ -57,7 +60,7 @@ def local_queries(
         extent_px: Side of the square that the grid fills.
 
     Returns:
-        (B, N·G², 3).
+        (B, N·G², 3), float32 or better.
     """
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_option, check_positive
+from geomtx.layers.float32 import at_least_float32
 from geomtx.types import Bool, Float
 from geomtx.views.resampling import RESAMPLING, Axis, resample
 
@@ -92,7 +93,10 @@ class ViewTransform:
         return mask
 
     def to_original(self, coords_px: Tensor) -> Tensor:
-        """The model's pixels → original pixels: points or tracks (..., 2) as (x, y)."""
+        """The model's pixels → original pixels: points or tracks (..., 2) as (x, y).
+
+        In the precision of the input, and rounded once: half precision holds whole pixels up to 2048, bfloat16 to 256.
+        """
         return _map_points(coords_px, self._backward)
 
     def from_original(self, coords_px: Tensor) -> Tensor:
@@ -199,15 +203,18 @@ def _map_points(coords_px: Tensor, maps: tuple[tuple[float, float], tuple[float,
     if coords_px.shape[-1:] != (2,):
         raise ValueError(f"coords_px must have shape (..., 2), got {tuple(coords_px.shape)}")
     (sx, tx), (sy, ty) = maps
-    return torch.stack([coords_px[..., 0] * sx + tx, coords_px[..., 1] * sy + ty], dim=-1)
+    x, y = at_least_float32(coords_px).unbind(-1)
+    mapped = torch.stack([x * sx + tx, y * sy + ty], dim=-1)
+    return mapped.to(coords_px.dtype) if coords_px.is_floating_point() else mapped
 
 
 def _map_intrinsics(intrinsics: Tensor, maps: tuple[tuple[float, float], tuple[float, float]]) -> Tensor:
     if intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"intrinsics must have shape (..., 3, 3), got {tuple(intrinsics.shape)}")
     (sx, tx), (sy, ty) = maps
-    x, y, one = intrinsics.unbind(-2)  # row by row, not a matrix product, which autocast would round
-    return torch.stack([sx * x + tx * one, sy * y + ty * one, one], dim=-2)
+    x, y, one = at_least_float32(intrinsics).unbind(-2)  # row by row, not a matrix product, which autocast would round
+    mapped = torch.stack([sx * x + tx * one, sy * y + ty * one, one], dim=-2)
+    return mapped.to(intrinsics.dtype) if intrinsics.is_floating_point() else mapped
 
 
 def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> None:
