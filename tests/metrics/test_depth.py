@@ -93,6 +93,37 @@ def test_depth_behind_the_camera_is_no_inlier(bad):
     assert scores.abs_rel == (1 - bad) / 4
 
 
+ALIGNMENTS = ["median", "least_squares", "none"]
+
+
+@pytest.mark.parametrize("align", ALIGNMENTS)
+@pytest.mark.parametrize("factor", [-1.0, -0.3, 0.0])
+def test_depth_that_is_nowhere_positive_is_no_depth(align, factor):
+    """Whatever multiplies it: no factor turns a scene round."""
+    true = random_depth(2, 3, 4, 5)
+    predicted = true.clone()
+    predicted[1] *= factor
+    scores = depth_scores(predicted, true, align=align)
+    for share in (scores.delta_1, scores.delta_2, scores.delta_3, scores.inlier_103):
+        assert share.tolist() == [1, 0]
+    assert not scores.abs_rel[1] < 0.9
+    assert align == "none" or scores.scale[1].isnan()
+    assert scores.scale[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("align", ["median", "least_squares"])
+@pytest.mark.parametrize("bad", [-40.0, -1e-3, 0.0])
+def test_alignment_is_by_positive_predictions(align, bad):
+    """Also where most are not positive, so that their median is not, nor their product with the truth."""
+    true = random_depth(1, 10, 10)
+    predicted = true / 3
+    predicted[:, :7] = bad
+    scores = depth_scores(predicted, true, align=align)
+    assert scores.scale == pytest.approx(3)
+    assert scores.delta_1 == pytest.approx(0.3)
+    assert scores.abs_rel >= 0.7 - 1e-9
+
+
 def test_half_precision_in_float64_out():
     true = random_depth(1, 8, 8)
     scores = depth_scores(true.bfloat16(), true)

@@ -74,6 +74,55 @@ def test_numbers_are_those_of_the_single_measures(scenes):
     assert (found.head_overall < 1e-6).all()
 
 
+@pytest.mark.parametrize("factor", [-1.0, 0.0])
+def test_depth_behind_the_camera_fails(scenes, factor):
+    truth = perfect(scenes)
+    depth = truth.depth.value.clone()
+    depth[1] *= factor
+    found = evaluate_predictions(truth._replace(depth=truth.depth._replace(value=depth)), scenes)
+    assert found.depth_delta.tolist() == [1, 0]
+    assert found.depth_abs_rel[1].isnan()
+    assert found.failed.tolist() == [False, True]
+
+
+def test_the_share_of_right_depths_is_that_below_1_25(scenes):
+    """Depths are up to 1.7 times too far, so that many are within 1.25² and not within 1.25."""
+    truth = perfect(scenes)
+    depth = truth.depth.value * (1 + 0.7 * torch.rand_like(truth.depth.value))
+    scores = depth_scores(depth, scenes.depth, scenes.mask)
+    assert (scores.delta_1 < scores.delta_2 - 0.05).all()
+    found = evaluate_predictions(truth._replace(depth=truth.depth._replace(value=depth)), scenes)
+    torch.testing.assert_close(found.depth_delta, scores.delta_1, rtol=0, atol=1e-3)
+
+
+def test_tracks_are_seen_above_the_threshold_of_visibility(scenes):
+    """Every visibility lies between 0 and the threshold, or between it and 1."""
+    truth = perfect(scenes)
+    unsure = truth.tracks._replace(visibility=0.3 + 0.4 * truth.tracks.visibility)
+    assert evaluate_predictions(truth._replace(tracks=unsure), scenes).track_visibility.tolist() == [1, 1]
+    for threshold, seen in ((0.2, True), (0.8, False)):
+        found = evaluate_predictions(truth._replace(tracks=unsure), scenes, visibility_threshold=threshold)
+        share = (scenes.tracks.visible[:, 1:] == seen).double().mean((1, 2))
+        torch.testing.assert_close(found.track_visibility, share)
+
+
+def test_empty_track_slots_are_not_scored(scenes):
+    truth = perfect(scenes)
+    empty = torch.arange(scenes.tracks.valid.shape[1]) % 2 == 0
+    tracks = scenes.tracks._replace(
+        valid=scenes.tracks.valid & ~empty,
+        visible=scenes.tracks.visible & ~empty,
+        coords_px=torch.where(empty[:, None], 0.0, scenes.tracks.coords_px),
+    )
+    wrong = truth.tracks._replace(
+        coords_px=torch.where(empty[:, None], -500.0, truth.tracks.coords_px),
+        visibility=torch.where(empty, 1.0, truth.tracks.visibility),
+    )
+    found = evaluate_predictions(truth._replace(tracks=wrong), scenes._replace(tracks=tracks))
+    for name in ("track_jaccard", "track_delta", "track_visibility"):
+        assert getattr(found, name).tolist() == [1, 1]
+
+
 def test_lengths_are_in_units_of_the_scene(scenes):
     """Whatever the unit of the batch."""
     predictions = perfect(scenes)

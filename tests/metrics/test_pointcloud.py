@@ -148,6 +148,17 @@ def test_iterated_closest_points_finish_an_alignment():
     torch.testing.assert_close(nothing.rotation, torch.eye(3).double())
 
 
+@pytest.mark.parametrize(("max_distance", "takes_part"), [(0.49, False), (0.5, True)])
+def test_pairs_take_part_up_to_the_largest_distance(max_distance, takes_part):
+    """Three points are in place; the fourth's nearest is 0.5 away, along an axis in which all could move."""
+    target = torch.tensor([[0.0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10]]).double()
+    source = target.clone()
+    source[3, 2] += 0.5
+    found = align_by_nearest(source, target, max_distance=max_distance)
+    moved = (found.translation.abs().max() > 1e-3) or ((found.rotation - torch.eye(3).double()).abs().max() > 1e-3)
+    assert bool(moved) == takes_part
+
+
 # DTU
 
 
@@ -181,6 +192,17 @@ def test_dtu_leaves_out_what_is_far_outside_and_what_is_20_mm_off():
     assert dtu_scores(lifted, true).accuracy.item() == pytest.approx(19.9)
     assert all(score.isnan() for score in dtu_scores(true.points + torch.tensor([0, 0, 20.0]), true))
     assert dtu_scores(outside, true).completeness.isnan()
+
+
+def test_dtu_margin_is_60_mm_below_and_120_above():
+    """A true point at the margin is found where the prediction there is kept, and missed where it is cut away."""
+    box = scan().box
+    for end, margin in ((0, -60.0), (1, 120.0)):
+        at_edge = box[end] + margin
+        for step, inside in ((-0.5, end == 1), (0.5, end == 0)):
+            point = (at_edge + step)[None]
+            true = scan(points=point, ground=torch.tensor([0.0, 0, 0, 1]).double())
+            assert dtu_scores(point, true, spacing=0).completeness.isnan().item() != inside
 
 
 def test_dtu_looks_from_observed_voxels_only():

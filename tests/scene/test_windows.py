@@ -15,7 +15,7 @@ from geometry.random_cameras import random_rotations
 from geomtx.data.synthetic import render_scenes
 from geomtx.encoder import GlobalApproximation
 from geomtx.geometry import compose_rigid, invert_rigid, normalize_scene, unproject
-from geomtx.geometry.similarity import apply_similarity
+from geomtx.geometry.similarity import apply_similarity, fit_similarity
 from geomtx.scene import WindowPlan
 from geomtx.scene.windows import fit_points, place_windows
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch
@@ -87,6 +87,29 @@ def assert_true(scene: geomtx.Scene, room: SceneBatch, atol: float) -> None:
         torch.testing.assert_close(depth.value, room.depth[0], **options)
     if points is not None:
         torch.testing.assert_close(points.value, room.points[0], **options)
+
+
+def test_errors_fall_with_the_confidence_and_weights_with_their_square():
+    """The similarity is that of weights 1 / (1/c₁² + 1/c₂²) at its start, before what doesn't fit loses its say."""
+    torch.manual_seed(1)
+    moving, noise = torch.randn(400, 3).double(), 0.3 * torch.randn(400, 3).double()
+    first, second = 1 + 9 * torch.rand(400).double() ** 3, 1 + 9 * torch.rand(400).double() ** 3
+    fixed = moving + noise / first[:, None]
+    everything = torch.ones(400, dtype=torch.bool)
+    found = fit_points(DenseMap(moving, first), DenseMap(fixed, second), everything)
+
+    def refit(power: int) -> Tensor:
+        weights = start = 1 / (first**power + second**power)
+        for _ in range(11):
+            similarity = fit_similarity(moving, fixed, weights)
+            residuals = (apply_similarity(similarity, moving) - fixed).norm(dim=-1)
+            order = residuals.argsort()
+            median = residuals[order][(start[order].cumsum(0) >= start.sum() / 2).int().argmax()]
+            weights = start / (1 + (residuals / median).square())
+        return similarity.translation
+
+    torch.testing.assert_close(found.translation, refit(-2), rtol=0, atol=1e-9)
+    assert (found.translation - refit(-1)).abs().max() > 1e-5
 
 
 # Windows

@@ -49,14 +49,16 @@ def depth_scores(
 
     Args:
         predicted: (..., S, H, W), z-depth. On known pixels, a value that is not finite counts as outside all shares
-            and makes `abs_rel` and `rmse` NaN; one that is not positive is outside all shares.
+            and makes `abs_rel` and `rmse` NaN; one that is not positive is outside all shares, and the alignment is
+            made without it.
         true: (..., S, H, W). Pixels that are not finite or not positive are not known.
         mask: (..., S, H, W) bool, True = the truth is known; None = wherever it is finite and positive.
         align: "median" multiplies the prediction by median(g) / median(d); "least_squares" by the s of least
-            Σ (s d - g)²; "none" compares lengths as they are.
+            Σ (s d - g)², both over the positive predictions; "none" compares lengths as they are.
 
     Returns:
-        `DepthScores` in float64. All NaN for a scene without a known pixel.
+        `DepthScores` in float64. All NaN for a scene without a known pixel. Where no prediction is positive there is no
+        scale to align by: `scale`, `abs_rel` and `rmse` are NaN, and the shares 0.
 
     Raises:
         ValueError: For other shapes, or another `align`.
@@ -71,12 +73,14 @@ def depth_scores(
     # One row a scene. Truth that is not known becomes 1, prediction 1: no quotient is ever 0 / 0.
     known, predicted, true = (x.flatten(-3) for x in (known, predicted.double(), true.double()))
     predicted, true = torch.where(known, predicted, 1.0), torch.where(known, true, 1.0)
+    # Asked of the prediction as it came: a negative scale would bring what is behind the camera before it.
+    is_positive = predicted > 0
     scale = _alignment_scale(predicted, true, known & predicted.isfinite(), align)
     predicted = predicted * scale[..., None]
 
     difference = predicted - true
     # A prediction that is not positive has no ratio.
-    positive = torch.where(predicted > 0, predicted, torch.nan)
+    positive = torch.where(is_positive, predicted, torch.nan)
     ratio = torch.maximum(positive / true, true / positive)
     delta_1, delta_2, delta_3, inlier = (_mean((ratio < t).double(), known) for t in (1.25, 1.25**2, 1.25**3, 1.03))
     abs_rel = _mean(difference.abs() / true, known)
@@ -84,16 +88,19 @@ def depth_scores(
 
 
 def median_scale(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """median(true) / median(predicted) over the last axis, where `mask` is True; NaN where it never is.
+    """median(true) / median(predicted) over the last axis, where `mask` is True and the prediction positive.
+
+    NaN where that is nowhere: a scale that is not positive would turn depth behind the camera into depth before it.
 
     Args:
-        predicted: (..., N).
+        predicted: (..., N), depth.
         true: (..., N).
         mask: (..., N) bool.
 
     Returns:
         (...).
     """
+    mask = mask & (predicted > 0)
     return masked_median(true, mask) / masked_median(predicted, mask)
 
 
@@ -102,6 +109,7 @@ def _alignment_scale(predicted: Tensor, true: Tensor, mask: Tensor, align: Depth
         return median_scale(predicted, true, mask)
     if align == "none":
         return torch.where(mask.any(-1), 1.0, torch.full_like(true[..., 0], torch.nan))
+    mask = mask & (predicted > 0)
     predicted, true = torch.where(mask, predicted, 0.0), torch.where(mask, true, 0.0)
     return (predicted * true).sum(-1) / predicted.square().sum(-1)
 

@@ -48,8 +48,9 @@ class Evaluation(NamedTuple):
         track_jaccard: TAP-Vid's AJ with images scaled to 256×256, from the queries of view 0 to all others.
         track_delta: TAP-Vid's δ_avg.
         track_visibility: TAP-Vid's OA.
-        failed: (B,) bool, True = a prediction is not finite, of a camera or a pixel whose truth is known or of a track.
-            Pose and track measures count it as an error; depth and point measures of the scene are NaN.
+        failed: (B,) bool, True = a prediction is not finite, of a camera or a pixel whose truth is known or of a track,
+            or no depth of known pixels is positive. Pose and track measures count it as an error; depth and point
+            measures of the scene are NaN, but for the share of right depths, which is 0 where none is positive.
     """
 
     auc_5: Float[Tensor, " b"]
@@ -124,7 +125,7 @@ def summarize(evaluations: Iterable[Evaluation]) -> dict[str, float]:
 
     Returns:
         Every measure's mean over the scenes that have it (NaN if none has), `scenes`, how many there were, and
-        `failed`, how many of them had predictions that are not finite: with any, depth and point measures flatter.
+        `failed`, how many of them had predictions that can't be measured: with any, depth and point measures flatter.
     """
     parts = list(evaluations)
     summary = {}
@@ -167,7 +168,9 @@ def measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tens
     known = _measured_pixels(batch)
     scores = depth_scores(predicted, batch.depth, known)
     broken = (~predicted.isfinite() & known).flatten(1).any(1)
-    return {"depth_abs_rel": scores.abs_rel, "depth_delta": torch.where(broken, _NAN, scores.delta_1), "failed": broken}
+    share = torch.where(broken, _NAN, scores.delta_1)
+    nothing_ahead = known.flatten(1).any(1) & ~(known & (predicted > 0)).flatten(1).any(1)
+    return {"depth_abs_rel": scores.abs_rel, "depth_delta": share, "failed": broken | nothing_ahead}
 
 
 def _measure_points(predictions: Predictions, batch: SceneBatch, max_queries: int | None) -> dict[str, Tensor]:
