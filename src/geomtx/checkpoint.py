@@ -7,10 +7,12 @@ read as a whole, adds its own size.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -20,16 +22,21 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.files import staged_folder, user_path
-from geomtx.key_table import KeyTable
+from geomtx.key_table import KeyTable, drop_wrappers, unwrap_names
 from geomtx.layers.lora import merged_state
-from geomtx.tensor_file import PICKLE_SUFFIXES, TensorFile, open_tensor_file
+from geomtx.tensor_file import PICKLE_SUFFIXES, RenamedFile, TensorFile, open_tensor_file
 
-__all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model"]
+__all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model", "share_parameters"]
+
+logger = logging.getLogger("geomtx")
 
 Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 CONFIG_FORMAT = "geomtx.model"  # in a config.json, by which `is_own` knows it
 CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
+SHARED_KEY = "shared"  # in a configuration: names of parameters that are another one's too
+# What layers compute with; others are only for storage.
+_COMPUTING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Checkpoint(NamedTuple):
@@ -40,12 +47,14 @@ class Checkpoint(NamedTuple):
         files: At least one.
         config: Of the `config.json` beside them, if there is one.
         embedded_config: Of the files' own metadata, if we wrote them.
+        shared: Name of a tensor that was saved under another name, because several parameters are one → that name.
     """
 
     source: str
     files: tuple[TensorFile, ...]
     config: dict[str, Any] | None
     embedded_config: dict[str, Any] | None
+    shared: Mapping[str, str] = {}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,6 +66,38 @@ class Checkpoint(NamedTuple):
         """Stored name → dtype, over all files."""
         return {name: dtype for file in self.files for name, dtype in file.dtypes.items()}
 
+    def unwrapped(self, known: Callable[[str], bool] | Container[str]) -> Checkpoint:
+        """The same tensors under a model's names, if all are stored under a prefix or with names of wrappers in them.
+
+        Logs what was taken off and which tensors are passed over because they are beside the prefix.
+
+        Args:
+            known: The model's names, or whether a name is one of them.
+
+        Raises:
+            ValueError: If there are several copies of the model, and none is the one to take.
+        """
+        is_known = known if callable(known) else known.__contains__
+        stored = self.shapes
+        try:
+            names, prefix, ignored = unwrap_names(stored, is_known)
+        except ValueError as error:
+            raise ValueError(f"{self.source} doesn't fit the model: {error}") from error
+        if all(name == ours for name, ours in names.items()) and not ignored:
+            return self
+        _say_unwrapped(self.source, prefix, len(ignored), ", ".join(ignored[:3]))
+        files = [RenamedFile(file, {names[name]: name for name in file.shapes if name in names}) for file in self.files]
+        shared = {names[a]: names[b] for a, b in self.shared.items() if a in names and b in names}
+        return self._replace(files=tuple(files), shared=shared)
+
+
+@functools.cache
+def _say_unwrapped(source: str, prefix: str, num_ignored: int, first: str) -> None:
+    """Log, once a process: a checkpoint is opened more than once, for its configuration and for its tensors."""
+    what = f"the prefix {prefix!r} is" if prefix else "names of wrappers are"
+    beside = f"; {num_ignored} tensors beside the model's are passed over, {first}, …" if num_ignored else ""
+    logger.warning("%s: %s taken off the tensors' names%s.", source, what, beside)
+
 
 def load_model(
     checkpoint: Checkpoint,
@@ -66,8 +107,13 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     apart: Sequence[str] = (),
+    parts: Sequence[str] = (),
 ) -> Model:
     """Build a model on the meta device and fill it.
+
+    Parameters that a module names in `unused_parameters`, because no prediction depends on them, may be missing; they
+    are zero then. Weights of several precisions are brought to the widest of them, each of `parts` and the rest of the
+    model by itself. Both are logged.
 
     Args:
         checkpoint: From `open_checkpoint`.
@@ -76,24 +122,73 @@ def load_model(
         device: Of the parameters; None = the CPU.
         dtype: Of the parameters; None = as stored.
         apart: Prefixes of names that are passed over, because the caller reads them itself or leaves them out.
+        parts: Names of modules that run in a precision of their own.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        ValueError: If the tensors don't fit the model, or `dtype` is not floating point.
+        ValueError: If the tensors don't fit the model, `dtype` is not floating point, or is None where the tensors have
+            a type that layers don't compute with.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
     with torch.device("meta"):
         model = build()
     names = match_names(model, checkpoint, keys, apart)
+    dtypes = _choose_dtypes(model, checkpoint, names, parts) if dtype is None else {}
     for file in checkpoint.files:
         for stored, tensor in file.read([name for name in file.shapes if name in names]):
             # A copy, in memory of its own: what `tensor` shows may be the file.
-            copy = torch.empty_like(tensor, device=device or "cpu", dtype=dtype).copy_(tensor)
+            wanted = dtype or dtypes[_part_of(names[stored], parts)]
+            copy = torch.empty_like(tensor, device=device or "cpu", dtype=wanted).copy_(tensor)
             fill_parameter(model, names[stored], copy)
+    for name in sorted(_unused(model) - set(names.values())):
+        logger.warning("%s has no %s, which no prediction depends on; it is zero.", checkpoint.source, name)
+        wanted = dtype or dtypes[_part_of(name, parts)]
+        fill_parameter(model, name, torch.zeros_like(model.get_parameter(name), device=device or "cpu", dtype=wanted))
     return model.eval()
+
+
+def _unused(model: nn.Module) -> set[str]:
+    """Names of parameters that no prediction depends on, as the modules themselves say."""
+    return {
+        f"{path}.{leaf}".removeprefix(".")
+        for path, module in model.named_modules()
+        for leaf in getattr(module, "unused_parameters", ())
+    }
+
+
+def _part_of(name: str, parts: Sequence[str]) -> str:
+    return next((part for part in parts if name.startswith(f"{part}.")), "")
+
+
+def _choose_dtypes(
+    model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str], parts: Sequence[str]
+) -> dict[str, torch.dtype]:
+    """Part → precision that holds all of its tensors' numbers; "" is what is in no part."""
+    found: dict[str, dict[torch.dtype, None]] = {part: {} for part in ("", *parts)}
+    unused, stored_dtypes = _unused(model), checkpoint.dtypes
+    for stored, ours in names.items():
+        if ours not in unused:
+            found[_part_of(ours, parts)][stored_dtypes[stored]] = None
+    for dtypes in found.values():
+        for dtype in dtypes:
+            if dtype not in _COMPUTING:
+                raise ValueError(
+                    f"{checkpoint.source} has numbers of type {dtype}, which layers don't compute with; choose another "
+                    "type with dtype= (--dtype)"
+                )
+    chosen = {part: functools.reduce(torch.promote_types, dtypes) for part, dtypes in found.items() if dtypes}
+    mixed = [f"{part or 'the model'} to {chosen[part]}" for part, dtypes in found.items() if len(dtypes) > 1]
+    if mixed:
+        logger.warning(
+            "%s mixes precisions within a part of the model, which is brought to the widest (%s); dtype= (--dtype) "
+            "chooses one.",
+            checkpoint.source,
+            ", ".join(mixed),
+        )
+    return chosen
 
 
 def fill_parameter(model: nn.Module, name: str, value: Tensor) -> None:
@@ -131,7 +226,8 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart:
                 problems.append(f"{stored} has numbers of type {checkpoint.dtypes[stored]}")
         elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
-    problems += [f"{name} is missing" for name in expected if name not in found]
+    unused = _unused(model)
+    problems += [f"{name} is missing" for name in expected if name not in found and name not in unused]
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         hint = "; does it need a config of its own?" if len(problems) > len(expected) / 2 else ""
@@ -151,12 +247,45 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     weights = [path] if path.is_file() else _weight_files(folder)
     files = tuple(open_tensor_file(file) for file in weights)
     beside, embedded = folder / CONFIG, files[0].metadata.get(CONFIG_KEY)
-    return Checkpoint(
-        source=str(source),
-        files=files,
-        config=_read_config(beside) if path != files[0].path and beside.is_file() else None,
-        embedded_config=None if embedded is None else parse_json(embedded, files[0].path),
-    )
+    config = _read_config(beside) if path != files[0].path and beside.is_file() else None
+    embedded_config = None if embedded is None else parse_json(embedded, files[0].path)
+    told = [each.pop(SHARED_KEY, None) for each in (config, embedded_config) if each is not None]
+    # Others' tools write such pairs of names into the metadata itself.
+    pairs = [*files[0].metadata.items(), *(pair for each in told if isinstance(each, dict) for pair in each.items())]
+    files, shared = _with_shared(files, dict(pairs))
+    return Checkpoint(str(source), files, config, embedded_config, shared)
+
+
+def _with_shared(
+    files: tuple[TensorFile, ...], pairs: Mapping[str, Any]
+) -> tuple[tuple[TensorFile, ...], dict[str, str]]:
+    """The files with tensors under all of their names, and which of those names is another one's: alias → stored."""
+    stored = {name for file in files for name in file.shapes}
+    shared = {alias: name for alias, name in pairs.items() if alias not in stored and name in stored}
+    if not shared:
+        return files, {}
+    complete = []
+    for file in files:
+        aliases = {alias: name for alias, name in shared.items() if name in file.shapes}
+        complete.append(RenamedFile(file, {name: name for name in file.shapes} | aliases))
+    return tuple(complete), shared
+
+
+def share_parameters(model: nn.Module, shared: Mapping[str, str]) -> None:
+    """Make parameters and buffers one again that were one when a model was saved.
+
+    Args:
+        model: Has a tensor of its own for each name.
+        shared: See `Checkpoint.shared`; of names that the model doesn't have, only the others are shared.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    owners: dict[str, Tensor] = {}
+    for alias, name in shared.items():
+        if name in tensors:
+            owners[name] = tensors[name]
+        if alias in tensors:
+            path, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(path), leaf, owners.setdefault(name, tensors[alias]))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -248,12 +377,16 @@ def save_model(
         OSError: If the folder can't be written.
     """
     check_option("names", names, ("geomtx", "published"))
+    state = {drop_wrappers(name, private=True): tensor for name, tensor in merged_state(model).items()}
+    state, shared = _save_once(state, once=names == "geomtx")
+    if shared:
+        config = {**config, SHARED_KEY: shared}
     tensors = {}
-    for ours, tensor in merged_state(model).items():
+    for ours, tensor in state.items():
         name = keys.to_published(ours) if names == "published" else ours
         if name is None:
             raise ValueError(f"{ours} has no published name; use names='geomtx'")
-        tensors[name] = tensor.contiguous()
+        tensors[name] = tensor
     # One entry: safetensors writes several in any order, and the same model should give the same bytes.
     metadata = {CONFIG_KEY: json.dumps(config)}
     # An index of shards, which would be read in place of the new file, goes.
@@ -265,3 +398,25 @@ def save_model(
         # safetensors makes files that only their owner can read.
         (stage / WEIGHTS).chmod((stage / CONFIG).stat().st_mode)
     return user_path(folder)
+
+
+def _save_once(state: Mapping[str, Tensor], *, once: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that share no memory, and, of those that are one under several names, the other names → the first.
+
+    Without `once`, each name has a tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    storages: set[tuple[torch.device, int]] = set()
+    for name, tensor in state.items():
+        same = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+        if once and tensor.numel() and same in first:
+            shared[name] = first[same]
+            continue
+        first.setdefault(same, name)
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        apart = tensor.clone() if storage in storages else tensor
+        tensors[name] = apart.contiguous()
+        storages.add(storage)
+    return tensors, shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from torch import nn
 
 from geomtx.checkpoint import parse_json
 from geomtx.files import staged_folder, user_path
+from geomtx.key_table import drop_wrappers, unwrap_names
 from geomtx.layers.lora import adapted_layers, add_lora, load_lora_state, lora_state, remove_lora
 from geomtx.tensor_file import open_tensor_file
 
 __all__ = ["load_lora", "save_lora"]
+
+logger = logging.getLogger("geomtx")
 
 LORA_KEY = "geomtx_lora"  # in a file's own metadata
 
@@ -40,8 +44,10 @@ def save_lora(model: nn.Module, file: str | os.PathLike[str], *, overwrite: bool
         raise ValueError(f"file must end in .safetensors, got '{path}'")
     if not layers:
         raise ValueError(f"model must have adapters to be saved, got {type(model).__name__} without any")
-    numbers = {name: {"rank": adapter.rank, "alpha": adapter.alpha} for name, (_, adapter) in layers.items()}
-    tensors = {name: tensor.contiguous() for name, tensor in lora_state(model).items()}
+    numbers = {
+        drop_wrappers(name): {"rank": adapter.rank, "alpha": adapter.alpha} for name, (_, adapter) in layers.items()
+    }
+    tensors = {drop_wrappers(name): tensor.contiguous() for name, tensor in lora_state(model).items()}
     with staged_folder(path.parent, (path.name,), overwrite=overwrite) as stage:
         save_file(tensors, stage / path.name, metadata={LORA_KEY: json.dumps(numbers)})
     return path
@@ -49,6 +55,8 @@ def save_lora(model: nn.Module, file: str | os.PathLike[str], *, overwrite: bool
 
 def load_lora(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
     """Adapt a model as `save_lora` found another one: the same layers, ranks, factors and values.
+
+    Adapters of heads that the model was built without are passed over, which is logged.
 
     Args:
         model: Without adapters; changed in place.
@@ -69,12 +77,37 @@ def load_lora(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
     source = open_tensor_file(path)
     if LORA_KEY not in source.metadata:
         raise ValueError(f"{path} must hold adapters that save_lora wrote, got none")
-    layers = parse_json(source.metadata[LORA_KEY], path)
+    # Either side may be wrapped, so names are compared without what wrappers add.
+    own = {drop_wrappers(name): name for name, _ in model.named_modules()}
     try:
+        stored = parse_json(source.metadata[LORA_KEY], path)
+        layers = {name: stored[key] for key, name in unwrap_names(stored, own.__contains__).names.items()}
+        absent = [name for name in layers if name not in own and _is_left_out(model, name)]
+        tensors = unwrap_names(source.shapes, lambda name: name.rpartition(".")[0] in own).names
         for name, numbers in layers.items():
-            add_lora(model, [name], rank=numbers["rank"], alpha=numbers["alpha"])
-        load_lora_state(model, dict(source.read(source.shapes)))
+            if name not in absent:
+                add_lora(model, [own.get(name, name)], rank=numbers["rank"], alpha=numbers["alpha"])
+        state = {}
+        for key, tensor in source.read(source.shapes):
+            name, _, factor = tensors.get(key, "").rpartition(".")
+            if name and name not in absent:
+                state[f"{own.get(name, name)}.{factor}"] = tensor
+        load_lora_state(model, state)
     except (ValueError, TypeError, KeyError) as error:
         remove_lora(model)
         raise ValueError(f"{path} doesn't fit the model: {error}") from error
+    if absent:
+        logger.warning(
+            "%s: adapters of parts that the model doesn't have are passed over: %s.", path, ", ".join(absent)
+        )
     return list(adapted_layers(model))
+
+
+def _is_left_out(model: nn.Module, name: str) -> bool:
+    """Whether a module's name leads to a part that is None in the model, or to none of a mapping of parts."""
+    module: object = model
+    for part in name.split("."):
+        if module is None or (isinstance(module, nn.ModuleDict) and part not in module):
+            return True
+        module = getattr(module, part, module)
+    return False

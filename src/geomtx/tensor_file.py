@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import collections
+import logging
+import pathlib
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["PICKLE_SUFFIXES", "PickleFile", "SafetensorsFile", "TensorFile", "open_tensor_file"]
+__all__ = ["PICKLE_SUFFIXES", "PickleFile", "RenamedFile", "SafetensorsFile", "TensorFile", "open_tensor_file"]
+
+logger = logging.getLogger("geomtx")
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # Tensors read from one opening of a file. What they show is the mapped file, whose pages count as this process's
@@ -94,19 +102,41 @@ class SafetensorsFile:
                     yield name, file.get_tensor(name)
 
 
+class RenamedFile:
+    """Tensors of another file under other names; see `TensorFile`.
+
+    Args:
+        file: The other file.
+        names: New name → name in the file. Several names may show the same tensor; others are left out.
+    """
+
+    def __init__(self, file: TensorFile, names: Mapping[str, str]) -> None:
+        self.path = file.path
+        self.metadata = file.metadata
+        self.shapes = {name: file.shapes[stored] for name, stored in names.items()}
+        self.dtypes = {name: file.dtypes[stored] for name, stored in names.items()}
+        self._file = file
+        self._names = dict(names)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """See `TensorFile.read`."""
+        names = list(names)
+        tensors = self._file.read([self._names[name] for name in names])
+        return ((name, tensor) for name, (_, tensor) in zip(names, tensors, strict=True))
+
+
 class PickleFile:
-    """A state dict that `torch.save` wrote, itself or under "model" or "state_dict"; see `TensorFile`.
+    """A state dict that `torch.save` wrote, itself or within a training's checkpoint; see `TensorFile`.
 
     Raises:
-        ValueError: If the file holds code, is broken or holds no state dict.
+        ValueError: If the file holds code, is broken or holds no state dict, or several of which none is the model's
+            by its name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._tensors = _find_state_dict(_load_pickle(path))
-        if not self._tensors:
-            raise ValueError(f"{path} holds no state dict")
+        self._tensors = _find_state_dict(_load_pickle(path), path)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in self._tensors.items()}
 
@@ -115,12 +145,28 @@ class PickleFile:
         return ((name, self._tensors[name]) for name in names)
 
 
+_SCALAR = np.float64(0).__reduce__()[0]
+# What trainers put beside weights and what runs nothing: options of a command line, folders, a figure of numpy's.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    collections.defaultdict,
+    dict,
+    list,
+    pathlib.PosixPath,
+    codecs.encode,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
 def _load_pickle(path: Path) -> Any:
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 can't be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # files from before torch 1.6 can't be mapped
+                return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # broken pickles fail in many ways: IndexError, KeyError, struct.error, …
@@ -133,13 +179,60 @@ def _load_pickle(path: Path) -> Any:
         ) from error
 
 
-def _find_state_dict(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict):
+# Where trainers keep the weights, in order of preference; and what else of a checkpoint has tensors.
+_MODEL_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+_EMA = re.compile(r"(^|_)ema(_|$)|(^|_)averaged?(_|$)")
+_OTHERS = re.compile(r"optim|sched|scaler|loss|criterion|rng|random|callback|loops|hyper_?param|args|config")
+
+
+def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The weights within what a trainer saved: the model's by the key, else the only ones, else the averaged ones."""
+    found = _state_dicts(content)
+    if not found:
+        raise ValueError(f"{path} holds no state dict")
+    ranks = {keys: _rank(keys) for keys in found}
+    best = [keys for keys in found if ranks[keys] == min(ranks.values())]
+    if len(best) > 1:
+        raise ValueError(f"{path} must hold one state dict, got {', '.join(map(_join, best))}; save one of them alone")
+    others = [keys for keys in found if keys and keys != best[0]]
+    if others:
+        ours, theirs = _join(best[0]) or "the top", ", ".join(map(_join, others))
+        logger.warning("%s: the weights at %s are read, not those at %s.", path, ours, theirs)
+    return found[best[0]]
+
+
+def _state_dicts(content: Any, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Keys that lead to it → state dict, of all that have tensors, without what is an optimiser's or the like."""
+    if not isinstance(content, dict) or len(keys) > 3:
         return {}
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    found = {keys: tensors} if tensors else {}
+    for name, value in content.items():
+        if isinstance(name, str) and (name in _MODEL_KEYS or not _OTHERS.search(name.lower())):
+            found |= _state_dicts(value, (*keys, name))
+    return found
+
+
+def _rank(keys: tuple[str, ...]) -> tuple[int, ...]:
+    if any(_EMA.search(key.lower()) for key in keys):
+        return (3,)
+    if any(key in _MODEL_KEYS for key in keys):
+        return (0, *(_MODEL_KEYS.index(key) if key in _MODEL_KEYS else len(_MODEL_KEYS) for key in keys))
+    return (2,) if keys else (1,)
+
+
+def _join(keys: tuple[str, ...]) -> str:
+    return ".".join(map(repr, keys))
 
 
 def open_tensor_file(path: Path) -> TensorFile:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from geomtx.key_table import unwrap_names
 from geomtx.models.config import HEAD_MODULES
 from geomtx.models.registry import LICENCES, find_weights
 from geomtx.models.vggt_keys import VGGT_KEYS
@@ -24,6 +25,7 @@ class CheckpointSummary(NamedTuple):
         naming: "published", "geomtx" or "unknown".
         heads: Those that it has tensors for.
         licence: Of the weights, if we know it.
+        prefix: What all names begin with besides the model's own, as "module." of a wrapped model.
     """
 
     num_tensors: int
@@ -32,6 +34,7 @@ class CheckpointSummary(NamedTuple):
     naming: str
     heads: tuple[str, ...]
     licence: str | None
+    prefix: str = ""
 
 
 def summarize_checkpoint(source: str) -> CheckpointSummary:
@@ -43,15 +46,17 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
     """
     found = str(find_weights(source))
     headers = _read_local(found) if Path(found).exists() else _read_hub(found)
-    names = list(headers)
+    unwrapped = unwrap_names(headers, VGGT_KEYS.__contains__)
+    names = list(unwrapped.names.values())
     parts = {name.partition(".")[0] for name in names}
     return CheckpointSummary(
-        num_tensors=len(names),
+        num_tensors=len(headers),
         num_parameters=sum(math.prod(shape) for shape, _ in headers.values()),
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=_naming(names),
         heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts),
         licence=LICENCES.get(source),
+        prefix=unwrapped.prefix,
     )
 
 

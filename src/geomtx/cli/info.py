@@ -113,7 +113,7 @@ def _describe_checkpoint(source: str) -> list[tuple[str, str]]:
         ("tensors", str(summary.num_tensors)),
         ("parameters", f"{summary.num_parameters:,}"),
         ("dtype", ", ".join(dtypes)),
-        ("names", summary.naming),
+        ("names", summary.naming + (f" under the prefix {summary.prefix!r}" if summary.prefix else "")),
         ("heads", ", ".join(summary.heads) or "none"),
         ("licence", summary.licence or "unknown: ask whoever published the weights"),
     ]

@@ -47,6 +47,9 @@ class VisionTransformer(nn.Module):
         backend: See `geomtx.layers.backends`.
     """
 
+    unused_parameters = ("mask_token",)
+    """Parameters that no output depends on; a checkpoint may be without them."""
+
     def __init__(
         self,
         dim: int = 1024,

@@ -215,10 +215,14 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """`model.state_dict()` as it would be after `merge_lora`; the model is unchanged."""
-    layers = adapted_layers(model)
     state = model.state_dict()
-    for name, (layer, _) in layers.items():
+    weights: dict[nn.Module, Tensor] = {}  # of a layer that is in several places, one
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, nn.Linear) or _adapter_of(layer) is None:
+            continue
         for leaf in (_BASE, *(_FACTORS + factor for factor in ("down", "up"))):
             del state[f"{name}.{leaf}"]
-        state[f"{name}.weight"] = layer.weight.detach()
+        if layer not in weights:
+            weights[layer] = layer.weight.detach()
+        state[f"{name}.weight"] = weights[layer]
     return state

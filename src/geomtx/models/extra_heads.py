@@ -27,6 +27,7 @@ __all__ = [
     "check_new_head",
     "head_dtype",
     "head_modules",
+    "in_precision_of",
     "run_extra_head",
 ]
 
@@ -53,16 +54,26 @@ def run_extra_head(
 ) -> Any:
     """Call a head with as much as it can use: geomtx's classes as the model's own heads, others with tokens.
 
-    Tokens are in the precision of the head's parameters; under autocast, layers see to that themselves.
+    Args:
+        head: The head.
+        tokens: See `in_precision_of`.
+        query_points: For a `TrackHead`.
+        view_chunk: See `DenseHead`.
+        output_device: See `DenseHead`.
     """
-    dtype = head_dtype(head)
-    if isinstance(tokens, Tokens) and dtype is not None:
-        tokens = tokens._replace(layers={index: layer.to(dtype) for index, layer in tokens.layers.items()})
     if isinstance(head, DenseHead | RGBHead):
         return head(tokens, view_chunk=view_chunk, output_device=output_device)
     if isinstance(head, TrackHead):
         return head(tokens, query_points, view_chunk=view_chunk)
     return head(tokens)
+
+
+def in_precision_of(head: nn.Module, tokens: Tokens | ProjectedTokens) -> Tokens | ProjectedTokens:
+    """Tokens in the precision of a head's parameters, which need not be the encoder's; under autocast, as they are."""
+    dtype = head_dtype(head)
+    if dtype is None or not isinstance(tokens, Tokens) or all(x.dtype == dtype for x in tokens.layers.values()):
+        return tokens
+    return tokens._replace(layers={index: layer.to(dtype) for index, layer in tokens.layers.items()})
 
 
 def head_dtype(head: nn.Module) -> torch.dtype | None:
@@ -115,7 +126,7 @@ class _Trial(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tokens, query_points: Tensor) -> Any:
-        return run_extra_head(self.head, tokens, query_points)
+        return run_extra_head(self.head, in_precision_of(self.head, tokens), query_points)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from geomtx.heads.dense import DenseHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
+from geomtx.key_table import drop_wrappers
 from geomtx.models.config import VGGTConfig
 from geomtx.tracking.tracker import Tracker
 
@@ -129,6 +131,11 @@ def fill_heads(
         for file in checkpoint.files:
             for stored, tensor in file.read([key for key in file.shapes if key.startswith(prefix)]):
                 state[stored.removeprefix(prefix)] = tensor.clone()
+        own = {drop_wrappers(key): key for key in head.state_dict()}
+        state = {own.get(drop_wrappers(key), key): tensor for key, tensor in state.items()}
+        if type(head).__name__ in _OWN and dtype is None:
+            dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+            state = {key: tensor.to(functools.reduce(torch.promote_types, dtypes)) for key, tensor in state.items()}
         try:
             head.load_state_dict(state, assign=True)
         except RuntimeError as error:

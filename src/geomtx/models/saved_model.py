@@ -10,12 +10,13 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from geomtx.checkpoint import Checkpoint, load_model, save_model
+from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model, share_parameters
 from geomtx.key_table import KeyTable
 from geomtx.models.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.quantize import is_quantized
+from geomtx.models.registry import find_weights
 from geomtx.models.saved_heads import EXTRA_HEADS, describe_heads, fill_heads
-from geomtx.models.vggt_keys import is_published_config, parse_config
+from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config
 
 __all__ = [
     "NO_OTHER_NAMES",
@@ -26,6 +27,7 @@ __all__ = [
     "describe_model",
     "kind_of",
     "load_around_vggt",
+    "open_vggt",
     "parse_stored",
     "save_around_vggt",
 ]
@@ -71,6 +73,11 @@ def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _useless(checkpoint: Checkpoint, reason: object) -> str:
     return f"{checkpoint.source} has a configuration that makes no model: {reason}"
+
+
+def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:
+    """Open the weights of a VGGT, embedded ones too; tensors have a VGGT's names, see `Checkpoint.unwrapped`."""
+    return open_checkpoint(find_weights(source)).unwrapped(VGGT_KEYS)
 
 
 def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
@@ -160,9 +167,14 @@ def load_around_vggt(
     """
     inside = _INSIDE[kind]
     apart = [f"{inside}.{EXTRA_HEADS}.{name}." for name in added_heads(checkpoint)]
-    model = load_model(checkpoint, build, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart)
+    parts = [*(f"{inside}.{head}" for head in HEAD_MODULES.values()), "tracker"]
+    with torch.device("meta"):
+        model = build()
+    checkpoint = checkpoint.unwrapped(dict(model.named_parameters()))
+    load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)
     filled = fill_heads(heads, checkpoint, device, dtype, inside=inside)
     if filled:
         vggt: Any = model.get_submodule(inside)
         vggt.extra_heads.update(filled)
+    share_parameters(model, checkpoint.shared)
     return model

@@ -11,19 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import load_model, open_checkpoint, save_model
+from geomtx.checkpoint import load_model, save_model, share_parameters
 from geomtx.checks import check_option, check_shape
 from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
 from geomtx.heads.probe import make_probe, unmake_probe
 from geomtx.heads.track import TrackHead, check_track_images
-from geomtx.models.config import VGGTConfig, check_heads
-from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules, run_extra_head
+from geomtx.models.config import HEAD_MODULES, VGGTConfig, check_heads
+from geomtx.models.extra_heads import (
+    HeadLoss,
+    as_term,
+    check_fits,
+    check_new_head,
+    head_modules,
+    in_precision_of,
+    run_extra_head,
+)
 from geomtx.models.memory import MemoryPlan
 from geomtx.models.quantize import QuantizedType, quantize_model
-from geomtx.models.registry import EMBEDDED, find_weights, state_licence
+from geomtx.models.registry import EMBEDDED, state_licence
 from geomtx.models.saved_heads import EXTRA_HEADS, HeadSource, build_heads, fill_heads
-from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model
+from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model, open_vggt
 from geomtx.models.streaming import read_in_chunks
 from geomtx.models.vggt_keys import VGGT_KEYS, published_config
 from geomtx.models.vggt_parts import build_camera_head, build_dense_head, build_encoder, build_track_head
@@ -202,6 +210,11 @@ class VGGT(nn.Module):
         output_device: torch.device | None = None,
     ) -> Predictions:
         predictions = Predictions()
+        modules, read_tokens = head_modules(self), read
+
+        def read(head: str) -> Any:
+            return in_precision_of(modules[head], read_tokens(head))
+
         if self.camera_head is not None and "camera" in heads:
             predictions = predictions._replace(**self.camera_head(read("camera"))._asdict())
         dense: dict[str, DenseHead | None] = {"depth": self.depth_head, "points": self.point_head}
@@ -251,7 +264,7 @@ class VGGT(nn.Module):
             ImportError: For quantised weights without torchao.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(find_weights(source))
+        checkpoint = open_vggt(source)
         if source in EMBEDDED and dtype is None:
             dtype = torch.float32
         stored, described = config_of_checkpoint(checkpoint)
@@ -262,15 +275,19 @@ class VGGT(nn.Module):
             described = {name: each for name, each in described.items() if name in heads}
             numbers = dataclasses.replace(numbers, heads=tuple(head for head in heads if head in numbers.heads))
         extra = build_heads(described, extra_heads or {}, numbers)
-        model = load_model(checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart)
+        parts = tuple(HEAD_MODULES.values())
+        model = load_model(
+            checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart, parts=parts
+        )
         model.extra_heads.update(fill_heads(extra, checkpoint, device, dtype))
+        share_parameters(model, checkpoint.shared)
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)
 
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return config_of_checkpoint(open_checkpoint(find_weights(source)))[0]
+        return config_of_checkpoint(open_vggt(source))[0]
 
     def save_pretrained(
         self,

@@ -265,9 +265,9 @@ class VideoTracker(nn.Module):
 
         def build() -> VideoTracker:
             model = cls(config, features=features)
-            if features is None and checkpoint.shapes.keys().isdisjoint(
-                f"features.{name}" for name, _ in model.features.named_parameters()
-            ):
+            own = dict(model.named_parameters())
+            stored = checkpoint.unwrapped(own).shapes.keys()
+            if features is None and stored.isdisjoint(name for name in own if name.startswith("features.")):
                 raise ValueError(
                     f"features must be given for '{checkpoint.source}', whose feature maps came from a module of its "
                     "own, got None; from_pretrained(…, features=module)"

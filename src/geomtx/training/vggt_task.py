@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import Checkpoint, open_checkpoint
+from geomtx.checkpoint import Checkpoint
 from geomtx.checks import check_option
 from geomtx.geometry.normalization import normalize_scene
 from geomtx.heads.track import TrackHead
@@ -17,8 +17,7 @@ from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.reduce import select
 from geomtx.metrics.evaluate import measure_depth, measure_poses
 from geomtx.models.config import HEADS
-from geomtx.models.registry import find_weights
-from geomtx.models.saved_model import added_heads, config_of_checkpoint
+from geomtx.models.saved_model import added_heads, config_of_checkpoint, open_vggt
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
@@ -79,7 +78,7 @@ def load_vggt(section: ModelSection) -> VGGT:
     assert section.weights is not None
     for head in section.heads or ():
         check_option("model.heads", head, HEADS)
-    checkpoint = open_checkpoint(find_weights(section.weights))
+    checkpoint = open_vggt(section.weights)
     numbers, _ = config_of_checkpoint(checkpoint)
     if section.heads is None:
         leave_out_heads(checkpoint)
