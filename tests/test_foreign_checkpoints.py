@@ -170,7 +170,9 @@ def test_models_around_a_vggt(kind, tmp_path: Path):
 def test_added_heads_of_a_wrapped_model(whole_model, images, tmp_path: Path):
     whole_model.add_head("mine", DenseHead(whole_model.point_head.decoder, 2))
     folder = whole_model.save_pretrained(tmp_path)
-    save_file({f"module.{n}": t for n, t in whole_model.state_dict().items() if "mine.decoder" not in n}, tmp_path / "x")
+    save_file(
+        {f"module.{n}": t for n, t in whole_model.state_dict().items() if "mine.decoder" not in n}, tmp_path / "x"
+    )
     (tmp_path / "x").replace(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     config["shared"] = {f"module.{a}": f"module.{b}" for a, b in config["shared"].items()}
@@ -216,7 +218,9 @@ def in_precisions(model: VGGT, choose) -> dict[str, Tensor]:
     return {name: tensor.to(choose(name, tensor)) for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("encoder", "heads"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float64")])
+@pytest.mark.parametrize(
+    ("encoder", "heads"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float64")]
+)
 def test_each_part_runs_in_its_own_precision(whole_model, images, encoder, heads, tmp_path: Path):
     ours = {True: getattr(torch, encoder), False: getattr(torch, heads)}
     tensors = in_precisions(whole_model, lambda name, _: ours[name.startswith("encoder.")])
