@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -66,21 +66,20 @@ class Checkpoint(NamedTuple):
         """Stored name → dtype, over all files."""
         return {name: dtype for file in self.files for name, dtype in file.dtypes.items()}
 
-    def unwrapped(self, known: Callable[[str], bool] | Container[str]) -> Checkpoint:
+    def unwrapped(self, known: Callable[[str], bool]) -> Checkpoint:
         """The same tensors under a model's names, if all are stored under a prefix or with names of wrappers in them.
 
         Logs what was taken off and which tensors are passed over because they are beside the prefix.
 
         Args:
-            known: The model's names, or whether a name is one of them.
+            known: Says whether a name is the model's.
 
         Raises:
             ValueError: If there are several copies of the model, and none is the one to take.
         """
-        is_known = known if callable(known) else known.__contains__
         stored = self.shapes
         try:
-            names, prefix, ignored = unwrap_names(stored, is_known)
+            names, prefix, ignored = unwrap_names(stored, known)
         except ValueError as error:
             raise ValueError(f"{self.source} doesn't fit the model: {error}") from error
         if all(name == ours for name, ours in names.items()) and not ignored:

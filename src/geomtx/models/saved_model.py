@@ -77,7 +77,7 @@ def _useless(checkpoint: Checkpoint, reason: object) -> str:
 
 def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:
     """Open the weights of a VGGT, embedded ones too; tensors have a VGGT's names, see `Checkpoint.unwrapped`."""
-    return open_checkpoint(find_weights(source)).unwrapped(VGGT_KEYS)
+    return open_checkpoint(find_weights(source)).unwrapped(VGGT_KEYS.__contains__)
 
 
 def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
@@ -170,7 +170,7 @@ def load_around_vggt(
     parts = [*(f"{inside}.{head}" for head in HEAD_MODULES.values()), "tracker"]
     with torch.device("meta"):
         model = build()
-    checkpoint = checkpoint.unwrapped(dict(model.named_parameters()))
+    checkpoint = checkpoint.unwrapped(dict(model.named_parameters()).__contains__)
     load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)
     filled = fill_heads(heads, checkpoint, device, dtype, inside=inside)
     if filled:

@@ -210,23 +210,23 @@ class VGGT(nn.Module):
         output_device: torch.device | None = None,
     ) -> Predictions:
         predictions = Predictions()
-        modules, read_tokens = head_modules(self), read
+        modules = head_modules(self)
 
-        def read(head: str) -> Any:
-            return in_precision_of(modules[head], read_tokens(head))
+        def read_for(head: str) -> Any:
+            return in_precision_of(modules[head], read(head))
 
         if self.camera_head is not None and "camera" in heads:
-            predictions = predictions._replace(**self.camera_head(read("camera"))._asdict())
+            predictions = predictions._replace(**self.camera_head(read_for("camera"))._asdict())
         dense: dict[str, DenseHead | None] = {"depth": self.depth_head, "points": self.point_head}
         for name, head in dense.items():
             if head is not None and name in heads:
-                maps = head(read(name), view_chunk=view_chunk, output_device=output_device)
+                maps = head(read_for(name), view_chunk=view_chunk, output_device=output_device)
                 predictions = predictions._replace(**{name: maps})
         if self.track_head is not None and "tracks" in heads:
-            tracks, iterations = self.track_head(read("tracks"), query_points, view_chunk=view_chunk)
+            tracks, iterations = self.track_head(read_for("tracks"), query_points, view_chunk=view_chunk)
             predictions = predictions._replace(tracks=tracks, track_iterations=iterations)
         extra = {
-            name: run_extra_head(head, read(name), query_points, view_chunk, output_device)
+            name: run_extra_head(head, read_for(name), query_points, view_chunk, output_device)
             for name, head in self.extra_heads.items()
             if name in heads
         }

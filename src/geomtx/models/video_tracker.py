@@ -266,7 +266,7 @@ class VideoTracker(nn.Module):
         def build() -> VideoTracker:
             model = cls(config, features=features)
             own = dict(model.named_parameters())
-            stored = checkpoint.unwrapped(own).shapes.keys()
+            stored = checkpoint.unwrapped(own.__contains__).shapes.keys()
             if features is None and stored.isdisjoint(name for name in own if name.startswith("features.")):
                 raise ValueError(
                     f"features must be given for '{checkpoint.source}', whose feature maps came from a module of its "
