@@ -322,6 +322,11 @@ def test_saving_over_older_weights(tmp_path, model):
     """Files of other names stay, but for an index, which would lead back to the old weights."""
     sharded_folder(VGGT(VGGTConfig.tiny()), tmp_path)
     (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"under the names of results, got {INDEX}, {CONFIG};"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / INDEX).exists()
+    model.save_pretrained(tmp_path, overwrite=True)
+    model.save_pretrained(tmp_path, names="published")  # over files that are geomtx's
     model.save_pretrained(tmp_path)
     assert_equal(VGGT.from_pretrained(tmp_path), model)
     assert (tmp_path / "README.md").read_text() == "mine"

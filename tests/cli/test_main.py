@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 import geomtx
 from geomtx.cli import main
 from geomtx.cli.failure import run_command
+from geomtx.files import staged_folder
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,56 @@ def test_warnings_and_the_log_are_one_line_each(capsys: pytest.CaptureFixture[st
     assert run_command(command, argparse.Namespace()) == 0
     assert capsys.readouterr().err == "geomtx: warning: images are odd\ngeomtx: warning: slow kernel\n"
     assert before == (warnings.showwarning, logging.getLogger("geomtx").handlers)
+
+
+# Encodings of the output
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+def test_everything_prints_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {
+        name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for name in ("stdout", "stderr")
+    }
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    for command in ("reconstruct", "demo", "train", "info"):
+        assert main([command, "--help"]) == 0
+    assert main(["reconstruct", "caf\udce9 – 東.png", "-o", "…", "--preset", "tiny"]) == 2
+    out, err = streams["stdout"], streams["stderr"]
+    out.flush()
+    err.flush()
+    assert out.buffer.getvalue().decode(encoding).count("usage: geomtx ") == 4
+    assert err.buffer.getvalue().decode(encoding).count("\n") == 1
+    assert (out.errors, err.errors) == ("strict", "strict")
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_a_command_as_ctrl_c_does(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    number = getattr(signal, name, None)
+    if number is None or sys.platform == "win32":
+        pytest.skip(f"no {name} here")
+    before = signal.getsignal(number)
+
+    def command(_: argparse.Namespace) -> None:
+        with staged_folder(tmp_path / "out") as stage:
+            (stage / "large").write_text("half")
+            signal.raise_signal(number)
+            pytest.fail("it goes on")
+
+    assert run_command(command, argparse.Namespace()) == 128 + number
+    assert capsys.readouterr().err == "geomtx: stopped\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) is before
+
+
+def test_signals_that_someone_else_handles_stay_theirs() -> None:
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    try:
+        assert run_command(lambda _: signal.raise_signal(signal.SIGTERM), argparse.Namespace()) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got == [signal.SIGTERM]

@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import geomtx
 from geomtx.cli import main, reconstruct
@@ -286,3 +289,116 @@ def test_quantised_weights_without_their_package(
     assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera", "--quantize", "int8") == 2
     assert 'error: torchao is not installed; `pip install "geomtx[quant]"` brings it' in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
+
+
+# Whose files are in the output folder
+
+TINY = ("--preset", "tiny", "--size", "56", "--heads", "camera")
+
+
+@pytest.mark.parametrize("name", ["report.png", "tracks.json", "cameras.json", "points.ply", "scene.safetensors"])
+def test_files_of_others_are_not_replaced(photos: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = photos.parent / "out" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert run(photos, *TINY) == 2
+    assert f"must not hold files of others under the names of results, got {name};" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    assert names(mine.parent) == [name]
+    if name == "report.png":
+        assert run(photos, *TINY, "--overwrite") == run(photos, *TINY) == 0
+        assert names(mine.parent) == ["cameras.json", "report.png", "scene.safetensors"]
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_photo_with_the_name_of_a_result_is_not_written_over(
+    photos: Path, overwrite: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = (photos / "view_1.png").rename(photos / "report.png")
+    link = photos.parent / "elsewhere.png"
+    link.symlink_to(mine)
+    before = mine.read_bytes()
+    for given in (mine, link, photos / ".." / "photos" / "report.png"):
+        argv = ["reconstruct", str(photos / "view_0.png"), str(given), "-o", str(photos), *TINY, *overwrite]
+        assert main(argv) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"'report.png' in it is '{given}'" in said
+    assert mine.read_bytes() == before
+    assert names(photos) == ["report.png", "view_0.png", "view_2.png"]
+
+
+def test_weights_are_not_written_over(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = geomtx.VGGT(geomtx.VGGTConfig.tiny()).save_pretrained(photos.parent / "out")
+    (weights / "model.safetensors").rename(weights / "scene.safetensors")
+    for given in (weights, weights / "scene.safetensors"):
+        assert run(photos, "--weights", str(given), "--overwrite") == 2
+        assert "'scene.safetensors' in it is " in capsys.readouterr().err
+
+
+def test_a_report_is_no_photo_of_the_next_run(
+    photos: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["reconstruct", *map(str, sorted(photos.iterdir())), "-o", str(photos), *TINY]) == 0
+    (photos / "report.png").rename(photos / "view_0a.png")  # whatever it is called
+    capsys.readouterr()
+    assert run(photos, *TINY) == 0
+    assert geomtx.Scene.load(photos.parent / "out").names == ("view_0.png", "view_1.png", "view_2.png")
+    assert f"left out '{photos / 'view_0a.png'}': made by geomtx, no photo" in capsys.readouterr().err
+    report = photos / "view_0a.png"
+    assert geomtx.load_views(report, size=56).names == ("view_0a.png",), "named, it is one"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+def test_names_that_are_not_utf_8_can_be_read_again(photos: Path) -> None:
+    (photos / "view_0.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    (photos / "view_1.png").rename(photos / r"caf\xe9.png")
+    assert run(photos, *TINY[:-2], "--query", "0,60,45") == 0
+    out = photos.parent / "out"
+    expected = {r"caf\xe9.png", r"caf\xe9_2.png", "view_2.png"}
+    assert set(geomtx.Scene.load(out).names) == expected
+    assert {name.split("/")[1] for name in load_file(out / "scene.safetensors") if "original/" in name} == expected
+    for name in ("cameras.json", "tracks.json"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert "\\ud" not in text
+        content = json.loads(text)
+        views = content["views"] if "views" in content else content["tracks"][0]["views"]
+        assert {view["name"] for view in views} == expected
+
+
+def test_the_home_folder_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = photos.parent, photos.parent / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(home))
+    geomtx.VGGT(geomtx.VGGTConfig.tiny()).save_pretrained("~/weights")
+    assert main(["reconstruct", "~/photos", "--output=~/out", "--weights=~/weights", *TINY[2:]]) == 0
+    scene = geomtx.Scene.load("~/out")
+    assert (home / "out" / "again" / "report.png") in scene.save("~/out/again")
+    assert list(here.iterdir()) == []
+
+
+# Predictions that are not finite
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype", "message"),
+    [
+        ("camera", "float32", "got NaN or infinity everywhere in camera; the weights may be damaged"),
+        ("camera,depth,points", "bfloat16", "in camera, depth, points; torch.bfloat16 may be too coarse, try --dtype"),
+        ("depth", "float32", "everywhere in depth;"),
+    ],
+)
+def test_nothing_finite_is_an_error(
+    photos: Path, heads: str, dtype: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny())
+    with torch.no_grad():
+        model.encoder.backbone.patch_embedding.project.weight.fill_(torch.nan)
+    weights = str(model.save_pretrained(photos.parent / "weights"))
+    assert run(photos, "--weights", weights, "--size", "56", "--heads", heads, "--dtype", dtype) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert "predictions are not finite in 3 of 3 views: view_0.png (camera" in warning or heads == "depth"
+    assert error.startswith("geomtx: error: predictions must be finite, ")
+    assert message in error
+    assert names(photos.parent) == ["photos", "weights"]

@@ -142,3 +142,10 @@ def test_what_the_model_did_not_predict_is_not_there_after_loading(scene: geomtx
 
 def test_length_is_the_number_of_views(tmp_path: Path) -> None:
     assert len(known_scene(tmp_path, 3)) == 3
+
+
+def test_names_can_be_written(scene: geomtx.Scene) -> None:
+    names = ("a\udce9", r"a\xe9", "b", "b")
+    odd = dataclasses.replace(scene, names=names, notice="\udce9", units="\udcea")
+    assert odd.names == (r"a\xe9", r"a\xe9_2", "b", "b_2")
+    assert (odd.notice, odd.units) == (r"\xe9", r"\xea")
