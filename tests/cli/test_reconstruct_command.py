@@ -203,8 +203,8 @@ def test_photos_get_the_size_that_the_weights_are_made_for(photos: Path, monkeyp
     config = dataclasses.replace(geomtx.VGGTConfig.tiny(), patch_size=16, image_size=64)
     geomtx.VGGT(config).save_pretrained(photos.parent / "weights")
     reads = []
-    read = loading._read_photo
-    monkeypatch.setattr(loading, "_read_photo", lambda path: reads.append(path) or read(path))
+    read = loading.read_picture
+    monkeypatch.setattr(loading, "read_picture", lambda path, **options: reads.append(path) or read(path, **options))
     assert run(photos / "view_0.png", "--weights", str(photos.parent / "weights"), "--heads", "camera") == 0
     assert geomtx.Scene.load(photos / "out").images.shape == (1, 3, 48, 64)
     assert len(reads) == 1

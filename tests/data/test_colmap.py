@@ -333,6 +333,6 @@ def test_files_that_do_not_fit_together(tmp_path: Path):
     (tmp_path / "points3D.bin").unlink()
     with pytest.raises(SceneError, match=r"^'.*' must hold points3D\.bin or points3D\.txt, got neither$"):
         read_colmap_model(tmp_path)
-    (tmp_path / "points3D.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(SceneError, match=r"^'.*points3D\.txt' must be a whole file of COLMAP, got another: 'utf-8'"):
+    (tmp_path / "points3D.txt").write_bytes(b"\xff\xff")
+    with pytest.raises(SceneError, match=r"^'.*points3D\.txt' must be a whole file of COLMAP, got another: 1 of 8 "):
         read_colmap_model(tmp_path)

@@ -64,7 +64,7 @@ def test_png_that_cannot_be_read(tmp_path: Path) -> None:
         read_half_png(path)
     save_png16(path, np.arange(10000).reshape(100, 100))
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(SceneError, match=r"^depth '.*depth.png' must be a whole picture, got a damaged one: [^\n]+$"):
+    with pytest.raises(SceneError, match=r"^depth '.*depth.png' must be a whole image, got a damaged one: [^\n]+$"):
         read_integer_png(path, unit=0.01)
 
 

@@ -167,7 +167,7 @@ def test_a_scene_without_a_known_pixel(tmp_path: Path) -> None:
     for view in range(4):
         path = tmp_path / "room" / "masks" / f"{view:03d}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.new("L", (60, 48), 128).save(path)
+        Image.new("L", (60, 48), 0).save(path)
     with pytest.raises(SceneError, match=r"^scene 'room': depth must be known somewhere, got not a pixel$"):
         dataset[(0, 2, 1.0)]
 

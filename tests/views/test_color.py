@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from geomtx.views import PhotoError, load_views
-from geomtx.views.color import convert_to_rgb
+from geomtx.views.color import convert_to_mask, convert_to_rgb, reduce_to_rgb
 
 COLOR = (200, 100, 50)
 
@@ -105,3 +105,81 @@ def test_a_nan_in_a_file_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 20), np.nan, dtype=np.float32)).save(tmp_path / "holes.tif")
     with pytest.raises(PhotoError, match=r"holes.tif' must have finite"):
         load_views(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16B", "F"])
+def test_reduced_pictures_are_means_of_squares(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(11 * 7).reshape(11, 7) * 255 / 76
+    picture = Image.fromarray(rows.astype(np.uint8)).convert("L" if mode in ("I;16B", "F") else mode)
+    if mode in ("I;16B", "F"):
+        picture = Image.fromarray(rows.astype(np.float32) if mode == "F" else (rows * 257).astype(">u2"))
+        assert picture.mode == mode
+    whole = convert_to_rgb(picture, "x")
+    for strip in (1, 2**24):  # one strip a row of the result, and one for all
+        monkeypatch.setattr("geomtx.views.color._STRIP_PIXELS", strip)
+        small = reduce_to_rgb(picture, "x", 3)
+        assert small.size == (3, 4)
+        np.testing.assert_allclose(np.asarray(small), np.asarray(whole.reduce(3)), atol=1)
+
+
+# Masks
+
+HALF = np.array([[1, 1, 0], [0, 1, 0]])
+MASK_ARRAYS = {
+    "booleans": HALF.astype(bool),
+    "0 and 1": HALF.astype(np.uint8),
+    "0 and 255": (HALF * 255).astype(np.uint8),
+    "over 128": np.where(HALF, 129, 128).astype(np.uint8),
+    "16-bit 0 and 1": HALF.astype(np.uint16),
+    "16-bit 0 and 255": (HALF * 255).astype(np.uint16),
+    "16-bit 0 and 65535": (HALF * 65535).astype(np.uint16),
+    "big-endian 0 and 1": HALF.astype(">u2"),
+    "32-bit 0 and 1": HALF.astype(np.int32),
+    "float 0 and 1": HALF.astype(np.float32),
+    "float 0 and 255": (HALF * 255).astype(np.float32),
+    "RGB 0 and 1": np.repeat(HALF[..., None], 3, -1).astype(np.uint8),
+    "RGB 0 and 255": np.repeat(HALF[..., None] * 255, 3, -1).astype(np.uint8),
+    "opaque RGBA": np.stack([*[HALF * 255] * 3, np.full_like(HALF, 255)], -1).astype(np.uint8),
+    "alpha of black": np.stack([*[HALF * 0] * 3, HALF * 255], -1).astype(np.uint8),
+    "alpha of a photo": np.stack([HALF * 9, HALF + 200, HALF + 30, HALF * 255], -1).astype(np.uint8),
+    "alpha of 0 and 1": np.stack([*[HALF * 0] * 3, HALF], -1).astype(np.uint8),
+    "alpha of grey": np.stack([HALF * 0, HALF * 255], -1).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", MASK_ARRAYS)
+def test_masks_of_every_kind(kind: str) -> None:
+    mask = convert_to_mask(Image.fromarray(MASK_ARRAYS[kind]), "m.png")
+    assert mask.dtype == bool
+    assert np.array_equal(mask, HALF == 1)
+
+
+@pytest.mark.parametrize("colors", [[0, 0, 0, 255, 255, 255], [0, 0, 0, 128, 0, 0], [0, 0, 0, 1, 1, 1]])
+def test_palette_masks(colors: list[int]) -> None:
+    """Segmentation tools colour their numbers: of 0 and 1 the second may be dark red."""
+    picture = Image.fromarray(HALF.astype(np.uint8))
+    picture.putpalette(colors)
+    assert picture.mode == "P"
+    assert np.array_equal(convert_to_mask(picture, "m.png"), HALF == 1)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_of_one_value(value: int) -> None:
+    assert (convert_to_mask(Image.new("L", (4, 3), value), "m.png") == (value == 255)).all()
+    whole = Image.new("RGBA", (4, 3), (200, 90, 10, value))  # a cut-out of all of a photo, or of nothing
+    assert (convert_to_mask(whole, "m.png") == (value == 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 2, 3]], np.uint8), "mask 'm.png' must hold 0 and 1, or 0 … 255 .*, got 0 to 3$"),
+        (np.array([[0, 300]], np.uint16), "mask 'm.png' must hold 0 and 1, or 0 … 255 .*, got 0 to 300$"),
+        (np.array([[0, 70000]], np.int32), "mask 'm.png' must have values from 0 to 65535, got 0 to 70000$"),
+        (np.array([[-1, 1]], np.float32), "mask 'm.png' must have values from 0 to 65535, got -1 to 1$"),
+        (np.array([[0, np.nan]], np.float32), "mask 'm.png' must have finite values, got NaN or infinity$"),
+    ],
+)
+def test_what_is_no_mask_is_named(values: np.ndarray, message: str) -> None:
+    with pytest.raises(PhotoError, match=message):
+        convert_to_mask(Image.fromarray(values), "m.png")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_names_are_unique(save_photo) -> None:
 
 
 def test_a_file_that_may_not_be_read_is_named(save_photo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(path: Path) -> Image.Image:
+    def deny(stream: object) -> Image.Image:
         raise PermissionError
 
     path = save_photo("a.png", 20, 20)
@@ -179,7 +180,8 @@ ERRORS = {
     "empty": r"folder '.*empty' must hold images \(\.jpg, \.png, …\), got none$",
     "text.png": "photo '.*text.png' must be an image that Pillow can read",
     "notes.txt": "photo '.*notes.txt' must be an image that Pillow can read",
-    "phone.heic": "photo '.*phone.heic' must be an image .*HEIC needs the package pillow-heif",
+    "phone.heic": "photo '.*phone.heic' must be an image that Pillow can read",
+    "shot.nef": "photo '.*shot.nef' must be a developed photo, got a camera's raw file: convert it",
     "nothing.jpg": "photo '.*nothing.jpg' must be an image that Pillow can read",
     "half.jpg": "photo '.*half.jpg' must be a whole image, got a damaged one: .*truncated",
     "half.png": "photo '.*half.png' must be a whole image, got a damaged one: .*truncated",
@@ -195,7 +197,7 @@ def test_bad_files_are_named(
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     (tmp_path / "empty").mkdir()
-    for text in ("text.png", "notes.txt", "phone.heic"):
+    for text in ("text.png", "notes.txt", "phone.heic", "shot.nef"):
         (tmp_path / text).write_text("no photo")
     (tmp_path / "nothing.jpg").touch()
     for half in ("half.jpg", "half.png"):
@@ -216,6 +218,28 @@ def test_a_bad_file_in_a_folder_is_never_left_out(save_photo, tmp_path: Path) ->
         load_views(tmp_path)
 
 
+@pytest.mark.parametrize("target", ["nowhere.jpg", "2.png"])
+def test_a_broken_link_in_a_folder_is_never_left_out(save_photo, tmp_path: Path, target: str) -> None:
+    """A pointer of git-annex or DVC before its file is fetched, a drive that isn't mounted, a link to itself."""
+    save_photo("1.png", 20, 20)
+    (tmp_path / "2.png").symlink_to(tmp_path / target)
+    with pytest.raises(PhotoError, match=r"photo '.*2.png' must be an existing file, got a link to nothing$"):
+        load_views(tmp_path, size=28)
+
+
+def test_links_to_photos_are_photos_and_links_to_folders_are_not(save_photo, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").symlink_to(save_photo("elsewhere/x.png", 20, 20))
+    (tmp_path / "photos" / "b.png").symlink_to(tmp_path / "elsewhere")
+    assert load_views(tmp_path / "photos", size=28).names == ("a.png",)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PhotoError, match=r"photo '.*pipe.png' must be an existing file, got none"):
+        load_views(tmp_path)
+
+
 def test_a_missing_or_odd_entry_of_a_list_is_named(save_photo, tmp_path: Path) -> None:
     good = save_photo("good.png", 20, 20)
     with pytest.raises(PhotoError, match=r"photo '.*gone.png' must be an existing file, got none"):
@@ -231,7 +255,7 @@ def test_a_missing_or_odd_entry_of_a_list_is_named(save_photo, tmp_path: Path) -
 def test_a_picture_over_the_limit_is_named(save_photo, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_photo("large.png", 100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(PhotoError, match=r"large.png' must be under PIL.Image.MAX_IMAGE_PIXELS, got more: .*10000"):
+    with pytest.raises(PhotoError, match=r"large.png' must have at most 1000 pixels \(PIL[^\n]*\), got more: .*10000"):
         load_views(path)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from geomtx.checks import check_option
 from geomtx.data.depth import clean_depth, read_half_png
 from geomtx.data.error import SceneError
+from geomtx.data.files import read_image, read_mask
 from geomtx.data.frame_geometry import Frame
 from geomtx.data.scene_dataset import (
     OnError,
@@ -25,8 +26,6 @@ from geomtx.data.scene_dataset import (
     SceneRecord,
     check_extent,
     collect_records,
-    read_image,
-    read_mask,
 )
 from geomtx.files import user_path
 from geomtx.types import Float
@@ -119,8 +118,8 @@ def _read_annotations(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SceneError(f"annotations '{path}' must be an existing file, got none")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            sequences = json.load(file)
+        with gzip.open(path) as file:
+            sequences = json.load(file)  # of bytes: it finds out the encoding, and knows byte order marks
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise SceneError(f"annotations '{path}' must be gzipped JSON, got another file: {error}") from error
     if not isinstance(sequences, dict):

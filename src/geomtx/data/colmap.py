@@ -13,6 +13,7 @@ from geomtx.checks import check_finite_positive
 from geomtx.data.colmap_model import ColmapImage, ColmapModel, find_colmap_model, read_colmap_model
 from geomtx.data.distortion import camera_intrinsics, check_distortion, distort_points, undistort_image
 from geomtx.data.error import SceneError
+from geomtx.data.files import find_missing, read_image
 from geomtx.data.frame_choice import FrameChoice, rank_by_pose
 from geomtx.data.frame_geometry import Frame
 from geomtx.data.scene_dataset import (
@@ -21,7 +22,6 @@ from geomtx.data.scene_dataset import (
     SceneDataset,
     SceneRecord,
     collect_records,
-    read_image,
 )
 from geomtx.files import user_path
 from geomtx.geometry.rotation import quat_to_matrix
@@ -44,7 +44,8 @@ class ColmapDataset(SceneDataset):
     from the 32 frames that share most points with the first, then by distance of the cameras (`rank_by_pose`).
 
     Of cameras, SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV are understood; a distorted picture becomes
-    that of a pinhole camera as it is read. Lengths are in COLMAP's unit, which is any: normalise before a loss.
+    that of a pinhole camera as it is read. Pixels are those that are stored, as COLMAP's are: no EXIF orientation is
+    applied. Lengths are in COLMAP's unit, which is any: normalise before a loss.
 
     Args:
         root: Folder; nothing is written into it.
@@ -122,9 +123,7 @@ class ColmapDataset(SceneDataset):
 
     def _load_scene(self, folder: Path, name: str) -> SceneRecord:
         model = read_colmap_model(find_colmap_model(folder))
-        images = folder / "images"
-        present = {file.relative_to(images).as_posix() for file in images.rglob("*")}
-        missing = [image.name for image in model.images if image.name not in present]
+        missing = find_missing(folder / "images", [image.name for image in model.images])
         if missing:
             raise SceneError(f"pictures of '{name}' must exist, got none for {len(missing)}, the first '{missing[0]}'")
         if not model.images:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomtx.data.error import SceneError
+from geomtx.data.files import read_text
 
 __all__ = ["ColmapCamera", "ColmapImage", "ColmapModel", "find_colmap_model", "read_colmap_model"]
 
@@ -41,7 +42,7 @@ class ColmapImage(NamedTuple):
     """A picture that is placed, and what was found in it.
 
     Attributes:
-        name: Path under the folder of the pictures.
+        name: Path under the folder of the pictures; bytes that are no UTF-8 as `os.fsdecode` gives them.
         camera: Number of its camera.
         quat_xyzw: (4,) float64, rotation from the world to the camera.
         translation: (3,) float64.
@@ -132,7 +133,7 @@ def _read(
         raise SceneError(f"'{folder}' must hold {name}.bin or {name}.txt, got neither")
     try:
         if path == text:
-            return list(of_text(_Lines(path.read_text(encoding="utf-8"))))
+            return list(of_text(_Lines(read_text(path, errors="surrogateescape"))))
         content = _Bytes(path.read_bytes())
         entries = list(of_bytes(content))
         content.finish()
@@ -171,7 +172,7 @@ class _Bytes:
 
     def text(self) -> str:
         end = self.content.index(b"\0", self.place)
-        return self.content[self.skip(end + 1 - self.place) : end].decode("utf-8")
+        return self.content[self.skip(end + 1 - self.place) : end].decode("utf-8", "surrogateescape")
 
     def finish(self) -> None:
         if self.place != len(self.content):

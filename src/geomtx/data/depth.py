@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from geomtx.data.error import SceneError
+from geomtx.data.files import read_png
 
 __all__ = ["clean_depth", "read_depth", "read_half_png", "read_integer_png"]
 
@@ -101,15 +101,11 @@ def read_depth(path: Path) -> NDArray[np.float32]:
 
 
 def _read_png(path: Path) -> NDArray[np.uint16]:
-    if not path.is_file():
-        raise SceneError(f"depth '{path}' must be an existing file, got none")
-    try:
-        with Image.open(path) as file:
-            mode, pixels = file.mode, np.asarray(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SceneError(f"depth '{path}' must be a whole picture, got a damaged one: {_one_line(error)}") from error
+    mode, pixels = read_png(path, kind="depth")
     if mode not in ("I;16", "I;16B", "I"):
         raise SceneError(f"depth '{path}' must have 16 bits a pixel, got mode {mode}")
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise SceneError(f"depth '{path}' must have values of 16 bits, got {pixels.min()} to {pixels.max()}")
     return pixels.astype(np.uint16)
 
 

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 
 from geomtx.checks import check_option, check_positive
@@ -29,7 +28,7 @@ from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.projection import unproject
 from geomtx.types import Cameras, SceneBatch
 
-__all__ = ["SampleOptions", "SceneDataset", "SceneRecord", "assemble_scene", "read_image", "read_mask"]
+__all__ = ["SampleOptions", "SceneDataset", "SceneRecord", "assemble_scene"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,41 +222,12 @@ def collect_records(
     return records
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB, (H, W, 3), as stored: intrinsics belong to the stored pixels, so no orientation is applied.
-
-    Raises:
-        SceneError: If the file is missing or damaged.
-    """
-    return _read_picture(path, "RGB")
-
-
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """(H, W), True where the grey value is over 128.
-
-    Raises:
-        SceneError: If the file is missing or damaged.
-    """
-    return _read_picture(path, "L") > 128
-
-
 def check_extent(frame: Frame, name: str) -> Frame:
     """Require depth and mask in the picture's size."""
     for part, array in (("depth", frame.depth), ("mask", frame.mask)):
         if array is not None and array.shape != frame.image_hw:
             raise SceneError(f"{part} of '{name}' must have the picture's size {frame.image_hw}, got {array.shape}")
     return frame
-
-
-def _read_picture(path: Path, mode: str) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise SceneError(f"picture '{path}' must be an existing file, got none")
-    try:
-        with Image.open(path) as file:
-            return np.array(file.convert(mode))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise SceneError(f"picture '{path}' must be a whole picture, got a damaged one: {reason}") from error
 
 
 def _check_record(record: SceneRecord) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from geomtx.data.depth import clean_depth, read_depth
 from geomtx.data.error import SceneError
+from geomtx.data.files import find_missing, read_image, read_mask
 from geomtx.data.frame_geometry import Frame
 from geomtx.data.scene_dataset import (
     OnError,
@@ -18,8 +19,6 @@ from geomtx.data.scene_dataset import (
     SceneRecord,
     check_extent,
     collect_records,
-    read_image,
-    read_mask,
 )
 from geomtx.files import user_path
 
@@ -35,9 +34,11 @@ class UnifiedDataset(SceneDataset):
     ROOT/SCENE/cam_from_worlds.npy   (N, 3, 4), OpenCV axes
     ROOT/SCENE/intrinsics.npy        (N, 3, 3), pixels
     ROOT/SCENE/depths/NAME.npy       or .exr: (H, W) floats, z-depth in the unit of the cameras, 0 = unknown; optional
-    ROOT/SCENE/masks/NAME.png        over 128 = depth counts; optional
+    ROOT/SCENE/masks/NAME.png        over 128 of 255, 1 of 0 and 1, or opaque = depth counts; optional
     ROOT/SCENE/ranking.npy           (N, K), of `rank_by_pose`; optional
     ```
+
+    Pixels are those that are stored: intrinsics, depth and masks refer to them, and no EXIF orientation is applied.
 
     Args:
         root: Folder of the scenes.
@@ -84,15 +85,12 @@ def _list_scene(root: Path, name: str) -> SceneRecord:
     if not path.is_file():
         raise SceneError(f"'{path}' must be an existing file, got none")
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(path.read_bytes())  # finds out the encoding, and knows byte order marks
     except ValueError as error:
         raise SceneError(f"'{path}' must be JSON, got another file: {error}") from error
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         raise SceneError(f"'{path}' must be a list of names, got other JSON")
-    # One listing of the folder instead of a question a file: a network drive answers it as quickly.
-    images = folder / "images"
-    present = {file.relative_to(images).as_posix() for file in images.rglob("*")} if images.is_dir() else set()
-    missing = [item for item in names if item not in present]
+    missing = find_missing(folder / "images", names)
     if missing:
         raise SceneError(f"pictures of '{name}' must exist, got none for {len(missing)}, the first '{missing[0]}'")
     ranking = _load(folder / "ranking.npy") if (folder / "ranking.npy").is_file() else None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geomtx.data.depth import clean_depth, read_integer_png
 from geomtx.data.error import SceneError
+from geomtx.data.files import find_missing, read_image, read_text
 from geomtx.data.frame_choice import FrameChoice
 from geomtx.data.frame_geometry import Frame
 from geomtx.data.scene_dataset import (
@@ -20,7 +21,6 @@ from geomtx.data.scene_dataset import (
     SceneRecord,
     check_extent,
     collect_records,
-    read_image,
 )
 from geomtx.files import user_path
 
@@ -90,6 +90,9 @@ def _list_sequence(root: Path, name: str) -> SceneRecord:
         images.append(f"{name}/{path.name}")
         poses.append(extrinsics[frame].reshape(4, 4)[:3])
         matrices.append([[f_x, 0.0, c_x], [0.0, f_y, c_y], [0.0, 0.0, 1.0]])
+    missing = find_missing(root, images)
+    if missing:
+        raise SceneError(f"pictures of '{name}' must exist, got none for {len(missing)}, the first '{missing[0]}'")
     return SceneRecord(
         name,
         tuple(images),
@@ -103,7 +106,7 @@ def _read_table(path: Path, camera: int, num_values: int) -> dict[int, NDArray[n
     if not path.is_file():
         raise SceneError(f"cameras '{path}' must be an existing file, got none")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except UnicodeDecodeError as error:
         where = path.read_bytes()[: error.start].count(b"\n") + 1
         raise SceneError(f"cameras '{path}' must be text, got bytes that are none in line {where}") from error

@@ -40,7 +40,7 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     if str(source) in shipped:
         text = shipped[str(source)]
     elif user_path(source).is_file():
-        text = user_path(source).read_text(encoding="utf-8")
+        text = user_path(source).read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     else:
         raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped)}, got '{source}'")
     values = _read_yaml(yaml, text, str(source))

@@ -1,16 +1,19 @@
-"""Every Pillow mode → 8-bit RGB, without clipping 16-bit and without black where a picture is transparent."""
+"""Every Pillow mode → 8-bit RGB, without clipping 16-bit and without black where a picture is transparent; → a mask."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from geomtx.views.error import PhotoError
 
-__all__ = ["convert_to_rgb"]
+__all__ = ["convert_to_mask", "convert_to_rgb", "reduce_to_rgb"]
+
+_STRIP_PIXELS = 2**24
 
 
-def convert_to_rgb(picture: Image.Image, name: str) -> Image.Image:
+def convert_to_rgb(picture: Image.Image, name: str, *, kind: str = "photo") -> Image.Image:
     """A picture of any mode as 8-bit RGB of the same size.
 
     Transparency (an alpha channel, or a transparent colour of a palette, grey or RGB picture) is composed onto white.
@@ -19,31 +22,119 @@ def convert_to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
     Args:
         picture: Any mode that Pillow knows.
-        name: What error messages call the picture.
+        name: Name of the picture in error messages.
+        kind: What error messages call it, before the name.
 
     Raises:
         PhotoError: A grey value that is not finite or outside the range above.
     """
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _quantize_gray(np.asarray(picture), name)
-    if picture.has_transparency_data:
-        if picture.mode == "La":  # the one premultiplied mode without a direct way to RGBA
-            picture = picture.convert("LA")
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return _to_rgb(picture, _find_white(picture, f"{kind} '{name}'"))
 
 
-def _quantize_gray(values: np.ndarray, name: str) -> Image.Image:
+def reduce_to_rgb(picture: Image.Image, name: str, factor: int, *, kind: str = "photo") -> Image.Image:
+    """As `convert_to_rgb`, `factor` times smaller: means over squares of pixels, strip by strip to save memory.
+
+    Sides are rounded up; a last row or column is the mean of the pixels that there are.
+    """
+    white = _find_white(picture, f"{kind} '{name}'")
+    width, height = picture.size
+    small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    is_gray = picture.mode in ("1", "L") and not picture.has_transparency_data
+    rows = max(_STRIP_PIXELS // (width * factor), 1) * factor
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        strip = strip.convert("L") if is_gray else _to_rgb(strip, white)
+        small.paste(strip.reduce(factor), (0, top // factor))
+    return small
+
+
+def convert_to_mask(picture: Image.Image, name: str, *, kind: str = "mask") -> NDArray[np.bool_]:
+    """A picture of any mode as booleans (H, W), True where it is bright or opaque.
+
+    The alpha channel decides where it varies, or where it is the only one that can: the colours of a cut-out are those
+    of a photo, not grey. Else the grey value does. True is over half: over 128 of 255, over 0 where the largest value
+    is 1 (booleans), and the same share of 65535 for 16-bit values above 255. Of a palette picture whose colours don't
+    get so bright, indices 0 and 1 are booleans.
+
+    Args:
+        picture: Any mode that Pillow knows.
+        name: Name of the mask in error messages.
+        kind: What error messages call it, before the name.
+
+    Raises:
+        PhotoError: If values are not finite, negative or above 65535, or if all are at most half and some are neither
+            0 nor 1: numbers of objects, for example.
+    """
+    values = _mask_values(picture)
     if not np.isfinite(values).all():
-        raise PhotoError(f"photo '{name}' must have finite grey values, got NaN or infinity")
+        raise PhotoError(f"{kind} '{name}' must have finite values, got NaN or infinity")
     low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise PhotoError(f"{kind} '{name}' must have values from 0 to 65535, got {low:g} to {high:g}")
+    half = 0.5 if high <= 1 else 128 if high <= 255 else 128 * 257
+    mask = values > half
+    if high > 0 and not mask.any():
+        if picture.mode == "P" and np.asarray(picture).max() == 1:
+            return np.asarray(picture) == 1
+        raise PhotoError(
+            f"{kind} '{name}' must hold 0 and 1, or 0 … 255 (or 65535) with over half for what counts, "
+            f"got {low:g} to {high:g}"
+        )
+    return mask
+
+
+def _mask_values(picture: Image.Image) -> NDArray[np.generic]:
+    """The channel of a mask that says something, (H, W)."""
+    if _is_deep_gray(picture):
+        return np.asarray(picture)
+    if not picture.has_transparency_data:
+        if picture.mode in ("1", "L", "P"):
+            return np.asarray(picture.convert("L"))
+        picture = picture.convert("RGB")
+        return np.asarray(picture).max(-1) if _is_gray(picture) else np.asarray(picture.convert("L"))
+    rgba = _to_rgba(picture)
+    alpha = np.asarray(rgba.getchannel("A"))
+    if alpha.min() == alpha.max() and _is_gray(rgba):
+        return np.asarray(rgba)[..., 0]
+    return alpha
+
+
+def _is_gray(picture: Image.Image) -> bool:
+    pixels = np.asarray(picture)
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
+
+
+def _is_deep_gray(picture: Image.Image) -> bool:
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def _find_white(picture: Image.Image, name: str) -> float:
+    """The value of white in a grey picture of more than 8 bits, whose range is checked."""
+    if not _is_deep_gray(picture):
+        return 255.0
+    values = np.asarray(picture)
+    low, high = values.min(), values.max()  # NaN if a value is
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise PhotoError(f"{name} must have finite grey values, got NaN or infinity")
     if values.dtype.kind == "f":
         white, span = (1.0 if high <= 1 else 255.0), 255.0
     else:
         white = span = 65535.0
     if low < 0 or high > span:
-        raise PhotoError(f"photo '{name}' must have grey values from 0 to {span:g}, got {low:g} to {high:g}")
-    gray = np.rint(values.astype(np.float64) * (255.0 / white)).astype(np.uint8)
-    return Image.fromarray(gray).convert("RGB")
+        raise PhotoError(f"{name} must have grey values from 0 to {span:g}, got {low:g} to {high:g}")
+    return white
+
+
+def _to_rgb(picture: Image.Image, white: float) -> Image.Image:
+    if _is_deep_gray(picture):
+        gray = np.rint(np.asarray(picture).astype(np.float64) * (255.0 / white)).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = _to_rgba(picture)
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _to_rgba(picture: Image.Image) -> Image.Image:
+    # "La" is the one premultiplied mode without a direct way to RGBA.
+    return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")

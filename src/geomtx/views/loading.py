@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.files import is_own_picture, unique_names, user_path
-from geomtx.views.color import convert_to_rgb
 from geomtx.views.error import PhotoError
+from geomtx.views.pictures import check_file, read_picture
 from geomtx.views.placement import MODES, Mode, place_photo
 from geomtx.views.views import Views
 
@@ -25,34 +21,13 @@ __all__ = ["EXTENSIONS", "default_size", "list_photos", "load_views"]
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-"""What counts as an image in a folder. A file that Pillow cannot decode is an error, never left out silently."""
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# What Pillow's decoders raise on damaged data.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-)
+"""What counts as an image in a folder. One that can't be read, or a broken link, is an error and never left out."""
 
 _SIZE = 518
+_MIN_REDUCTION = 4  # a photo that is reduced while it is decoded keeps as many times the side of the model's image
 PathLike = str | os.PathLike[str]
 
 
@@ -66,8 +41,10 @@ def load_views(
     """Load photos for a model, with the way back to their original pixels.
 
     The EXIF orientation is applied; transparency is composed onto white; of an animation the first frame is taken;
-    16-bit grey keeps its range. Resizing is Pillow's bicubic. Photos that come out in different sizes are padded with
-    white to the largest height and width, centred, the smaller half first; `Views.masks` says where.
+    16-bit grey keeps its range; of a TIFF the first image is taken that is no preview. HEIC needs the extra `heic`.
+    Resizing is Pillow's bicubic; a photo over 100 megapixels is reduced while it is decoded. Photos that come out in
+    different sizes are padded with white to the largest height and width, centred, the smaller half first;
+    `Views.masks` says where.
 
     | mode | image | what is lost |
     |---|---|---|
@@ -87,7 +64,8 @@ def load_views(
 
     Raises:
         PhotoError: A ValueError of one line that names the folder without images, or the file that is missing, damaged,
-            no image, too thin, or over Pillow's limit `PIL.Image.MAX_IMAGE_PIXELS`.
+            no image, a camera's raw file, too thin, or over 1000 megapixels (`PIL.Image.MAX_IMAGE_PIXELS`, where you
+            have set that).
         ValueError: An unknown mode, or a size that is no multiple of `patch_size`.
     """
     check_option("mode", mode, MODES)
@@ -98,8 +76,8 @@ def load_views(
     paths = list_photos(source)
     images, transforms = [], []
     for path in paths:  # one photo in full resolution at a time
-        photo, orientation = _read_photo(path)
-        image, transform = place_photo(photo, mode, size, patch_size, name=str(path), orientation=orientation)
+        photo = read_picture(path, min_side=_MIN_REDUCTION * size)
+        image, transform = place_photo(photo, mode, size, patch_size, name=str(path))
         images.append(image)
         transforms.append(transform)
     views = Views.assemble(images, transforms, _name_files(paths), paths, patch_size)
@@ -129,20 +107,28 @@ def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
         if not paths:
             raise PhotoError("source must hold at least one photo, got an empty list")
         for path in paths:
-            if not path.is_file():
-                found = "a folder" if path.is_dir() else "none"
-                raise PhotoError(f"photo '{path}' must be an existing file, got {found}")
+            check_file(path)
         return paths
     path = user_path(source)
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
-        files = _without_own(sorted((file for file in files if file.is_file()), key=_natural_key))
-        if not files:
-            raise PhotoError(f"folder '{path}' must hold images (.jpg, .png, …), got none")
-        return files
+        return _list_folder(path)
     if not path.exists():
         raise PhotoError(f"source must be an existing folder or image, got '{path}'")
     return [path]
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        files = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
+    except OSError as error:
+        raise PhotoError(f"folder '{folder}' must be readable, got {error.strerror}") from error
+    files = sorted((file for file in files if not file.is_dir()), key=_natural_key)
+    for file in files:
+        check_file(file)
+    files = _without_own(files)
+    if not files:
+        raise PhotoError(f"folder '{folder}' must hold images (.jpg, .png, …), got none")
+    return files
 
 
 def _without_own(files: list[Path]) -> list[Path]:
@@ -172,48 +158,3 @@ def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
             break
         depths.update({parts: depths[parts] + 1 for parts in short})
     return unique_names(names[parts] for parts in all_parts)
-
-
-def _read_photo(path: Path) -> tuple[Image.Image, int]:
-    """An upright RGB picture, and the EXIF orientation that was applied."""
-    try:
-        with _refuse_truncated(), Image.open(path) as file:
-            tiff_orientation = _read_orientation(file, path) if file.format == "TIFF" else 1
-            file.load()
-            orientation = _read_orientation(file, path)
-            photo = convert_to_rgb(file, str(path))
-    except PhotoError:
-        raise
-    except PermissionError as error:
-        raise PhotoError(f"photo '{path}' must be readable, got no permission to read it") from error
-    except UnidentifiedImageError as error:
-        hint = " (HEIC needs the package pillow-heif)" if path.suffix.lower() in (".heic", ".heif") else ""
-        raise PhotoError(f"photo '{path}' must be an image that Pillow can read, got another format{hint}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PhotoError(f"photo '{path}' must be under PIL.Image.MAX_IMAGE_PIXELS, got more: {error}") from error
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())
-        raise PhotoError(f"photo '{path}' must be a whole image, got a damaged one: {reason}") from error
-    if orientation == 1:
-        return photo, tiff_orientation  # Pillow turns a TIFF upright itself in load()
-    return photo.transpose(_UPRIGHT[orientation]), orientation
-
-
-def _read_orientation(file: Image.Image, path: Path) -> int:
-    """1 … 8; 1 where the photo states none, or something else."""
-    try:
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DAMAGE as error:
-        logger.warning("photo '%s' has damaged EXIF data, taken as upright: %s", path, error)
-        return 1
-    return int(orientation) if orientation in _UPRIGHT else 1
-
-
-@contextmanager
-def _refuse_truncated() -> Iterator[None]:
-    """Half a photo is an error, also where another library told Pillow to let it pass."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before

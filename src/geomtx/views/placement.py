@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geomtx.types import Float
 from geomtx.views.error import PhotoError
+from geomtx.views.pictures import Picture
 from geomtx.views.transform import ViewTransform
 
 __all__ = ["MODES", "Mode", "place_photo", "stack_padded"]
@@ -24,34 +25,34 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def place_photo(
-    photo: Image.Image, mode: str, size: int, patch_size: int, *, name: str = "photo", orientation: int = 1
+    photo: Picture, mode: str, size: int, patch_size: int, *, name: str = "photo"
 ) -> tuple[Tensor, ViewTransform]:
-    """Resize, crop and pad one upright RGB photo.
+    """Resize, crop and pad one upright photo.
 
     Args:
-        photo: 8-bit RGB.
+        photo: As `read_picture` gives it.
         mode: One of `MODES`, see `load_views`.
         size: Target side, a multiple of `patch_size`.
         patch_size: Side of a patch.
         name: What error messages call the photo.
-        orientation: The EXIF orientation that was applied, for the record.
 
     Returns:
-        (3, H, W) uint8, and the transform from the photo's pixels to it.
+        (3, H, W) uint8, and the transform from the photo's pixels, in full resolution, to it.
 
     Raises:
         PhotoError: The photo is under 2 pixels wide or high, or so thin that it would fill less than half a patch.
     """
-    _check_extent(photo, size, patch_size, name)
+    original_wh = (photo.original_hw[1], photo.original_hw[0])
+    _check_extent(original_wh, size, patch_size, name)
     if mode == "square":
-        image, scale, offset = _place_square(photo, size)
+        image, scale, offset = _place_square(photo.image, original_wh, size)
     else:
-        resized_wh, image_wh, shift = _lay_out(photo.size, mode, size, patch_size)
-        resized = photo.resize(resized_wh, Image.Resampling.BICUBIC)
+        resized_wh, image_wh, shift = _lay_out(original_wh, mode, size, patch_size)
+        resized = photo.image.resize(resized_wh, Image.Resampling.BICUBIC)
         image = resized if resized_wh == image_wh else _paste(resized, image_wh, shift, _WHITE)
-        scale = (resized_wh[0] / photo.width, resized_wh[1] / photo.height)
+        scale = (resized_wh[0] / original_wh[0], resized_wh[1] / original_wh[1])
         offset = (float(shift[0]), float(shift[1]))
-    transform = ViewTransform((photo.height, photo.width), (image.height, image.width), scale, offset, orientation)
+    transform = ViewTransform(photo.original_hw, (image.height, image.width), scale, offset, photo.orientation)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), transform
 
 
@@ -80,12 +81,12 @@ def stack_padded(
     return stacked, tuple(shifted)
 
 
-def _check_extent(photo: Image.Image, size: int, patch_size: int, name: str) -> None:
-    short, long = min(photo.size), max(photo.size)
+def _check_extent(photo_wh: tuple[int, int], size: int, patch_size: int, name: str) -> None:
+    short, long = min(photo_wh), max(photo_wh)
     if short < 2 or short * size * 2 < long * patch_size:
         raise PhotoError(
             f"photo '{name}' must be at least 2 pixels wide and high and at most {2 * size / patch_size:g} times "
-            f"longer than short, got {photo.width}x{photo.height}"
+            f"longer than short, got {photo_wh[0]}x{photo_wh[1]}"
         )
 
 
@@ -106,13 +107,17 @@ def _lay_out(
     return resized, (size, size), ((size - resized[0]) // 2, (size - resized[1]) // 2)
 
 
-def _place_square(photo: Image.Image, size: int) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
+def _place_square(
+    photo: Image.Image, original_wh: tuple[int, int], size: int
+) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
     side = max(photo.size)
     left, top = (side - photo.width) // 2, (side - photo.height) // 2
     padded = _paste(photo, (side, side), (left, top), _BLACK)
     image = padded.resize((size, size), Image.Resampling.BICUBIC)
-    scale = size / side
-    return image, (scale, scale), (left * size / side, top * size / side)
+    factor = size / side
+    # The picture may be a reduced one; one in full resolution gives `factor` itself.
+    scale = (factor * (photo.width / original_wh[0]), factor * (photo.height / original_wh[1]))
+    return image, scale, (left * size / side, top * size / side)
 
 
 def _round_to_patch(length: float, patch_size: int) -> int:
