@@ -103,6 +103,7 @@ def test_imports_of_other_packages(path):
     [
         ({"xformers", "flash_attn", "flash_attn_interface"}, "layers/backends.py"),
         ({"torchao"}, "models/quantize.py"),
+        ({"pillow_heif"}, "views/pictures.py"),
     ],
 )
 def test_one_file_knows_an_optional_package(optional, file):

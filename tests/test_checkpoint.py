@@ -58,6 +58,15 @@ def shard(folder: Path, tensors: dict[str, Tensor], count: int = 3) -> None:
 # Every kind of source
 
 
+def test_json_with_a_byte_order_mark(model: VGGT, tmp_path: Path):
+    """As editors on Windows save a configuration or an index that someone changed."""
+    shard(tmp_path, model.state_dict())
+    text = json.dumps(model.config.to_dict())
+    (tmp_path / CONFIG).write_text(text, encoding="utf-8-sig")
+    (tmp_path / INDEX).write_text((tmp_path / INDEX).read_text(), encoding="utf-8-sig")
+    assert_equal(VGGT.from_pretrained(tmp_path), model)
+
+
 def saved_folder(model: VGGT, folder: Path) -> Path:
     return model.save_pretrained(folder)
 

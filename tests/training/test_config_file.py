@@ -45,6 +45,12 @@ def test_overrides_are_yaml_and_make_what_is_missing(tmp_path: Path):
     assert load_config(path).optimiser.lr == 1e-4  # a string, to YAML 1.1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark(tmp_path: Path, encoding: str):
+    (tmp_path / "run.yaml").write_text("seed: 7\n", encoding=encoding)
+    assert load_config(tmp_path / "run.yaml").seed == 7
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "empty.yaml") == TrainingConfig()

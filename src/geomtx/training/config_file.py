@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from geomtx.data.files import read_text
 from geomtx.files import user_path
 from geomtx.models.config import VGGTConfig
 from geomtx.training.config import TrainingConfig
@@ -40,7 +41,7 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     if str(source) in shipped:
         text = shipped[str(source)]
     elif user_path(source).is_file():
-        text = user_path(source).read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
+        text = read_text(user_path(source))
     else:
         raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped)}, got '{source}'")
     values = _read_yaml(yaml, text, str(source))
