@@ -48,6 +48,17 @@ def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
         torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_unevenly_labelled_scenes_in_two_processes_take_the_step_of_one(folders: tuple[Path, Path]):
+    """In one chunk each, and in two, though a process is without what another one has."""
+    one, two = (torch.load(folder / "uneven.pt", weights_only=True) for folder in folders)
+    (whole, scalars), *_ = one
+    for change, found in two:
+        assert (change - whole).norm() < 1e-9 * whole.norm()
+        assert found.keys() == scalars.keys()
+        for name, value in scalars.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
 def test_two_processes_train_the_adapters_of_one(folders: tuple[Path, Path]):
     one, two = (torch.load(folder / "adapters" / "checkpoint.pt", weights_only=True) for folder in folders)
     assert (len(one["processes"]), len(two["processes"])) == (1, 2)

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 import geomtx
 from geomtx.layers.block import TransformerBlock
 from geomtx.losses.multitask import MultitaskLoss
+from geomtx.training.batches import split_batch
 from geomtx.training.ema import WeightAverage
 from geomtx.training.groups import build_clip_groups
 from geomtx.training.monitor import GradientMonitor
@@ -26,6 +27,7 @@ from geomtx.training.state import load_into, training_state
 from geomtx.training.step import TrainingStep
 from geomtx.types import SceneBatch
 from training.small_run import NUMBERS, random_scenes, small_config, small_trainer
+from training.test_accumulation import Everywhere, changes, uneven_scenes
 
 # Of all processes together.
 IMAGES = 8
@@ -81,6 +83,17 @@ def train_without_tracks(folder: Path) -> None:
     assert trainer.num_skipped == 0
 
 
+def take_uneven_step(folder: Path, rank: int, num_processes: int) -> None:
+    """A step on scenes that know very different things, shared out, into `uneven.pt`."""
+    torch.manual_seed(0)
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS)).double()
+    loss = MultitaskLoss(consistency=Everywhere(geometry="gt"))
+    scenes = split_batch(uneven_scenes(), num_processes)[rank]
+    results = [changes(model, loss, scenes, num_chunks) for num_chunks in (1, 2)]
+    if rank == 0:
+        torch.save(results, folder / "uneven.pt")
+
+
 def steps_of(model: geomtx.VGGT, accelerator: Accelerator, num_steps: int) -> dict[str, Any]:
     """What training on the same random scenes in every process leads to."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, fused=True)
@@ -125,6 +138,7 @@ def shard(folder: Path) -> None:
 if __name__ == "__main__":
     run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
     train_adapters(Path(sys.argv[1]) / "adapters", int(os.environ["WORLD_SIZE"]))
+    take_uneven_step(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if int(os.environ["WORLD_SIZE"]) > 1:
         train_without_tracks(Path(sys.argv[1]) / "no_tracks")
         shard(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
-from geomtx.losses.reduce import masked_mean, select
+from geomtx.losses.reduce import counting, masked_mean, over_batch, select, weigh
 from geomtx.types import Bool, Float
 
 __all__ = ["AleatoricLoss", "aleatoric_loss", "bound", "quantile_filter"]
@@ -60,6 +60,7 @@ def aleatoric_loss(
         gamma: Weight of the error.
         alpha: Weight of the logarithm.
         quantile: Drop the largest values of each term from this quantile on, see `quantile_filter`; None = keep all.
+            In training with accumulation or on several processes, the quantile is that of each chunk.
         clamp: Ceiling (and, negated, floor) of errors and of the first term; None = none.
         nan_to_zero: Take NaN and infinity for 0.
         reduction: "mean" over the pixels of all scenes that count; "none" = a map.
@@ -93,8 +94,25 @@ def aleatoric_loss(
         terms = []
         for term in (weighted, error):
             kept = mask if quantile is None else quantile_filter(term, mask, quantile=quantile, ceiling=clamp)
-            terms.append(masked_mean(term, kept) if reduction == "mean" else select(term, kept))
+            if reduction == "none":
+                terms.append(select(term, kept))
+            elif quantile is None:
+                terms.append(masked_mean(term, kept))
+            else:
+                terms.append(_filtered_mean(term, mask, kept))
     return AleatoricLoss(*terms)
+
+
+def _filtered_mean(values: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
+    """Mean over what a filter kept of the values under a mask.
+
+    Of several chunks of a batch, each filters by itself and counts by the values that it had before.
+    """
+    number = torch.ones_like(values, dtype=torch.bool).sum() if mask is None else mask.sum()
+    whole = over_batch(number)
+    with counting(None):
+        mean = masked_mean(values, kept)
+    return weigh(mean, number, whole)
 
 
 def _distance(value: Tensor, target: Tensor, mask: Tensor | None, has_channels: bool, nan_to_zero: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from geomtx.losses.depth_consistency import depth_consistency_loss
 from geomtx.losses.epipolar import epipolar_loss
 from geomtx.losses.pairs import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.photometric import photometric_loss
-from geomtx.losses.term import TermLoss
+from geomtx.losses.term import CountSource, TermLoss
 from geomtx.losses.track_points import track_point_loss
 from geomtx.types import Cameras, Predictions, SceneBatch
 
@@ -38,6 +38,8 @@ class ConsistencyTerm:
         num_sources: Views that each is compared with.
         geometry: Whose cameras: "pred", predicted; "mixed", predicted poses and true intrinsics; "gt", true.
     """
+
+    counts_from: ClassVar[CountSource] = "predictions"
 
     weight: float = 1.0
     photometric: float = 0.1

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.aleatoric import bound
-from geomtx.losses.reduce import select
+from geomtx.losses.reduce import over_batch, select
 from geomtx.types import Bool, Float
 
 __all__ = ["gradient_loss", "normal_loss"]
@@ -188,7 +188,7 @@ def _mean_of_scales(
 def _quotient(total: Tensor, count: Tensor, reduction: Reduction, least: int = 1) -> Tensor:
     """Sums over maps divided by counts, of all maps together or of each; 0 where fewer than `least` are counted."""
     if reduction == "mean":
-        total, count = total.sum(), count.sum()
+        total, count = total.sum(), over_batch(count.sum())
     return torch.where(count >= least, total / count.clamp(min=1), total * 0)
 
 

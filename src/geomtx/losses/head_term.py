@@ -15,6 +15,11 @@ from geomtx.types import Predictions, SceneBatch
 __all__ = ["HeadTerm"]
 
 
+def count_scenes(batch: SceneBatch) -> int:
+    """Number of scenes in a batch."""
+    return len(batch.images)
+
+
 @dataclass(frozen=True)
 class HeadTerm:
     """A function of what a head predicts and of what is known, see `VGGT.add_head`.
@@ -23,11 +28,14 @@ class HeadTerm:
         head: Its name in `Predictions.extra`.
         loss: (prediction, labels) → a scalar; or None, where the labels that it compares are not there.
         weight: Of the term.
+        num_values: labels → the number of values that `loss` is the mean of, an integer or a scalar tensor, by which
+            parts of a batch are weighted with accumulation or several processes; defaults to the number of scenes.
     """
 
     head: str
     loss: Callable[[Any, SceneBatch], Tensor | None]
     weight: float = 1.0
+    num_values: Callable[[SceneBatch], Tensor | int] = count_scenes
 
     def __post_init__(self) -> None:
         check_at_least("weight", self.weight, 0)

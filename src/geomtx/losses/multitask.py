@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from geomtx.losses.term import CameraTerm, DenseTerm, Term, TrackTerm
-from geomtx.types import Predictions, SceneBatch
+from geomtx.geometry.pose_encoding import POSE_DIM
+from geomtx.losses.reduce import count_scope, counting, is_counting, over_batch, weigh
+from geomtx.losses.term import CameraTerm, CountSource, DenseTerm, Term, TrackTerm
+from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations
 
-__all__ = ["LossReport", "MultitaskLoss"]
+__all__ = ["LossReport", "MultitaskLoss", "compare_part", "count_labels"]
+
+Result = TypeVar("Result")
 
 # What the library trains with.
 CAMERA = CameraTerm()
@@ -81,6 +86,25 @@ class MultitaskLoss(nn.Module):
                 raise ValueError(f"others must be named differently than {', '.join(terms)}, got {name!r}")
         self.tasks = {name: term for name, term in {**terms, **(others or {})}.items() if term is not None}
 
+    @property
+    def counts_from(self) -> CountSource:
+        """What the numbers of values depend on that the means of the terms are taken over."""
+        sources = [getattr(term, "counts_from", "labels") for term in self.tasks.values()]
+        return "predictions" if "predictions" in sources else "labels"
+
+    def count_labels(self, batch: SceneBatch) -> None:
+        """Collect the counts of a batch within `counting`, where `counts_from` is "labels".
+
+        The labels take the place of the predictions: what is predicted makes no difference to what is counted.
+        """
+        predictions = _predict_labels(batch)
+        for name, term in self.tasks.items():
+            with count_scope(name):
+                if hasattr(term, "counts_from"):
+                    term(predictions, batch)
+                else:
+                    count_labels(term, batch)
+
     @classmethod
     def paper(cls, **changes: Any) -> MultitaskLoss:
         """What the paper describes, with means over pixels and views in place of sums.
@@ -119,7 +143,7 @@ class MultitaskLoss(nn.Module):
             batch: Ground truth of `normalize_scene`, on the same device, of images as large as the predictions.
 
         Returns:
-            The sum, and what it is made of.
+            The sum, and what it is made of; within `counting`, a chunk's part of each.
 
         Raises:
             ValueError: If no task has both a prediction and labels, or for shapes that don't match.
@@ -127,7 +151,8 @@ class MultitaskLoss(nn.Module):
         tasks, terms = {}, {}
         with torch.autocast(batch.images.device.type, enabled=False):
             for name, term in self.tasks.items():
-                loss = term(predictions, batch)
+                with count_scope(name):
+                    loss = compare_part(term, predictions, batch)
                 if loss is not None:
                     tasks[name] = term.weight * loss.total
                     terms.update(loss.parts)
@@ -143,3 +168,48 @@ class MultitaskLoss(nn.Module):
     def extra_repr(self) -> str:
         """The terms, one a line."""
         return "\n".join(f"{name}: {term}" for name, term in self.tasks.items())
+
+
+def compare_part(compare: Callable[[Any, Any], Result], predictions: Any, batch: Any) -> Result:
+    """Run a loss or a term; within `counting`, return a chunk's part of the result for the whole batch.
+
+    A loss without `counts_from`, one of the user's, is weighted by its method `num_values(batch)`, if it has one, else
+    by the number of scenes.
+    """
+    if hasattr(compare, "counts_from") or not is_counting():
+        return compare(predictions, batch)
+    count = _count(compare, batch)
+    whole = over_batch(count)
+    with counting(None):
+        result = compare(predictions, batch)
+    return tree_map(lambda value: weigh(value, count, whole) if isinstance(value, Tensor) else value, result)
+
+
+def count_labels(compare: Any, batch: Any) -> None:
+    """Collect the counts of a loss, or of a user's loss or term, within `counting`, without predictions."""
+    if hasattr(compare, "count_labels"):
+        compare.count_labels(batch)
+    else:
+        over_batch(_count(compare, batch))
+
+
+def _count(compare: Any, batch: Any) -> Tensor:
+    """By how many values parts of a user's loss or term are weighted, a scalar."""
+    count = compare.num_values(batch) if hasattr(compare, "num_values") else len(batch.images)
+    return torch.as_tensor(count, device=batch.images.device)
+
+
+def _predict_labels(batch: SceneBatch) -> Predictions:
+    """Predictions that stand in for a model's where only the labels matter."""
+    pixels = batch.images[:, :, 0]
+    maps = {
+        name: None if values is None else DenseMap(values, torch.ones_like(pixels))
+        for name, values in (("depth", batch.depth), ("points", batch.points))
+    }
+    poses = None if batch.cameras is None else pixels.new_zeros(1, *pixels.shape[:2], POSE_DIM)
+    iterations = None
+    if batch.tracks is not None:
+        coords = batch.tracks.coords_px
+        logits = torch.zeros_like(coords[..., 0])
+        iterations = TrackIterations(coords[None], logits, logits)
+    return Predictions(pose_encodings=poses, track_iterations=iterations, **maps)

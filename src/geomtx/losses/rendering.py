@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_at_least, check_floating, check_mask, check_shape
 from geomtx.layers.float32 import at_least_float32
 from geomtx.losses.perceptual import PerceptualLoss
-from geomtx.losses.reduce import masked_mean, select
+from geomtx.losses.reduce import counting, masked_mean, over_batch, select, weigh
 from geomtx.losses.term import TermLoss
 from geomtx.types import Bool, Float
 
@@ -66,6 +66,11 @@ def _chroma(images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 2 h 
     """What pictures have beside light and dark: r - g and (r + g) / 2 - b."""
     red, green, blue = images.unbind(-3)
     return torch.stack([red - green, (red + green) / 2 - blue], dim=-3)
+
+
+def count_pictures(pictures: Tensor, mask: Tensor | None) -> Tensor:
+    """How many of the pictures (B, T, 3, H, W) count, a scalar."""
+    return torch.tensor(pictures.shape[:2].numel(), device=pictures.device) if mask is None else mask.sum()
 
 
 class RenderingLoss(nn.Module):
@@ -129,18 +134,25 @@ class RenderingLoss(nn.Module):
             check_mask("mask", mask, tuple(predicted.shape[:2]))
         whole = None if mask is None else mask[:, :, None, None, None]
         predicted, true = select(at_least_float32(predicted), whole), select(at_least_float32(true), whole)
-        mse = masked_mean((predicted - true).square().mean((-3, -2, -1)), mask)
+        count = count_pictures(true, mask)
+        number = over_batch(count)
+        errors = {"mse": (predicted - true).square().mean((-3, -2, -1))}
         if self.perceptual is not None:
             name, weight = "perceptual", self.perceptual_weight
-            difference = masked_mean(self.perceptual(predicted, true), mask)
+            errors[name] = self.perceptual(predicted, true)
         else:
             name, weight = "dissimilarity", self.similarity_weight
-            difference = masked_mean(1 - gaussian_similarity(predicted, true), mask)
-        psnr = -10 / math.log(10) * mse.detach().clamp(min=1e-10).log()
-        parts = {"mse": mse, "psnr": psnr, name: difference}
-        total = mse + weight * difference
+            errors[name] = 1 - gaussian_similarity(predicted, true)
         if self.chroma_weight:
-            parts["chroma"] = masked_mean(_chroma(predicted - true).square().mean((-3, -2, -1)), mask)
+            errors["chroma"] = _chroma(predicted - true).square().mean((-3, -2, -1))
+        with counting(None):
+            means = {part: masked_mean(error, mask) for part, error in errors.items()}
+        mse = means.pop("mse")
+        parts = {"mse": mse, "psnr": -10 / math.log(10) * mse.detach().clamp(min=1e-10).log(), **means}
+        # All means are over the pictures.
+        parts = {part: weigh(mean, count, number) for part, mean in parts.items()}
+        total = parts["mse"] + weight * parts[name]
+        if self.chroma_weight:
             total = total + self.chroma_weight * parts["chroma"]
         return TermLoss(total, parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,10 +16,15 @@ from geomtx.losses.aleatoric import aleatoric_loss
 from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import camera_loss, depth_to_camera_mask
 from geomtx.losses.gradient import gradient_loss, normal_loss
+from geomtx.losses.reduce import has_enough
 from geomtx.losses.track import track_loss
 from geomtx.types import Predictions, SceneBatch
 
-__all__ = ["CameraTerm", "DenseTerm", "Term", "TermLoss", "TrackTerm"]
+__all__ = ["CameraTerm", "CountSource", "DenseTerm", "Term", "TermLoss", "TrackTerm"]
+
+
+# What the counts that a loss divides by depend on, if it divides by those of the whole batch (`over_batch`).
+CountSource = Literal["labels", "predictions"]
 
 
 class TermLoss(NamedTuple):
@@ -36,7 +41,12 @@ class TermLoss(NamedTuple):
 
 @runtime_checkable
 class Term(Protocol):
-    """A loss with a weight; write your own to give `MultitaskLoss` another one."""
+    """A loss with a weight; write your own to give `MultitaskLoss` another one.
+
+    With accumulation or several processes, a term is computed on parts of the batch, which are weighted by their share
+    of the scenes. If it is the mean over something else, give the term a method `num_values(batch)` with the number of
+    values that it is the mean of, an integer or a scalar tensor: parts are then weighted by that.
+    """
 
     @property
     def weight(self) -> float:
@@ -58,6 +68,8 @@ class CameraTerm:
 
     The others are arguments of `camera_loss`.
     """
+
+    counts_from: ClassVar[CountSource] = "labels"
 
     weight: float = 5.0
     kind: Literal["l1", "l2", "huber"] = "l1"
@@ -131,6 +143,8 @@ class DenseTerm:
         min_pixels: With fewer known pixels in the batch, all is zero. Published: 100.
     """
 
+    counts_from: ClassVar[CountSource] = "labels"
+
     task: Literal["depth", "points"]
     weight: float = 1.0
     gamma: float = 1.0
@@ -171,7 +185,7 @@ class DenseTerm:
         value, confidence = prediction
         mask = known_pixels(batch)
         # One comparison on the device instead of a branch, which would wait for it.
-        mask = mask & (mask.sum() >= self.min_pixels)
+        mask = mask & has_enough(mask.sum(), self.min_pixels)
         pair = aleatoric_loss(
             value,
             confidence,
@@ -213,6 +227,8 @@ class DenseTerm:
 @dataclass(frozen=True)
 class TrackTerm:
     """`track_loss` of all refinements; the attributes but `weight` are its arguments."""
+
+    counts_from: ClassVar[CountSource] = "labels"
 
     weight: float = 0.05
     decay: float = 0.8

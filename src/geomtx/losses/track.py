@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
-from geomtx.losses.reduce import average_stages, masked_mean, select
+from geomtx.losses.reduce import average_stages, has_enough, masked_mean, over_batch, select
 from geomtx.types import TrackIterations, TrackLabels
 
 __all__ = ["TrackLoss", "track_loss"]
@@ -94,9 +94,9 @@ def track_loss(
         is_right = torch.linalg.vector_norm(coords[-1].detach() - target, dim=-1) < threshold_px
         confidence = _binary_error(confidence_logits, is_right, located)
         if reduction == "mean":
-            enough = has_position.sum() >= min_points
+            enough = has_enough(has_position.sum(), min_points)
             # A weight is at least one where there is one.
-            position = select(position, enough).sum() / weight.sum().clamp(min=1)
+            position = select(position, enough).sum() / over_batch(weight.sum()).clamp(min=1)
             visibility, confidence = masked_mean(visibility, counts), masked_mean(confidence, located)
         total = position + visibility_weight * visibility + confidence_weight * confidence
     return TrackLoss(total, position, visibility, confidence)

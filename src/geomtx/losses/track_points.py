@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.float32 import at_least_float32
-from geomtx.losses.reduce import masked_mean, select
+from geomtx.losses.reduce import has_enough, masked_mean, select
 from geomtx.losses.warp import sample_maps
 from geomtx.types import Bool, Float, TrackLabels
 
@@ -80,4 +80,4 @@ def track_point_loss(
         error = select((error if clamp is None else error.clamp(max=clamp)).mean(-1), valid)
         if reduction == "none":
             return error
-        return select(masked_mean(error, valid), valid.sum() >= min_samples)
+        return select(masked_mean(error, valid), has_enough(valid.sum(), min_samples))

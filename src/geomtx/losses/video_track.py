@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from geomtx.checks import check_finite_positive, check_mask, check_option, check_shape
 from geomtx.layers.float32 import at_least_float32
-from geomtx.losses.reduce import average_stages, masked_mean, select
+from geomtx.losses.reduce import average_stages, masked_mean, over_batch, select
 from geomtx.losses.track import TrackLoss
 from geomtx.types import Bool, Int, TrackLabels, TrackWindows
 
@@ -200,4 +200,4 @@ def _mean_binary_error(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
     """Masked means of every window, (K, …), added up."""
     rows = mask.flatten(1)
-    return (select(values.flatten(1), rows).sum(1) / rows.sum(1).clamp(min=1)).sum()
+    return (select(values.flatten(1), rows).sum(1) / over_batch(rows.sum(1)).clamp(min=1)).sum()

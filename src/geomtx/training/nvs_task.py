@@ -17,7 +17,9 @@ from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.geometry.target_cameras import RelativeCameras, relate_cameras
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss
-from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
+from geomtx.losses.reduce import count_scope, over_batch
+from geomtx.losses.rendering import RenderingLoss, count_pictures, gaussian_similarity
+from geomtx.losses.term import CountSource
 from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
 from geomtx.models.config import check_numbers
@@ -203,15 +205,30 @@ class NvsLoss:
         self.num_inputs = num_inputs
         self.rehearsal = rehearsal
 
+    @property
+    def counts_from(self) -> CountSource:
+        """See `MultitaskLoss`; which scenes are rehearsed is seen in the outputs."""
+        return "labels" if self.scenes is None else "predictions"
+
+    def count_labels(self, batch: SceneBatch) -> None:
+        """See `MultitaskLoss`."""
+        with count_scope("rendering"):
+            over_batch(count_pictures(*self._targets(batch)))
+
+    def _targets(self, batch: SceneBatch) -> tuple[Tensor, Tensor | None]:
+        mask = None if batch.camera_mask is None else batch.camera_mask[:, self.num_inputs :]
+        return batch.images[:, self.num_inputs :], mask
+
     def __call__(self, outputs: NVSPrediction, batch: SceneBatch) -> LossReport:
         """Compare."""
         rendering = self.rendering.to(batch.images.device)
-        mask = None if batch.camera_mask is None else batch.camera_mask[:, self.num_inputs :]
-        pictures = rendering(outputs.images, batch.images[:, self.num_inputs :], mask)
+        with count_scope("rendering"):
+            pictures = rendering(outputs.images, *self._targets(batch))
         report = LossReport(pictures.total, {"rendering": pictures.total}, dict(pictures.parts))
         if self.scenes is None or outputs.scenes is None:
             return report
-        scenes = self.scenes(outputs.scenes, _first_scenes(batch, outputs.scenes)[0])
+        with count_scope("rehearsal"):
+            scenes = self.scenes(outputs.scenes, _first_scenes(batch, outputs.scenes)[0])
         tasks = {name: self.rehearsal * task for name, task in scenes.tasks.items()}
         total = report.total + self.rehearsal * scenes.total
         return LossReport(total, report.tasks | tasks, report.terms | scenes.terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-from geomtx.losses.multitask import LossReport
-from geomtx.losses.reduce import select
+from geomtx.losses.multitask import LossReport, compare_part, count_labels
+from geomtx.losses.reduce import BatchCounts, counting, select
 from geomtx.training.batches import split_batch
 from geomtx.training.groups import ClipGroup, clip_gradients
+from geomtx.training.processes import gather_objects
+from geomtx.training.state import capture_rng, restore_rng
 from geomtx.training.task import Task
 from geomtx.training.vggt_task import VggtTask
 from geomtx.types import SceneBatch
@@ -34,7 +37,7 @@ class StepReport(NamedTuple):
 
     Attributes:
         applied: False = loss or gradient were not finite, or too large: the weights are what they were.
-        scalars: Name → detached scalar: `objective`, the loss's terms, `norm/PATTERN`.
+        scalars: Name → detached scalar: `objective`, the loss's terms, `norm/PATTERN`; of all chunks and processes.
         batch: The last chunk, as the task prepared it.
         predictions: Of it, detached: what the task's `predict` gave.
     """
@@ -54,7 +57,7 @@ class TrainingStep:
         optimiser: As accelerate prepared it; learning rates are the caller's.
         accelerator: Of the run.
         clip_groups: See `build_clip_groups`.
-        num_chunks: Parts of the batch, one after the other; each counts by its share of the scenes.
+        num_chunks: Parts of the batch, one after the other; the step is that of the whole batch.
         autocast: dtype to run the model in; None = that of its parameters.
         monitor: Looks at the gradients of the tasks.
         task: Prepares batches and runs the model.
@@ -95,21 +98,25 @@ class TrainingStep:
         """
         batch = self.task.prepare(batch)
         chunks = split_batch(batch, self.num_chunks)
+        parts = _LossParts(self.loss, self.accelerator, batch.images.device, is_whole=len(chunks) == 1)
+        parts.count_before(chunks, self._predict_without_gradient)
         totals: dict[str, Tensor] = {}
         predictions = None
         self.optimiser.zero_grad()
         if self.monitor is not None:
             self.monitor.begin(step)
+        # DDP averages the gradients of the processes, which are to be added up.
+        num_processes = self.accelerator.num_processes
         for index, chunk in enumerate(chunks):
-            share = chunk.images.shape[0] / batch.images.shape[0]
             last = index == len(chunks) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 predictions = predict(self.model, chunk, self.autocast, task=self.task)
-                report = self.loss(predictions, chunk)
+                report = parts.compare(predictions, chunk)
                 if self.monitor is not None:
-                    self.monitor.add({name: share * task for name, task in report.tasks.items()})
-                self.accelerator.backward(share * self._connect(report.total, predictions))
-            _add(totals, report, share)
+                    self.monitor.add({name: num_processes * task for name, task in report.tasks.items()})
+                self.accelerator.backward(num_processes * self._connect(report.total, predictions))
+            _add(totals, report)
+        totals = parts.add_processes(totals)
         if self.monitor is not None:
             totals.update(self.monitor.finish())
         norms = clip_gradients(self.clip_groups)
@@ -120,6 +127,10 @@ class TrainingStep:
             self.optimiser.step()
         self.optimiser.zero_grad()
         return StepReport(applied, totals, chunks[-1], tree_map(_detach, predictions))
+
+    def _predict_without_gradient(self, chunk: SceneBatch) -> Any:
+        with torch.no_grad(), self.accelerator.no_sync(self.model):
+            return predict(self.model, chunk, self.autocast, task=self.task)
 
     def _connect(self, total: Tensor, predictions: Any) -> Tensor:
         """Every head is part of the graph, with no gradient where nothing was compared: DDP waits for all."""
@@ -145,9 +156,105 @@ def predict(model: nn.Module, batch: SceneBatch, autocast: torch.dtype | None = 
         return task.predict(model, batch)
 
 
-def _add(totals: dict[str, Tensor], report: LossReport, share: float) -> None:
+class _LossParts:
+    """Losses of the chunks of a step which add up, over chunks and processes, to the loss of the whole batch.
+
+    Every mean in a loss is divided by the number of values over the whole batch (`geomtx.losses.reduce`), so that a
+    step doesn't depend on how unevenly known pixels, cameras and tracks are spread over chunks and processes. The
+    counts are collected first: from the labels where they are enough; from predictions without a gradient where a loss
+    decides by them what it counts, as those between views do, which takes one more forward pass of every chunk.
+
+    Args:
+        loss: As in `TrainingStep`.
+        accelerator: Of the run.
+        device: Of the batch.
+        is_whole: The batch is one chunk.
+    """
+
+    def __init__(
+        self, loss: Callable[[Any, Any], LossReport], accelerator: Accelerator, device: torch.device, *, is_whole: bool
+    ) -> None:
+        self.loss = loss
+        self.accelerator = accelerator
+        self.device = device
+        self.is_alone = is_whole and accelerator.num_processes == 1
+        self.waits = is_whole and getattr(loss, "counts_from", "labels") == "predictions"
+        self.whole: dict[str, list[float]] | None = None
+        self.rng: dict[str, Any] | None = None
+
+    def count_before(self, chunks: list[SceneBatch], predict: Callable[[SceneBatch], Any]) -> None:
+        """Collect the counts of all chunks, unless there is but one whose predictions will be there anyway."""
+        if self.is_alone or self.waits:
+            return
+        if getattr(self.loss, "counts_from", "labels") == "labels":
+            self._share([self._count_labels(chunk) for chunk in chunks])
+            return
+        state = capture_rng(self.device)
+        self._share([self._count(predict(chunk), chunk) for chunk in chunks])
+        restore_rng(state, self.device)
+        self.rng = None
+
+    def compare(self, predictions: Any, chunk: SceneBatch) -> LossReport:
+        """A chunk's part of the loss, with a graph."""
+        if self.is_alone:
+            return self.loss(predictions, chunk)
+        if self.whole is None:
+            self._share([self._count(predictions, chunk)])
+        return self._run(BatchCounts(self.whole), predictions, chunk)
+
+    def add_processes(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of a process → those of all of them, added up; one may be without some."""
+        if self.accelerator.num_processes == 1:
+            return totals
+        values = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+        processes = gather_objects(self.accelerator, values)
+        names = dict.fromkeys(name for values in processes for name in values)
+        like = totals["objective"]
+        return {name: like.new_tensor(sum(values.get(name, 0.0) for values in processes)) for name in names}
+
+    def _count_labels(self, chunk: SceneBatch) -> BatchCounts:
+        counts = BatchCounts()
+        with torch.no_grad(), counting(counts):
+            count_labels(self.loss, chunk)
+        return counts
+
+    def _count(self, predictions: Any, chunk: SceneBatch) -> BatchCounts:
+        counts = BatchCounts()
+        with torch.no_grad():
+            self._run(counts, predictions, chunk)
+        return counts
+
+    def _run(self, counts: BatchCounts, predictions: Any, chunk: SceneBatch) -> LossReport:
+        """Run the loss; what it draws, such as pairs of views, is drawn alike for all chunks."""
+        state = capture_rng(self.device)
+        if self.rng is None:
+            self.rng, state = state, None
+        else:
+            restore_rng(self.rng, self.device)
+        with counting(counts):
+            report = compare_part(self.loss, predictions, chunk)
+        if state is not None:
+            restore_rng(state, self.device)
+        return report
+
+    def _share(self, chunks: list[BatchCounts]) -> None:
+        """Add up the counts of all chunks of all processes."""
+        own = _sum_counts([counts.values() for counts in chunks])
+        self.whole = _sum_counts(gather_objects(self.accelerator, own))
+
+
+def _sum_counts(counts: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Sums by name; where one list is longer, the others have zeros there."""
+    names = dict.fromkeys(name for values in counts for name in values)
+    return {
+        name: [sum(column) for column in itertools.zip_longest(*(v.get(name, ()) for v in counts), fillvalue=0)]
+        for name in names
+    }
+
+
+def _add(totals: dict[str, Tensor], report: LossReport) -> None:
     for name, value in {"objective": report.total, **report.terms}.items():
-        value = share * value.detach()
+        value = value.detach()
         totals[name] = totals[name] + value if name in totals else value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from geomtx.checkpoint import open_checkpoint
 from geomtx.checks import check_at_least, check_count, check_option, check_range
 from geomtx.losses.multitask import LossReport, MultitaskLoss
-from geomtx.losses.reduce import select
+from geomtx.losses.reduce import count_scope, select
+from geomtx.losses.term import CountSource
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
 from geomtx.models.config import check_numbers
@@ -146,6 +147,8 @@ class VideoLoss:
         self.task = task
         self.original = original
 
+    counts_from: ClassVar[CountSource] = "predictions"
+
     def __call__(self, outputs: VideoOutputs, batch: SceneBatch) -> LossReport:
         """Compare."""
         labels, views = _labels_of(batch)
@@ -155,11 +158,13 @@ class VideoLoss:
         known = is_near(labels, (batch.images.shape[-2], batch.images.shape[-1]))
         labels = labels._replace(coords_px=scale * labels.coords_px)
         compare = window_loss if self.task.loss == "cotracker2" else confident_window_loss
-        loss = compare(windows, labels, views, known=known)
+        with count_scope("video"):
+            loss = compare(windows, labels, views, known=known)
         tasks = {"video": self.task.weight * loss.total}
         terms = {f"loss_video_{name}": value for name, value in loss._asdict().items()}
         if outputs.practice is not None and self.original is not None and self.task.rehearsal is not None:
-            report = self.original(*outputs.practice)
+            with count_scope("rehearsal"):
+                report = self.original(*outputs.practice)
             weight = self.task.rehearsal.weight
             tasks |= {f"rehearsal_{name}": weight * value for name, value in report.tasks.items()}
             terms |= {f"rehearsal_{name}": value for name, value in report.terms.items()}

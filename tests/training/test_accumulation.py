@@ -1,0 +1,167 @@
+"""A step in chunks is the step of the whole batch, however unevenly scenes are labelled."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import geomtx
+from geomtx.data import render_scenes
+from geomtx.data.videos import render_videos
+from geomtx.losses import CameraTerm, ConsistencyTerm, DenseTerm, LossReport, MultitaskLoss, TrackTerm
+from geomtx.losses.head_term import HeadTerm
+from geomtx.training.config import LossSection
+from geomtx.training.groups import ClipGroup
+from geomtx.training.nvs_task import NvsTask
+from geomtx.training.step import VGGT_TASK, TrainingStep
+from geomtx.training.task import Task
+from geomtx.training.video_task import VideoTask
+from geomtx.types import DenseMap, Predictions, SceneBatch
+from training.small_run import NUMBERS
+
+OFF: dict[str, Any] = {"camera": None, "depth": None, "points": None, "tracks": None}
+
+
+def uneven_scenes(num_views: int = 3) -> SceneBatch:
+    """Four scenes: with depth, cameras and tracks in different parts, one with nothing but its first camera."""
+    batch = render_scenes([1, 2, 3, 4], num_views, (28, 28), num_tracks=12)
+    mask = torch.ones_like(batch.depth, dtype=torch.bool)
+    mask[1, :, 3:], mask[2], mask[3, 1:] = False, False, False
+    cameras = torch.ones(4, num_views, dtype=torch.bool)
+    cameras[1, 1:], cameras[2, 1:] = False, False
+    tracks = batch.tracks
+    valid, visible = tracks.valid.clone(), tracks.visible.clone()
+    valid[1, 1:], valid[2], visible[3, 1:] = False, False, False
+    tracks = tracks._replace(valid=valid, visible=visible)
+    return double(batch._replace(mask=mask, camera_mask=cameras, tracks=tracks))
+
+
+def double(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    return value if value is None else type(value)(*map(double, value))
+
+
+def changes(
+    model: torch.nn.Module, loss: Any, batch: SceneBatch, num_chunks: int, task: Task = VGGT_TASK
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What a step of gradient descent changes, and its scalars."""
+    accelerator = Accelerator(cpu=True)
+    model = copy.deepcopy(model).train()
+    parameters = list(model.parameters())
+    before = torch.cat([p.detach().flatten().clone() for p in parameters])
+    model, optimiser = accelerator.prepare(model, torch.optim.SGD(parameters, lr=1.0))
+    groups = [ClipGroup("*", parameters, 1e9)]
+    step = TrainingStep(model, loss, optimiser, accelerator, groups, num_chunks=num_chunks, task=task)
+    torch.manual_seed(5)
+    report = step(batch)
+    assert report.applied
+    return torch.cat([p.detach().flatten() for p in parameters]) - before, report.scalars
+
+
+def check_chunks(model: torch.nn.Module, loss: Any, batch: SceneBatch, task: Task = VGGT_TASK) -> None:
+    change, scalars = changes(model, loss, batch, 1, task)
+    assert change.any()
+    for num_chunks in (2, 3):
+        found, found_scalars = changes(model, loss, batch, num_chunks, task)
+        assert (found - change).norm() < 1e-9 * change.norm()
+        assert found_scalars.keys() == scalars.keys()
+        for name in scalars.keys() - {"psnr"}:
+            torch.testing.assert_close(found_scalars[name], scalars[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Everywhere(ConsistencyTerm):
+    """Compares depth maps that fit well enough for pixels to be compared, in an untrained model too."""
+
+    def __call__(self, predictions: Predictions, batch: SceneBatch) -> Any:
+        depth = batch.depth + 0.01 * predictions.depth.value
+        return super().__call__(predictions._replace(depth=DenseMap(depth, predictions.depth.confidence)), batch)
+
+
+def known_depth(depth: DenseMap, batch: SceneBatch) -> torch.Tensor:
+    """A user's mean over known pixels."""
+    return torch.where(batch.mask, (depth.value - batch.depth).square(), 0).sum() / count_pixels(batch).clamp(min=1)
+
+
+def count_pixels(batch: SceneBatch) -> torch.Tensor:
+    return batch.mask.sum()
+
+
+TERMS: dict[str, dict[str, Any]] = {
+    "camera": {"camera": CameraTerm()},
+    "camera with depth": {"camera": CameraTerm(min_depth_pixels=100)},
+    "depth": {"depth": DenseTerm("depth", gradient_confidence=True, min_pixels=900)},
+    "log of hidden pixels": {"depth": DenseTerm("depth", gradient_confidence=True, legacy_unmasked_log=True)},
+    "normals": {"points": DenseTerm("points", gradient="normal", bearing=0.5)},
+    "weighted normals": {"points": DenseTerm("points", gradient="normal", gradient_confidence=True)},
+    "tracks": {"tracks": TrackTerm(min_points=20)},
+    "tracks where hidden": {"tracks": TrackTerm(visible_boost=0.1)},
+    "consistency": {"consistency": Everywhere(geometry="gt")},
+    "predicted cameras": {"consistency": ConsistencyTerm(photometric=0, depth=0)},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> geomtx.VGGT:
+    torch.manual_seed(0)
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS)).double()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_divides_by_the_count_of_the_whole_batch(name: str, model: geomtx.VGGT):
+    batch = uneven_scenes()
+    if name == "camera with depth":
+        batch.mask[3, 0] = False  # two of the scenes
+    check_chunks(model, MultitaskLoss(**{**OFF, **TERMS[name]}), batch)
+
+
+def test_a_loss_of_ones_own_counts_what_it_says(model: geomtx.VGGT):
+    class OwnHead(HeadTerm):
+        def __call__(self, predictions: Predictions, batch: SceneBatch) -> Any:
+            return super().__call__(predictions._replace(extra={"own": predictions.depth}), batch)
+
+    term = OwnHead("own", known_depth, num_values=count_pixels)
+    check_chunks(model, MultitaskLoss(**OFF, others={"own": term}), uneven_scenes())
+
+
+def test_a_plain_loss_counts_by_scenes(model: geomtx.VGGT):
+    def loss(predictions: Predictions, batch: SceneBatch) -> LossReport:
+        error = (predictions.depth.value - batch.depth).square().mean()
+        return LossReport(error, {"error": error}, {"loss_error": error})
+
+    check_chunks(model, loss, uneven_scenes()._replace(mask=None))
+
+
+def test_a_quantile_is_that_of_each_chunk(model: geomtx.VGGT):
+    """What is dropped differs, what it is divided by doesn't."""
+    loss = MultitaskLoss(**{**OFF, "depth": DenseTerm("depth", quantile=0.98, gradient=None)})
+    whole, parts = (changes(model, loss, uneven_scenes(), num_chunks)[0] for num_chunks in (1, 2))
+    assert 1e-9 < (whole - parts).norm() / whole.norm() < 0.05
+
+
+@pytest.mark.parametrize("rehearsal", [0.0, 0.5])
+def test_pictures_of_known_cameras_count(rehearsal: float):
+    torch.manual_seed(0)
+    vggt = geomtx.VGGTConfig.tiny(**NUMBERS)
+    model = geomtx.VGGTForNVS(geomtx.NVSConfig(vggt=vggt)).double()
+    task = NvsTask(num_inputs=2, rehearsal=rehearsal)
+    batch = uneven_scenes(5)
+    batch.camera_mask[0, 3:] = False
+    batch.camera_mask[3] = True
+    check_chunks(model, task.build_loss(LossSection()), batch, task)
+
+
+@pytest.mark.parametrize("loss", ["cotracker2", "cotracker3"])
+def test_tracks_of_videos(loss: str):
+    torch.manual_seed(0)
+    config = geomtx.VideoTrackerConfig.tiny(vggt=geomtx.VGGTConfig.tiny(**NUMBERS))
+    model = geomtx.VideoTracker(config).double()
+    task = VideoTask(loss=loss)
+    batch = double(render_videos([1, 2, 3], 6, (28, 28), num_tracks=4))
+    valid = batch.tracks.valid.clone()
+    valid[0, 1:], valid[1] = False, False
+    check_chunks(model, task.build_loss(LossSection()), batch._replace(tracks=batch.tracks._replace(valid=valid)), task)
