@@ -68,6 +68,54 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "weights/model.safetensors", "weights/config.json"])
+def test_files_of_others_are_not_replaced(name: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert main(["train", config, "-o", str(tmp_path / "run"), "--cpu"]) == 2
+    assert f"must not hold files of others under the names of results, got {name};" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_overwrite_begins_anew(config: str, tmp_path: Path):
+    out = tmp_path / "run"
+    assert main(["train", config, "-o", str(out), "--cpu", "--set", "checkpoint.keep_every=1"]) == 0
+    (out / "weights" / "model.safetensors").write_text("mine")
+    assert main(["train", config, "-o", str(out), "--cpu", "--overwrite", "--set", "schedule.steps=1"]) == 0
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert len((out / "log.jsonl").read_text().splitlines()) == 1
+    assert geomtx.VGGT.from_pretrained(out / "weights").heads == ("camera",)
+    (out / "checkpoint.pt").unlink()
+    assert main(["train", config, "-o", str(out), "--cpu"]) == 2, "a kept checkpoint is one of a run too"
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_what_is_read_is_not_written_over(
+    overwrite: list[str], config: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    weights = geomtx.VGGT(geomtx.VGGTConfig.tiny()).save_pretrained(out / "weights")
+    before = (weights / "model.safetensors").read_bytes()
+    from_weights = ["--set", f"model={{weights: {weights}}}"]
+    assert main(["train", config, "-o", str(out), "--cpu", *from_weights, *overwrite]) == 2
+    assert "must not hold an input under the name of a result" in capsys.readouterr().err
+    assert (weights / "model.safetensors").read_bytes() == before
+    own = Path(config).rename(tmp_path / "config.yaml")
+    assert main(["train", str(own), "-o", str(tmp_path), "--cpu", *overwrite]) == 2
+    assert f"'config.yaml' in it is '{own}'" in capsys.readouterr().err
+    assert own.read_text() == SMALL
+
+
+def test_a_run_goes_on_with_its_own_configuration(config: str, tmp_path: Path):
+    out = tmp_path / "run"
+    assert main(["train", config, "-o", str(out), "--cpu"]) == 0
+    before = (out / "config.yaml").read_bytes()
+    assert main(["train", str(out / "config.yaml"), "-o", str(out), "--cpu", "--resume"]) == 0
+    assert (out / "config.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_the_output_must_be_a_folder(resume: list[str], config: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = tmp_path / "run"
