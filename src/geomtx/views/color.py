@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -83,7 +85,7 @@ def convert_to_mask(picture: Image.Image, name: str, *, kind: str = "mask") -> N
     return mask
 
 
-def _mask_values(picture: Image.Image) -> NDArray[np.generic]:
+def _mask_values(picture: Image.Image) -> NDArray[Any]:
     """The channel of a mask that says something, (H, W)."""
     if _is_deep_gray(picture):
         return np.asarray(picture)
