@@ -17,7 +17,7 @@ import geomtx
 from common import write_result
 from differences import compare_predictions
 from geomtx.data.seeds import held_out_seed
-from geomtx.models.memory import LEAN_PLAN, MemoryPlan
+from geomtx.inference import LEAN_PLAN, MemoryPlan, predict
 from geomtx.training.config_file import load_config
 from geomtx.training.sources import build_source
 
@@ -25,12 +25,12 @@ from geomtx.training.sources import build_source
 GATES = {"rotation_deg": 0.02, "translation": 1e-3, "depth": 2e-3}
 FIRST_SCENE = 6_000_000  # of the held-out ones: no other benchmark takes these
 MODES: dict[str, dict[str, Any]] = {
-    "dense heads a view at a time": {"view_chunk": 1},
-    "in pieces": {"memory_plan": MemoryPlan(2, 256)},
-    "leanest plan": {"memory_plan": LEAN_PLAN},
+    "dense heads a view at a time": {"plan": MemoryPlan(1, output_device=None)},
+    "in pieces": {"plan": MemoryPlan(2, 256)},
+    "leanest plan": {"plan": LEAN_PLAN},
     "math attention": {"attention": "math"},
     "bfloat16": {"dtype": torch.bfloat16},
-    "bfloat16, leanest plan": {"dtype": torch.bfloat16, "memory_plan": LEAN_PLAN},
+    "bfloat16, leanest plan": {"dtype": torch.bfloat16, "plan": LEAN_PLAN},
     "float16": {"dtype": torch.float16},
 }
 
@@ -88,7 +88,7 @@ def run_mode(
             other = geomtx.VGGT(config)
         other.load_state_dict(model.state_dict(), assign=True)
         model = other.to(dtype or torch.float32).eval()
-    return [model(scene.to(next(model.parameters()).dtype), **how) for scene in images]
+    return [predict(model, scene.to(next(model.parameters()).dtype), **how) for scene in images]
 
 
 def compare(plain: list[geomtx.Predictions], found: list[geomtx.Predictions]) -> dict[str, Any]:

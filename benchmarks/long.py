@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 from common import RESULTS, describe_code, mean_and_error, synchronize, write_result
 from geomtx import VGGT, Predictions, SceneBatch, VGGTConfig, reconstruct
 from geomtx.data.synthetic import MOST_VIEWS
-from geomtx.encoder import GlobalApproximation
+from geomtx.inference import GlobalApproximation, predict
 from geomtx.metrics import evaluate_predictions
 from geomtx.scene import WindowPlan
 from geomtx.training.config_file import load_config
@@ -156,7 +156,7 @@ def evaluate_mode(model: VGGT, mode: Mode, batches: list[SceneBatch]) -> dict[st
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
     for batch in batches:
         if mode.window is None:
-            predictions = model(batch.images, heads=HEADS, approximation=mode.approximation)
+            predictions = predict(model, batch.images, heads=HEADS, approximation=mode.approximation)
         else:
             scenes = [reconstruct(model, images, heads=HEADS, **mode._asdict()) for images in batch.images]
             predictions = stack([scene.predictions for scene in scenes], batch.images.device)

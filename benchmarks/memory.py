@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_iter
 
 import geomtx
 from common import write_result
-from geomtx.models.memory import PLANS as MEMORY_PLANS
-from geomtx.models.memory import MemoryPlan, estimate_bytes
+from geomtx.inference import predict
+from geomtx.inference.plan import PLANS as MEMORY_PLANS
+from geomtx.inference.plan import MemoryPlan, PassSize, estimate_bytes
 
 DEFAULT_HEADS = "camera,depth,points"
 PLANS: dict[str, MemoryPlan | None] = {
@@ -79,8 +80,8 @@ def measure(config: geomtx.VGGTConfig, views: int, size: list[int], plan: Memory
             host = "cpu" if plan is None else "meta"
             images = torch.empty(1, views, 3, *size, dtype=torch.bfloat16, device=host)
             start = time.perf_counter()
-            model(images, view_chunk=4, memory_plan=plan)
-    estimate = estimate_bytes(config, plan, views, (size[0], size[1]), heads=config.heads)
+            predict(model, images, plan=plan or MemoryPlan(4, output_device=None))
+    estimate = estimate_bytes(config, plan, PassSize(views, (size[0], size[1]), config.heads))
     return {
         "weights_gib": round(weights / 2**30, 3),
         "estimated_gib": round((weights + estimate) / 2**30, 3),

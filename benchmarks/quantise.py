@@ -19,7 +19,7 @@ import torch
 from common import write_result
 from differences import compare_predictions
 from geomtx import VGGT, quantize_model
-from geomtx.models.memory import weight_bytes
+from geomtx.inference.plan import weight_bytes
 from geomtx.training.config_file import load_config
 from geomtx.training.sources import build_source
 from nano import evaluate_model, render

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import geomtx
 from geomtx.encoder.patches import grid_of, normalize_images
+from geomtx.inference.chunks import map_chunks
 from geomtx.layers.rope import grid_positions
 from geomtx.types import Tokens
 
@@ -36,7 +37,7 @@ class Straightforward(nn.Module):
         cameras = None if model.camera_head is None else model.camera_head(tokens)
         dense = {}
         for name, head in (("depth", model.depth_head), ("points", model.point_head)):
-            dense[name] = None if head is None else head(tokens, view_chunk=view_chunk)
+            dense[name] = None if head is None else decode(head, tokens, view_chunk)
         return geomtx.Predictions(
             None if cameras is None else cameras.cameras, None if cameras is None else cameras.pose_encodings, **dense
         )
@@ -57,6 +58,11 @@ class Straightforward(nn.Module):
             x = x.unflatten(1, (num_views, -1))
             layers[index] = torch.cat([first, x], dim=-1)
         return Tokens(layers, encoder.special.num_tokens, image_hw, grid_hw, None)
+
+
+def decode(head: nn.Module, tokens: Tokens, view_chunk: int | None) -> geomtx.DenseMap:
+    """Some views at a time."""
+    return map_chunks(lambda part: head(tokens.select_views(part)), tokens.views[1], view_chunk, dim=1)
 
 
 def run_block(block: nn.Module, x: Tensor, positions: Tensor, base: float) -> Tensor:

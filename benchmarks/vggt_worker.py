@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import resource
 import sys
@@ -69,25 +70,36 @@ def build(arguments: argparse.Namespace) -> Callable[[torch.Tensor], Any]:
         arguments.weights, heads=heads, device=arguments.device, dtype=dtype if half else torch.float32, **how
     )
     choose_attention(model, arguments.attention, dtype)
-    options: dict[str, Any] = {"view_chunk": arguments.view_chunk}
     if not half:
         from straightforward import Straightforward
 
         straightforward = Straightforward(model, dtype)
-        return lambda images: straightforward(images, **options)
-    if arguments.plan:
-        from geomtx.models.memory import LEAN_PLAN, PLANS
+        return lambda images: straightforward(images, view_chunk=arguments.view_chunk)
+    if importlib.util.find_spec("geomtx.inference") is None:  # earlier versions, only as they are
+        return lambda images: model(images.to(dtype), view_chunk=arguments.view_chunk)
+    return build_execution(model, arguments, dtype)
 
-        options["memory_plan"] = {"pieces": PLANS[0], "low": LEAN_PLAN}[arguments.plan]
+
+def build_execution(
+    model: Any, arguments: argparse.Namespace, dtype: torch.dtype
+) -> Callable[[torch.Tensor], geomtx.Predictions]:
+    """Return the pass with the plan, compiled blocks or recording that the arguments ask for."""
+    from geomtx.inference import LEAN_PLAN, PLANS, MemoryPlan
+    from geomtx.inference.engine import Execution, Inputs, execute
+    from geomtx.inference.graphs import CompiledBlock, many_variants, run_captured
+
+    views_at_a_time = MemoryPlan(arguments.view_chunk, output_device=None)
+    plan = {None: views_at_a_time, "pieces": PLANS[0], "low": LEAN_PLAN}[arguments.plan]
+    execution = Execution(plan, run_block=CompiledBlock if arguments.mode == "compile" else None)
+
+    def run(images: torch.Tensor) -> geomtx.Predictions:
+        return execute(model, Inputs(*model.check_inputs(images, None, None, None)), execution)
+
     if arguments.mode == "graphs":
-        from geomtx.models.captured import run_captured
-
-        return lambda images: run_captured(model, {"images": images.to(dtype)}, {"heads": heads, **options})
+        return lambda images: run_captured(model, run, {"images": images.to(dtype)}, plan)
     if arguments.mode == "compile":
-        from geomtx.models.compiled import compiled_parts
-
-        UNTIL_THE_END.enter_context(compiled_parts(model))
-    return lambda images: model(images.to(dtype), **options)
+        UNTIL_THE_END.enter_context(many_variants())
+    return lambda images: run(images.to(dtype))
 
 
 def choose_attention(model: torch.nn.Module, name: str | None, dtype: torch.dtype) -> None:
@@ -100,7 +112,7 @@ def choose_attention(model: torch.nn.Module, name: str | None, dtype: torch.dtyp
 
     for module in model.modules():
         if isinstance(module, geomtx.Attention):
-            module.attend = resolve_backend(name)
+            module.backend = resolve_backend(name)
 
 
 def build_published(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import geomtx
-from geomtx.models.vggt_keys import VGGT_KEYS
+from geomtx.models.vggt.keys import VGGT_KEYS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from check_goldens import weight_by_rule

@@ -25,7 +25,7 @@ import geomtx
 from geomtx.encoder import PatchEmbedding
 from geomtx.key_table import KeyTable
 from geomtx.layers import apply_rotary, rotary_table
-from geomtx.models import vggt_keys
+from geomtx.models.vggt import keys as vggt_keys
 from geomtx.tracking import build_pyramid, correlate
 from geomtx.types import Tokens, TrackIterations, TrackLabels
 
@@ -243,7 +243,7 @@ def check_dpt(golden: Golden) -> Iterator[Check]:
 
     tokens = Tokens(golden.numbered("tokens"), meta["patch_start"], image_hw, grid_hw)
     if features_only:
-        (out,) = make(golden, build_decoder, vggt_keys.DECODER_KEYS).decode(tokens, lambda maps: (maps,))
+        out = make(golden, build_decoder, vggt_keys.DECODER_KEYS).decode(tokens)
         yield Check("out", out, golden.tensors["out"])
         return
     value, confidence = make(golden, build_head, vggt_keys.DENSE_HEAD_KEYS)(tokens)

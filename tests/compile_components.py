@@ -10,6 +10,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.export import Dim, export
 
 import geomtx
+from geomtx.inference import MemoryPlan, predict
 from reference import named_tensors
 
 CONFIG = geomtx.VGGTConfig.tiny(
@@ -124,7 +126,10 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         "point_head": compiled(model.point_head, tokens),
         "track_head": compiled(model.track_head, tokens, queries),
         "added heads": compiled(with_heads(model), images, heads=("normals", "my_camera")),
-        "model with a mask and chunks": compiled(model, images, queries, mask, view_chunk=3),
+        "model with a mask": compiled(model, images, queries, mask),
+        "model with chunks of views": compiled(
+            partial(predict, model, plan=MemoryPlan(3, output_device=None)), images, queries
+        ),
         **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }
 

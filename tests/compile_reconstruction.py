@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 
 import geomtx
-from geomtx.models.compiled import compiled_parts
-from geomtx.models.memory import MemoryPlan
+from geomtx.inference.engine import Execution, Inputs, execute
+from geomtx.inference.graphs import CompiledBlock, many_variants
+from geomtx.inference.plan import WHOLE, MemoryPlan
 from reference import named_tensors, randomize
 
 PLAN = MemoryPlan(2, 13)
 
 
 class Comparison:
-    """With and without compiled parts; counts the graphs that are handed to a backend."""
+    """With and without compiled blocks; counts the graphs that are handed to a backend."""
 
     def __init__(self, backend: str) -> None:
         self.backend = lookup_backend(backend)
@@ -37,11 +39,22 @@ class Comparison:
         self.compiled += 1
         return self.backend(graph, inputs)
 
-    def add(self, name: str, model: geomtx.VGGT, num_views: int, size: tuple[int, int], **options: Any) -> None:
+    def add(
+        self,
+        name: str,
+        model: geomtx.VGGT,
+        num_views: int,
+        size: tuple[int, int],
+        *,
+        plan: MemoryPlan = WHOLE,
+        patch_mask: Any = None,
+    ) -> None:
         images = torch.rand(1, num_views, 3, *size, dtype=torch.float64)
-        expected = named_tensors(model(images, **options))
-        with compiled_parts(model, backend=self.count):
-            got = named_tensors(model(images, **options))
+        expected = named_tensors(model(images, None, patch_mask))
+        inputs = Inputs(*model.check_inputs(images, None, patch_mask, None))
+        execution = Execution(plan, run_block=partial(CompiledBlock, backend=self.count))
+        with many_variants():
+            got = named_tensors(execute(model, inputs, execution))
         assert got.keys() == expected.keys()
         self.errors[name] = max(((got[n] - t).abs().max() / t.abs().max()).item() for n, t in expected.items())
         self.graphs[name] = self.compiled
@@ -57,8 +70,8 @@ def compare_many(comparison: Comparison) -> None:
     comparison.add("a second scene", model, 3, (56, 84))
     comparison.add("more views, another size", model, 5, (70, 42))
     comparison.add("another model", build_model(), 3, (56, 84))
-    comparison.add("in pieces", model, 4, (56, 84), memory_plan=PLAN)
-    comparison.add("more views in pieces", model, 6, (56, 84), memory_plan=PLAN)
+    comparison.add("in pieces", model, 4, (56, 84), plan=PLAN)
+    comparison.add("more views in pieces", model, 6, (56, 84), plan=PLAN)
     mask = torch.ones(1, 3, 4, 6, dtype=torch.bool)
     mask[0, 1, 2:] = False
     comparison.add("masked", model, 3, (56, 84), patch_mask=mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geomtx import VGGT, VGGTConfig
 from geomtx.models import registry
-from geomtx.models.vggt_keys import VGGT_KEYS
+from geomtx.models.vggt.keys import VGGT_KEYS
 from geomtx.tensor_file import PickleFile, SafetensorsFile
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"

@@ -33,7 +33,8 @@ def test_compiles_without_a_break_and_computes_the_same():
         "point_head",
         "track_head",
         "added heads",
-        "model with a mask and chunks",
+        "model with a mask",
+        "model with chunks of views",
         *(f"attention {name}" for name in ("auto", "math", "sdpa_flash", "flex")),
     }
     assert {component: error for component, error in errors.items() if not error < 1e-9} == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from geomtx.models.vggt.keys import VGGT_KEYS
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
@@ -26,7 +27,6 @@ from geomtx import (
 )
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.layers.lora import adapted_layers
-from geomtx.models.vggt_keys import VGGT_KEYS
 from geomtx.tensor_file import open_tensor_file
 from geomtx.training.state import load_into, training_state
 from reference import named_tensors

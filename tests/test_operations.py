@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import geomtx
-from geomtx.encoder import GlobalApproximation
+from geomtx.inference import GlobalApproximation, predict
 from operations import count_operations
 
 
@@ -55,9 +55,9 @@ def test_a_pass_on_a_gpu_waits_for_nothing(masked, approximation):
     images = torch.rand(1, 3, 3, 56, 84, device="cuda")
     mask = torch.rand(1, 3, 4, 6, device="cuda") > 0.3 if masked else None
     with torch.no_grad():
-        model(images, patch_mask=mask, approximation=approximation)  # libraries start up
+        predict(model, images, patch_mask=mask, approximation=approximation)  # libraries start up
         torch.cuda.set_sync_debug_mode("error")
         try:
-            model(images, patch_mask=mask, approximation=approximation)
+            predict(model, images, patch_mask=mask, approximation=approximation)
         finally:
             torch.cuda.set_sync_debug_mode("default")

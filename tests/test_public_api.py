@@ -74,29 +74,26 @@ NAMES = sorted(INVENTORY.keys() - {"__version__"})
 # The parameters of what the README and the docs call; keyword-only ones after the star.
 SIGNATURES = {
     "VGGT": "(config)",
-    "VGGT.forward": "(self, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, approximation)",
+    "VGGT.forward": "(self, images, query_points, patch_mask, *, heads)",
     "VGGT.from_pretrained": "(source, *, heads, device, dtype, config, quantize, extra_heads)",
     "VGGT.add_head": "(self, name, head, *, loss, weight, detach)",
     "VGGT.remove_head": "(self, name)",
     "VGGT.save_pretrained": "(self, folder, *, names)",
-    "predict_parallel": "(model, images, query_points, patch_mask, *, heads, view_chunk, memory_plan, group, gather)",
+    "predict_parallel": "(model, images, query_points, patch_mask, *, heads, group, gather, **options)",
     "VGGTConfig.tiny": "(**changes)",
     "CameraHead.forward": "(self, tokens)",
-    "DenseHead.forward": "(self, tokens, *, view_chunk, output_device)",
-    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, approximation, camera_shift, patch_shift, "
-    "extra_views)",
+    "DenseHead.forward": "(self, tokens)",
+    "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, camera_shift, patch_shift)",
     "VGGTForNVS": "(config, vggt)",
-    "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, target_chunk, view_chunk, "
-    "scene_images, query_points)",
+    "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, scene_images, query_points)",
     "VGGTForNVS.from_vggt": "(source, *, device, dtype, **numbers)",
     "VGGTForNVS.from_pretrained": "(source, *, device, dtype, extra_heads, **numbers)",
     "VGGTForNVS.save_pretrained": "(self, folder)",
     "plucker_rays": "(cam_from_world, intrinsics, image_hw, *, pixel_center, order)",
-    "TrackHead.forward": "(self, tokens, query_points, *, view_chunk, query_chunk)",
-    "TrackHead.track": "(self, features, query_points, *, view_mask, query_chunk)",
+    "TrackHead.forward": "(self, tokens, query_points)",
+    "TrackHead.track": "(self, features, query_points, *, view_mask)",
     "VideoTracker": "(config, *, features)",
-    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, query_chunk, "
-    "num_iterations, "
+    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, num_iterations, "
     "scene_images, scene_queries)",
     "VideoTracker.from_pretrained": "(source, *, features, device, dtype, extra_heads)",
     "VideoTracker.from_vggt": "(source, *, device, dtype, **numbers)",

@@ -19,7 +19,7 @@ _HOMES = {
     "FeatureExtractor": "models.features",
     "VideoTracker": "models.video_tracker",
     "VideoTrackerConfig": "models.video_tracker",
-    "quantize_model": "models.quantize",
+    "quantize_model": "inference.quantize",
     "AlternatingEncoder": "encoder.alternating",
     "VisionTransformer": "encoder.vit",
     "CameraHead": "heads.camera",
@@ -38,7 +38,7 @@ _HOMES = {
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
     "plucker_rays": "geometry.rays",
-    "predict_parallel": "models.parallel",
+    "predict_parallel": "inference.parallel",
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
@@ -67,7 +67,7 @@ _HOMES = {
 }
 
 # The rest of each is one step further: `geomtx.losses.RenderingLoss`.
-_PACKAGES = ("data", "encoder", "geometry", "heads", "layers", "losses", "metrics", "models", "tracking")
+_PACKAGES = ("data", "encoder", "geometry", "heads", "inference", "layers", "losses", "metrics", "models", "tracking")
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from geomtx.heads.dense import DenseHead as DenseHead
     from geomtx.heads.dpt import DPTDecoder as DPTDecoder
     from geomtx.heads.track import TrackHead as TrackHead
+    from geomtx.inference.parallel import predict_parallel as predict_parallel
+    from geomtx.inference.quantize import quantize_model as quantize_model
     from geomtx.layers.attention import Attention as Attention
     from geomtx.layers.block import TransformerBlock as TransformerBlock
     from geomtx.layers.lora import add_lora as add_lora
@@ -117,8 +119,6 @@ if TYPE_CHECKING:
     from geomtx.models.features import FeatureExtractor as FeatureExtractor
     from geomtx.models.nvs import NVSConfig as NVSConfig
     from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
-    from geomtx.models.parallel import predict_parallel as predict_parallel
-    from geomtx.models.quantize import quantize_model as quantize_model
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
     from geomtx.models.video_tracker import VideoTracker as VideoTracker

@@ -20,9 +20,13 @@ Lengths are in units of the scene (the mean distance of its points from the firs
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from einops import rearrange
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING or os.environ.get("GEOMTX_CHECK_SHAPES"):
     from jaxtyping import Bool, Float, Int, UInt8
@@ -41,6 +45,7 @@ __all__ = [
     "CameraPrediction",
     "Cameras",
     "DenseMap",
+    "EmbeddedViews",
     "Float",
     "Int",
     "Predictions",
@@ -85,37 +90,79 @@ class Tokens(NamedTuple):
         patches = self.layer(index)[:, :, self.num_special :]
         if self.mask is not None:
             patches = patches.masked_fill(~self.mask[:, :, self.num_special :, None], 0.0)
-        return patches.transpose(2, 3).unflatten(-1, self.grid_hw)
+        return rearrange(patches, "b s (r q) c -> b s c r q", r=self.grid_hw[0])
 
     def patch_mask(self) -> Tensor | None:
         """The mask of the patches with views as the batch, (B·S, patches)."""
         return None if self.mask is None else self.mask[:, :, self.num_special :].flatten(0, 1)
 
     def select_views(self, views: slice) -> Tokens:
-        """Those of some views."""
+        """Return those of some views."""
         layers = {index: layer[:, views] for index, layer in self.layers.items()}
         return self._replace(layers=layers, mask=None if self.mask is None else self.mask[:, views])
 
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Tokens:
+        """Return them on a device; in `dtype`, which defaults to their own."""
+        layers = {index: layer.to(device, dtype or layer.dtype) for index, layer in self.layers.items()}
+        return self._replace(layers=layers)
+
+    @property
     def views(self) -> tuple[int, int]:
-        """(B, S)."""
+        """Number of scenes and of views, (B, S)."""
         layer = next(iter(self.layers.values()))
         return layer.shape[0], layer.shape[1]
 
 
-class ProjectedTokens(NamedTuple):
-    """What a DPT decoder keeps of the layers that it reads, which is less than they are.
+class EmbeddedViews(NamedTuple):
+    """Views of scenes as tokens, before the first block that mixes views.
 
     Attributes:
-        maps: One a tap, (B·S, channels, rows, columns); on any device.
+        x: Tokens, (B, S, P, C): special tokens first, then patches row by row.
+        num_special: Number of special tokens of a view.
+        image_hw: Height and width of the images in pixels.
+        grid_hw: Rows and columns of patches.
+        mask: Which tokens are valid, (B, S, P) bool; None for all.
+        first_view: Index in its scene of the first view in `x`; above 0 where other processes hold earlier views.
+    """
+
+    x: Float[Tensor, "b s p c"]
+    num_special: int
+    image_hw: tuple[int, int]
+    grid_hw: tuple[int, int]
+    mask: Tensor | None = None
+    first_view: int = 0
+
+    def without_layers(self) -> Tokens:
+        """Return the `Tokens` of these views, without any layer yet."""
+        return Tokens({}, self.num_special, self.image_hw, self.grid_hw, self.mask)
+
+
+class ProjectedTokens(NamedTuple):
+    """The tapped layers as a DPT decoder needs them: its projections, which are smaller than the tokens.
+
+    Attributes:
+        maps: One map for every tap, (B·S, channels, rows, columns), on any device.
         views: (B, S).
-        image_hw: Height and width of the images, pixels.
-        view_mask: (B, S) bool, True = the view takes part; None = all do.
+        image_hw: Height and width of the images in pixels.
+        mask: Which views are valid, (B, S, 1) bool; None for all.
     """
 
     maps: tuple[Tensor, ...]
     views: tuple[int, int]
     image_hw: tuple[int, int]
-    view_mask: Tensor | None = None
+    mask: Tensor | None = None
+
+    def select_views(self, views: slice) -> ProjectedTokens:
+        """Return those of some views."""
+        maps = tuple(each.unflatten(0, self.views)[:, views].flatten(0, 1) for each in self.maps)
+        count = len(range(self.views[1])[views])
+        mask = None if self.mask is None else self.mask[:, views]
+        return self._replace(maps=maps, views=(self.views[0], count), mask=mask)
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ProjectedTokens:
+        """Return them on a device; in `dtype`, which defaults to their own."""
+        maps = tuple(each.to(device, dtype or each.dtype, non_blocking=True) for each in self.maps)
+        return self._replace(maps=maps)
 
 
 class Cameras(NamedTuple):
@@ -228,6 +275,34 @@ class Predictions(NamedTuple):
     tracks: Tracks | None = None
     track_iterations: TrackIterations | None = None
     extra: dict[str, Any] | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Predictions:
+        """Return the predictions with a function applied to every tensor."""
+        return tree_map_only(Tensor, function, self)
+
+    def select_views(self, views: slice) -> Predictions:
+        """Return the predictions of some views."""
+        return _map_with_view_axis(lambda axis, value: value[(slice(None),) * axis + (views,)], self)
+
+    @staticmethod
+    def cat(parts: Sequence[Predictions]) -> Predictions:
+        """Concatenate predictions along their views; all must have the same heads and scenes."""
+        return _map_with_view_axis(lambda axis, *values: torch.cat(values, dim=axis), *parts)
+
+
+def _map_with_view_axis(function: Callable[..., Tensor], *values: Any, name: str = "") -> Any:
+    """Apply `function(axis of views, tensors…)` to tensors in the same place of nested tuples and dicts."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        # What is of every iteration has the iterations as its first axis.
+        return function(2 if name in ("pose_encodings", "TrackIterations.coords_px") else 1, *values)
+    if isinstance(first, dict):
+        return {key: _map_with_view_axis(function, *(value[key] for value in values)) for key in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        prefix = "TrackIterations." if isinstance(first, TrackIterations) else ""
+        fields = zip(first._fields, *values, strict=True)
+        return type(first)(*(_map_with_view_axis(function, *each, name=prefix + field) for field, *each in fields))
+    return first
 
 
 class TrackLabels(NamedTuple):

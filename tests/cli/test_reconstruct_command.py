@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,9 @@ from safetensors.torch import load_file
 import geomtx
 from geomtx.cli import main, reconstruct
 from geomtx.data.photos import save_photos
-from geomtx.models.config import HEADS
+from geomtx.inference import RunOptions
+from geomtx.models.vggt.config import HEADS
+from geomtx.scene import reconstruction
 from geomtx.views import loading
 from scene.known_scene import render_room
 
@@ -266,14 +266,15 @@ def test_how_the_model_is_to_run(photos: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append((type(model), kind))
         return model
 
-    @contextlib.contextmanager
-    def compiled(model: geomtx.VGGT) -> Iterator[None]:
-        asked.append((type(model), "compiled"))
-        yield
+    def compiled(model: geomtx.VGGT, inputs: object, heads: object, options: RunOptions) -> geomtx.Predictions:
+        if options.compile:
+            asked.append((type(model), "compiled"))
+        return run_views(model, inputs, heads, options._replace(compile=False))
 
-    monkeypatch.setattr("geomtx.models.quantize.quantize_model", rounded)
-    monkeypatch.setattr("geomtx.models.vggt.quantize_model", rounded)
-    monkeypatch.setattr("geomtx.scene.inference.compiled_parts", compiled)
+    run_views = reconstruction.run_views
+    monkeypatch.setattr("geomtx.inference.quantize.quantize_model", rounded)
+    monkeypatch.setattr("geomtx.models.vggt.model.quantize_model", rounded)
+    monkeypatch.setattr(reconstruction, "run_views", compiled)
     assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera") == 0
     assert asked == []
     options = ("--heads", "camera,depth", "--quantize", "int8", "--compile")
@@ -285,7 +286,7 @@ def test_how_the_model_is_to_run(photos: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_quantised_weights_without_their_package(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("geomtx.models.quantize.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("geomtx.inference.quantize.importlib.util.find_spec", lambda _: None)
     assert run(photos, "--preset", "tiny", "--size", "56", "--heads", "camera", "--quantize", "int8") == 2
     assert 'error: torchao is not installed; `pip install "geomtx[quant]"` brings it' in capsys.readouterr().err
     assert not (photos.parent / "out").exists()

@@ -42,7 +42,7 @@ def test_tokens_of_every_tap(vit):
     for layer in tokens.layers.values():
         assert layer.shape == (2, 4, 3 + 6, 2 * DIM)
     assert (tokens.num_special, tokens.image_hw, tokens.grid_hw, tokens.mask) == (3, (8, 12), (2, 3), None)
-    assert tokens.views() == (2, 4)
+    assert tokens.views == (2, 4)
 
 
 def test_a_scene_needs_no_batch_axis():

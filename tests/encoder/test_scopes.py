@@ -2,18 +2,23 @@ import pytest
 import torch
 from torch import nn
 
-from geomtx.encoder.scopes import ask_head_dim, check_order, scope_masks
+from geomtx.encoder.scopes import ask_head_dim, check_order, mask_own_view, number_blocks
 from geomtx.layers.block import TransformerBlock
 
 
 def test_cross_attention_is_of_other_views_where_there_are_any():
     x = torch.zeros(1, 2, 2, 4)
-    masks = scope_masks((("frame", "cross"),), x, None)
-    assert masks["frame"] is masks["global"] is None
-    assert masks["cross"][0, 0].int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    alone = scope_masks((("frame", "cross"),), x, torch.tensor([[[True, False], [False, False]]]))
-    assert alone["cross"][0, 0].int().tolist() == [[1, 0, 0, 0]] * 4
-    assert scope_masks((("frame", "global"),), x, None)["cross"] is None
+    pairs = mask_own_view(x, None)
+    assert pairs[0, 0].int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    alone = mask_own_view(x, torch.tensor([[[True, False], [False, False]]]))
+    assert alone[0, 0].int().tolist() == [[1, 0, 0, 0]] * 4
+
+
+def test_blocks_are_numbered_frame_and_global_apart():
+    order = (("frame", "global"), ("cross", "frame"), ("frame",))
+    assert number_blocks(order) == (
+        (("frame", 0), ("global", 0)), (("cross", 1), ("frame", 1)), (("frame", 2),),
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -23,10 +23,11 @@ def test_first_view_has_a_set_of_its_own(num_registers, num_views):
 
 def test_views_after_the_first_of_their_scene():
     special = SpecialTokens(6)
-    whole = special.tokens(5)
+    patches = torch.randn(2, 5, 3, 6)
+    whole = special(patches)
     for first, num in ((0, 2), (1, 1), (3, 2)):
-        special.first_view = first
-        assert torch.equal(special.tokens(num), whole[:, first : first + num])
+        part = special(patches[:, first : first + num], first_view=first)
+        assert torch.equal(part, whole[:, first : first + num])
 
 
 def test_every_parameter_gets_a_gradient():

@@ -19,7 +19,7 @@ def head(value_dim: int = 1, activation: str = "exp", **options) -> DenseHead:
 def test_equals_the_formulas(value_dim, activation):
     """3x3 to the hidden channels, ReLU, 1x1; the last channel is the confidence."""
     model, tokens = head(value_dim, activation), random_tokens()
-    (features,) = model.decoder.decode(tokens, lambda maps: (maps,))
+    features = model.decoder.decode(tokens)
     hidden = F.conv2d(features.flatten(0, 1), model.hidden.weight, model.hidden.bias, padding=1).clamp(min=0)
     raw = torch.einsum("nchw,oc->nhwo", hidden, model.out.weight[..., 0, 0]) + model.out.bias
     raw = raw.unflatten(0, (2, 3))
@@ -42,33 +42,22 @@ def test_shapes():
     assert confidence.shape == (2, 3, 28, 42)
 
 
-@pytest.mark.parametrize("view_chunk", [1, 4, 6, 100])
-def test_chunks_change_nothing(view_chunk):
+def test_every_parameter_gets_a_gradient():
     model, tokens = head(3), random_tokens()
-    whole, chunked = model(tokens), model(tokens, view_chunk=view_chunk)
-    for ours, reference in zip(chunked, whole, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12)
-
-
-def test_gradients_flow_through_chunks():
-    model, tokens = head(3), random_tokens()
-    value, confidence = model(tokens, view_chunk=2)
+    value, confidence = model(tokens)
     ((value * torch.randn_like(value)).sum() + confidence.sum()).backward()
     assert without_gradient(model) == []
-    chunked = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    assert all(grad.isfinite().all() for grad in chunked.values())
 
 
 @pytest.mark.parametrize("how", ["weights", "autocast"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("view_chunk", [None, 2])
-def test_half_precision_ends_in_float32(dtype, how, view_chunk):
+def test_half_precision_ends_in_float32(dtype, how):
     model, tokens = head(), random_tokens()
     if how == "weights":
-        outputs = copy.deepcopy(model).to(dtype)(cast(tokens, dtype), view_chunk=view_chunk)
+        outputs = copy.deepcopy(model).to(dtype)(cast(tokens, dtype))
     else:
         with torch.autocast("cpu", dtype):
-            outputs = copy.deepcopy(model).float()(cast(tokens, torch.float32), view_chunk=view_chunk)
+            outputs = copy.deepcopy(model).float()(cast(tokens, torch.float32))
     for ours, reference in zip(outputs, model(tokens), strict=True):
         assert ours.dtype == torch.float32
         assert not torch.equal(ours, ours.to(dtype).float()), "the last layer is not rounded"

@@ -83,7 +83,7 @@ def test_equals_the_formulas(grid_hw, position_signal):
 @pytest.mark.parametrize(("stride", "out_channels"), [(1, None), (2, 6), (7, 4)])
 def test_stride_and_channels(stride, out_channels):
     model = decoder(stride=stride, out_channels=out_channels, position_signal=False)
-    (out,) = model.decode(random_tokens(), lambda maps: (maps,))
+    out = model.decode(random_tokens())
     assert out.shape == (2, 3, out_channels or 4, 28 // stride, 42 // stride)
 
 
@@ -93,56 +93,41 @@ def test_taps_are_read_in_their_order():
     renamed = decoder()
     renamed.load_state_dict(model.state_dict())
     kept = tokens._replace(layers={i: tokens.layers[tap] for i, tap in enumerate((2, 6, 9, 11))})
-    ours, reference = (m.decode(t, lambda maps: (maps,))[0] for m, t in ((model, tokens), (renamed, kept)))
+    ours, reference = (m.decode(t) for m, t in ((model, tokens), (renamed, kept)))
     assert torch.equal(ours, reference)
     swapped = decoder(taps=(6, 2, 9, 11))
     swapped.load_state_dict(model.state_dict())
-    assert not torch.allclose(swapped.decode(tokens, lambda maps: (maps,))[0], ours, atol=1e-3)
-
-
-@pytest.mark.parametrize("view_chunk", [1, 2, 4, 5, 6, 7, 100])
-def test_chunks_change_nothing(view_chunk):
-    model, tokens = decoder(), random_tokens(2, 3)
-    outputs, gradients = [], []
-    weights = torch.randn(2, 3, 4, 28, 42, dtype=torch.float64)
-    for chunk in (None, view_chunk):
-        (out,) = model.decode(tokens, lambda maps: (maps,), view_chunk=chunk)
-        outputs.append(out)
-        gradients.append(torch.autograd.grad((out * weights).sum(), list(model.parameters())))
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-12)
-    for ours, reference in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+    assert not torch.allclose(swapped.decode(tokens), ours, atol=1e-3)
 
 
 def test_views_do_not_see_each_other():
     model, tokens = decoder(), random_tokens(2, 3)
-    (together,) = model.decode(tokens, lambda maps: (maps,))
+    together = model.decode(tokens)
     one = tokens._replace(layers={k: v[1:, 2:] for k, v in tokens.layers.items()})
-    (alone,) = model.decode(one, lambda maps: (maps,))
+    alone = model.decode(one)
     torch.testing.assert_close(together[1:, 2:], alone, rtol=0, atol=1e-12)
 
 
 def test_special_tokens_are_not_read():
     model, tokens = decoder(), random_tokens()
-    (out,) = model.decode(tokens, lambda maps: (maps,))
+    out = model.decode(tokens)
     for layer in tokens.layers.values():
         layer[:, :, :3] = torch.nan
-    assert torch.equal(model.decode(tokens, lambda maps: (maps,))[0], out)
+    assert torch.equal(model.decode(tokens), out)
 
 
 def test_masked_patches_are_as_zeros():
     mask = torch.rand(2, 3, 9) < 0.6
     model, tokens = decoder(), random_tokens(mask=mask)
-    (out,) = model.decode(tokens, lambda maps: (maps,))
+    out = model.decode(tokens)
     for layer in tokens.layers.values():
         layer[~mask] = 1e3 * torch.randn(int((~mask).sum()), 16).double()
-    assert torch.equal(model.decode(tokens, lambda maps: (maps,))[0], out)
-    assert torch.equal(model.decode(tokens, lambda maps: (maps,), view_chunk=4)[0], out)
+    assert torch.equal(model.decode(tokens), out)
 
 
 def test_every_parameter_gets_a_gradient():
     model = decoder()
-    (out,) = model.decode(random_tokens(), lambda maps: (maps,))
+    out = model.decode(random_tokens())
     (out * torch.randn_like(out)).sum().backward()
     assert without_gradient(model) == []
 
@@ -150,15 +135,15 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     model, tokens = decoder(), random_tokens()
-    (reference,) = model.decode(tokens, lambda maps: (maps,))
-    (out,) = model.to(dtype).decode(cast(tokens, dtype), lambda maps: (maps,))
+    reference = model.decode(tokens)
+    out = model.to(dtype).decode(cast(tokens, dtype))
     assert out.dtype == dtype
     assert (out - reference).norm() / reference.norm() < 10 * torch.finfo(dtype).eps
 
 
 def test_wrong_tokens_and_numbers():
     def decode(model, tokens):
-        return model.decode(tokens, lambda maps: (maps,))
+        return model.decode(tokens)
 
     with pytest.raises(ValueError, match=r"^tokens must have shape \(B, S, P, 16\), got \(2, 3, 9, 8\)$"):
         decode(decoder(), random_tokens(dim=8))
@@ -170,8 +155,6 @@ def test_wrong_tokens_and_numbers():
         decoder(out_channels=3)
     with pytest.raises(ValueError, match=r"^stride must be positive, got 0$"):
         decoder(stride=0)
-    with pytest.raises(ValueError, match=r"^view_chunk must be positive, got 0$"):
-        decoder().decode(random_tokens(), lambda maps: (maps,), view_chunk=0)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
 from geomtx import DPTDecoder, Tracker, TrackHead
+from geomtx.inference import track_in_chunks
 from heads.random_tokens import random_tokens
 from reference import randomize, without_gradient
 
@@ -47,17 +50,15 @@ def test_features_can_be_kept_for_several_sets_of_queries():
 def test_queries_in_chunks_are_tracked_as_if_alone(query_chunk):
     """In any view; without the others the tracks differ, as they inform each other."""
     model, tokens = head(), random_tokens()
-    view = torch.randint(3, (2, 4, 1)).double()
-    query = torch.cat([view, queries()], dim=-1)
-    chunked, whole = model(tokens, query, query_chunk=query_chunk), model(tokens, query)
+    features = model.extract(tokens)
+    query = torch.cat([torch.randint(3, (2, 4, 1)).double(), queries()], dim=-1)
+    chunked, whole = track_in_chunks(partial(model.track, features), query, query_chunk), model(tokens, query)
     alone = [model(tokens, part) for part in query.split(query_chunk, dim=1)]
     assert torch.equal(chunked.tracks.coords_px, torch.cat([part.tracks.coords_px for part in alone], dim=2))
     logits = [part.iterations.visibility_logits for part in alone]
     assert torch.equal(chunked.iterations.visibility_logits, torch.cat(logits, dim=2))
     assert chunked.iterations.coords_px.shape == whole.iterations.coords_px.shape
     assert not torch.allclose(chunked.tracks.coords_px, whole.tracks.coords_px)
-    for ours, reference in zip(model(tokens, query, query_chunk=9).tracks, whole.tracks, strict=True):
-        assert torch.equal(ours, reference)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -83,20 +84,6 @@ def test_queries_of_kept_features_are_looked_at():
         model.track(features, queries(2))
     with pytest.raises(ValueError, match=r"^features must have shape \(B, S, 8, H, W\), got \(3, 8, "):
         model.track(features[0], query)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_chunks_have_a_query():
-    with pytest.raises(ValueError, match=r"^query_chunk must be a whole number, at least 1, got 0$"):
-        head()(random_tokens(), queries(), query_chunk=0)
-
-
-@pytest.mark.parametrize("view_chunk", [1, 4, 100])
-def test_chunks_change_nothing(view_chunk):
-    model, tokens, query = head(num_iterations=1), random_tokens(), queries()
-    whole, chunked = model(tokens, query), model(tokens, query, view_chunk=view_chunk)
-    for ours, reference in zip(chunked.tracks, whole.tracks, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
 
 
 def test_every_parameter_gets_a_gradient():

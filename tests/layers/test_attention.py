@@ -119,8 +119,8 @@ def test_autocast_runs_the_product_in_half_precision():
     module = attention().float()
     module.q_norm = module.k_norm = Widen()  # as LayerNorm does under autocast on some devices
     seen = []
-    kernel = module.attend
-    module.attend = lambda q, k, v, mask: (seen.extend([q.dtype, k.dtype, v.dtype]), kernel(q, k, v, mask))[1]
+    kernel = module.backend
+    module.backend = lambda q, k, v, mask: (seen.extend([q.dtype, k.dtype, v.dtype]), kernel(q, k, v, mask))[1]
     with torch.autocast("cpu", torch.bfloat16):
         module(torch.randn(2, 7, DIM))
     assert set(seen) == {torch.bfloat16}
@@ -152,10 +152,28 @@ def test_the_definition_itself_on_numbers_done_by_hand():
     torch.testing.assert_close(attend(q, k, v), torch.tensor([[[[7.0]]]]))
 
 
-def test_rotary_positions_are_for_self_attention():
-    module, x, table = attention(), torch.randn(1, 3, DIM).double(), rotary_table(torch.ones(3, 2).long(), DIM // HEADS)
-    with pytest.raises(ValueError, match=r"^rope must be None with a context, whose tokens have positions"):
-        module(x, x, rope=table)
+def test_a_context_has_a_rotary_table_of_its_own():
+    module, x = attention(qk_norm=True), torch.randn(1, 7, DIM).double()
+    table = rotary_table(grid_positions((2, 3), 1, x.device), DIM // HEADS, dtype=torch.float64)
+    expected = module(x, rope=table)
+    torch.testing.assert_close(module(x, x, rope=table, context_rope=table), expected, rtol=0, atol=1e-12)
+    part = slice(2, 5)
+    queries = module(x[:, part], x, rope=table.rows(part), context_rope=table)
+    torch.testing.assert_close(queries, expected[:, part], rtol=0, atol=1e-12)
+    assert not torch.allclose(module(x, x, rope=table), expected)
+
+
+def test_another_core_takes_the_backends_place():
+    module, x, mask = attention(), torch.randn(1, 4, DIM).double(), torch.rand(1, 1, 1, 4) > 0.2
+    seen = []
+
+    def core(q, k, v, mask):
+        seen.append((q.shape, mask))
+        return 2 * v
+
+    expected = module.out(2 * module.project(x)[2].flatten(2))
+    torch.testing.assert_close(module(x, mask=mask, core=core), expected)
+    assert seen == [((1, HEADS, 4, DIM // HEADS), mask)]
 
 
 def test_a_start_by_similarity_looks_at_what_looks_alike():
@@ -169,7 +187,7 @@ def test_a_start_by_similarity_looks_at_what_looks_alike():
         seen.append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean((0, 1))[3])
         return v
 
-    module.attend = attend
+    module.backend = attend
     module(x)
     module.start_by_similarity(1.5)
     module(x)

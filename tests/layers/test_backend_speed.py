@@ -1,18 +1,14 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from geomtx.layers import backend_speed, backends
-from geomtx.layers.attention import Attention
 from geomtx.layers.backend_speed import (
     CANDIDATES,
-    SHAPES,
     BackendTime,
-    choose_backends,
     fastest_backend,
     measure_backends,
 )
-from geomtx.layers.backends import attend_auto, attend_sdpa
+from geomtx.layers.backends import attend_sdpa
 
 CPU = torch.device("cpu")
 
@@ -94,32 +90,3 @@ def test_the_caller_s_random_numbers_and_gradients_stay():
 )
 def test_fastest(milliseconds, expected):
     assert fastest_backend({name: BackendTime(ms, None) for name, ms in milliseconds.items()}) == expected
-
-
-@pytest.fixture
-def measured(monkeypatch) -> list[tuple]:
-    """Made-up times, by which "math" is the fastest from the second of `SHAPES` on; the calls that asked for them."""
-    calls = []
-
-    def made_up(device, dtype, *, head_dim, num_tokens, num_heads, num_sequences):
-        calls.append((device, dtype, head_dim, (num_sequences, num_tokens), num_heads))
-        return {"sdpa": BackendTime(1.0, None), "math": BackendTime(0.5 if num_tokens == SHAPES[1][1] else 2.0, None)}
-
-    monkeypatch.setattr(backend_speed, "measure_backends", made_up)
-    monkeypatch.setattr(backend_speed, "_CHOSEN", set())
-    monkeypatch.setattr(backends, "_PREFERRED", {})
-    return calls
-
-
-def test_a_model_s_attention_takes_what_was_the_fastest(measured):
-    model = nn.ModuleList([Attention(32, 2), Attention(32, 2), Attention(64, 2), Attention(96, 2, backend="sdpa")])
-    replaced = Attention(128, 2)
-    replaced.attend = lambda q, k, v, mask=None: attend_auto(q, k, v, mask)
-    model.append(replaced)
-    for _ in range(2):
-        choose_backends(model, torch.bfloat16)
-    assert measured == [(CPU, torch.bfloat16, dim, shape, 2) for dim in (16, 32) for shape in SHAPES]
-    expected = tuple((tokens // 2, name) for (_, tokens), name in zip(SHAPES, ("sdpa", "math"), strict=True))[::-1]
-    assert dict(backends._PREFERRED) == {(CPU, torch.bfloat16, dim): expected for dim in (16, 32)}
-    choose_backends(model, torch.float32)
-    assert len(measured) == 8

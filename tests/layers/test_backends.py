@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from geomtx.layers import backends
-from geomtx.layers.backends import attend_auto, available_backends, prefer_backend, resolve_backend
-from layers.attention_cases import HEAD_DIMS, MASKS, B, H, M, N, draw, forward_error, gradient_errors
+from geomtx.layers.backends import available_backends, resolve_backend
+from layers.attention_cases import HEAD_DIMS, MASKS, B, H, N, draw, forward_error, gradient_errors
 from reference import attend
 
 ON_CPU = ["auto", "math", "sdpa", "sdpa_flash", "flex"]
@@ -74,13 +74,6 @@ def nothing_installed(monkeypatch) -> None:
     monkeypatch.setattr(
         backends.importlib.util, "find_spec", lambda name, *args: None if name in absent else find_spec(name, *args)
     )
-
-
-@pytest.fixture
-def preferences(monkeypatch) -> dict:
-    """None, whatever the process measured; those of a test end with it."""
-    monkeypatch.setattr(backends, "_PREFERRED", {})
-    return backends._PREFERRED
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -221,47 +214,3 @@ def test_unknown_backend():
 @pytest.mark.parametrize("name", ON_CPU)
 def test_backends_are_functions_that_pickle(name):
     assert pickle.loads(pickle.dumps(resolve_backend(name))) is resolve_backend(name)
-
-
-@pytest.fixture
-def recorded(monkeypatch, preferences) -> list[str]:
-    """Names of the backends that "auto" took instead of "sdpa"."""
-    calls = []
-    for name in ("sdpa_flash", "flex"):
-
-        def record(*inputs: Tensor | None, name: str = name) -> Tensor:
-            calls.append(name)
-            return attend(*inputs)
-
-        monkeypatch.setitem(backends._BACKENDS, name, record)
-    prefer_backend(torch.device("cpu"), torch.float64, 32, ((16, "sdpa_flash"), (32, "flex")))
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("num_queries", "num_keys", "taken"),
-    [(15, M, []), (M, 15, []), (16, 16, ["sdpa_flash"]), (N, 31, ["sdpa_flash"]), (32, 32, ["flex"]), (N, M, ["flex"])],
-)
-def test_auto_takes_what_was_preferred_for_the_length(recorded, num_queries, num_keys, taken):
-    q, k, v, _ = draw("none", 32)
-    q = q.repeat(1, 1, 2, 1)
-    assert forward_error(attend_auto, q[:, :, :num_queries], k[:, :, :num_keys], v[:, :, :num_keys], None) < 64
-    assert recorded == taken
-
-
-def test_auto_takes_sdpa_for_what_was_not_measured(recorded, monkeypatch):
-    inputs = draw("none", 32)
-    attend_auto(*inputs)  # with gradients on
-    with torch.no_grad():
-        attend_auto(*draw("keys", 32))
-        attend_auto(*draw("none", 32, torch.float32))
-        attend_auto(*draw("none", 64))
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            attend_auto(*inputs)
-        assert recorded == []
-        attend_auto(*inputs)
-        assert recorded == ["flex"]
-        prefer_backend(torch.device("cpu"), torch.float64, 32, ())
-        attend_auto(*inputs)
-    assert recorded == ["flex"]

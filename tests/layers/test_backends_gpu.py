@@ -5,7 +5,6 @@ import importlib.util
 import pytest
 import torch
 
-import geomtx
 from geomtx.layers import backends
 from geomtx.layers.backends import resolve_backend
 from layers.attention_cases import HEAD_DIMS, MASKS, draw, forward_error, gradient_errors
@@ -59,12 +58,3 @@ def test_kernels_of_half_precision_refuse_float32(name):
 def test_flex_refuses_head_dimensions_that_it_cannot_compile():
     with pytest.raises(ValueError, match=r'^head dimension for backend "flex" must be at least 16, got 8$'):
         resolve_backend("flex")(*draw("none", 8, torch.float16, "cuda"))
-
-
-def test_a_reconstruction_chooses_what_auto_takes(tiny_model, monkeypatch):
-    monkeypatch.setattr(backends, "_PREFERRED", {})
-    monkeypatch.setattr("geomtx.layers.backend_speed._CHOSEN", set())
-    scene = geomtx.reconstruct(tiny_model.cuda(), torch.rand(2, 3, 56, 84), dtype=torch.bfloat16)
-    assert scene.depth is not None
-    head_dims = {m.head_dim for m in tiny_model.modules() if isinstance(m, geomtx.Attention)}
-    assert backends._PREFERRED.keys() == {(torch.device("cuda", 0), torch.bfloat16, each) for each in head_dims}

@@ -71,15 +71,3 @@ def test_piece_by_piece(masked):
     of_part = RotaryTable(*(t[part] for t in table))
     pieces = block.attend_to(x[:, part], keys, values, rope=of_part, mask=mask)
     torch.testing.assert_close(pieces, block(x, rope=table, mask=mask)[:, part], rtol=0, atol=1e-12)
-
-
-def test_attention_apart_is_attention_with_a_mask():
-    block = TransformerBlock(16, 2, qk_norm=True, layer_scale=0.5).double()
-    x = torch.randn(2, 5, 7, 16, dtype=torch.float64)
-    rope = rotary_table(grid_positions((2, 3), 1, x.device), 8, dtype=torch.float64)
-    view = torch.arange(5).repeat_interleave(7)
-    allowed = (view[None] < 3) | (view[:, None] == view[None])  # queries are rows
-    for mask in (None, torch.rand(2, 5, 7) > 0.3):
-        pairs = allowed[None, None] if mask is None else allowed[None, None] & key_mask(mask.flatten(1))
-        expected = block(x.flatten(1, 2), rope=rope.repeat(5), mask=pairs).unflatten(1, (5, 7))
-        torch.testing.assert_close(block.attend_apart(x, 2, rope=rope, mask=mask), expected)

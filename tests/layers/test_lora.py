@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from geomtx import VGGT, Attention, TransformerBlock
-from geomtx.layers.chunked import run_in_chunks
+from geomtx.inference import LEAN_PLAN, predict
+from geomtx.inference.attention import KeysFirst
+from geomtx.inference.quantize import quantize_model
 from geomtx.layers.float32 import Float32Linear
 from geomtx.layers.lora import (
     LowRank,
@@ -18,8 +20,6 @@ from geomtx.layers.lora import (
     merged_state,
     remove_lora,
 )
-from geomtx.models.memory import LEAN_PLAN
-from geomtx.models.quantize import quantize_model
 from geomtx.training.freezing import freeze
 from reference import named_tensors
 
@@ -194,11 +194,10 @@ def test_attention_in_pieces_hears_the_adapters():
     block = adapted(TransformerBlock(16, 2, qk_norm=True, layer_scale=0.5), "*").double()
     assert isinstance(block, TransformerBlock)
     x = torch.randn(2, 9, 16, dtype=torch.float64)
-    pieces = x.clone()
     with torch.no_grad():
         whole = block(x)
-        run_in_chunks(block, pieces, 4)
-    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
+        pieces = KeysFirst(None, None, token_chunk=4)(0, block, x[:, None].clone())
+    torch.testing.assert_close(pieces[:, 0], whole, rtol=1e-12, atol=1e-12)
 
 
 def test_pieces_compute_only_the_rows_that_they_need():
@@ -214,7 +213,7 @@ def test_a_pass_in_pieces_hears_the_adapters(tiny_model: VGGT, images: Tensor):
     adapted(tiny_model.double(), "encoder.*")
     images = images.double()
     with torch.no_grad():
-        assert_same(tiny_model(images, memory_plan=LEAN_PLAN), tiny_model(images), 1e-9)
+        assert_same(predict(tiny_model, images, plan=LEAN_PLAN), tiny_model(images), 1e-9)
 
 
 def test_constructors_on_the_meta_device():

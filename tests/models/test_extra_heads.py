@@ -9,9 +9,9 @@ import geomtx
 from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, SceneBatch, Tokens, Tracker, TrackHead
 from geomtx.heads import RGBHead
 from geomtx.heads.track import check_track_images
+from geomtx.inference import LEAN_PLAN, PLANS, MemoryPlan, predict
 from geomtx.losses.head_term import HeadTerm
 from geomtx.losses.multitask import DEPTH
-from geomtx.models.memory import LEAN_PLAN, PLANS
 from reference import named_tensors
 
 
@@ -146,7 +146,7 @@ def test_in_pieces_they_give_the_same(model, images, queries, plan, heads):
     given = queries if heads is None else None
     with torch.no_grad():
         whole = model(images, given, mask, heads=heads)
-        pieces = model(images, given, mask, heads=heads, memory_plan=plan._replace(view_chunk=2, token_chunk=11))
+        pieces = predict(model, images, given, mask, heads=heads, plan=plan._replace(view_chunk=2, token_chunk=11))
     assert_close(pieces, whole, tolerance=1e-6)
 
 
@@ -154,8 +154,8 @@ def test_pictures_are_made_of_some_views_at_a_time(model, images):
     calls = []
     model.extra_heads["my_rgb"].hidden.register_forward_hook(lambda *args: calls.append(len(args[2])))
     whole = model(images.double(), heads=("my_rgb",))
-    pieces = model(images.double(), heads=("my_rgb",), view_chunk=4)
-    assert calls == [6, 4, 2]
+    pieces = predict(model, images.double(), heads=("my_rgb",), plan=MemoryPlan(4))
+    assert calls == [6, 4, 2]  # two scenes with two views at a time, then with one
     assert_close(pieces, whole)
 
 
@@ -197,7 +197,7 @@ def test_a_head_of_another_precision_in_pieces(name, images, queries):
     given = (queries.float(),) if name == "track" else ()
     with torch.no_grad():
         whole = model(images, *given, heads=("mine",)).extra
-        pieces = model(images, *given, heads=("mine",), memory_plan=LEAN_PLAN._replace(view_chunk=2, token_chunk=11))
+        pieces = predict(model, images, *given, heads=("mine",), plan=LEAN_PLAN._replace(view_chunk=2, token_chunk=11))
     assert_close(pieces.extra, whole, tolerance=1e-3)
     assert {tensor.dtype for tensor in named_tensors(pieces.extra).values()} == {torch.float32}
 
@@ -267,7 +267,7 @@ def test_gradients_reach_the_head_and_the_encoder_unless_it_is_a_probe(tiny_mode
     loss(tiny_model(images), labels(images)).total.backward()
     assert learning(tiny_model) == {"extra_heads.normals"} | (set() if detach else {"encoder"})
     with torch.no_grad():  # a probe runs in pieces, too
-        tiny_model(images, heads=("normals",), memory_plan=LEAN_PLAN)
+        predict(tiny_model, images, heads=("normals",), plan=LEAN_PLAN)
 
 
 def test_a_probe_that_is_taken_off_is_none_any_more(tiny_model, images):

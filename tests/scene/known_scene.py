@@ -44,14 +44,12 @@ class KnownScene(nn.Module):
         patch_mask: Tensor | None = None,
         *,
         heads: tuple[str, ...] | None = None,
-        view_chunk: int | None = None,
     ) -> Predictions:
         self.calls.append(
             {
                 "training": self.training,
                 "patch_mask": patch_mask,
                 "heads": heads,
-                "view_chunk": view_chunk,
                 "query_points": query_points,
                 "grad": torch.is_grad_enabled(),
             }

@@ -44,17 +44,16 @@ def test_no_gradients_and_every_module_keeps_its_own_mode(model: KnownScene, vie
     model.train()
     model.dropout.eval()
     geomtx.reconstruct(model, views)
-    assert model.calls[0]["training"] is False
+    assert model.calls[0]["training"] is True
     assert model.calls[0]["grad"] is False
     assert (model.training, model.dropout.training) == (True, False)
 
 
-def test_modes_come_back_after_an_error(model: KnownScene, views: Views) -> None:
+def test_dropout_in_training_mode_is_refused(model: KnownScene, views: Views) -> None:
     model.train()
-    model.rendered = model.rendered._replace(depth=None)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"^model must be in evaluation mode, got dropout in training mode; call "):
         geomtx.reconstruct(model, views)
-    assert model.training
+    assert not model.calls
 
 
 def test_tracks_run_only_with_queries(model: KnownScene, views: Views) -> None:
@@ -160,14 +159,10 @@ def test_a_mask_is_passed_only_with_padding(model: KnownScene, views: Views) -> 
     assert not model.calls[1]["patch_mask"][0, 1, 0].any()
 
 
-def test_view_chunk(model: KnownScene, views: Views) -> None:
-    for chunk in ("auto", 1, 7):
-        geomtx.reconstruct(model, views, view_chunk=chunk)
-    assert [call["view_chunk"] for call in model.calls] == [2, 1, 7]
-    with pytest.raises(ValueError, match="view_chunk must be 'auto' or at least 1, got 0"):
-        geomtx.reconstruct(model, views, view_chunk=0)
+def test_options_are_checked_before_windows(model: KnownScene, views: Views) -> None:
     with pytest.raises(ValueError, match="view_chunk must be 'auto' or at least 1, got 0"):
         geomtx.reconstruct(model, views, view_chunk=0, window=geomtx.scene.WindowPlan(1, 1))
+    assert not model.calls
 
 
 def test_precision(tiny_model: geomtx.VGGT) -> None:
@@ -190,7 +185,7 @@ def test_attention_is_not_measured_on_a_cpu(model: KnownScene, views: Views, mon
     def measure(*_: object) -> None:
         raise AssertionError("took time")
 
-    monkeypatch.setattr("geomtx.scene.inference.choose_backends", measure)
+    monkeypatch.setattr("geomtx.inference.run.choose_backends", measure)
     assert geomtx.reconstruct(model, views).names == views.names
 
 

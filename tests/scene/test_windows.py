@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import geomtx
 from geometry.random_cameras import random_rotations
 from geomtx.data.synthetic import render_scenes
-from geomtx.encoder import GlobalApproximation
 from geomtx.geometry import compose_rigid, invert_rigid, normalize_scene, unproject
 from geomtx.geometry.similarity import apply_similarity, fit_similarity
-from geomtx.scene import WindowPlan
+from geomtx.inference import GlobalApproximation, RunOptions, predict
+from geomtx.scene import WindowPlan, reconstruction
 from geomtx.scene.windows import fit_points, place_windows
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch
 
@@ -45,12 +45,10 @@ class KnownWindows(nn.Module):
         self.room = room
         self.noise = noise
         self.calls: list[list[int]] = []
-        self.options: list[dict[str, Any]] = []
 
-    def forward(self, images: Tensor, query_points: None, patch_mask: None, *, heads: tuple[str, ...], **options):
+    def forward(self, images: Tensor, query_points: None, patch_mask: None, *, heads: tuple[str, ...]):
         shown = [(self.room.images[0] - image).abs().flatten(1).amax(1).argmin().item() for image in images[0]]
         self.calls.append(shown)
-        self.options.append(options)
         pose, intrinsics = self.room.cameras.cam_from_world[0, shown], self.room.cameras.intrinsics[0, shown]
         depth = self.room.depth[0, shown]
         if len(self.calls) > 1:
@@ -206,13 +204,19 @@ def test_one_window_is_no_windows(tiny_model):
     assert torch.equal(scene.predictions.depth.value, whole.predictions.depth.value)
 
 
-def test_options_reach_every_window(room, tiny_model):
-    model = KnownWindows(room)
-    geomtx.reconstruct(model, room.images[0], window=WindowPlan(5, 1), view_chunk=2)
-    assert model.options == [{"view_chunk": 2}] * 2, "a model is not asked for what nobody wants"
-    approximation = GlobalApproximation(2, 2, 1)
-    geomtx.reconstruct(model, room.images[0], window=WindowPlan(5, 1), approximation=approximation)
-    assert model.options[2:] == [{"view_chunk": 5, "approximation": approximation}] * 2
+def test_options_reach_every_window(tiny_model, monkeypatch):
+    seen, run_views = [], reconstruction.run_views
+
+    def note(model, inputs, heads, options):
+        seen.append(options._replace(progress=None))
+        return run_views(model, inputs, heads, options)
+
+    monkeypatch.setattr(reconstruction, "run_views", note)
+    options = {"view_chunk": 2, "memory": "low", "approximation": GlobalApproximation(2, 2, 1)}
+    geomtx.reconstruct(
+        tiny_model, torch.rand(5, 3, 28, 42), heads=("camera", "depth"), window=WindowPlan(3, 1), **options
+    )
+    assert seen == [RunOptions(**options)] * 2
 
 
 def test_an_approximation_without_windows(tiny_model):
@@ -220,7 +224,7 @@ def test_an_approximation_without_windows(tiny_model):
     exact = geomtx.reconstruct(tiny_model, views, **options).predictions.depth.value
     approximate = geomtx.reconstruct(tiny_model, views, approximation=GlobalApproximation(2), **options)
     with torch.no_grad():
-        expected = tiny_model(views, heads=("depth",), approximation=GlobalApproximation(2)).depth.value[0]
+        expected = predict(tiny_model, views, heads=("depth",), approximation=GlobalApproximation(2)).depth.value[0]
     torch.testing.assert_close(approximate.predictions.depth.value, expected)
     assert not torch.equal(expected, exact)
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geomtx.tracking.query_chunk import map_query_chunks, take_queries
+from geomtx.inference import track_in_chunks
+from geomtx.tracking.queries import take_queries
 from geomtx.types import Tracks, TrackWindows, VideoTracks
 
 
@@ -18,7 +19,7 @@ def fake_tracks(queries: Tensor) -> VideoTracks:
     return VideoTracks(Tracks(coords, plane, plane), windows)
 
 
-@pytest.mark.parametrize("query_chunk", [1, 2, 5, 9, None])
+@pytest.mark.parametrize("query_chunk", [1, 2, 5, 9])
 def test_chunks_are_put_together_in_order(query_chunk):
     queries = torch.rand(2, 5, 3)
     sizes = []
@@ -27,8 +28,8 @@ def test_chunks_are_put_together_in_order(query_chunk):
         sizes.append(chunk.shape[1])
         return fake_tracks(chunk)
 
-    ours, whole = map_query_chunks(track, queries, query_chunk), fake_tracks(queries)
-    assert max(sizes) == min(query_chunk or 5, 5)
+    ours, whole = track_in_chunks(track, queries, query_chunk), fake_tracks(queries)
+    assert max(sizes) == min(query_chunk, 5)
     for part, expected in zip((*ours.tracks, *ours.windows), (*whole.tracks, *whole.windows), strict=True):
         assert torch.equal(part, expected)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import geomtx
-from geomtx.models.config import HEAD_MODULES
+from geomtx.models.vggt.config import HEAD_MODULES
 from geomtx.training.heads import detach_heads, run_heads_in_float32
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import geomtx
-from geomtx.encoder.extra_views import ExtraViews
 from geomtx.layers.block import TransformerBlock
+from geomtx.models.nvs import NVSConfig, VGGTForNVS
 from geomtx.training.freezing import freeze
 from geomtx.training.recomputation import recompute_blocks
 
@@ -87,21 +87,23 @@ def test_asking_twice_is_asking_once(tiny_model: geomtx.VGGT, images: torch.Tens
     assert len(calls) == 20
 
 
-def test_isolated_views_are_recomputed_too(tiny_model: geomtx.VGGT, images: torch.Tensor):
-    encoder = tiny_model.encoder.double().train()
-    other = copy.deepcopy(encoder)
-    recompute_blocks(other)
-    extra = torch.randn(2, 4, 24, tiny_model.config.dim, dtype=torch.float64)
+def test_isolated_views_are_recomputed_too(images: torch.Tensor):
+    model = VGGTForNVS(NVSConfig.tiny(isolate_targets=True)).double().train()
+    other = copy.deepcopy(model)
+    recompute_blocks(other.encoder)
+    targets = geomtx.Cameras(
+        torch.eye(3, 4, dtype=torch.float64).expand(2, 4, 3, 4), 50 * torch.eye(3).double().expand(2, 4, 3, 3)
+    )
     kept, results = [], []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         kept[-1] += tensor.numel()
         return tensor
 
-    for each in (encoder, other):
+    for each in (model, other):
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            tokens = each(images.double(), extra_views=ExtraViews(extra, isolated=True)).layers[3]
+            tokens = each.encoder.collect(*each.embed(images.double(), targets)).layers[3]
         tokens.square().sum().backward()
         results.append([tokens.detach(), *(p.grad for p in each.parameters() if p.grad is not None)])
     for one, two in zip(*results, strict=True):

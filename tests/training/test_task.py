@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from geomtx.models.config import VGGTConfig
+from geomtx.models.vggt.config import VGGTConfig
 from geomtx.training import task as tasks
 from geomtx.training.config_file import load_config, parse_config, save_config
 from geomtx.training.loop import Trainer

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geomtx.key_table import unwrap_names
-from geomtx.models.config import HEAD_MODULES
 from geomtx.models.registry import LICENCES, find_weights
-from geomtx.models.vggt_keys import VGGT_KEYS
+from geomtx.models.vggt.config import HEAD_MODULES
+from geomtx.models.vggt.keys import VGGT_KEYS
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
 

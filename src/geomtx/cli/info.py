@@ -87,8 +87,7 @@ def _describe_attention(device: torch.device, installed: list[BackendName]) -> l
         found = [each.problem for each in times if each.problem is not None]
         if found:
             problems[name] = found[0]
-    # `reconstruct` doesn't measure on a CPU.
-    rows.append(["auto", *("sdpa" if on_cpu else fastest_backend(table) for table in tables)])
+    rows.append(["fastest", *(fastest_backend(table) for table in tables)])
     lines = [f"{first:<18}" + "".join(f"{each:>16}" for each in others) for first, *others in rows]
     lines.append(f"({str(dtype).removeprefix('torch.')}, {num_heads} heads of 64 channels)")
     lines += [f"{name} is not usable here: {problem}" for name, problem in problems.items()]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from geomtx.models.config import HeadName
     from geomtx.models.vggt import VGGT, VGGTConfig
+    from geomtx.models.vggt.config import HeadName
 
 __all__ = ["add_parser"]
 
@@ -176,7 +176,7 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
     """The model with the heads that are needed, and no others."""
     import torch
 
-    from geomtx.models.quantize import quantize_model
+    from geomtx.inference.quantize import quantize_model
     from geomtx.models.vggt import VGGT
 
     heads = _choose_heads(arguments, config.heads)

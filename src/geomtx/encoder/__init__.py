@@ -2,8 +2,6 @@
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
 from geomtx.encoder.conditioning import CameraConditioning
-from geomtx.encoder.extra_views import ExtraViews
-from geomtx.encoder.keys import GlobalApproximation
 from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
 from geomtx.encoder.special import SpecialTokens
 from geomtx.encoder.vit import VisionTransformer, ViTFeatures
@@ -12,8 +10,6 @@ __all__ = [
     "AlternatingEncoder",
     "Backbone",
     "CameraConditioning",
-    "ExtraViews",
-    "GlobalApproximation",
     "PatchEmbedding",
     "Scope",
     "SpecialTokens",

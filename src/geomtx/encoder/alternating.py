@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_floating, check_option, check_positive, check_shape
-from geomtx.encoder.chunks import EncoderChunks, check_blocks, embed_in_chunks, set_aside
-from geomtx.encoder.extra_views import ExtraViews, append_views, shift_tokens
-from geomtx.encoder.keys import GlobalApproximation, check_approximation, choose_keys
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
-from geomtx.encoder.scopes import Scope, ask_head_dim, check_order, scope_masks
+from geomtx.encoder.scopes import (
+    AcrossViews,
+    Attend,
+    AttentionTable,
+    Scope,
+    WithinViews,
+    ask_head_dim,
+    check_order,
+    mask_own_view,
+    number_blocks,
+)
 from geomtx.encoder.special import SpecialTokens
-from geomtx.layers.attention import KeySubset, key_mask
-from geomtx.layers.block import TransformerBlock
-from geomtx.layers.chunked import run_batch_in_chunks, run_in_chunks
+from geomtx.layers.attention import key_mask
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
-from geomtx.types import Bool, Float, Tokens
+from geomtx.types import Bool, EmbeddedViews, Float, Tokens
 
 __all__ = ["AlternatingEncoder", "Scope"]
 
 
 class AlternatingEncoder(nn.Module):
-    """A backbone a view, then blocks that attend within a view or across the views of a scene.
+    """A backbone on every view, then blocks that attend within a view or across the views of a scene.
 
-    Which block comes when, and over what it attends, is data. `order` is a sequence of layers, each a
-    sequence of scopes:
+    The order of the blocks, and what each attends to, is data. `order` is a sequence of layers, each a sequence of
+    scopes:
 
-    - "frame": the next of `frame_blocks`, each view by itself;
-    - "global": the next of `global_blocks`, all tokens of all views;
-    - "cross": the next of `global_blocks`, each view over the tokens of all other views.
+    - "frame": the next of `frame_blocks`, on each view by itself;
+    - "global": the next of `global_blocks`, on all tokens of all views;
+    - "cross": the next of `global_blocks`, where a view attends to the tokens of all other views.
 
-    The output of a layer is the outputs of its blocks side by side on the channels. VGGT is `(("frame", "global"),)`
-    times 24; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
+    The output of a layer is the concatenation of its blocks' outputs along the channels. VGGT is
+    `(("frame", "global"),) * 24`; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
+
+    `forward` is three steps, which can be called one by one: `embed` makes tokens of images, `attention` says how a
+    block of each scope is run, and `run` is the loop over the blocks. `geomtx.inference` runs the same loop with other
+    tables: a part of the tokens at a time, with fewer keys, or on several processes.
 
     Args:
-        backbone: Normalised images to patch tokens, see `Backbone`; `VisionTransformer` and `PatchEmbedding` are such
-            modules.
-        frame_blocks: Modules `block(x, rope=, mask=)`, for instance `TransformerBlock`, in order of use.
-        global_blocks: Likewise.
-        order: See above; None = ("frame", "global") for every pair of blocks.
-        taps: Indices of the layers whose output the heads read; None = all.
-        num_registers: Register tokens a view, beside the camera token.
-        special_std: Of the first camera and register tokens.
-        head_dim: Of the blocks' attention, for the rotary table; None = ask the first block's `attention.head_dim`.
-        rope_base: Of the rotary positions; None = no positions beyond the backbone's.
+        backbone: Module that makes patch tokens of normalised images, see `Backbone`; for instance `VisionTransformer`
+            or `PatchEmbedding`.
+        frame_blocks: Modules called as `block(x, rope=…, mask=…)`, for instance `TransformerBlock`, in order of use.
+        global_blocks: Modules of the same kind, for the scopes "global" and "cross".
+        order: Layers of scopes, see above; defaults to `("frame", "global")` for every pair of blocks.
+        taps: Indices of the layers that the heads read; defaults to all layers.
+        num_registers: Number of register tokens of a view, beside its camera token.
+        special_std: Standard deviation of the initial camera and register tokens.
+        head_dim: Number of channels of an attention head, for the rotary table; defaults to the first block's
+            `attention.head_dim`.
+        rope_base: Base of the rotary positions; None for no positions beyond the backbone's.
 
     Raises:
-        ValueError: If `order` doesn't use up the blocks exactly, or a tap is not a layer.
+        ValueError: If `order` doesn't use every block once, the backbone's width is not the blocks', or a tap is not a
+            layer.
     """
 
     def __init__(
@@ -77,6 +89,11 @@ class AlternatingEncoder(nn.Module):
         self.head_dim = head_dim
         self.rope_base = rope_base
         check_order(self.order, len(self.frame_blocks), len(self.global_blocks))
+        self._numbered_order = number_blocks(self.order)
+        for block in (*self.frame_blocks, *self.global_blocks):
+            width = getattr(getattr(block, "attention", None), "dim", backbone.dim)
+            if width != backbone.dim:
+                raise ValueError(f"blocks must be as wide as the backbone, {backbone.dim} channels, got {width}")
         for tap in self.taps:
             check_option("tap", tap, range(len(self.order)))
 
@@ -86,130 +103,151 @@ class AlternatingEncoder(nn.Module):
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         taps: tuple[int, ...] | None = None,
-        approximation: GlobalApproximation | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
         patch_shift: Float[Tensor, "*batch s p c"] | None = None,
-        extra_views: ExtraViews | None = None,
     ) -> Tokens:
-        """Encode scenes.
+        """Encode the views of scenes.
 
         Args:
-            images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene; the first view is the reference.
-            patch_mask: (B, S, H/patch, W/patch) bool, True = takes part. The others are keys to nothing, and nothing
-                of their content is read; a view without any patch drops out with its special tokens.
-            taps: Keep these layers in place of the encoder's taps; nothing after the last of them is computed.
-            approximation: What global blocks may leave out; None = nothing. Not with the scope "cross".
-            camera_shift: (B, S, C), added to the camera tokens: what is known of the cameras, see `CameraConditioning`.
-            patch_shift: (B, S, patches, C), added to the patches' tokens: what is known of them beside their image.
-            extra_views: Views that are tokens already; the result has them after the images' views. Not with an
-                approximation.
+            images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; the first view is the reference.
+            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; defaults to all. The others are keys to
+                no token, and nothing of their content is read; a view without any valid patch drops out with its
+                special tokens.
+            taps: Layers to keep; defaults to the encoder's `taps`. Nothing after the last of them is computed.
+            camera_shift: Vectors added to the camera tokens, (B, S, C), see `CameraConditioning`; defaults to none.
+            patch_shift: Vectors added to the patch tokens, (B, S, patches, C); defaults to none.
+
+        Returns:
+            The tapped layers.
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, a tap that is no layer, an
-                approximation that these blocks can't take, or isolated views in blocks of scope "cross".
+            ValueError: For other shapes, sides that are no multiples of the patch, or a tap that is no layer.
         """
-        tokens, layers = self.stream(
-            images,
-            patch_mask=patch_mask,
-            taps=taps,
-            approximation=approximation,
-            camera_shift=camera_shift,
-            patch_shift=patch_shift,
-            extra_views=extra_views,
-        )
-        # A function's arguments are let go when it returns, a loop's variables only when they are assigned again.
+        taps = self.check_taps(taps)
+        views = self.embed(images, patch_mask=patch_mask, camera_shift=camera_shift, patch_shift=patch_shift)
+        tokens, layers = views.without_layers(), self.run(views.x, self.attention(views), taps)
+        del views  # the blocks' first input need not outlive the first block
         return tokens._replace(layers=dict(map(_join, layers)))
 
-    def stream(
+    def embed(
         self,
         images: Float[Tensor, "*batch s 3 h w"],
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
-        taps: tuple[int, ...] | None = None,
-        approximation: GlobalApproximation | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
         patch_shift: Float[Tensor, "*batch s p c"] | None = None,
-        extra_views: ExtraViews | None = None,
-        chunks: EncoderChunks | None = None,
-    ) -> tuple[Tokens, Iterator[tuple[int, tuple[Tensor, ...]]]]:
-        """Encode scenes and hand out every tapped layer when it is reached, so that it need not be kept.
+        extra_patches: Float[Tensor, "*batch t p c"] | None = None,
+        first_view: int = 0,
+        each_view: Callable[..., Tensor] | None = None,
+    ) -> EmbeddedViews:
+        """Make tokens of images: the backbone's patch tokens, with camera and register tokens before them.
 
         Args:
-            images: As for `forward`. With `chunks` they may be on another device than the model and in another
-                precision: views come over as they are needed.
+            images: As for `forward`.
             patch_mask: As for `forward`.
-            taps: As for `forward`.
-            approximation: As for `forward`.
             camera_shift: As for `forward`.
             patch_shift: As for `forward`.
-            extra_views: As for `forward`; not with `chunks`.
-            chunks: Work on some views or tokens at a time, without gradients; None = all at once.
-
-        Returns:
-            `Tokens` without layers; and an iterator of (index, outputs of the layer's blocks), (B, S, P, C) each, whose
-            concatenation is the layer. With `chunks` they hold only until the next is asked for, and all but the last
-            are on `chunks.device`.
+            extra_patches: Patch tokens of further views, (B, T, patches, C), on the same grid; for instance rays of
+                views without an image. They follow the images' views, with the special tokens of views that aren't the
+                first. Defaults to none.
+            first_view: Index in its scene of the first image.
+            each_view: How a function of single views is called, `each_view(function, images (B·S, …), mask (B·S, …))`;
+                defaults to one call with all views.
 
         Raises:
-            ValueError: As `forward`; with `chunks`, for blocks that are no `TransformerBlock`.
+            ValueError: For other shapes, sides that are no multiples of the patch, or no view.
         """
         images = images[None] if images.ndim == 4 else images
         check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         check_floating("images", images)
         check_positive("number of views", images.shape[1])
-        taps = self.taps if taps is None else taps
-        for tap in taps:
-            check_option("tap", tap, range(len(self.order)))
-        if approximation is not None:
-            self._check_approximation(approximation)
         image_hw = (images.shape[-2], images.shape[-1])
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
         patch_mask = self._check_mask(patch_mask, images, grid_hw)
-        mask = None if patch_mask is None else self.token_mask(patch_mask)
-        if extra_views is not None:
-            self._check_extra_views(extra_views, approximation, chunks)
-        if chunks is None:
-            patches = self._embed(images.flatten(0, 1), None if patch_mask is None else patch_mask.flatten(0, 1))
-            patches = patches.unflatten(0, images.shape[:2])
-            x = self.special(patches if extra_views is None else append_views(patches, extra_views))
-        else:
-            check_blocks((*self.frame_blocks, *self.global_blocks))
-            x = embed_in_chunks(self._embed, self.special, images, patch_mask, chunks.views)
-        if camera_shift is not None:
-            camera_shift = camera_shift[None] if camera_shift.ndim == 2 else camera_shift
-            check_shape("camera_shift", camera_shift, (*images.shape[:2], x.shape[-1]))
-            x = shift_tokens(x, camera_shift[:, :, None], 0)
+        of_view = None if patch_mask is None else patch_mask.flatten(0, 1)
+        patches = (each_view or _call)(self._embed_patches, images.flatten(0, 1), of_view)
+        patches = patches.unflatten(0, images.shape[:2])
         if patch_shift is not None:
             patch_shift = patch_shift[None] if patch_shift.ndim == 3 else patch_shift
-            check_shape("patch_shift", patch_shift, (*images.shape[:2], grid_hw[0] * grid_hw[1], x.shape[-1]))
-            x = shift_tokens(x, patch_shift, self.special.num_tokens)
-        num_extra = x.shape[1] - images.shape[1]
-        if mask is not None and num_extra:
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], num_extra, mask.shape[2])], dim=1)
-        num_apart = num_extra if extra_views is not None and extra_views.isolated else 0
-        layers = self._run_blocks(x, mask, grid_hw, taps, approximation or GlobalApproximation(), chunks, num_apart)
-        return Tokens({}, self.special.num_tokens, image_hw, grid_hw, mask), layers
+            check_shape("patch_shift", patch_shift, tuple(patches.shape))
+            patches = patches + patch_shift.to(patches.dtype)
+        if extra_patches is not None:
+            patches = _append(patches, extra_patches)
+        if camera_shift is not None:
+            camera_shift = camera_shift[None] if camera_shift.ndim == 2 else camera_shift
+            check_shape("camera_shift", camera_shift, (*images.shape[:2], patches.shape[-1]))
+        x = self.special(patches, first_view=first_view, camera_shift=camera_shift)
+        mask = None
+        if patch_mask is not None:
+            mask = self._mask_tokens(patch_mask)
+            mask = nn.functional.pad(mask, (0, 0, 0, x.shape[1] - mask.shape[1]), value=True)
+        return EmbeddedViews(x, self.special.num_tokens, image_hw, grid_hw, mask, first_view)
 
-    def _check_approximation(self, approximation: GlobalApproximation) -> None:
-        check_approximation(approximation, len(self.global_blocks))
+    def attention(self, views: EmbeddedViews) -> dict[Scope, Attend]:
+        """Return how a block of each scope is run on these views: plainly, on all their tokens at once."""
+        rope = self.rotary_table(views)
+        of_scene = None if rope is None else rope.repeat(views.x.shape[1])
+        mask = None if views.mask is None else key_mask(views.mask.flatten(0, 1))
+        scene_mask = None if views.mask is None else key_mask(views.mask.flatten(1, 2))
+        table: dict[Scope, Attend] = {"frame": WithinViews(rope, mask), "global": AcrossViews(of_scene, scene_mask)}
         if any("cross" in layer for layer in self.order):
-            raise ValueError(f"approximation must be None with the scope 'cross', got {approximation}")
-        if approximation.num_key_views is not None or approximation.stride > 1:
-            check_blocks(self.global_blocks)
+            table["cross"] = AcrossViews(of_scene, mask_own_view(views.x, views.mask))
+        return table
 
-    def _check_extra_views(self, extra_views: ExtraViews, approximation: object, chunks: object) -> None:
-        if approximation is not None or chunks is not None:
-            raise ValueError("extra_views must be None with an approximation or chunks, got some")
-        if extra_views.isolated:
-            check_blocks(self.global_blocks, "isolated views")
-            if any("cross" in layer for layer in self.order):
-                raise ValueError("extra_views must not be isolated with the scope 'cross', got isolated=True")
+    def run(
+        self,
+        x: Float[Tensor, "b s p c"],
+        attend: AttentionTable,
+        taps: tuple[int, ...],
+        *,
+        keep: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run the blocks: x ← attention(x) over each layer's scopes in turn.
 
-    def _embed(self, images: Tensor, patch_mask: Tensor | None) -> Tensor:
-        return self.backbone(normalize_images(images), patch_mask)
+        Args:
+            x: Tokens, (B, S, P, C).
+            attend: How a block of each scope is run, for instance `attention(views)`.
+            taps: Layers to yield.
+            keep: Applied to the output of a block that another block of the same tapped layer follows; defaults to
+                the identity. Where blocks write over their input, it makes the copy that waits.
+
+        Yields:
+            Index and block outputs, (B, S, P, C) each, of every tapped layer when it is reached.
+        """
+        for index, layer in enumerate(self._numbered_order[: max(taps, default=-1) + 1]):
+            outputs = []
+            for place, (scope, number) in enumerate(layer):
+                block = (self.frame_blocks if scope == "frame" else self.global_blocks)[number]
+                x = attend[scope](number, block, x)
+                if index in taps:
+                    outputs.append(x if keep is None or place == len(layer) - 1 else keep(x))
+            if index in taps:
+                yield index, outputs
+
+    def collect(self, views: EmbeddedViews, attend: AttentionTable, taps: tuple[int, ...] | None = None) -> Tokens:
+        """Run the blocks and keep the tapped layers; arguments as for `run`, `taps` defaults to the encoder's."""
+        layers = self.run(views.x, attend, self.taps if taps is None else taps)
+        return views.without_layers()._replace(layers=dict(map(_join, layers)))
+
+    def check_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Return `taps`, or the encoder's for None; ValueError for one that is no layer."""
+        for tap in taps or ():
+            check_option("tap", tap, range(len(self.order)))
+        return self.taps if taps is None else taps
+
+    def rotary_table(self, views: EmbeddedViews) -> RotaryTable | None:
+        """Return the rotary table of the tokens of a view, in float32 or better; None without rotary positions."""
+        if self.rope_base is None or self.head_dim is None:
+            return None
+        positions = grid_positions(views.grid_hw, views.num_special, views.x.device)
+        dtype = torch.promote_types(views.x.dtype, torch.float32)
+        return rotary_table(positions, self.head_dim, base=self.rope_base, dtype=dtype)
+
+    def _embed_patches(self, images: Tensor, patch_mask: Tensor | None, **options: Any) -> Tensor:
+        return self.backbone(normalize_images(images), patch_mask, **options)
 
     def _check_mask(self, mask: Tensor | None, images: Tensor, grid_hw: tuple[int, int]) -> Tensor | None:
-        """Shape the patch mask to (B, S, P)."""
+        """Return the mask of patches as (B, S, patches)."""
         if mask is None:
             return None
         if mask.dtype != torch.bool:
@@ -218,81 +256,25 @@ class AlternatingEncoder(nn.Module):
         check_shape("patch_mask", mask, (images.shape[0], images.shape[1], *grid_hw))
         return mask.flatten(2)
 
-    def token_mask(self, patch_mask: Bool[Tensor, "b s patches"]) -> Bool[Tensor, "b s p"]:
-        """(B, S, patches) → (B, S, P): special tokens take part where any patch of their view does."""
+    def _mask_tokens(self, patch_mask: Tensor) -> Tensor:
+        """(B, S, patches) → (B, S, P): special tokens are valid where any patch of their view is."""
         special = patch_mask.any(dim=-1, keepdim=True).expand(-1, -1, self.special.num_tokens)
         return torch.cat([special, patch_mask], dim=-1)
 
-    def _run_blocks(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        grid_hw: tuple[int, int],
-        taps: tuple[int, ...],
-        approximation: GlobalApproximation,
-        chunks: EncoderChunks | None,
-        num_apart: int = 0,
-    ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Yield (index, outputs) of every tapped layer, up to the last."""
-        ropes, masks = self._tables(x, grid_hw), scope_masks(self.order, x, mask)
-        keys = choose_keys(
-            x, approximation, num_special=self.special.num_tokens, grid_hw=grid_hw, rope=ropes["frame"], mask=mask
-        )
-        if keys is not None and mask is not None:
-            masks["global"] = key_mask(mask.flatten(1).gather(1, keys.tokens))
-        num_local = approximation.num_local_layers
-        blocks = {"frame": iter(self.frame_blocks), "global": iter(self.global_blocks)}
-        for index, layer in enumerate(self.order[: max(taps, default=-1) + 1]):
-            outputs: list[Tensor] = []
-            for scope in layer:
-                block = next(blocks["frame" if scope == "frame" else "global"])
-                if scope == "global" and num_local > 0:
-                    scope, num_local = "frame", num_local - 1
-                if chunks is not None and outputs:
-                    outputs[-1] = set_aside(outputs[-1], chunks.device)  # the next block writes over it
-                if scope == "global" and num_apart:
-                    assert isinstance(block, TransformerBlock)
-                    x = block.attend_apart(x, num_apart, rope=ropes["frame"], mask=mask)
-                else:
-                    chosen = keys if scope == "global" else None
-                    x = self._run_block(block, x, scope, ropes[scope], masks[scope], chosen, chunks)
-                if index in taps:
-                    outputs.append(x)
-            if index in taps:
-                yield index, tuple(outputs)
 
-    def _run_block(
-        self,
-        block: nn.Module,
-        x: Tensor,
-        scope: Scope,
-        rope: RotaryTable | None,
-        mask: Tensor | None,
-        keys: KeySubset | None,
-        chunks: EncoderChunks | None,
-    ) -> Tensor:
-        num_scenes, num_views = x.shape[:2]
-        merged = x.flatten(0, 1) if scope == "frame" else x.flatten(1, 2)
-        if chunks is None:
-            # Blocks of other classes need not know of keys.
-            merged = block(merged, rope=rope, mask=mask, **({} if keys is None else {"keys": keys}))
-            return merged.unflatten(*((0, (num_scenes, num_views)) if scope == "frame" else (1, (num_views, -1))))
-        if scope == "frame":
-            run_batch_in_chunks(block, merged, chunks.views, rope=rope, mask=mask)
-        else:
-            assert isinstance(block, TransformerBlock)
-            run_in_chunks(block, merged, chunks.tokens, rope=rope, mask=mask, keys=keys)
-        return x
-
-    def _tables(self, x: Tensor, grid_hw: tuple[int, int]) -> dict[Scope, RotaryTable | None]:
-        if self.rope_base is None or self.head_dim is None:
-            return {"frame": None, "global": None, "cross": None}
-        positions = grid_positions(grid_hw, self.special.num_tokens, x.device)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        of_view = rotary_table(positions, self.head_dim, base=self.rope_base, dtype=dtype)
-        of_scene = of_view.repeat(x.shape[1])
-        return {"frame": of_view, "global": of_scene, "cross": of_scene}
+def _call(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    return function(*args)
 
 
-def _join(layer: tuple[int, tuple[Tensor, ...]]) -> tuple[int, Tensor]:
+def _join(layer: tuple[int, list[Tensor]]) -> tuple[int, Tensor]:
+    """Concatenate a layer's outputs; used with `map`, which holds no layer while the next is computed."""
     return layer[0], torch.cat(layer[1], dim=-1)
+
+
+def _append(patches: Tensor, extra: Tensor) -> Tensor:
+    """(B, S, patches, C) → (B, S + T, patches, C)."""
+    extra = extra[None] if extra.ndim == 3 else extra
+    check_shape("extra_patches", extra, (patches.shape[0], "T", *patches.shape[2:]))
+    if extra.shape[1] == 0:
+        raise ValueError("extra_patches must be of at least one view, got 0")
+    return torch.cat([patches, extra.to(patches.dtype)], dim=1)

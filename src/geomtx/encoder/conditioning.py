@@ -1,4 +1,4 @@
-"""What is known of the cameras, told to an encoder that does without."""
+"""Conditioning of an encoder on known cameras."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ NUM_SCALES = 2
 
 
 class CameraConditioning(nn.Module):
-    """Known poses and intrinsics as something to add to the camera tokens: `encoder(images, camera_shift=…)`.
+    """Vectors of known poses and intrinsics, to add to the camera tokens: `encoder(images, camera_shift=…)`.
 
-    A camera is eleven numbers: its pose encoding (9, see `geomtx.encode_pose`) and two that say how long the unit of
-    its translation is, log(1 + d) for the largest and for the mean distance d of the scene's known camera centres from
-    the first view's. Linear, SiLU, Linear make the shift of them. The last layer starts at zero, so that a model begins
-    as the one without.
+    A camera is eleven numbers: its pose encoding (9, see `geomtx.encode_pose`) and two for the scale of its
+    translation, log(1 + d) for the largest and for the mean distance d of the scene's known camera centres from the
+    first view's. Linear, SiLU, Linear make the vector of them. The last layer starts at zero, so that a model starts
+    unconditioned.
 
     Args:
-        dim: Width C of the tokens.
-        hidden_dim: Between the two layers; None = `dim`.
-        drop: Share of the scenes, or views, whose cameras are withheld in training mode, so that the model still does
-            without. They get no shift, as views of unknown camera.
-        drop_by: "scene" or "view".
+        dim: Number of channels C of the tokens.
+        hidden_dim: Number of channels between the two layers; defaults to `dim`.
+        drop: Share of the scenes, or views, whose cameras are withheld in training mode, 0 to 1, so that the model
+            keeps working without cameras. Their vectors are zero, as those of views of unknown camera.
+        drop_by: What is withheld together: all views of a "scene", or each "view" by itself.
 
     Raises:
         ValueError: For a share outside 0 … 1 or another `drop_by`.
 
-    Source: LagerNVS withholds them by scene with p = 0.4. Which two numbers of scale it takes isn't published.
+    Source: LagerNVS withholds cameras by scene with probability 0.4. Its two numbers of scale are not published.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class CameraConditioning(nn.Module):
     def forward(
         self, cameras: Cameras, image_hw: tuple[int, int], mask: Bool[Tensor, "b s"] | None = None
     ) -> Float[Tensor, "b s c"]:
-        """The shift of every view's camera token.
+        """Return the vector to add to every view's camera token.
 
         Args:
-            cameras: (B, S, 3, 4) and (B, S, 3, 3), in the frame of the first view and the unit that the model is
-                trained with, see `geomtx.normalize_scene` and `geomtx.geometry.relate_cameras`.
-            image_hw: Height and width of the images that the intrinsics belong to, pixels.
-            mask: (B, S), True = the camera is known; what the others hold is not read. None = all are.
+            cameras: Cameras, (B, S, 3, 4) and (B, S, 3, 3), in the frame of the first view and the unit that the model
+                is trained with, see `geomtx.normalize_scene` and `geomtx.geometry.relate_cameras`.
+            image_hw: Height and width in pixels of the images that the intrinsics belong to.
+            mask: Which cameras are known, (B, S) bool; the others are not read. Defaults to all.
 
         Returns:
             (B, S, C), exactly 0 for views of unknown or withheld camera.
@@ -88,7 +88,7 @@ class CameraConditioning(nn.Module):
         return torch.where(mask[..., None], shift, 0.0)
 
     def _describe(self, cameras: Cameras, image_hw: tuple[int, int], mask: Tensor) -> Tensor:
-        """Eleven numbers a view, finite for unknown cameras too."""
+        """Return eleven numbers of every view, finite for unknown cameras too."""
         identity = torch.eye(3, 4, dtype=cameras.cam_from_world.dtype, device=mask.device)
         known = mask[..., None, None]
         poses = torch.where(known, cameras.cam_from_world, identity)
@@ -100,12 +100,12 @@ class CameraConditioning(nn.Module):
         return torch.cat([encoding, scales.expand(-1, mask.shape[1], -1)], dim=-1)
 
     def extra_repr(self) -> str:
-        """What is withheld."""
+        """Return what is withheld, for `repr`."""
         return f"drop={self.drop}, drop_by={self.drop_by}"
 
 
 def withhold(mask: Bool[Tensor, "b s"], drop: float, *, by: Literal["scene", "view"] = "scene") -> Bool[Tensor, "b s"]:
-    """The mask without a share of its scenes, or views, drawn at random."""
+    """Return the mask without a share of its scenes, or views, drawn at random."""
     if drop == 0:
         return mask
     shape = mask.shape if by == "view" else (mask.shape[0], 1)

@@ -1,26 +1,97 @@
-"""Over what the blocks of an alternating encoder attend."""
+"""Scopes of attention: what the tokens of a view attend to, and the table that an encoder's loop of blocks asks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.layers.attention import key_mask
+from geomtx.layers.rope import RotaryTable
 
-__all__ = ["Scope", "ask_head_dim", "check_order", "scope_masks"]
+__all__ = [
+    "AcrossViews",
+    "Attend",
+    "AttentionTable",
+    "Scope",
+    "WithinViews",
+    "ask_head_dim",
+    "check_order",
+    "mask_own_view",
+    "number_blocks",
+]
 
 Scope = Literal["frame", "global", "cross"]
 
+Attend = Callable[[int, nn.Module, Tensor], Tensor]
+"""How a block is run on the tokens of scenes: (number of the block, block, tokens (B, S, P, C)) → tokens."""
+
+AttentionTable = Mapping[Scope, Attend]
+"""Scope → how blocks of that scope are run."""
+
+
+class WithinViews(NamedTuple):
+    """Run a block on every view by itself: the scope "frame".
+
+    Attributes:
+        rope: Rotary table of the P tokens of a view; None for none.
+        mask: Attention mask with views as the batch, (B·S, 1, 1, P); None for none.
+    """
+
+    rope: RotaryTable | None
+    mask: Tensor | None
+
+    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+        """Return the tokens (B, S, P, C) after the block."""
+        num_views = x.shape[1]
+        x = block(rearrange(x, "b s p c -> (b s) p c"), rope=self.rope, mask=self.mask)
+        return rearrange(x, "(b s) p c -> b s p c", s=num_views)
+
+
+class AcrossViews(NamedTuple):
+    """Run a block on all tokens of a scene as one sequence: the scopes "global" and, with its mask, "cross".
+
+    Attributes:
+        rope: Rotary table of the S·P tokens of a scene; None for none.
+        mask: Attention mask, broadcastable to (B, 1, S·P, S·P); None for none.
+    """
+
+    rope: RotaryTable | None
+    mask: Tensor | None
+
+    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+        """Return the tokens (B, S, P, C) after the block."""
+        num_views = x.shape[1]
+        x = block(rearrange(x, "b s p c -> b (s p) c"), rope=self.rope, mask=self.mask)
+        return rearrange(x, "b (s p) c -> b s p c", s=num_views)
+
+
+def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the attention mask of the scope "cross", broadcastable to (B, 1, S·P, S·P).
+
+    A token attends to the valid tokens of all other views; where there are none, to all valid tokens.
+
+    Args:
+        x: Tokens, (B, S, P, C).
+        mask: Which tokens are valid, (B, S, P) bool; None for all.
+    """
+    view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
+    others = (view[:, None] != view)[None, None]
+    valid = None if mask is None else key_mask(mask.flatten(1, 2))
+    allowed = others if valid is None else others & valid
+    fallback = torch.ones_like(others) if valid is None else valid
+    return torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
+
 
 def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global: int) -> None:
-    """Require an order that uses up so many blocks.
+    """Require an order of scopes that uses every block once.
 
     Raises:
-        ValueError: Otherwise, or for an unknown scope.
+        ValueError: If it doesn't, or for an unknown scope.
     """
     scopes = [scope for layer in order for scope in layer]
     for scope in scopes:
@@ -33,23 +104,21 @@ def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global
         )
 
 
-def scope_masks(order: tuple[tuple[Scope, ...], ...], x: Tensor, mask: Tensor | None) -> dict[Scope, Tensor | None]:
-    """Attention masks of tokens (B, S, P, C), of which `mask` (B, S, P) says which take part."""
-    masks: dict[Scope, Tensor | None] = {"frame": None, "global": None, "cross": None}
-    if mask is not None:
-        masks["frame"], masks["global"] = key_mask(mask.flatten(0, 1)), key_mask(mask.flatten(1, 2))
-    if any("cross" in layer for layer in order):
-        view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
-        others = (view[:, None] != view)[None, None]
-        allowed = others if masks["global"] is None else others & masks["global"]
-        # A view without others to look at looks at everything that takes part.
-        fallback = torch.ones_like(others) if masks["global"] is None else masks["global"]
-        masks["cross"] = torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
-    return masks
+def number_blocks(order: tuple[tuple[Scope, ...], ...]) -> tuple[tuple[tuple[Scope, int], ...], ...]:
+    """Return `order` with the index of every scope's block in its list, frame and global blocks counted apart."""
+    used = {True: 0, False: 0}
+    numbered = []
+    for layer in order:
+        blocks = []
+        for scope in layer:
+            blocks.append((scope, used[scope == "frame"]))
+            used[scope == "frame"] += 1
+        numbered.append(tuple(blocks))
+    return tuple(numbered)
 
 
 def ask_head_dim(blocks: Iterable[nn.Module]) -> int:
-    """The head dimension of the first block that has an `attention.head_dim`.
+    """Return the head dimension of the first block that has an `attention.head_dim`.
 
     Raises:
         ValueError: If none has.

@@ -11,42 +11,51 @@ __all__ = ["SpecialTokens"]
 
 
 class SpecialTokens(nn.Module):
-    """One camera token and some registers a view; the first view has its own set, which makes it the reference.
+    """A camera token and some register tokens for every view; the first view of a scene, its reference, has its own.
 
     Args:
-        dim: Width C.
-        num_registers: Register tokens a view.
-        std: Of the first tokens.
-
-    Attributes:
-        first_view: Index in its scene of the first view that is given; above 0 where another process holds the first.
+        dim: Number of channels C of the tokens.
+        num_registers: Number of register tokens of a view.
+        std: Standard deviation of the initial tokens.
     """
 
     def __init__(self, dim: int, *, num_registers: int = 4, std: float = 1e-2) -> None:
         super().__init__()
         self.std = std
         self.num_tokens = 1 + num_registers
-        self.first_view = 0
         self.camera = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, 2, num_registers, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tokens.
+        """Draw the initial tokens.
 
-        Larger than what a block adds, they would hide the pictures; much smaller, the first view would soon look like
-        the others.
+        Tokens much larger than what a block adds would hide the images; much smaller ones would not tell the first
+        view from the others.
         """
         nn.init.normal_(self.camera, std=self.std)
         nn.init.normal_(self.registers, std=self.std)
 
-    def forward(self, patches: Float[Tensor, "b s p c"]) -> Float[Tensor, "b s p2 c"]:
-        """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C)."""
-        special = self.tokens(patches.shape[1]).to(patches.dtype)
-        return torch.cat([special.expand(patches.shape[0], -1, -1, -1), patches], dim=2)
+    def forward(
+        self,
+        patches: Float[Tensor, "b s p c"],
+        *,
+        first_view: int = 0,
+        camera_shift: Float[Tensor, "b s2 c"] | None = None,
+    ) -> Float[Tensor, "b s p2 c"]:
+        """Put the special tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C).
 
-    def tokens(self, num_views: int) -> Float[Tensor, "1 s p c"]:
-        """The special tokens of so many views, (1, S, num_tokens, C)."""
+        Args:
+            patches: Patch tokens, (B, S, P, C).
+            first_view: Index in its scene of the first of these views; above 0 where other processes hold earlier ones.
+            camera_shift: Vectors added to the camera tokens of the first S' views, (B, S', C); defaults to none.
+        """
+        num_scenes, num_views = patches.shape[:2]
         # Which set a view takes: 0 for the first, 1 for all others; an index, so that one program serves any S.
-        kind = torch.arange(self.first_view, self.first_view + num_views, device=self.camera.device).clamp(max=1)
-        return torch.cat([self.camera, self.registers], dim=2)[:, kind]
+        kind = torch.arange(first_view, first_view + num_views, device=self.camera.device).clamp(max=1)
+        special = torch.cat([self.camera, self.registers], dim=2)[:, kind].to(patches.dtype)
+        special = special.expand(num_scenes, -1, -1, -1)
+        if camera_shift is not None:
+            missing = (0, 0, 0, self.num_tokens - 1, 0, num_views - camera_shift.shape[1])
+            special = special + nn.functional.pad(camera_shift.to(patches.dtype)[:, :, None], missing)
+        return torch.cat([special, patches], dim=2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ from geomtx.types import Bool, Float
 
 __all__ = ["ViTFeatures", "VisionTransformer"]
 
-_POSITION_SCALE = 0.3  # of the first positions: less than a patch's content
+_POSITION_SCALE = 0.3  # initial positions are weaker than the content of a patch
 
 
 class ViTFeatures(NamedTuple):
@@ -31,20 +33,21 @@ class ViTFeatures(NamedTuple):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token and registers through pre-norm blocks. Usable as the backbone of an `AlternatingEncoder`.
+    """Pre-norm transformer blocks on patch tokens, a class token and register tokens.
 
-    The position table is learned on one square grid and resized, in float32, to the grid of the images.
+    Usable as the backbone of an `AlternatingEncoder`. The position table is learned on one square grid and resized, in
+    float32, to the grid of the images.
 
     Args:
-        dim: Width C.
+        dim: Number of channels C of the tokens.
         depth: Number of blocks.
-        num_heads: Heads of each.
-        patch_size: Pixels.
-        image_size: Side of the square images that the position table is for, pixels.
-        num_registers: Register tokens, which have no position.
-        mlp_ratio: Of the blocks.
-        layer_scale: Initial factor of the blocks' branches.
-        backend: See `geomtx.layers.backends`.
+        num_heads: Number of attention heads of each block.
+        patch_size: Side of a patch in pixels.
+        image_size: Side in pixels of the square images that the position table is for.
+        num_registers: Number of register tokens, which have no position.
+        mlp_ratio: Number of hidden channels of the blocks' MLPs, divided by `dim`.
+        layer_scale: Initial factor of the blocks' residual branches.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     unused_parameters = ("mask_token",)
@@ -73,7 +76,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
         self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
-        # Part of published checkpoints, of no use here: kept without a gradient, so that DDP doesn't wait for one.
+        # Part of published checkpoints and never used: without a gradient, so that DDP doesn't wait for one.
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -85,11 +88,13 @@ class VisionTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the learned tokens and start the positions (the layers inside draw theirs themselves).
+        """Draw the initial tokens and positions; the layers inside initialise themselves.
 
-        The positions start as waves of a quarter of the table to four tables: places that are already told apart need
-        not be learned first, which in small models takes most of the time.
+        Positions start as sine waves with periods from a quarter of the table to four tables, so that small models
+        need not spend most of their training on telling positions apart.
         """
+        if self.position_table.is_meta:
+            return  # values come later, and computing on the meta device makes torch import its compiler
         for parameter in (self.cls_token, self.registers, self.position_table):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -101,19 +106,29 @@ class VisionTransformer(nn.Module):
                 self.position_table[0, 1:] = _POSITION_SCALE * signal.flatten(1).T
 
     def forward(
-        self, images: Float[Tensor, "n 3 h w"], patch_mask: Bool[Tensor, "n p"] | None = None
+        self,
+        images: Float[Tensor, "n 3 h w"],
+        patch_mask: Bool[Tensor, "n p"] | None = None,
+        *,
+        run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
     ) -> Float[Tensor, "n p c"]:
-        """Normed patch tokens, row by row; see `forward_features`."""
-        return self.forward_features(images, patch_mask).patches
+        """Return the normed patch tokens, row by row; arguments as for `forward_features`."""
+        return self.forward_features(images, patch_mask, run_block=run_block).patches
 
     def forward_features(
-        self, images: Float[Tensor, "n 3 h w"], patch_mask: Bool[Tensor, "n p"] | None = None
+        self,
+        images: Float[Tensor, "n 3 h w"],
+        patch_mask: Bool[Tensor, "n p"] | None = None,
+        *,
+        run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
     ) -> ViTFeatures:
-        """All normed tokens.
+        """Return all normed tokens.
 
         Args:
-            images: (N, 3, H, W), normalised, H and W multiples of the patch size.
-            patch_mask: (N, P) bool, True = takes part; the others are no keys in any attention.
+            images: Normalised images, (N, 3, H, W), H and W multiples of the patch size.
+            patch_mask: Which patches are valid, (N, P) bool; the others are no keys in any attention. Defaults to all.
+            run_block: Function from a block to what is called in its place, with the same result; for instance with
+                gradient checkpointing. Defaults to the block itself.
 
         Raises:
             ValueError: For other sizes.
@@ -126,15 +141,15 @@ class VisionTransformer(nn.Module):
         x = torch.cat([*special, patches + positions], dim=1)
         mask = None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = (block if run_block is None else run_block(block))(x, mask=mask)
         x = self.norm(x)
         return ViTFeatures(x[:, 0], x[:, 1:start], x[:, start:])
 
     def _positions(self, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Position of the class token (1, 1, C) and of the patches (1, P, C)."""
+        """Return the positions of the class token (1, 1, C) and of the patches (1, P, C)."""
         table = at_least_float32(self.position_table)
-        square = table[:, 1:].unflatten(1, (self.table_side, self.table_side)).movedim(-1, 1)
-        # On the table's own grid this is the identity, to the last bit: every filter weight is 0 or 1.
+        square = rearrange(table[:, 1:], "1 (r q) c -> 1 c r q", r=self.table_side)
+        # On the table's own grid this is the identity, bit for bit: every filter weight is 0 or 1.
         resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False, antialias=True)
         dtype = self.position_table.dtype
-        return table[:, :1].to(dtype), resized.flatten(2).transpose(1, 2).to(dtype)
+        return table[:, :1].to(dtype), rearrange(resized, "1 c r q -> 1 (r q) c").to(dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -17,22 +20,24 @@ from geomtx.types import Bool, CameraPrediction, Float, Tokens
 
 __all__ = ["CameraHead"]
 
+Attend = Callable[[int, nn.Module, Tensor], Tensor]
+
 
 class CameraHead(nn.Module):
     """Predict every view's camera from its camera token.
 
-    Each iteration modulates the tokens by the encoding so far, lets the views attend to each other, and adds a
-    correction. The gradient is cut between iterations.
+    Each iteration modulates the tokens by the pose encoding so far, lets the views attend to each other, and adds a
+    correction to the encoding. The gradient is cut between iterations.
 
     Args:
-        dim: Width C of the encoder's output.
-        depth: Blocks of the trunk.
-        num_heads: Heads of each.
-        num_iterations: Refinements.
-        mlp_ratio: Of the blocks.
-        layer_scale: Initial factor of the blocks' branches.
-        layer: Which of the encoder's layers to read; None = the last of those that were kept.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels C of the encoder's output.
+        depth: Number of blocks of the trunk.
+        num_heads: Number of attention heads of each block.
+        num_iterations: Number of refinements.
+        mlp_ratio: Number of hidden channels of the blocks' MLPs, divided by `dim`.
+        layer_scale: Initial factor of the blocks' residual branches.
+        layer: Index of the encoder's layer to read; defaults to the last of those that were kept.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(
@@ -70,47 +75,84 @@ class CameraHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start from a camera at the origin that looks ahead, with a field of view of one radian.
+        """Start from a camera at the origin without rotation and with a field of view of one radian.
 
-        Without a start, half of all fields of view begin at the rectifier's zero side, where no gradient is.
+        From random biases, half of all fields of view would start below zero, where the rectifier has no gradient.
         """
         start = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
         with torch.no_grad():
             self.pose_mlp.contract.bias.copy_(start / self.num_iterations)
 
     def forward(self, tokens: Tokens) -> CameraPrediction:
-        """Predict.
+        """Predict the cameras of all views.
 
         Args:
-            tokens: Of an encoder; only the camera token of one layer is read.
+            tokens: Tokens of an encoder; only the camera token of one layer is read.
 
         Returns:
-            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the encodings of all
-            iterations, (I, B, S, 9), float32 or better.
+            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the pose encodings of all
+            iterations, (I, B, S, 9), in float32 or better.
 
         Raises:
             ValueError: If the layer wasn't kept or has another width.
         """
+        mask = None if tokens.mask is None else tokens.mask[:, :, 0]
+        return self.predict(self.camera_tokens(tokens), tokens.image_hw, mask)
+
+    def camera_tokens(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
+        """Return what the head reads of every view, its normed camera token, (B, S, C)."""
         layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
         check_shape("tokens", layer, ("B", "S", "P", self.token_norm.normalized_shape[0]))
-        mask = None if tokens.mask is None else key_mask(tokens.mask[:, :, 0])
-        encodings = self.refine(self.token_norm(layer[:, :, 0]), mask)
-        with torch.autocast(encodings.device.type, enabled=False):
-            return CameraPrediction(decode_pose(encodings[-1], tokens.image_hw), encodings)
+        return self.token_norm(layer[:, :, 0])
 
-    def refine(
-        self, camera_tokens: Float[Tensor, "b s c"], mask: Bool[Tensor, "b 1 1 s"] | None = None
-    ) -> Float[Tensor, "i b s 9"]:
-        """Encodings of all iterations from normed camera tokens."""
+    def predict(
+        self,
+        camera_tokens: Float[Tensor, "b s c"],
+        image_hw: tuple[int, int],
+        view_mask: Bool[Tensor, "b s"] | None = None,
+        *,
+        attend: Attend | None = None,
+    ) -> CameraPrediction:
+        """Predict cameras from the normed camera tokens of all views of the scenes.
+
+        Args:
+            camera_tokens: From `camera_tokens`, (B, S, C).
+            image_hw: Height and width of the images in pixels.
+            view_mask: Which views are valid, (B, S) bool; defaults to all.
+            attend: How a block of the trunk is run, see `refine`.
+        """
+        if attend is None:
+            attend = _AttendToViews(None if view_mask is None else key_mask(view_mask))
+        encodings = self.refine(camera_tokens, attend)
+        with torch.autocast(encodings.device.type, enabled=False):
+            return CameraPrediction(decode_pose(encodings[-1], image_hw), encodings)
+
+    def refine(self, camera_tokens: Float[Tensor, "b s c"], attend: Attend) -> Float[Tensor, "i b s 9"]:
+        """Return the pose encodings of all iterations.
+
+        Args:
+            camera_tokens: Normed camera tokens, (B, S, C).
+            attend: How a block of the trunk is run: (number, block, tokens (B, S, C)) → tokens. Numbers count the
+                blocks of all iterations in turn: iteration · depth + index in the trunk.
+        """
         encodings = []
         pose = None
-        for _ in range(self.num_iterations):
+        for iteration in range(self.num_iterations):
             previous = self.initial_pose.expand(*camera_tokens.shape[:2], -1) if pose is None else pose.detach()
             condition = self.pose_embedding(previous).to(camera_tokens.dtype)
             x = camera_tokens + self.modulation(camera_tokens, condition)
-            for block in self.trunk:
-                x = block(x, mask=mask)
+            for index, block in enumerate(self.trunk):
+                x = attend(iteration * self.depth + index, block, x)
             delta = at_least_float32(self.pose_mlp(self.trunk_norm(x)))
             pose = delta if pose is None else pose.detach() + delta
             encodings.append(activate_pose(pose))
         return torch.stack(encodings)
+
+
+class _AttendToViews(NamedTuple):
+    """Run a block on all views of a scene at once."""
+
+    mask: Tensor | None
+
+    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+        return block(x, mask=self.mask)

@@ -1,9 +1,8 @@
-"""A value and a confidence a pixel."""
+"""A head that predicts a value and a confidence for every pixel."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from geomtx.checks import check_option
 from geomtx.heads.activations import ValueActivation, activate_confidence, value_activation
@@ -15,13 +14,13 @@ __all__ = ["DenseHead"]
 
 
 class DenseHead(nn.Module):
-    """Depth, points, colours, …: a decoder and two convolutions.
+    """Depth, points, normals or other maps: a DPT decoder and two convolutions.
 
     Args:
-        decoder: Tokens to a feature map of the images' size.
-        value_dim: Channels of the value; 1 gives maps without a channel axis.
-        activation: Of the value, "linear", "exp" or "signed_expm1".
-        hidden_dim: Channels between the two convolutions.
+        decoder: Decoder from tokens to a feature map of the images' size.
+        value_dim: Number of channels of the value; 1 gives maps without a channel axis.
+        activation: Activation of the value: "linear", "exp" or "signed_expm1".
+        hidden_dim: Number of channels between the two convolutions.
 
     Raises:
         ValueError: For an unknown activation.
@@ -39,30 +38,22 @@ class DenseHead(nn.Module):
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, value_dim + 1, 1)
 
-    def forward(
-        self,
-        tokens: Tokens | ProjectedTokens,
-        *,
-        view_chunk: int | None = None,
-        output_device: torch.device | None = None,
-    ) -> DenseMap:
-        """Predict.
+    def forward(self, tokens: Tokens | ProjectedTokens) -> DenseMap:
+        """Predict a map for every view, each by itself.
 
         Args:
-            tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
-            view_chunk: Views to decode at a time, into outputs allocated once; None = all.
-            output_device: Where the outputs are; None = where the tokens are.
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
 
         Returns:
-            Value (B, S, H, W) or (B, S, H, W, value_dim), confidence (B, S, H, W), float32 or better.
+            Value (B, S, H, W) or (B, S, H, W, value_dim) and confidence (B, S, H, W), in float32 or better.
 
         Raises:
             ValueError: If a tap wasn't kept or has another width.
         """
-        return DenseMap(*self.decoder.decode(tokens, self._predict, view_chunk=view_chunk, output_device=output_device))
-
-    def _predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.out(self.hidden(features).relu())
+        features = self.decoder.decode(tokens)
+        out = self.out(self.hidden(features.flatten(0, 1)).relu())
         value = value_activation(self.activation)(out[:, : self.value_dim])
         value = value[:, 0] if self.value_dim == 1 else value.movedim(1, -1)
-        return value, activate_confidence(out[:, self.value_dim])
+        confidence = activate_confidence(out[:, self.value_dim])
+        views = features.shape[:2]
+        return DenseMap(value.unflatten(0, views), confidence.unflatten(0, views))

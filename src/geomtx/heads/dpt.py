@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_divisible, check_positive, check_shape
-from geomtx.heads.chunk import map_chunks
 from geomtx.layers.conv import ResidualConv
 from geomtx.layers.position import aspect_grid, grid_signal
 from geomtx.types import Float, ProjectedTokens, Tokens
@@ -91,58 +89,25 @@ class DPTDecoder(nn.Module):
         self.fuse = nn.ModuleList(Fusion(features, has_skip=level < 3) for level in range(4))
         self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
 
-    def decode(
-        self,
-        tokens: Tokens | ProjectedTokens,
-        then: Callable[[Tensor], tuple[Tensor, ...]],
-        *,
-        view_chunk: int | None = None,
-        output_device: torch.device | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Decode the views of scenes, some at a time, and hand every feature map on.
+    def decode(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
+        """Decode the views of scenes, each by itself.
 
         Args:
-            tokens: Of an encoder that kept the taps; or what `project` made of each of them.
-            then: From feature maps (N, out_channels, H / stride, W / stride) to a tuple of (N, …).
-            view_chunk: Views at a time; None = all.
-            output_device: Where the results are put together; None = where they are made.
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `project_tap`.
 
         Returns:
-            What `then` returns, with scenes and views as the first axes, (B, S, …).
+            Feature maps, (B, S, out_channels, H / stride, W / stride).
 
         Raises:
             ValueError: If a tap wasn't kept or has another width.
         """
         if isinstance(tokens, ProjectedTokens):
-            read, views = self._read_maps(tokens), tokens.views
-        else:
-            read, views = self._read_layers(tokens), tokens.views()
-
-        def decode_chunk(chunk: slice) -> tuple[Tensor, ...]:
-            return then(self.merge(read(chunk), tokens.image_hw))
-
-        outputs = map_chunks(decode_chunk, math.prod(views), view_chunk, device=output_device)
-        return tuple(output.unflatten(0, views) for output in outputs)
-
-    def _read_layers(self, tokens: Tokens) -> Callable[[slice], list[Tensor]]:
+            return self.merge(tokens.maps, tokens.image_hw).unflatten(0, tokens.views)
         layers = [tokens.layer(tap) for tap in self.taps]
         for layer in layers:
             check_shape("tokens", layer, ("B", "S", "P", self.norm.normalized_shape[0]))
-        layers = [layer[:, :, tokens.num_special :].flatten(0, 1) for layer in layers]
-        mask = tokens.patch_mask()
-
-        def read(chunk: slice) -> list[Tensor]:
-            part = None if mask is None else mask[chunk]
-            return [
-                self.project_tap(level, layer[chunk], tokens.grid_hw, tokens.image_hw, part)
-                for level, layer in enumerate(layers)
-            ]
-
-        return read
-
-    def _read_maps(self, projected: ProjectedTokens) -> Callable[[slice], list[Tensor]]:
-        device = self.smooth.weight.device
-        return lambda chunk: [maps[chunk].to(device, non_blocking=True) for maps in projected.maps]
+        patches = [layer[:, :, tokens.num_special :].flatten(0, 1) for layer in layers]
+        return self(patches, tokens.grid_hw, tokens.image_hw, tokens.patch_mask()).unflatten(0, tokens.views)
 
     def forward(
         self,
@@ -195,7 +160,7 @@ class DPTDecoder(nn.Module):
         x = self.norm(tokens)
         if patch_mask is not None:
             x = x.masked_fill(~patch_mask[..., None], 0.0)
-        return self._add_signal(self.project[level](x.transpose(1, 2).unflatten(-1, grid_hw)), image_hw)
+        return self._add_signal(self.project[level](rearrange(x, "n (r q) c -> n c r q", r=grid_hw[0])), image_hw)
 
     def merge(self, projected: Sequence[Tensor], image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
         """The decoder from the four projected taps on, (N, channels, rows, columns) each; see `forward`."""

@@ -1,8 +1,7 @@
-"""A picture a view."""
+"""A head that predicts the colours of every view."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from geomtx.heads.dpt import DPTDecoder
@@ -13,11 +12,11 @@ __all__ = ["RGBHead"]
 
 
 class RGBHead(nn.Module):
-    """Colours in 0 … 1: a decoder, two convolutions and a sigmoid. Starts at about grey.
+    """Colours in [0, 1]: a DPT decoder, two convolutions and a sigmoid. Starts at about grey.
 
     Args:
-        decoder: Tokens to a feature map of the images' size.
-        hidden_dim: Channels between the two convolutions.
+        decoder: Decoder from tokens to a feature map of the images' size.
+        hidden_dim: Number of channels between the two convolutions.
     """
 
     def __init__(self, decoder: DPTDecoder, *, hidden_dim: int = 32) -> None:
@@ -27,28 +26,18 @@ class RGBHead(nn.Module):
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 3, 1)
 
-    def forward(
-        self,
-        tokens: Tokens | ProjectedTokens,
-        *,
-        view_chunk: int | None = None,
-        output_device: torch.device | None = None,
-    ) -> Float[Tensor, "b s 3 h w"]:
-        """Make the picture of every view.
+    def forward(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s 3 h w"]:
+        """Predict the image of every view.
 
         Args:
-            tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
-            view_chunk: Views to decode at a time; None = all.
-            output_device: Where the pictures are; None = where the tokens are.
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
 
         Returns:
-            (B, S, 3, H, W) in [0, 1], float32 or better.
+            Colours in [0, 1], (B, S, 3, H, W), in float32 or better.
 
         Raises:
             ValueError: If a tap wasn't kept or has another width.
         """
-        (pictures,) = self.decoder.decode(tokens, self._paint, view_chunk=view_chunk, output_device=output_device)
-        return pictures
-
-    def _paint(self, features: Tensor) -> tuple[Tensor]:
-        return (self.out(self.hidden(features).relu()).sigmoid(),)
+        features = self.decoder.decode(tokens)
+        colors = self.out(self.hidden(features.flatten(0, 1)).relu()).sigmoid()
+        return colors.unflatten(0, features.shape[:2])

@@ -1,4 +1,4 @@
-"""Tracks of query points."""
+"""A head that tracks query points through the views of a scene."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from geomtx.checks import check_shape
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.tracking.queries import batch_queries, check_queries
-from geomtx.tracking.query_chunk import map_query_chunks
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
 
@@ -17,14 +16,14 @@ __all__ = ["TrackHead", "check_track_images"]
 
 
 class TrackHead(nn.Module):
-    """A decoder that makes feature maps, and a tracker on them.
+    """A DPT decoder that makes feature maps, and a tracker on them.
 
     Args:
-        decoder: Tokens to maps with as many channels and the same stride as the tracker.
-        tracker: Maps and queries to tracks.
+        decoder: Decoder from tokens to feature maps, with the channels and the stride of the tracker.
+        tracker: Tracker of query points on feature maps.
 
     Raises:
-        ValueError: If decoder and tracker don't fit.
+        ValueError: If decoder and tracker differ in channels or stride.
     """
 
     def __init__(self, decoder: DPTDecoder, tracker: Tracker) -> None:
@@ -38,37 +37,25 @@ class TrackHead(nn.Module):
         self.decoder = decoder
         self.tracker = tracker
 
-    def forward(
-        self,
-        tokens: Tokens | ProjectedTokens,
-        query_points: Float[Tensor, "b n q"],
-        *,
-        view_chunk: int | None = None,
-        query_chunk: int | None = None,
-    ) -> TrackPrediction:
+    def forward(self, tokens: Tokens | ProjectedTokens, query_points: Float[Tensor, "b n q"]) -> TrackPrediction:
         """Track: `extract`, then `track`.
 
         Args:
-            tokens: Of an encoder that kept the decoder's taps; or what `decoder.project_tap` made of them.
-            query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
-            view_chunk: Views to decode at a time; None = all.
-            query_chunk: See `track`.
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
+            query_points: (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
 
         Returns:
-            Tracks (B, S, N, …) and all iterations, see `Tracker`. Values of queries are not looked at, as the tokens
-            may be those of some views alone: `VGGT.forward` and `track` do that.
-        """
-        if isinstance(tokens, ProjectedTokens):
-            view_mask = tokens.view_mask
-        else:
-            view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
-        features = self.extract(tokens, view_chunk=view_chunk)
-        return self._track(features, query_points, view_mask, query_chunk)
+            Tracks (B, S, N, …) and all iterations, see `Tracker`.
 
-    def extract(self, tokens: Tokens | ProjectedTokens, *, view_chunk: int | None = None) -> Float[Tensor, "b s c h w"]:
-        """The feature maps, (B, S, C, H / stride, W / stride). Keep them to `track` several sets of queries."""
-        (features,) = self.decoder.decode(tokens, lambda maps: (maps,), view_chunk=view_chunk)
-        return features
+        Raises:
+            ValueError: As `track`.
+        """
+        view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
+        return self.track(self.extract(tokens), query_points, view_mask=view_mask)
+
+    def extract(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
+        """Return the feature maps, (B, S, C, H / stride, W / stride). Keep them to `track` several sets of queries."""
+        return self.decoder.decode(tokens)
 
     def track(
         self,
@@ -76,40 +63,33 @@ class TrackHead(nn.Module):
         query_points: Tensor,
         *,
         view_mask: Bool[Tensor, "b s"] | None = None,
-        query_chunk: int | None = None,
     ) -> TrackPrediction:
-        """Track on the maps that `extract` made.
+        """Track on the feature maps that `extract` made.
+
+        Tracks inform each other through the virtual tracks. `geomtx.inference.track_in_chunks` tracks some queries at
+        a time, as if the others had not been asked for.
 
         Args:
-            features: (B, S, C, H / stride, W / stride).
-            query_points: (B, N, 2), (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without the B axis for
+            features: Feature maps of all views, (B, S, C, H / stride, W / stride).
+            query_points: (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without the B axis for
                 one scene.
-            view_mask: (B, S) bool, True = the view takes part.
-            query_chunk: Queries at a time, which bounds the memory; None = all. Tracks inform each other through the
-                virtual tracks, so this changes them: those of a chunk are exactly what they are without the others.
+            view_mask: Which views are valid, (B, S) bool; defaults to all.
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
 
         Raises:
-            ValueError: For wrong shapes, and queries outside their view, which on an accelerator are not looked at.
+            ValueError: For wrong shapes, and for queries outside their view; on an accelerator, where reading values
+                would make the host wait, queries are not checked.
         """
         check_shape("features", features, ("B", "S", self.decoder.out_channels, "H", "W"))
         query_points = batch_queries(query_points, features.shape[0], 2, 3)
         stride = self.tracker.stride
         image_hw = (features.shape[-2] * stride, features.shape[-1] * stride)
         check_queries(query_points, features.shape[1], image_hw, slack_px=stride - 1)
-        return self._track(features, query_points, view_mask, query_chunk)
-
-    def _track(
-        self, features: Tensor, query_points: Tensor, view_mask: Tensor | None, query_chunk: int | None
-    ) -> TrackPrediction:
-        def track(queries: Tensor) -> TrackPrediction:
-            result = self.tracker(features, queries, view_mask=view_mask)
-            visibility, confidence = result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid()
-            return TrackPrediction(Tracks(result.coords_px[-1], visibility, confidence), result)
-
-        return map_query_chunks(track, query_points, query_chunk)
+        result = self.tracker(features, query_points, view_mask=view_mask)
+        visibility, confidence = result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid()
+        return TrackPrediction(Tracks(result.coords_px[-1], visibility, confidence), result)
 
 
 def check_track_images(images: Tensor, heads: Iterable[nn.Module]) -> None:

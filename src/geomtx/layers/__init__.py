@@ -1,7 +1,7 @@
 """Bricks that know nothing of images or cameras."""
 
-from geomtx.layers.attention import Attention, KeySubset, key_mask
-from geomtx.layers.backend_speed import BackendTime, choose_backends, fastest_backend, measure_backends
+from geomtx.layers.attention import Attention, key_mask
+from geomtx.layers.backend_speed import BackendTime, fastest_backend, measure_backends
 from geomtx.layers.backends import available_backends, resolve_backend
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.float32 import Float32Conv2d, Float32Linear, at_least_float32
@@ -18,7 +18,6 @@ __all__ = [
     "BackendTime",
     "Float32Conv2d",
     "Float32Linear",
-    "KeySubset",
     "LayerScale",
     "Modulation",
     "RotaryTable",
@@ -28,7 +27,6 @@ __all__ = [
     "aspect_grid",
     "at_least_float32",
     "available_backends",
-    "choose_backends",
     "fastest_backend",
     "fourier_features",
     "grid_positions",

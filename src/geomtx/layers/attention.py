@@ -1,18 +1,17 @@
-"""Multi-head attention, over itself or over a context."""
+"""Multi-head attention of tokens over themselves or over a context."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible
-from geomtx.layers.backends import BackendName, resolve_backend
+from geomtx.layers.backends import AttentionBackend, BackendName, resolve_backend
 from geomtx.layers.rope import RotaryTable, apply_rotary
-from geomtx.types import Bool, Float, Int
+from geomtx.types import Bool, Float
 
-__all__ = ["Attention", "KeySubset", "key_mask"]
+__all__ = ["Attention", "key_mask"]
 
 
 def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
@@ -24,34 +23,18 @@ def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
 
 
-class KeySubset(NamedTuple):
-    """Which tokens of a sequence are its keys and values, where not all are.
-
-    Attributes:
-        tokens: (batch, M), indices of different tokens.
-        rope: Table of these M tokens; None = without positions.
-    """
-
-    tokens: Int[Tensor, "batch m"]
-    rope: RotaryTable | None = None
-
-    def take(self, x: Float[Tensor, "batch n c"]) -> Float[Tensor, "batch m c"]:
-        """These tokens."""
-        return x.gather(1, self.tokens[..., None].expand(-1, -1, x.shape[-1]))
-
-    def rows(self, rows: slice) -> KeySubset:
-        """Some of them."""
-        return KeySubset(self.tokens[:, rows], None if self.rope is None else self.rope.rows(rows))
-
-
 class Attention(nn.Module):
-    """Multi-head attention with packed projections, optional qk-norm, rotary positions and mask.
+    """Multi-head attention (Vaswani et al. 2017) with one packed projection for queries, keys and values.
+
+    `forward` is attention as a whole. Its three steps are public, for attention whose keys and values come from
+    elsewhere (fewer tokens, other processes, a cache): `project_keys`, `project_queries` and `attend`.
 
     Args:
-        dim: Width C of the tokens.
-        num_heads: Number of heads; must divide `dim`.
-        qk_norm: LayerNorm over the head dimension on queries and keys (Dehghani et al. 2023), before the rotation.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels C of the tokens.
+        num_heads: Number of attention heads; must divide `dim`.
+        qk_norm: Apply a LayerNorm over each head's channels to queries and keys (Dehghani et al. 2023), before the
+            rotation by position.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
 
     Raises:
         ValueError: If `num_heads` does not divide `dim`, or the backend's name is unknown.
@@ -64,7 +47,7 @@ class Attention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.attend = resolve_backend(backend)
+        self.backend: AttentionBackend = resolve_backend(backend)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
@@ -76,87 +59,83 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch m c"] | None = None,
         *,
         rope: RotaryTable | None = None,
+        context_rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
-        keys: KeySubset | None = None,
+        core: AttentionBackend | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """Attend.
+        """Let every token attend to the tokens of `x`, or to those of `context`.
 
         Args:
-            x: (batch, N, C), the queries; keys and values too when there is no context.
-            context: (batch, M, C), where keys and values come from.
-            rope: Table of the N tokens; self-attention only.
-            mask: Bool, broadcastable to (batch, heads, N, M), True = attend. `key_mask` makes one from a token mask.
-            keys: Which of `x` are keys; None = all. `mask` is of these M, then. Not with a context.
-
-        Raises:
-            ValueError: For rotary positions or a choice of keys together with a context.
+            x: Tokens that attend, (batch, N, C).
+            context: Tokens that keys and values are made of, (batch, M, C); defaults to `x`.
+            rope: Rotary table of the N tokens of `x`; defaults to no rotation.
+            context_rope: Rotary table of the M tokens of `context`; defaults to no rotation.
+            mask: Boolean mask, broadcastable to (batch, heads, N, M), True where a query may attend to a key.
+                `key_mask` makes one from a mask of tokens. Defaults to all pairs.
+            core: Function that computes attention from queries, keys and values; defaults to the module's backend.
         """
-        for name, value in (("rope", rope), ("keys", keys)):
-            if value is not None and context is not None:
-                raise ValueError(f"{name} must be None with a context, whose tokens have positions of their own")
-        key_rope = None
-        if keys is not None:
-            context, key_rope = keys.take(x), keys.rope
-        if context is not None:
-            return self.attend_to(x, *self.project_keys(context, key_rope), rope=rope, mask=mask)
+        if context is None:
+            q, k, v = self.project(x, rope)
+        else:
+            q, (k, v) = self.project_queries(x, rope), self.project_keys(context, context_rope)
+        return self.attend(q, k, v, mask=mask, core=core)
+
+    def project(
+        self, x: Float[Tensor, "batch n c"], rope: RotaryTable | None = None
+    ) -> tuple[Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"]]:
+        """Return queries, keys and values of the same tokens, from one product; queries and keys normed and rotated."""
         # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
-        q, k, v = self._split(x)
+        q, k, v = rearrange(self.qkv(x), "b n (k h d) -> k b n h d", k=3, h=self.num_heads).unbind()
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rotary(torch.stack([q, k]), rope.over_heads())
-        # Under autocast the norms return float32; the values tell the precision of the product.
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-        return self.out(out.transpose(1, 2).flatten(2))
+        # Under autocast the norms return float32; the values have the precision of the product.
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def project_queries(
+        self, x: Float[Tensor, "batch n c"], rope: RotaryTable | None = None
+    ) -> Float[Tensor, "batch n h d"]:
+        """Return the queries of some tokens, normed and rotated; `rope` is the rotary table of these tokens."""
+        q = rearrange(self._project_rows(x, slice(0, self.dim)), "b n (h d) -> b n h d", h=self.num_heads)
+        return _rotate(self.q_norm(q), rope).to(q.dtype)
 
     def project_keys(
         self, x: Float[Tensor, "batch m c"], rope: RotaryTable | None = None
     ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
-        """Keys, normed and rotated, and values of `x` alone: with `attend_to`, attention piece by piece.
+        """Return the keys, normed and rotated, and the values of some tokens; `rope` is the table of these tokens."""
+        k, v = rearrange(
+            self._project_rows(x, slice(self.dim, None)), "b m (k h d) -> k b m h d", k=2, h=self.num_heads
+        ).unbind()
+        return _rotate(self.k_norm(k), rope).to(v.dtype), v
 
-        Args:
-            x: (batch, M, C).
-            rope: Table of these M tokens.
-        """
-        k, v = self._split(x, slice(self.dim, None))
-        return self._place(self.k_norm(k), rope).to(v.dtype), v
-
-    def attend_to(
+    def attend(
         self,
-        x: Float[Tensor, "batch n c"],
-        keys: Float[Tensor, "batch m h d"],
-        values: Float[Tensor, "batch m h d"],
+        q: Float[Tensor, "batch n h d"],
+        k: Float[Tensor, "batch m h d"],
+        v: Float[Tensor, "batch m h d"],
         *,
-        rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
+        core: AttentionBackend | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """Let the queries of `x` attend to what `project_keys` gave; `rope` is the table of these N tokens."""
-        (q,) = self._split(x, slice(0, self.dim))
-        q = self._place(self.q_norm(q), rope).to(values.dtype)
-        out = self.attend(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), mask)
-        return self.out(out.transpose(1, 2).flatten(2))
+        """Return softmax(q kᵀ / √D) v of every head, joined and projected; `mask` and `core` as in `forward`."""
+        out = (core or self.backend)(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        return self.out(rearrange(out, "b h n d -> b n (h d)"))
 
-    def _split(self, x: Tensor, rows: slice | None = None) -> tuple[Tensor, ...]:
-        """All or some rows of the packed projection, which are all of q, then k, then v; (batch, N, H, D) each."""
-        if rows is None:
-            projected = self.qkv(x)
-        elif getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # parametrised ones, too
-            projected = nn.functional.linear(x, _cut(self.qkv.weight, rows), self.qkv.bias[rows])
-        else:  # what stands in for it, an adapter of another library for instance, may not be cut
-            projected = self.qkv(x)[..., rows]
-        return tuple(t.unflatten(-1, (self.num_heads, -1)) for t in projected.split(self.dim, dim=-1))
-
-    def _place(self, x: Tensor, rope: RotaryTable | None) -> Tensor:
-        return x if rope is None else apply_rotary(x, rope.over_heads())
+    def _project_rows(self, x: Tensor, rows: slice) -> Tensor:
+        """Multiply by some rows of the packed projection, which holds all of q, then k, then v."""
+        if getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # also where LoRA parametrises the weight
+            return nn.functional.linear(x, _cut(self.qkv.weight, rows), self.qkv.bias[rows])
+        # A layer that stands in for it, for instance an adapter of another library, may only be called as a whole.
+        return self.qkv(x)[..., rows]
 
     def start_by_similarity(self, gain: float) -> None:
-        """Make queries and keys equal, so that a token attends to what looks like it before anything is learned.
+        """Initialise queries and keys alike, so that a token attends to similar tokens before training.
 
-        Random projections attend to everything alike, and small models take long to find out that matching helps
+        With independent random projections attention starts uniform, and small models take long to leave that state
         (mimetic initialization, Trockman & Kolter 2023).
 
         Args:
-            gain: Weight of the norms of queries and keys; larger looks at less.
+            gain: Initial weight of the LayerNorms of queries and keys; a larger gain makes attention sharper.
 
         Raises:
             ValueError: Without qk-norm.
@@ -170,13 +149,17 @@ class Attention(nn.Module):
                 norm.weight.fill_(gain)
 
     def extra_repr(self) -> str:
-        """Name the number of heads and the backend."""
-        return f"num_heads={self.num_heads}, backend={self.attend.__name__.removeprefix('attend_')}"
+        """Return the number of heads and the backend's name, for `repr`."""
+        return f"num_heads={self.num_heads}, backend={self.backend.__name__.removeprefix('attend_')}"
+
+
+def _rotate(x: Tensor, rope: RotaryTable | None) -> Tensor:
+    return x if rope is None else apply_rotary(x, rope.over_heads())
 
 
 def _cut(weight: Tensor, rows: slice) -> Tensor:
     if type(weight) is nn.Parameter or not torch.is_inference_mode_enabled():
         return weight[rows]
-    # Weights of other kinds, quantised ones for instance, make views of themselves only outside.
+    # Tensor subclasses, for instance quantised weights, can't be sliced in inference mode.
     with torch.inference_mode(False), torch.no_grad():
         return weight[rows]

@@ -1,7 +1,4 @@
-"""How fast the attention backends are on a device, and what "auto" takes for it.
-
-These functions wait for the device. They are for what stands around a model, never for a forward pass.
-"""
+"""Times of the attention backends on a device, for `geomtx info` and benchmarks; these functions wait for it."""
 
 from __future__ import annotations
 
@@ -11,22 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from geomtx.layers.attention import Attention
-from geomtx.layers.backends import BackendName, attend_auto, prefer_backend, resolve_backend
+from geomtx.layers.backends import BackendName, resolve_backend
 
-__all__ = ["CANDIDATES", "SHAPES", "BackendTime", "choose_backends", "fastest_backend", "measure_backends"]
+__all__ = ["CANDIDATES", "SHAPES", "BackendTime", "fastest_backend", "measure_backends"]
 
 CANDIDATES: tuple[BackendName, ...] = ("sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers", "flash3")
-"""What "auto" chooses from: not "math", which stores all scores, and not "flex", which compiles for many seconds."""
+"""Backends to compare: not "math", which stores all scores, and not "flex", which compiles for many seconds."""
 SHAPES: tuple[tuple[int, int], ...] = ((8, 1024), (1, 8192))
-"""Sequences and their tokens that "auto" is measured with: about eight views by themselves, and together as a scene."""
+"""Numbers of sequences and of tokens: about eight views by themselves, and together as a scene."""
 
 _ROUNDS, _CALLS = 3, 4
 _GAIN = 0.95  # of the time of "sdpa": what is not clearly faster may be slower the next time
 _ROUNDING = 8.0  # in units of the precision
-_CHOSEN: set[tuple[torch.device, torch.dtype, int]] = set()
 
 
 class BackendTime(NamedTuple):
@@ -79,35 +74,6 @@ def fastest_backend(times: dict[BackendName, BackendTime]) -> BackendName:
     known = [(each.milliseconds, name) for name, each in times.items() if each.milliseconds is not None]
     least, best = min(known, default=(0.0, "sdpa"))
     return best if least < _GAIN * reference else "sdpa"
-
-
-def choose_backends(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let "auto" take the fastest backends for the attention of a model from now on, in the whole process.
-
-    Measured once a process for a device, precision and head dimension, with `SHAPES`; a choice is for half of their
-    tokens and more, however many sequences there are, and anything shorter is left to "sdpa". Modules whose backend has
-    a name, or whose `attend` was replaced, aren't looked at.
-
-    Args:
-        model: On the device that it runs on.
-        dtype: That its attention computes in.
-    """
-    for module in model.modules():
-        if isinstance(module, Attention) and module.attend is attend_auto:
-            _choose(module.qkv.weight.device, dtype, module.head_dim, module.num_heads)
-
-
-def _choose(device: torch.device, dtype: torch.dtype, head_dim: int, num_heads: int) -> None:
-    if (device, dtype, head_dim) in _CHOSEN:
-        return
-    _CHOSEN.add((device, dtype, head_dim))
-    fastest = []
-    for sequences, tokens in SHAPES:
-        times = measure_backends(
-            device, dtype, head_dim=head_dim, num_tokens=tokens, num_heads=num_heads, num_sequences=sequences
-        )
-        fastest.append((tokens // 2, fastest_backend(times)))
-    prefer_backend(device, dtype, head_dim, tuple(fastest))
 
 
 def _measure(name: BackendName, q: Tensor, k: Tensor, v: Tensor) -> BackendTime:

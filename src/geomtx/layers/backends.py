@@ -1,11 +1,12 @@
-"""Scaled dot-product attention backends, resolved once, in a module's constructor.
+"""Backends of scaled dot-product attention, resolved by name in a module's constructor.
 
-A backend is a function of q (B, H, N, D), k and v (B, H, M, D) and an optional mask, bool and broadcastable to
-(B, H, N, M), True = attend; every query has a key to attend to. All return (B, H, N, D) and scale by 1/sqrt(D).
+A backend is a function of queries (B, H, N, D), keys and values (B, H, M, D) and an optional boolean mask,
+broadcastable to (B, H, N, M) and True where a query may attend to a key; every query has a key. All return
+(B, H, N, D) and scale by 1/sqrt(D). "auto" is PyTorch's own choice of kernel.
 
 Device, precision and head dimension have to suit a backend that is named: what it can't do is an error, never another
-kernel that nobody asked for. Only masks, which come with the photos, are left to `attend_sdpa` by those without. Only
-this file may import xformers and flash-attention.
+kernel. Only masks are left to `attend_sdpa` by backends without masks. Only this file may import xformers and
+flash-attention.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geomtx.checks import check_at_least, check_option
 
-__all__ = ["AttentionBackend", "BackendName", "attend_auto", "available_backends", "prefer_backend", "resolve_backend"]
+__all__ = ["AttentionBackend", "BackendName", "available_backends", "resolve_backend"]
 
 BackendName = Literal[
     "auto", "math", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers", "flash3", "flex"
@@ -31,26 +32,11 @@ AttentionBackend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 # What PyTorch says on different devices when all kernels that are allowed refuse.
 _NO_KERNEL = ("No available kernel", "No viable backend")
-# (device, dtype, head dimension) → (from how many tokens on, backend), longest first.
-_PREFERRED: dict[tuple[torch.device, torch.dtype, int], tuple[tuple[int, BackendName], ...]] = {}
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """PyTorch's fused attention; picks its own kernel."""
+    """Attend with PyTorch's fused attention, which picks its own kernel."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def attend_auto(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The backend that `prefer_backend` named for such tensors; without one, `attend_sdpa`.
-
-    That also takes what nobody measures: calls with a mask or with gradients on, and programs that are compiled or
-    exported, whose lengths may be symbols.
-    """
-    if mask is None and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        for least, name in _PREFERRED.get((q.device, q.dtype, q.shape[-1]), ()):
-            if min(q.shape[-2], k.shape[-2]) >= least:
-                return _BACKENDS[name](q, k, v, None)
-    return attend_sdpa(q, k, v, mask)
 
 
 def attend_math(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -141,7 +127,7 @@ def _compiled_flex() -> AttentionBackend:
 
 
 _BACKENDS: dict[BackendName, AttentionBackend] = {
-    "auto": attend_auto,
+    "auto": attend_sdpa,
     "math": attend_math,
     "sdpa": attend_sdpa,
     "sdpa_flash": attend_sdpa_flash,
@@ -178,17 +164,3 @@ def resolve_backend(name: BackendName) -> AttentionBackend:
     if not _is_installed(name):
         raise ImportError(f'backend "{name}" is not installed; {_MODULES[name][1]}')
     return _BACKENDS[name]
-
-
-def prefer_backend(
-    device: torch.device, dtype: torch.dtype, head_dim: int, preferences: tuple[tuple[int, BackendName], ...]
-) -> None:
-    """Tell "auto" what to take from now on, in all modules of the process.
-
-    Args:
-        device: With its index, as tensors have it.
-        dtype: Of queries, keys and values.
-        head_dim: D.
-        preferences: (Tokens, name): from so many queries and keys on, this backend. () = "sdpa" again.
-    """
-    _PREFERRED[device, dtype, head_dim] = tuple(sorted(preferences, reverse=True))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from geomtx.layers.attention import Attention, KeySubset, key_mask
-from geomtx.layers.backends import BackendName
+from geomtx.layers.attention import Attention
+from geomtx.layers.backends import AttentionBackend, BackendName
 from geomtx.layers.mlp import MLP
 from geomtx.layers.rope import RotaryTable
 from geomtx.layers.scale import LayerScale
@@ -19,13 +18,13 @@ class TransformerBlock(nn.Module):
     """x + scale · attention(norm(x)), then x + scale · MLP(norm(x)) (ViT; LayerScale from CaiT).
 
     Args:
-        dim: Width C of the tokens.
-        num_heads: Heads of the attention.
-        mlp_ratio: Hidden width of the MLP over `dim`.
-        qk_norm: See `Attention`.
+        dim: Number of channels C of the tokens.
+        num_heads: Number of attention heads.
+        mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
+        qk_norm: Whether queries and keys are normed, see `Attention`.
         layer_scale: Initial factor of both residual branches.
-        norm_eps: Of both LayerNorms.
-        backend: See `geomtx.layers.backends`.
+        norm_eps: Epsilon of both LayerNorms.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(
@@ -53,16 +52,27 @@ class TransformerBlock(nn.Module):
         *,
         rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
-        keys: KeySubset | None = None,
+        core: AttentionBackend | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """(batch, N, C) → (batch, N, C); `rope`, `mask` and `keys` as in `Attention`."""
-        x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask, keys=keys))
+        """Transform tokens, (batch, N, C) → (batch, N, C).
+
+        Args:
+            x: Tokens, (batch, N, C).
+            rope: Rotary table of the N tokens; defaults to no rotation.
+            mask: Attention mask, see `Attention`; defaults to all pairs.
+            core: Function that computes attention from queries, keys and values; defaults to the block's backend.
+        """
+        x = self.attention_scale(x, self.attention(self.attention_norm(x), rope=rope, mask=mask, core=core))
         return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
 
     def project_keys(
         self, x: Float[Tensor, "batch m c"], *, rope: RotaryTable | None = None
     ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
-        """Keys and values of some tokens: with `attend_to`, `forward` piece by piece; `rope` is their table."""
+        """Return the attention's keys and values of some tokens; `rope` is the rotary table of these tokens.
+
+        Together with `attend_to` this is `forward` in two steps, for keys and values that are kept, gathered from
+        other processes, or made of fewer tokens.
+        """
         return self.attention.project_keys(self.attention_norm(x), rope)
 
     def attend_to(
@@ -74,43 +84,15 @@ class TransformerBlock(nn.Module):
         rope: RotaryTable | None = None,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """What `forward` gives for the tokens `x` among those of `keys` and `values`; `rope` is the table of `x`."""
-        attended = self.attention.attend_to(self.attention_norm(x), keys, values, rope=rope, mask=mask)
-        x = self.attention_scale(x, attended)
-        return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
-
-    def attend_apart(
-        self,
-        x: Float[Tensor, "b s p c"],
-        num_apart: int,
-        *,
-        rope: RotaryTable | None,
-        mask: Bool[Tensor, "b s p"] | None,
-    ) -> Float[Tensor, "b s p c"]:
-        """Attend across views, where nothing sees the last `num_apart` of them but each of these itself.
-
-        Keys and values of the others are projected once; no attention is computed to be masked.
+        """Transform tokens that attend to given keys and values.
 
         Args:
-            x: (B, S, P, C).
-            num_apart: 1 … S - 1.
-            rope: Table of one view's tokens.
-            mask: (B, S, P), True = takes part.
+            x: Tokens, (batch, N, C).
+            keys: Keys from `project_keys`, (batch, M, heads, D).
+            values: Values from `project_keys`, (batch, M, heads, D).
+            rope: Rotary table of the N tokens of `x`; defaults to no rotation.
+            mask: Attention mask over the M keys, see `Attention`; defaults to all pairs.
         """
-        num_scenes, num_views = x.shape[:2]
-        num_shared = num_views - num_apart
-        shared, apart = x[:, :num_shared].flatten(1, 2), x[:, num_shared:].flatten(0, 1)
-        of_shared = None if rope is None else rope.repeat(num_shared)
-        keys, values = self.project_keys(shared, rope=of_shared)
-        own_keys, own_values = self.project_keys(apart, rope=rope)
-        all_keys = torch.cat([keys.repeat_interleave(num_apart, dim=0), own_keys], dim=1)
-        all_values = torch.cat([values.repeat_interleave(num_apart, dim=0), own_values], dim=1)
-        shared_mask = apart_mask = None
-        if mask is not None:
-            seen = mask[:, :num_shared].flatten(1)
-            shared_mask = key_mask(seen)
-            own = mask[:, num_shared:].flatten(0, 1)
-            apart_mask = key_mask(torch.cat([seen.repeat_interleave(num_apart, dim=0), own], dim=1))
-        shared = self.attend_to(shared, keys, values, rope=of_shared, mask=shared_mask)
-        apart = self.attend_to(apart, all_keys, all_values, rope=rope, mask=apart_mask)
-        return torch.cat([shared.unflatten(1, (num_shared, -1)), apart.unflatten(0, (num_scenes, num_apart))], dim=1)
+        q = self.attention.project_queries(self.attention_norm(x), rope)
+        x = self.attention_scale(x, self.attention.attend(q, keys, values, mask=mask))
+        return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))

@@ -156,34 +156,46 @@ def merge_lora(model: nn.Module) -> list[str]:
         Names of the layers, none where there are no adapters.
     """
     layers = adapted_layers(model)
-    for layer, _ in layers.values():
-        merged = layer.weight.detach()
-        _take_off(layer).copy_(merged)
+    for name, (layer, _) in layers.items():
+        _replace_by_plain(model, name, layer.weight.detach())
     return list(layers)
 
 
 def remove_lora(model: nn.Module) -> list[str]:
-    """Take the adapters off and let them go: the model is what it was before `add_lora`; arguments as `merge_lora`."""
+    """Remove the adapters: the model is what it was before `add_lora`.
+
+    Args:
+        model: The model, changed in place; weights are trained again where they were before `add_lora`.
+
+    Returns:
+        Names of the layers that had adapters, none where there were none.
+    """
     layers = adapted_layers(model)
-    for layer, _ in layers.values():
-        _take_off(layer)
+    for name, (layer, _) in layers.items():
+        _replace_by_plain(model, name, _parametrizations(layer).original.detach())
     return list(layers)
 
 
-def _take_off(layer: nn.Linear) -> Tensor:
-    """Make it a plain layer; returns its own weight, detached.
+def _replace_by_plain(model: nn.Module, name: str, weight: Tensor) -> None:
+    """Put a plain layer with a weight in the place of an adapted one.
 
     Not by `parametrize.remove_parametrizations`, which takes `weight` from the class that copies of a layer share.
     """
-    weight, adapter = _parametrizations(layer).original, _adapter_of(layer)
-    assert isinstance(weight, nn.Parameter)
+    parent, _, leaf = name.rpartition(".")
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    adapter, own = _adapter_of(layer), _parametrizations(layer).original
     assert adapter is not None
-    del layer.parametrizations
-    layer.__class__ = type(layer).__bases__[0]
-    layer.weight = weight.requires_grad_(adapter.base_was_trained)
-    bias = layer._parameters.pop("bias")
-    layer.register_parameter("bias", bias)  # after the weight: optimisers know parameters by their order
-    return weight.detach()
+    assert isinstance(own, nn.Parameter)
+    kind = type(layer).__bases__[0]  # the class that torch's parametrization derived from
+    with torch.device("meta"):
+        plain = kind(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    with torch.no_grad():
+        own.copy_(weight)
+    plain.weight = own.requires_grad_(adapter.base_was_trained)
+    plain.bias = layer.bias
+    plain.train(layer.training)
+    setattr(model.get_submodule(parent), leaf, plain)
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.heads.dense import DenseHead
-from geomtx.heads.rgb import RGBHead
+from geomtx.heads.run import run_head
 from geomtx.heads.track import TrackHead
-from geomtx.models.config import HEAD_MODULES, HEADS
-from geomtx.types import ProjectedTokens, SceneBatch, Tokens
+from geomtx.models.vggt.config import HEAD_MODULES, HEADS
+from geomtx.types import SceneBatch, Tokens
 
 if TYPE_CHECKING:
     from geomtx.losses.term import Term
@@ -25,10 +24,7 @@ __all__ = [
     "as_term",
     "check_fits",
     "check_new_head",
-    "head_dtype",
     "head_modules",
-    "in_precision_of",
-    "run_extra_head",
 ]
 
 # A `Term`, or a function to a scalar or None.
@@ -43,46 +39,6 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     own = {head: getattr(model, attribute, None) for head, attribute in HEAD_MODULES.items()}
     extra = getattr(model, "extra_heads", nn.ModuleDict())
     return {name: head for name, head in own.items() if head is not None} | dict(extra.items())
-
-
-def run_extra_head(
-    head: nn.Module,
-    tokens: Tokens | ProjectedTokens,
-    query_points: Tensor | None,
-    view_chunk: int | None = None,
-    output_device: torch.device | None = None,
-) -> Any:
-    """Call a head with as much as it can use: geomtx's classes as the model's own heads, others with tokens.
-
-    Args:
-        head: The head.
-        tokens: See `in_precision_of`.
-        query_points: For a `TrackHead`.
-        view_chunk: See `DenseHead`.
-        output_device: See `DenseHead`.
-    """
-    if isinstance(head, DenseHead | RGBHead):
-        return head(tokens, view_chunk=view_chunk, output_device=output_device)
-    if isinstance(head, TrackHead):
-        return head(tokens, query_points, view_chunk=view_chunk)
-    return head(tokens)
-
-
-def in_precision_of(head: nn.Module, tokens: Tokens | ProjectedTokens) -> Tokens | ProjectedTokens:
-    """Tokens in the precision of a head's parameters, which need not be the encoder's; under autocast, as they are."""
-    dtype = head_dtype(head)
-    if dtype is None or not isinstance(tokens, Tokens) or all(x.dtype == dtype for x in tokens.layers.values()):
-        return tokens
-    return tokens._replace(layers={index: layer.to(dtype) for index, layer in tokens.layers.items()})
-
-
-def head_dtype(head: nn.Module) -> torch.dtype | None:
-    """What tokens are brought to for a head: the type of its first weights; None = they stay as they are."""
-    first = next((p for p in head.parameters() if p.is_floating_point()), None)
-    if first is None:
-        return None
-    device = first.device.type
-    return None if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else first.dtype
 
 
 def as_term(name: str, loss: HeadLoss, weight: float) -> Term:
@@ -126,7 +82,7 @@ class _Trial(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tokens, query_points: Tensor) -> Any:
-        return run_extra_head(self.head, in_precision_of(self.head, tokens), query_points)
+        return run_head(self.head, tokens, query_points)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Layers of an encoder as feature maps."""
+"""Feature maps from layers of an encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["FeatureExtractor"]
 
 
 class FeatureExtractor(nn.Module):
-    """Maps of chosen layers, for whatever you build on them.
+    """Feature maps of chosen layers of an encoder, for models of your own.
 
-    `extractor(images)[4]` is layer 4 as (B, S, C, rows, columns), a pixel a patch, with C the widths of the layer's
-    blocks together: 2 · dim for VGGT. Nothing after the last chosen layer is computed.
+    `extractor(images)[4]` is layer 4 as (B, S, C, rows, columns), one pixel for each patch, with C the widths of
+    the layer's blocks together: 2 · dim for VGGT. Nothing after the last chosen layer is computed.
 
     Args:
-        model: `geomtx.VGGT`, of which only the encoder is kept, or an `AlternatingEncoder`.
-        layers: Any of the encoder's, also such as no head reads; None = those that the heads read.
-        frozen: The encoder stays in evaluation mode, and no gradients are recorded. Its parameters are left as they
-            are: `geomtx.freeze` takes them out of an optimiser.
+        model: A `geomtx.VGGT`, of which only the encoder is kept, or an `AlternatingEncoder`.
+        layers: Indices of layers of the encoder, also of layers that no head reads; defaults to those that heads read.
+        frozen: Whether the encoder stays in evaluation mode and no gradients are recorded. Its parameters keep their
+            `requires_grad`; `geomtx.freeze` takes them out of an optimiser.
 
     Raises:
         ValueError: For another model, no layer, or a layer that the encoder doesn't have.
@@ -45,7 +45,7 @@ class FeatureExtractor(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """As of any module, but a frozen encoder stays in evaluation mode."""
+        """Set the mode of all modules; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
@@ -57,11 +57,11 @@ class FeatureExtractor(nn.Module):
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
     ) -> dict[int, Tensor]:
-        """Layer → its patches as a map.
+        """Return layer → its patches as a map.
 
         Args:
-            images: (B, S, 3, H, W) in [0, 1], or (S, 3, H, W) for one scene.
-            patch_mask: (B, S, rows, columns) bool, True = takes part; the maps are zero elsewhere.
+            images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene.
+            patch_mask: Which patches are valid, (B, S, rows, columns) bool; maps are zero elsewhere. Defaults to all.
 
         Returns:
             Layer → (B, S, C, rows, columns), always with the B axis.
@@ -78,10 +78,10 @@ class FeatureExtractor(nn.Module):
         *,
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
     ) -> Tokens:
-        """The chosen layers with camera and register tokens, as heads read them; arguments as for `forward`."""
+        """Return the chosen layers with camera and register tokens, as heads read them; arguments as for `forward`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encoder(images, patch_mask=patch_mask, taps=self.layers)
 
     def extra_repr(self) -> str:
-        """Which layers."""
+        """Return the layers, for `repr`."""
         return f"layers={self.layers}, frozen={self.frozen}"

@@ -17,7 +17,7 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.key_table import drop_wrappers
-from geomtx.models.config import VGGTConfig
+from geomtx.models.vggt.config import VGGTConfig
 from geomtx.tracking.tracker import Tracker
 
 __all__ = ["EXTRA_HEADS", "HeadSource", "build_heads", "describe_heads", "fill_heads"]

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model, share_parameters
+from geomtx.inference.quantize import is_quantized
 from geomtx.key_table import KeyTable
-from geomtx.models.config import HEAD_MODULES, VGGTConfig
-from geomtx.models.quantize import is_quantized
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_heads import EXTRA_HEADS, describe_heads, fill_heads
-from geomtx.models.vggt_keys import VGGT_KEYS, is_published_config, parse_config
+from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
+from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
 
 __all__ = [
     "NO_OTHER_NAMES",

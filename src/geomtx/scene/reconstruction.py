@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_option
-from geomtx.encoder.keys import GlobalApproximation
 from geomtx.heads.dense import DenseHead
+from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
+from geomtx.names import close_matches
 from geomtx.scene.finite import warn_of_nonfinite
-from geomtx.scene.inference import HALVES, PassOptions, check_options, run_model
-from geomtx.scene.memory import Memory
+from geomtx.scene.progress import progress_bar
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
-from geomtx.types import Cameras, DenseMap, Predictions, Tracks
+from geomtx.types import Predictions
 from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size
 from geomtx.views.views import warn_of_range
@@ -32,42 +33,28 @@ def reconstruct(
     *,
     query_points: Tensor | Sequence[Sequence[float]] | None = None,
     heads: Sequence[str] | None = None,
-    view_chunk: int | Literal["auto"] = "auto",
-    memory: Memory = "auto",
-    dtype: torch.dtype | None = None,
-    approximation: GlobalApproximation | None = None,
     window: WindowPlan | None = None,
-    compile: bool | Literal["graphs"] = False,
-    parallel: bool = False,
     progress: bool = False,
+    **options: Any,
 ) -> Scene:
     """Run a model on the views of one scene, without gradients, on the model's device and in its precision.
 
     Args:
-        model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names) and the same forward arguments.
-        views: From `geomtx.load_views`; or a folder, a photo or a list of photos, which it loads with sides near
+        model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names), called as
+            `model(images, query_points=…, patch_mask=…, heads=…)`.
+        views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded with sides near
             `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the
             patch.
-        query_points: (N, 3) as (view, x, y) in pixels of the original photos, points to track through all views.
-        heads: Which of the model's heads to run. None = all, "tracks" only if there are query points. Of heads that
-            were added (`VGGT.add_head`), a scene holds what a `DenseHead` gives; others are left out.
-        view_chunk: How many views the dense heads process at once, at most; "auto" limits their memory.
-        memory: Scenes that don't fit are worked on in pieces, with the same result but for rounding: "auto" = if they
-            don't fit into what is free; "low" = always, in the smallest; or bytes of the model's device, weights
-            included. Tracks are not counted.
-        dtype: None = the precision of the model's parameters. A half precision runs a float32 model under autocast.
-        approximation: What global attention may leave out, for many views; None = nothing, and other models than
-            `geomtx.VGGT` are not asked for it.
-        window: Run the model on so many consecutive views at a time and stitch the scenes by what overlaps, see
-            `geomtx.scene.windows.stitch_scenes`; None = all views in one pass. Neighbouring views must show the same
-            things. Not with query points.
-        compile: True = transformer blocks and decoders compiled by `torch.compile`, once a process and for all numbers
-            of views, with the same result but for rounding. "graphs" = the pass is recorded once a size on the GPU,
-            which holds its memory, and replayed, with the same result; for few views, where launching operations takes
-            the time. Scenes that are worked on in pieces are not recorded.
-        parallel: Share the views with all other processes of torch.distributed's default group, see
-            `geomtx.predict_parallel`: all of them call this with the same arguments and get the same scene.
-        progress: Show a progress bar on stderr; not for a pass that is replayed.
+        query_points: Points to track through all views, (N, 3) as (view, x, y) in pixels of the original photos;
+            defaults to none.
+        heads: Names of the heads to run; defaults to all, "tracks" only if there are query points. Of added heads
+            (`VGGT.add_head`), a scene holds what a `DenseHead` gives; others are left out.
+        window: Run the model on this many consecutive views at a time and stitch the scenes by the views that overlap,
+            see `geomtx.scene.windows.stitch_scenes`; defaults to all views in one pass. Neighbouring views must show
+            the same things. Not with query points.
+        progress: Whether to show a progress bar on stderr.
+        options: How the model is run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
+            `approximation`, `compile`, `parallel`.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels. A
@@ -77,24 +64,32 @@ def reconstruct(
         ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
             outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
             windows that can't be stitched; with `compile`, where there is nothing to compile, or for "graphs" a device
-            that records none or a `dtype` that isn't the model's; with `parallel`, for a model other than VGGT, fewer
-            views than processes, an approximation and `compile`.
+            that records none or a `dtype` that isn't the model's; with `parallel`, for a model of another kind, fewer
+            views than processes, and `compile`; for dropout or batch norm in training mode.
+        TypeError: For an option that doesn't exist.
     """
     config: Any = model.config
     available = _heads_of_scenes(model)
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
-    options = PassOptions(heads, view_chunk, memory, dtype, approximation, compile, parallel, progress)
-    check_options(model, options)
+    run_options = _parse_options(options)
+    check_options(model, run_options)
     if window is not None:
         check_window_heads(heads)
         windows = place_windows(len(views), window)
         if len(windows) > 1:
-            scenes = (reconstruct(model, views[part.start : part.stop], **options._asdict()) for part in windows)
+            parts = (views[part.start : part.stop] for part in windows)
+            scenes = (reconstruct(model, part, heads=heads, progress=progress, **options) for part in parts)
             return stitch_scenes(scenes, windows)
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
-    predictions = run_model(model, views, model_queries, options)
+    inputs = {
+        "images": views.images[None],
+        "query_points": None if model_queries is None else model_queries[None],
+        "patch_mask": None if views.patch_mask is None else views.patch_mask[None],
+    }
+    with progress_bar(shown=progress) as advance:
+        predictions = run_views(model, inputs, heads, run_options._replace(progress=advance))
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -105,6 +100,14 @@ def reconstruct(
     )
     warn_of_nonfinite(scene)
     return scene
+
+
+def _parse_options(options: dict[str, Any]) -> RunOptions:
+    known = [name for name in RunOptions._fields if name != "progress"]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"reconstruct takes no option {name!r}{close_matches(name, known)}")
+    return RunOptions(**options)
 
 
 def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:
@@ -138,8 +141,8 @@ def _seen_pixels(views: Views) -> Tensor:
     """(S, H, W) bool: photo pixels, without those of patches that the model leaves out."""
     if views.patch_mask is None:
         return views.masks
-    patches = views.patch_mask.repeat_interleave(views.patch_size, dim=1).repeat_interleave(views.patch_size, dim=2)
-    return views.masks & patches
+    size = views.patch_size
+    return views.masks & repeat(views.patch_mask, "s r q -> s (r h) (q w)", h=size, w=size)
 
 
 def _heads_of_scenes(model: Any) -> tuple[str, ...]:
@@ -168,15 +171,9 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
 
 def _single_scene(predictions: Predictions) -> Predictions:
     """Without the batch axis, without what only a loss needs; on the CPU, and no half precision, which files lack."""
-    cameras, encodings, depth, points, tracks, _, extra = predictions
-    return Predictions(
-        cameras=None if cameras is None else Cameras(*(_to_plain(each[0]) for each in cameras)),
-        pose_encodings=None if encodings is None else _to_plain(encodings[:, 0]),
-        depth=None if depth is None else DenseMap(*(_to_plain(each[0]) for each in depth)),
-        points=None if points is None else DenseMap(*(_to_plain(each[0]) for each in points)),
-        tracks=None if tracks is None else Tracks(*(_to_plain(each[0]) for each in tracks)),
-        extra=None if extra is None else {n: DenseMap(*(_to_plain(each[0]) for each in m)) for n, m in extra.items()},
-    )
+    scene = predictions._replace(track_iterations=None).map(_to_plain)
+    encodings = None if scene.pose_encodings is None else scene.pose_encodings[:, 0]
+    return scene._replace(pose_encodings=None).map(lambda each: each[0])._replace(pose_encodings=encodings)
 
 
 def _to_plain(tensor: Tensor) -> Tensor:

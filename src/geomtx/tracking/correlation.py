@@ -16,7 +16,7 @@ __all__ = ["build_pyramid", "correlate"]
 
 
 def build_pyramid(features: Float[Tensor, "n c h w"], num_levels: int) -> list[Tensor]:
-    """Maps halved by 2x2 averaging, an odd last row or column dropped; level 0 is the map itself.
+    """Return the maps and their halvings by 2x2 averaging; an odd last row or column is dropped.
 
     Raises:
         ValueError: If the map is too small for the number of levels.
@@ -40,22 +40,27 @@ def correlate(
     *,
     radius: int,
 ) -> Float[Tensor, "n t k"]:
-    """Dot products, over sqrt(C), of each target with a window of every level around its coordinates.
+    """Correlate each target with a window of every level around its coordinates: dot products over sqrt(C).
 
-    Sampling is linear, so the features of the window are sampled and then multiplied: no volume of all locations is
-    ever built.
+    Sampling is linear, so the features of the window are sampled and then multiplied; no volume over all locations is
+    built. Computed in the precision of the coordinates, also under autocast.
 
     Args:
-        pyramid: Levels (N, C, H/2^l, W/2^l).
-        targets: (N, T, C), a feature a track.
-        coords: (N, T, 2), (x, y) in pixels of level 0.
-        radius: Of the window in pixels of each level.
+        pyramid: Levels of feature maps, (N, C, H/2^l, W/2^l).
+        targets: One feature of every track, (N, T, C).
+        coords: Coordinates (x, y) in pixels of level 0, (N, T, 2).
+        radius: Radius of the window in pixels of each level.
 
     Returns:
         (N, T, levels · (2·radius + 1)²): levels in order; entry a·(2·radius + 1) + b of a window is at
         (x + a - radius, y + b - radius). Zero outside the maps.
     """
     coords = at_least_float32(coords)  # half precision can't count the pixels of a row
+    with torch.autocast(coords.device.type, enabled=False):
+        return _correlate(pyramid, targets.to(coords.dtype), coords, radius)
+
+
+def _correlate(pyramid: Sequence[Tensor], targets: Tensor, coords: Tensor, radius: int) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
     scaled = targets * targets.shape[-1] ** -0.5

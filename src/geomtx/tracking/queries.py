@@ -1,15 +1,16 @@
-"""What query points have to be."""
+"""Query points: checks, and parts of their tracks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
 
-__all__ = ["batch_queries", "check_queries"]
+__all__ = ["batch_queries", "check_queries", "join_queries", "take_queries"]
 
 
 def batch_queries(query_points: Tensor, num_scenes: int, *widths: int) -> Tensor:
@@ -64,3 +65,36 @@ def check_queries(
     ):
         if not fits.all():
             raise ValueError(f"{name} must {demand}, got {query_points[~fits][0].tolist()}")
+
+
+def take_queries(value: Any, num_queries: int) -> Any:
+    """Return the tracks of the first queries, from nested named tuples of tracks."""
+    fields = {}
+    for name, part in value._asdict().items():
+        if not isinstance(part, Tensor):
+            fields[name] = take_queries(part, num_queries)
+        elif name in _QUERY_AXIS:
+            fields[name] = part.narrow(_QUERY_AXIS[name], 0, num_queries)
+    return value._replace(**fields)
+
+
+_QUERY_AXIS = {
+    "coords_px": -2,
+    "visibility": -1,
+    "confidence": -1,
+    "visibility_logits": -1,
+    "confidence_logits": -1,
+}
+"""Name of a field → its axis of queries; other fields have none."""
+
+
+def join_queries(parts: Sequence[Any]) -> Any:
+    """Put the tracks of several sets of queries together, from nested named tuples of tracks."""
+    fields = {}
+    for name, first in parts[0]._asdict().items():
+        values = [getattr(part, name) for part in parts]
+        if not isinstance(first, Tensor):
+            fields[name] = join_queries(values)
+        elif name in _QUERY_AXIS:
+            fields[name] = torch.cat(values, dim=_QUERY_AXIS[name])
+    return parts[0]._replace(**fields)

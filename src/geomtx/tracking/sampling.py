@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,14 +22,14 @@ def sample_map(
     *,
     padding_mode: Literal["zeros", "border"] = "border",
 ) -> Float[Tensor, "n c p q"]:
-    """Sample maps at (x, y) in their own pixels, pixel centres at integers.
+    """Sample maps bilinearly at (x, y) in their own pixels, pixel centres at integers.
 
-    An axis of a single pixel has that one value at every coordinate.
+    An axis of a single pixel has that pixel's value at every coordinate.
 
     Args:
-        maps: (N, C, H, W).
-        coords: (N, P, Q, 2).
-        padding_mode: What lies outside: zeros, or the nearest pixel.
+        maps: Feature maps, (N, C, H, W).
+        coords: Coordinates (x, y) in pixels, (N, P, Q, 2).
+        padding_mode: Values outside the maps: zeros, or those of the nearest pixel.
 
     Returns:
         (N, C, P, Q), in the wider precision of both, float32 at least: half precision can't count the pixels of a row.
@@ -43,21 +44,21 @@ def sample_map(
 def sample_views(
     maps: Float[Tensor, "b s c h w"], view: Int[Tensor, "b n"], coords: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, "b n c"]:
-    """Sample each point in a view of its own, as `sample_map` with the nearest pixel outside.
+    """Sample every point in one view, as `sample_map` with the nearest pixel outside.
 
     Args:
-        maps: (B, S, C, H, W).
-        view: (B, N), 0 … S - 1.
-        coords: (B, N, 2), (x, y) in pixels of the maps.
+        maps: Feature maps, (B, S, C, H, W).
+        view: Index of every point's view, (B, N), 0 … S - 1.
+        coords: Coordinates (x, y) in pixels of the maps, (B, N, 2).
 
     Returns:
         (B, N, C), in the wider precision of both, float32 at least.
     """
     height, width = maps.shape[-2:]
     x, y = coords[..., 0].clamp(0, width - 1), coords[..., 1].clamp(0, height - 1)
-    # The weights keep NaN; as an index it would take a GPU's whole process down.
+    # NaN stays in the weights; as an index it would abort a GPU's whole process.
     left, top = x.floor().nan_to_num(), y.floor().nan_to_num()
-    flat = maps.movedim(2, -1).flatten(1, 3)
+    flat = rearrange(maps, "b s c h w -> b (s h w) c")
     sampled = flat.new_zeros(())
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         column, row = (left + step_x).clamp(max=width - 1).long(), (top + step_y).clamp(max=height - 1).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_positive, check_shape
@@ -19,20 +20,20 @@ __all__ = ["Tracker"]
 
 
 class Tracker(nn.Module):
-    """Follow query points through feature maps.
+    """Track query points through feature maps.
 
     Args:
-        dim: Channels C of the feature maps, a multiple of 4.
-        num_levels: Of the correlation pyramid; the maps need 2^(num_levels - 1) pixels a side.
-        radius: Of the correlation windows, pixels of each level.
-        num_iterations: Refinements.
-        hidden_dim: Width of the updating transformer and of the correlation's MLP.
-        num_heads: Of the transformer.
-        depth: Of the transformer.
-        num_virtual: Virtual tracks of the transformer.
-        stride: Pixels of the image a pixel of the maps.
-        max_displacement: Displacements, in pixels of the maps, are also given to the network over this length.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels C of the feature maps, a multiple of 4.
+        num_levels: Number of levels of the correlation pyramid; maps need 2^(num_levels - 1) pixels a side.
+        radius: Radius of the correlation windows in pixels of each level.
+        num_iterations: Number of refinements.
+        hidden_dim: Number of channels of the updating transformer and of the correlation's MLP.
+        num_heads: Number of attention heads of the transformer.
+        depth: Number of rounds of the transformer.
+        num_virtual: Number of virtual tracks of the transformer.
+        stride: Number of pixels of the image for a pixel of the maps.
+        max_displacement: Length in pixels of the maps by which displacements are divided as an input of the network.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Tracker(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tokens that tell the query's view from the others."""
+        """Draw the initial tokens that mark the query's view and the other views."""
         nn.init.normal_(self.query_token)
 
     def forward(
@@ -97,9 +98,9 @@ class Tracker(nn.Module):
         """Track.
 
         Args:
-            features: (B, S, C, H, W).
-            query_points: (B, N, 2), (x, y) in pixels of the images in view 0, or (B, N, 3) as (view, x, y).
-            view_mask: (B, S) bool, True = the view takes part. The others get tracks that mean nothing.
+            features: Feature maps of all views, (B, S, C, H, W).
+            query_points: (B, N, 2) as (x, y) in pixels of the images in view 0, or (B, N, 3) as (view, x, y).
+            view_mask: Which views are valid, (B, S) bool; tracks in the others mean nothing. Defaults to all.
 
         Returns:
             Coordinates (I, B, S, N, 2) in pixels of the images after every iteration; in its own view a query stays
@@ -111,22 +112,21 @@ class Tracker(nn.Module):
         check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
         num_scenes, num_views = features.shape[:2]
         check_shape("query_points", query_points, (num_scenes, "N", 2), (num_scenes, "N", 3))
-        maps = self.map_norm(features.to(self.map_norm.weight.dtype).movedim(2, -1)).movedim(-1, 2)
-        with torch.autocast(features.device.type, enabled=False):
-            maps = at_least_float32(maps)
-            pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
-            query, query_view = self._split_query(query_points.to(maps.dtype), num_views)
-            track = sample_views(maps, query_view, query)
-        track = track[:, None].expand(-1, num_views, -1, -1)
+        maps = rearrange(features.to(self.map_norm.weight.dtype), "b s c h w -> b s h w c")
+        maps = at_least_float32(rearrange(self.map_norm(maps), "b s h w c -> b s c h w"))
+        pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
+        query, query_view = self._split_query(query_points.to(maps.dtype), num_views)
+        track = repeat(sample_views(maps, query_view, query), "b n c -> b s n c", s=num_views)
         in_own_view = (torch.arange(num_views, device=query.device)[:, None] == query_view[:, None])[..., None]
         fixed = self._fixed_signal(query, in_own_view, (features.shape[-2], features.shape[-1]))
         coords, history = query[:, None].expand(-1, num_views, -1, -1), []
         for _ in range(self.num_iterations):
             coords = coords.detach()
             tokens = self._tokens(pyramid, track, coords, query) + fixed
-            update = self.updater(tokens.to(self.query_token.dtype).transpose(1, 2), view_mask).transpose(1, 2)
-            step, change = update[..., :2], update[..., 2:].to(self.query_token.dtype)
-            track = track + nn.functional.gelu(self.feature_update(self.feature_norm(change)))
+            update = rearrange(self.updater(rearrange(tokens, "b s n c -> b n s c"), view_mask), "b n s c -> b s n c")
+            step, change = update.split([2, self.dim], dim=-1)
+            change = self.feature_norm(change.to(self.feature_norm.weight.dtype))
+            track = track + nn.functional.gelu(self.feature_update(change))
             coords = torch.where(in_own_view, query[:, None], coords + step)
             history.append(coords * self.stride)
         return TrackIterations(
@@ -135,13 +135,13 @@ class Tracker(nn.Module):
 
     @property
     def min_image_side(self) -> int:
-        """Pixels that both sides of an image must have at least, for the pyramid's last level."""
+        """Smallest side of an image in pixels for which the pyramid has all its levels."""
         return self.stride * 2 ** (self.num_levels - 1)
 
     def _split_query(self, query_points: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
-        """Coordinates (B, N, 2) in pixels of the maps, and views (B, N), kept in range.
+        """Return coordinates (B, N, 2) in pixels of the maps, and views (B, N), kept in range.
 
-        An index out of range would take a GPU's whole process down; `geomtx.VGGT`, `TrackHead.track` and
+        An index out of range would abort a GPU's whole process; `geomtx.VGGT`, `TrackHead.track` and
         `geomtx.reconstruct` refuse it.
         """
         if query_points.shape[-1] == 2:
@@ -149,16 +149,14 @@ class Tracker(nn.Module):
         return query_points[..., 1:] / self.stride, query_points[..., 0].round().long().clamp(0, num_views - 1)
 
     def _fixed_signal(self, query: Tensor, in_own_view: Tensor, map_hw: tuple[int, int]) -> Tensor:
-        """What every iteration adds to the tokens: where the query is, and in which view, (B, S, N, token_dim)."""
+        """Return what every iteration adds to the tokens, the query's position and view, (B, S, N, token_dim)."""
         own, other = at_least_float32(self.query_token).unbind(1)
         position = sample_grid_signal(query, map_hw, self.query_token.shape[-1], base=10000.0)
         return position[:, None] + torch.where(in_own_view, own, other)
 
     def _tokens(self, pyramid: list[Tensor], track: Tensor, coords: Tensor, query: Tensor) -> Tensor:
-        """(B, S, N, token_dim) in float32 or better."""
-        with torch.autocast(coords.device.type, enabled=False):
-            targets = track.to(coords.dtype).flatten(0, 1)
-            correlation = correlate(pyramid, targets, coords.flatten(0, 1), radius=self.radius)
+        """Return the tokens of an iteration, (B, S, N, token_dim) in float32 or better."""
+        correlation = correlate(pyramid, track.flatten(0, 1), coords.flatten(0, 1), radius=self.radius)
         correlation = self.correlation_mlp(correlation.to(self.query_token.dtype)).unflatten(0, coords.shape[:2])
         displacement = coords - query[:, None]
         waves = fourier_features(displacement, track.shape[-1] // 2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention, key_mask
@@ -13,15 +17,17 @@ from geomtx.types import Bool, Float
 
 __all__ = ["TrackBlock", "TrackUpdater"]
 
+Attend = Callable[[int, nn.Module, Tensor], Tensor]
+
 
 class TrackBlock(nn.Module):
     """x = norm(x), x + attention(x), x + MLP(norm(x)): the residual is the normed input.
 
     Args:
-        dim: Width.
-        num_heads: Heads of the attention.
-        with_context: Attend to a context, which gets a norm of its own.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels of the tokens.
+        num_heads: Number of attention heads.
+        with_context: Whether the block attends to a context, which has its own norm, instead of its input.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(self, dim: int, num_heads: int, *, with_context: bool = False, backend: BackendName = "auto") -> None:
@@ -46,18 +52,18 @@ class TrackBlock(nn.Module):
 
 
 class TrackUpdater(nn.Module):
-    """Attention of a track over the views, and of the tracks of a view through a few virtual tracks.
+    """Transformer that alternates attention of a track over its views and of a view's tracks through virtual tracks.
 
-    Points only attend to virtual tracks, so the cost grows linearly with the number of points.
+    Points attend only to a few virtual tracks, so the cost grows linearly with the number of points.
 
     Args:
-        in_dim: Width of the tokens.
-        out_dim: Width of the update.
-        dim: Width within.
-        num_heads: Heads of every block.
-        depth: Rounds of view and point attention.
-        num_virtual: Virtual tracks.
-        backend: See `geomtx.layers.backends`.
+        in_dim: Number of channels of the tokens.
+        out_dim: Number of channels of the update.
+        dim: Number of channels of the blocks.
+        num_heads: Number of attention heads of every block.
+        depth: Number of rounds of attention over views and over tracks.
+        num_virtual: Number of virtual tracks.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class TrackUpdater(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the virtual tracks."""
+        """Draw the initial virtual tracks."""
         nn.init.normal_(self.virtual_tracks)
 
     def forward(
@@ -99,29 +105,41 @@ class TrackUpdater(nn.Module):
         view_mask: Bool[Tensor, "b s"] | None = None,
         *,
         track_mask: Bool[Tensor, "b n"] | None = None,
+        attend: Attend | None = None,
     ) -> Float[Tensor, "b n s c_out"]:
-        """Update of every track in every view, float32 or better.
+        """Return the update of every track in every view, in float32 or better.
 
         Args:
-            tokens: (B, N, S, in_dim).
-            view_mask: (B, S) bool, True = the view takes part.
-            track_mask: (B, N) bool, True = the track takes part; no other track hears of one that doesn't.
+            tokens: Tokens of the tracks, (B, N, S, in_dim); converted to the precision of the weights.
+            view_mask: Which views are valid, (B, S) bool; defaults to all.
+            track_mask: Which tracks are valid, (B, N) bool; the others have no influence on any track. Defaults to all.
+            attend: How a block that mixes views is run: (number, block, tokens (B, tracks, S, dim)) → tokens; defaults
+                to all views at once.
         """
         num_scenes, num_points, num_views, _ = tokens.shape
-        projected = self.input_project(self.input_norm(tokens))
+        projected = self.input_project(self.input_norm(tokens.to(self.virtual_tracks.dtype)))
         virtual = self.virtual_tracks.to(projected.dtype).expand(num_scenes, -1, num_views, -1)
         x = torch.cat([projected, virtual], dim=1)
-        num_tracks = num_points + self.virtual_tracks.shape[1]
-        mask = None if view_mask is None else key_mask(view_mask.repeat_interleave(num_tracks, dim=0))
-        point_mask = None if track_mask is None else key_mask(track_mask.repeat_interleave(num_views, dim=0))
+        attend = attend or _AttendOverViews(view_mask)
+        point_mask = None if track_mask is None else key_mask(repeat(track_mask, "b n -> (b s) n", s=num_views))
         rounds = zip(
             self.view_blocks, self.virtual_from_point, self.virtual_blocks, self.point_from_virtual, strict=True
         )
-        for view_block, virtual_from_point, virtual_block, point_from_virtual in rounds:
-            x = view_block(x.flatten(0, 1), mask=mask).unflatten(0, (num_scenes, num_tracks))
-            by_view = x.transpose(1, 2).flatten(0, 1)
-            points, virtual = by_view[:, :num_points], by_view[:, num_points:]
+        for number, (view_block, virtual_from_point, virtual_block, point_from_virtual) in enumerate(rounds):
+            x = rearrange(attend(number, view_block, x), "b n s c -> (b s) n c")
+            points, virtual = x[:, :num_points], x[:, num_points:]
             virtual = virtual_block(virtual_from_point(virtual, points, mask=point_mask))
             points = point_from_virtual(points, virtual)
-            x = torch.cat([points, virtual], dim=1).unflatten(0, (num_scenes, num_views)).transpose(1, 2)
+            x = rearrange(torch.cat([points, virtual], dim=1), "(b s) n c -> b n s c", b=num_scenes)
         return self.output_project(self.output_norm(x[:, :num_points] + projected))
+
+
+class _AttendOverViews(NamedTuple):
+    """Run a block on every track by itself, over all its views."""
+
+    view_mask: Tensor | None
+
+    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+        num_tracks = x.shape[1]
+        mask = None if self.view_mask is None else key_mask(repeat(self.view_mask, "b s -> (b n) s", n=num_tracks))
+        return rearrange(block(rearrange(x, "b n s c -> (b n) s c"), mask=mask), "(b n) s c -> b n s c", n=num_tracks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from geomtx.checks import check_count, check_range, check_shape
@@ -114,16 +115,13 @@ class WindowTracker(nn.Module):
         if num_iterations is None:
             num_iterations = self.num_iterations if self.training else self.test_iterations
         check_count("num_iterations", num_iterations)
-        maps = self.map_norm(features.to(self.map_norm.weight.dtype).movedim(2, -1)).movedim(-1, 2)
-        query_points = query_points.to(at_least_float32(maps).dtype)
+        maps = rearrange(features.to(self.map_norm.weight.dtype), "b s c h w -> b s h w c")
+        maps = at_least_float32(rearrange(self.map_norm(maps), "b s h w c -> b s c h w"))
+        query_points = query_points.to(maps.dtype)
         view = query_points[..., 0].round().long().clamp(0, num_views - 1)
         query = query_points[..., 1:] / self.stride
-        with torch.autocast(features.device.type, enabled=False):
-            maps = at_least_float32(maps)
-            look = sample_views(maps, view, query)
-            pyramid = [
-                level.unflatten(0, maps.shape[:2]) for level in build_pyramid(maps.flatten(0, 1), self.num_levels)
-            ]
+        look = sample_views(maps, view, query)
+        pyramid = [level.unflatten(0, maps.shape[:2]) for level in build_pyramid(maps.flatten(0, 1), self.num_levels)]
         windows = self._sweep(pyramid, look, query, view, num_iterations)
         tracks = self._join(windows, num_views)
         if backward:

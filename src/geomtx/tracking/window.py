@@ -132,7 +132,7 @@ class WindowRefiner(nn.Module):
                 visibility=state.visibility.detach(),
                 confidence=state.confidence.detach(),
             )
-            tokens = torch.cat([self._signals(pyramid, state, queries), fixed], dim=-1).to(dtype)
+            tokens = torch.cat([self._signals(pyramid, state, queries), fixed], dim=-1)
             update = self.updater(tokens.transpose(1, 2), queries.view_mask, track_mask=queries.track_mask)
             step, visibility, confidence, change = update.transpose(1, 2).split([2, 1, 1, self.dim], dim=-1)
             changed = nn.functional.gelu(self.feature_update(self.feature_norm(change.to(dtype))))
@@ -148,10 +148,7 @@ class WindowRefiner(nn.Module):
 
     def _signals(self, pyramid: Sequence[Tensor], state: TrackState, queries: WindowQueries) -> Tensor:
         """What an iteration may change, (B, W, N, hidden_dim + 4·C + 2)."""
-        with torch.autocast(state.coords.device.type, enabled=False):
-            correlation = correlate(
-                pyramid, state.features.flatten(0, 1), state.coords.flatten(0, 1), radius=self.radius
-            )
+        correlation = correlate(pyramid, state.features.flatten(0, 1), state.coords.flatten(0, 1), radius=self.radius)
         correlation = self.correlation_mlp(correlation.to(self.feature_update.weight.dtype))
         real = queries.view_mask[:, 1:, None, None]  # what lies beyond the end of the video has no say in it
         steps = torch.where(real, state.coords.diff(dim=1), 0.0)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive, check_range
-from geomtx.models.config import HEADS
+from geomtx.models.vggt.config import HEADS
 from geomtx.training.data_config import MOST_RENDERED, DataSection, ValidationSection
 from geomtx.training.model_config import LoraSection, LossSection, ModelSection
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from geomtx.data.files import read_text
 from geomtx.files import user_path
-from geomtx.models.config import VGGTConfig
+from geomtx.models.vggt.config import VGGTConfig
 from geomtx.training.config import TrainingConfig
 from geomtx.training.plain_values import parse_section, unknown_key
 from geomtx.training.requirements import import_extra

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_finite_positive, check_option, check_positive
-from geomtx.models.config import VGGTConfig
+from geomtx.models.vggt.config import VGGTConfig
 
 __all__ = ["LoraSection", "LossSection", "ModelSection"]
 

@@ -22,10 +22,10 @@ from geomtx.losses.rendering import RenderingLoss, count_pictures, gaussian_simi
 from geomtx.losses.term import CountSource
 from geomtx.metrics.image import psnr
 from geomtx.metrics.perceptual_file import read_vgg
-from geomtx.models.config import check_numbers
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import kind_of
+from geomtx.models.vggt.config import check_numbers
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.vggt_task import VggtTask, leave_out_heads, leave_out_late_tracks, load_vggt, queries_for

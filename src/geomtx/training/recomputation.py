@@ -15,7 +15,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 __all__ = ["recompute_blocks"]
 
 # How a block is run in training: on all its tokens, or with isolated views.
-_WAYS = ("forward", "attend_apart")
+_WAYS = ("forward", "project_keys", "attend_to")
 
 
 def recompute_blocks(encoder: AlternatingEncoder) -> int:

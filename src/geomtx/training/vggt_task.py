@@ -16,9 +16,9 @@ from geomtx.heads.track import TrackHead
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.reduce import select
 from geomtx.metrics.evaluate import measure_depth, measure_poses
-from geomtx.models.config import HEADS
 from geomtx.models.saved_model import added_heads, config_of_checkpoint, open_vggt
 from geomtx.models.vggt import VGGT, VGGTConfig
+from geomtx.models.vggt.config import HEADS
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import Predictions, SceneBatch

@@ -15,9 +15,9 @@ from geomtx.losses.reduce import count_scope, select
 from geomtx.losses.term import CountSource
 from geomtx.losses.video_track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
-from geomtx.models.config import check_numbers
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_model import kind_of
+from geomtx.models.vggt.config import check_numbers
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 from geomtx.training.build import build_loss
 from geomtx.training.config import LossSection, ModelSection

@@ -1,0 +1,92 @@
+"""How a head is called on the tokens of an encoder, whatever its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.heads.camera import CameraHead
+from geomtx.heads.dense import DenseHead
+from geomtx.heads.rgb import RGBHead
+from geomtx.heads.track import TrackHead
+from geomtx.types import ProjectedTokens, Tokens
+
+__all__ = ["EachView", "Gather", "head_dtype", "run_head"]
+
+EachView = Callable[..., Any]
+"""How a function of single views is called: each_view(function, tokens) → its result for all views."""
+
+Gather = Callable[[Tensor], Tensor]
+"""Brings the views of all processes together along axis 1; the identity in one process."""
+
+
+def run_head(
+    head: nn.Module,
+    tokens: Tokens | ProjectedTokens,
+    query_points: Tensor | None,
+    *,
+    each_view: EachView | None = None,
+    gather: Gather | None = None,
+) -> Any:
+    """Run a head: as a whole, or, where views are in chunks or in other processes, in its steps.
+
+    What a head does for each view by itself goes through `each_view`; what it needs of all views goes through `gather`.
+
+    Args:
+        head: A head of geomtx, or any module that is called with tokens and sees them whole.
+        tokens: What the head reads, in any precision; it is converted to that of the head's parameters.
+        query_points: (B, N, 2 or 3), for a `TrackHead`.
+        each_view: How a function of single views is called; defaults to one call with all views.
+        gather: How tensors of all views are put together; defaults to the identity.
+    """
+    dtype = head_dtype(head)
+    if each_view is None and gather is None:
+        tokens = _convert(tokens, dtype)
+        return head(tokens, query_points) if isinstance(head, TrackHead) else head(tokens)
+    each_view, gather = each_view or _call, gather or _identity
+    if isinstance(head, CameraHead):
+        assert isinstance(tokens, Tokens), "a camera head reads no projections"
+        camera_tokens = head.camera_tokens(_convert(tokens, dtype))
+        return head.predict(gather(camera_tokens), tokens.image_hw, _valid_views(tokens, gather))
+    if isinstance(head, DenseHead | RGBHead):
+        return each_view(lambda part: head(_convert(part, dtype)), tokens)
+    if isinstance(head, TrackHead):
+        assert query_points is not None, "a head of tracks runs with query points only"
+        features = each_view(lambda part: head.extract(_convert(part, dtype)), tokens)
+        return head.track(gather(features), query_points, view_mask=_valid_views(tokens, gather))
+    return head(_convert(tokens, dtype))
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def head_dtype(head: nn.Module) -> torch.dtype | None:
+    """Return the dtype that tokens are converted to for a head: that of its first parameter, or None for no conversion.
+
+    Under autocast, layers convert their inputs themselves.
+    """
+    first = next((parameter for parameter in head.parameters() if parameter.is_floating_point()), None)
+    if first is None:
+        return None
+    device = first.device.type
+    return None if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) else first.dtype
+
+
+def _convert(tokens: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None or isinstance(tokens, ProjectedTokens):
+        return tokens
+    layers = {index: layer.to(dtype) for index, layer in tokens.layers.items()}
+    return tokens._replace(layers=layers)
+
+
+def _valid_views(tokens: Tokens | ProjectedTokens, gather: Gather) -> Tensor | None:
+    """Return which views of all processes are valid, (B, S) bool; None for all."""
+    return None if tokens.mask is None else gather(tokens.mask[:, :, :1]).squeeze(-1)

@@ -1,0 +1,277 @@
+"""The driver of a model with one pass over all views of a scene: `predict`.
+
+The model's own `forward` is the plain pass. Here the same parts (`embed`, `run`, `run_heads`) are run in other ways:
+some views and tokens at a time, with fewer keys, on several processes, compiled, or recomputed in the backward pass.
+Nothing in the model changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from geomtx.encoder.scopes import Attend, AttentionTable
+from geomtx.inference.attention import attention_table, check_blocks
+from geomtx.inference.keys import GlobalApproximation, check_approximation
+from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunks, move_aside
+from geomtx.inference.plan import WHOLE, MemoryPlan, check_plan
+from geomtx.inference.shares import Shares
+from geomtx.types import Predictions, Tokens
+
+__all__ = ["Execution", "Inputs", "RecomputedBlock", "execute", "predict", "recompute_blocks"]
+
+RunBlock = Callable[[nn.Module], Any]
+"""Function from a block to what is called in its place."""
+
+
+class Inputs(NamedTuple):
+    """What a model's `check_inputs` returns: its inputs with the B axis, and the names of the heads that run."""
+
+    images: Tensor
+    query_points: Tensor | None
+    patch_mask: Tensor | None
+    heads: tuple[str, ...]
+
+
+class Execution(NamedTuple):
+    """How a forward pass is executed. All but an approximation gives the plain pass's result up to rounding.
+
+    Attributes:
+        plan: How many views and tokens are worked on at a time; all by default.
+        approximation: What global attention leaves out; nothing by default.
+        shares: How views are shared by processes; None for one process with all views.
+        run_block: Function from a block to what is called in its place; None for the block itself.
+        progress: Called with the share of the pass that is done since the last call; None for no report.
+    """
+
+    plan: MemoryPlan = WHOLE
+    approximation: GlobalApproximation = GlobalApproximation()
+    shares: Shares | None = None
+    run_block: RunBlock | None = None
+    progress: Callable[[float], None] | None = None
+
+
+def predict(
+    model: Any,
+    images: Tensor,
+    query_points: Tensor | None = None,
+    patch_mask: Tensor | None = None,
+    *,
+    heads: tuple[str, ...] | None = None,
+    plan: MemoryPlan | None = None,
+    approximation: GlobalApproximation | None = None,
+    recompute: bool = False,
+) -> Predictions:
+    """Return what `model(images, …)` gives up to rounding, or an approximation of it, executed in another way.
+
+    Args:
+        model: A model with one pass over all views, for instance `geomtx.VGGT`.
+        images: Images as for the model; with a plan they may be on another device and in another precision.
+        query_points: As for the model.
+        patch_mask: As for the model.
+        heads: As for the model.
+        plan: Work on some views or tokens at a time, without gradients, see `MemoryPlan`; defaults to all at once.
+        approximation: What global attention leaves out, see `GlobalApproximation`; defaults to nothing.
+        recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
+            checkpointing, Chen et al. 2016). Not with a plan.
+
+    Raises:
+        ValueError: As the model; for numbers of a plan or an approximation that mean nothing, and blocks that can't be
+            run so.
+        RuntimeError: For a plan with a `token_chunk` where gradients are recorded.
+    """
+    inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads))
+    execution = Execution(
+        plan=WHOLE if plan is None else plan,
+        approximation=GlobalApproximation() if approximation is None else approximation,
+        run_block=RecomputedBlock if recompute else None,
+    )
+    return execute(model, inputs, execution)
+
+
+def recompute_blocks(attend: AttentionTable) -> AttentionTable:
+    """Return a table that runs blocks with gradient checkpointing: activations within a block are computed twice."""
+    return {scope: _with_block(run, RecomputedBlock) for scope, run in attend.items()}
+
+
+def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
+    """Run a model's embedding, blocks and heads as `execution` says.
+
+    Args:
+        model: The model.
+        inputs: Checked inputs, of all views, on any device.
+        execution: How the pass is executed.
+
+    Returns:
+        Predictions; with `shares`, cameras and tracks of all views, and maps of this process's views.
+
+    Raises:
+        ValueError: As `predict`.
+        RuntimeError: As `predict`.
+    """
+    plan, approximation, shares, run_block, _ = execution
+    _check_execution(model.encoder, execution)
+    here = slice(None) if shares is None else shares.here
+    parameter = next(model.parameters())
+    device, in_pieces = parameter.device, plan.token_chunk is not None
+    images = inputs.images[:, here]
+    if in_pieces:
+        assert plan.view_chunk is not None, "check_plan has passed"
+        each_view: Callable[..., Tensor] = embed_in_chunks(device, parameter.dtype, plan.view_chunk)
+    else:
+        images, each_view = images.to(device), _call
+    report = _Reports(model, execution, len(images) * images.shape[1])
+    if run_block is not None or execution.progress is not None:
+        each_view = _with_backbone_blocks(model.encoder.backbone, each_view, report, run_block)
+    views = model.encoder.embed(
+        images,
+        patch_mask=None if inputs.patch_mask is None else inputs.patch_mask[:, here].to(device),
+        first_view=0 if shares is None else shares.start,
+        each_view=each_view,
+    )
+    table = attention_table(model.encoder, views, plan, approximation, shares)
+    attend = {scope: report.after(_with_block(run, run_block)) for scope, run in table.items()}
+    tokens = views.without_layers()
+    if in_pieces:
+        modules = {name: head for name, head in model.head_modules().items() if name in inputs.heads}
+        reader = LayerReader(modules, model.config.taps, plan)
+        layers = model.encoder.run(views.x, attend, reader.taps, keep=move_aside(plan))
+        del views  # the first input of the blocks need not outlive the first block
+        reader.read_all(tokens, layers)
+        read: Callable[[str], Any] = reader.read
+    else:
+        layers = model.encoder.run(views.x, attend, model.taps_of(inputs.heads))
+        del views
+        tokens = tokens._replace(layers=dict(map(_join, layers)))
+        read = partial(_same, tokens)
+    return model.run_heads(
+        report.heads(read),
+        inputs.heads,
+        None if inputs.query_points is None else inputs.query_points.to(device),
+        each_view=heads_in_chunks(device, plan),
+        gather=None if shares is None else partial(shares.gather, dim=1),
+    )
+
+
+def _check_execution(encoder: Any, execution: Execution) -> None:
+    plan, approximation, shares, *_ = execution
+    check_plan(plan)
+    check_approximation(approximation, len(encoder.global_blocks))
+    if plan.token_chunk is not None:
+        if torch.is_grad_enabled():
+            raise RuntimeError("chunks of tokens are overwritten, which gradients can't follow; use torch.no_grad()")
+        check_blocks(encoder.global_blocks, "chunks of tokens")
+    if approximation.has_fewer_keys:
+        check_blocks(encoder.global_blocks, "fewer keys")
+    if shares is not None:
+        check_blocks(encoder.global_blocks, "several processes")
+    if any("cross" in layer for layer in encoder.order):
+        if approximation != GlobalApproximation():
+            raise ValueError(f"approximation must be None with the scope 'cross', got {approximation}")
+        if shares is not None:
+            raise ValueError("order must be without the scope 'cross' to be shared by processes, got one with it")
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _join(layer: tuple[int, list[Tensor]]) -> tuple[int, Tensor]:
+    return layer[0], torch.cat(layer[1], dim=-1)
+
+
+def _same(tokens: Tokens, head: str) -> Tokens:
+    """Return what every head reads where the layers are kept whole."""
+    return tokens
+
+
+class RecomputedBlock(NamedTuple):
+    """A block whose activations are computed again in the backward pass (gradient checkpointing)."""
+
+    block: Any
+
+    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+        """Return `block(x, **options)`."""
+        return checkpoint(self.block, x, use_reentrant=False, **options)
+
+    def project_keys(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return `block.project_keys(x, **options)`."""
+        return checkpoint(self.block.project_keys, x, use_reentrant=False, **options)
+
+    def attend_to(self, x: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+        """Return `block.attend_to(x, keys, values, **options)`."""
+        return checkpoint(self.block.attend_to, x, keys, values, use_reentrant=False, **options)
+
+
+def _with_block(attend: Attend, run_block: RunBlock | None) -> Attend:
+    """Run `attend` with something else in place of every block."""
+    if run_block is None:
+        return attend
+    return lambda number, block, x: attend(number, run_block(block), x)
+
+
+def _with_backbone_blocks(
+    backbone: nn.Module, each_view: Callable[..., Tensor], report: _Reports, run_block: RunBlock | None
+) -> Callable[..., Tensor]:
+    """Let a backbone with blocks of its own run them with something in their place."""
+    if not hasattr(backbone, "blocks"):
+        return each_view
+
+    def run(block: nn.Module) -> Callable[..., Tensor]:
+        return report.backbone_block(block if run_block is None else run_block(block))
+
+    def with_blocks(function: Callable[..., Tensor], images: Tensor, mask: Tensor | None) -> Tensor:
+        return each_view(partial(function, run_block=run), images, mask)
+
+    return with_blocks
+
+
+class _Reports:
+    """Reports the progress of a pass, in blocks and heads that are done."""
+
+    def __init__(self, model: Any, execution: Execution, num_views: int) -> None:
+        self.progress = execution.progress
+        chunk = execution.plan.view_chunk if execution.plan.token_chunk is not None else None
+        self.num_chunks = 1 if chunk is None else -(-num_views // chunk)
+        depth = len(getattr(model.encoder.backbone, "blocks", ()))
+        self.total = depth + sum(map(len, model.encoder.order)) + len(model.heads)
+
+    def after(self, attend: Attend) -> Attend:
+        """Report every block that mixes views once it is done."""
+        if self.progress is None:
+            return attend
+
+        def run(number: int, block: nn.Module, x: Tensor) -> Tensor:
+            x = attend(number, block, x)
+            self._advance(1)
+            return x
+
+        return run
+
+    def backbone_block(self, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Report a block of the backbone, which runs once for every chunk of views."""
+
+        def run(x: Tensor, **options: Any) -> Tensor:
+            x = block(x, **options)
+            self._advance(1 / self.num_chunks)
+            return x
+
+        return block if self.progress is None else run
+
+    def heads(self, read: Callable[[str], Any]) -> Callable[[str], Any]:
+        """Report every head when it begins to read."""
+
+        def run(head: str) -> Any:
+            self._advance(1)
+            return read(head)
+
+        return read if self.progress is None else run
+
+    def _advance(self, steps: float) -> None:
+        assert self.progress is not None, "asked for only where there is a report"
+        self.progress(steps / self.total)

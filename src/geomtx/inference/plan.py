@@ -1,0 +1,263 @@
+"""How much memory a forward pass takes, and how it is divided to take less."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checks import check_count
+from geomtx.layers.float32 import Float32Conv2d, Float32Linear
+
+__all__ = [
+    "LEAN_PLAN",
+    "PLANS",
+    "WHOLE",
+    "Memory",
+    "MemoryPlan",
+    "PassSize",
+    "autocast_bytes",
+    "check_plan",
+    "choose_plan",
+    "estimate_bytes",
+    "free_bytes",
+    "weight_bytes",
+]
+
+_MARGIN = 1.08  # for small tensors that the sum leaves out
+
+Memory = Literal["auto", "low"] | int
+
+_MEMINFO = Path("/proc/meminfo")  # Linux
+_GROUP = Path("/sys/fs/cgroup")  # of a container, version 2
+_SHARE = 0.9  # of what is free: fragments of an allocator don't fill it
+
+
+class MemoryPlan(NamedTuple):
+    """How a forward pass without gradients is divided to need less memory. The result is the same up to rounding.
+
+    Attributes:
+        view_chunk: Number of views at a time in the dense heads and, with a `token_chunk`, in the backbone and in frame
+            blocks; None for all.
+        token_chunk: Number of tokens at a time in global blocks, each still attending to all keys, with outputs written
+            over inputs; None for the encoder at once.
+        tap_device: Device where projections of tapped layers wait for the dense heads, "cpu" for the host's memory;
+            None for the model's.
+        output_device: Device where depth and points are put together; None for the model's.
+        part_device: Device where a tapped layer's frame-block output waits for the global block's; None for the
+            model's.
+    """
+
+    view_chunk: int | None
+    token_chunk: int | None = None
+    tap_device: str | None = None
+    output_device: str | None = "cpu"
+    part_device: str | None = None
+
+
+WHOLE = MemoryPlan(None, output_device=None)
+"""Everything at once."""
+PLANS = (
+    MemoryPlan(8, 32768),
+    MemoryPlan(4, 8192),
+    MemoryPlan(4, 8192, tap_device="cpu"),
+    MemoryPlan(1, 4096, tap_device="cpu", part_device="cpu"),
+)
+"""Plans from the most memory to the least."""
+LEAN_PLAN = PLANS[-1]
+
+
+class PassSize(NamedTuple):
+    """What the memory of a forward pass depends on, beside the model and the plan.
+
+    Attributes:
+        num_views: Number of views of this process.
+        image_hw: Height and width of the images in pixels.
+        heads: Names of the heads that run.
+        element_size: Bytes of a number in the model's precision.
+        view_chunk: Number of views at a time in the dense heads where there is no plan.
+        num_processes: Number of processes that share the scene.
+        device: Type of the model's device: what a plan keeps there counts. None for a device that the plan doesn't
+            name.
+    """
+
+    num_views: int
+    image_hw: tuple[int, int]
+    heads: tuple[str, ...] = ("camera", "depth", "points")
+    element_size: int = 2
+    view_chunk: int = 4
+    num_processes: int = 1
+    device: str | None = None
+
+
+def estimate_bytes(config: Any, plan: MemoryPlan | None, size: PassSize) -> int:
+    """Estimate the bytes beyond the weights at the peak of a forward pass of one scene, on the model's device.
+
+    Tracks are left out; an added head counts as one of points. Counted on fake tensors, peaks are between half of the
+    estimate and all of it. Copies of weights under autocast come on top, see `autocast_bytes`; so do recorded passes
+    (`compile="graphs"`), each of which holds the memory of a whole pass.
+
+    Args:
+        config: Configuration of the model: `dim`, `patch_size`, `num_registers`, `taps`, `dpt_features`,
+            `dpt_channels`.
+        plan: How the pass is divided; None for all at once, with `size.view_chunk` views at a time in the dense heads.
+        size: Sizes of the pass.
+    """
+    num_views, image_hw, heads, element_size, view_chunk, num_processes, device = size
+    rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
+    of_view = rows * columns + 1 + config.num_registers
+    tokens = num_views * of_view
+    row = config.dim * element_size
+    dense = [head for head in heads if head != "camera"]
+    pixels = math.prod(image_hw)
+    # Merged maps of the views at work, several of which are alive at once; one position signal in float32.
+    view_chunk = min(view_chunk if plan is None else plan.view_chunk or num_views, num_views)
+    decoding = int(pixels * config.dpt_features * (1.1 * element_size * view_chunk + 4)) * bool(dense)
+    # Maps in float32, value and confidence; added heads count as one of points.
+    numbers = sum({"depth": 2, "tracks": 0}.get(head, 4) for head in dense)
+    outputs = num_views * pixels * 4 * numbers
+    if plan is None:
+        # Two block outputs a tap; queries, keys, values and their rotation in float32, or the MLP's hidden layer.
+        layers = tokens * row * 2 * (len(config.taps) if dense else 1)
+        # Several processes: what is sent and received; or all keys and values, where heads can't be shared.
+        exchanged = 0 if num_processes == 1 else max(6, 2 * num_processes + 3)
+        work = tokens * (row * (10 + exchanged) + config.dim * 16)
+        return int(_MARGIN * (layers + max(work, decoding + outputs)))
+    kept = [
+        0 if plan.tap_device not in (None, device) else element_size * num_views * rows * columns * len(dense) * count
+        for count in config.dpt_channels
+    ]
+    work = max(min(plan.token_chunk or tokens, tokens), view_chunk * of_view)
+    work *= row * 7 + config.dim * 18  # queries, keys and their rotation in float32, or the MLP's hidden layer
+    # Keys and values; with several processes also those of all, and what is sent.
+    held = (2 if num_processes == 1 else 2 * num_processes + 3) * tokens * row
+    # Tokens, the waiting frame-block output, and either keys and values with three taps kept, or all taps kept.
+    beside = 0 if plan.part_device not in (None, device) else tokens * row
+    encoding = tokens * row + beside + max(held + sum(kept[:-1]) + work, sum(kept))
+    fetched = sum(config.dpt_channels) * element_size * rows * columns
+    heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
+    return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device in (None, device) else 0)))
+
+
+def check_plan(plan: MemoryPlan) -> None:
+    """Require positive numbers of views and tokens, and names of devices.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if not isinstance(plan, MemoryPlan):
+        raise ValueError(f"plan must be a MemoryPlan, got {plan!r}")
+    for name in ("view_chunk", "token_chunk"):
+        if getattr(plan, name) is not None:
+            check_count(f"{name} of plan", getattr(plan, name))
+    if plan.token_chunk is not None and plan.view_chunk is None:
+        raise ValueError("view_chunk of plan must be given with a token_chunk, got None")
+    for name in ("tap_device", "output_device", "part_device"):
+        device = getattr(plan, name)
+        try:
+            torch.device("cpu" if device is None else device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"{name} of plan must be a device, got {device!r}") from None
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters; quantised ones count as they are stored."""
+    return sum(_stored_bytes(parameter) for parameter in model.parameters())
+
+
+def autocast_bytes(model: nn.Module) -> int:
+    """Return an upper bound on the bytes of the half-precision copies of float32 weights that autocast keeps.
+
+    Frozen weights are copied as well, but each only while it is used.
+    """
+    return sum(
+        2 * parameter.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        if not isinstance(module, Float32Linear | Float32Conv2d)
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad and parameter.dtype == torch.float32
+    )
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+
+
+def choose_plan(model: nn.Module, size: PassSize, memory: Memory, *, held: int = 0) -> MemoryPlan | None:
+    """Choose the first plan that fits, from all at once to the leanest.
+
+    Args:
+        model: The model, with its weights where they will be.
+        size: Sizes of the pass; precision and device are read from the model.
+        memory: "auto" for what is free now on the model's device; "low" for the leanest plan; or bytes of the device,
+            weights included.
+        held: Bytes that the pass holds besides, whatever the plan.
+
+    Returns:
+        The plan; None for all at once, also for "auto" and a model whose memory isn't known.
+
+    Raises:
+        ValueError: For another `memory`, for bytes that the leanest plan doesn't fit into, and, unless "auto", for a
+            model whose memory isn't known.
+    """
+    if memory not in ("auto", "low") and (not isinstance(memory, int) or isinstance(memory, bool) or memory < 1):
+        raise ValueError(f"memory must be 'auto', 'low' or a whole number of bytes, got {memory!r}")
+    config = getattr(model, "config", None)
+    if not all(hasattr(config, name) for name in _SIZES) or not hasattr(model, "run_heads"):
+        if memory != "auto":
+            raise ValueError(f"memory must be 'auto' for a model whose memory isn't known, got {memory!r}")
+        return None
+    if memory == "low":
+        return LEAN_PLAN
+    parameter = next(model.parameters())
+    if isinstance(memory, int):
+        budget: float = memory - weight_bytes(model)
+    else:
+        free = free_bytes(parameter.device)
+        budget = float("inf") if free is None else _SHARE * free
+    budget -= held
+    size = size._replace(element_size=parameter.element_size(), device=parameter.device.type)
+    sizes = {plan: estimate_bytes(config, plan, size) for plan in (None, *PLANS)}
+    fitting = [plan for plan, bytes_needed in sizes.items() if bytes_needed <= budget]
+    if fitting:
+        return fitting[0]
+    if isinstance(memory, int):
+        least = (min(sizes.values()) + memory - budget) / 2**20
+        raise ValueError(f"memory must be at least {least:,.1f} MiB for this scene, got {memory / 2**20:,.1f}")
+    return LEAN_PLAN
+
+
+# What `estimate_bytes` reads of a configuration.
+_SIZES = ("dim", "patch_size", "num_registers", "taps", "dpt_features", "dpt_channels")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that can be allocated on a device now; None if that isn't known."""
+    if device.type == "cpu":
+        # MemAvailable, not MemFree: the cache of files makes room when memory is needed.
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines() if _MEMINFO.is_file() else []
+        available = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+        free = [] if available is None else [1024 * int(available)]
+        return min([*free, *_free_in_group()], default=None)
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)
+    # Cached blocks of the allocator are free, too.
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def _free_in_group() -> list[int]:
+    """Return the bytes that a container may still allocate, if it is limited."""
+    files = [_GROUP / name for name in ("memory.max", "memory.current")]
+    if not all(path.is_file() for path in files):
+        return []
+    most, taken = (path.read_text(encoding="ascii").strip() for path in files)
+    return [] if most == "max" else [max(0, int(most) - int(taken))]

@@ -1,0 +1,179 @@
+"""A model's pass over the views of a scene as a user asks for it: precision, memory, compilation, processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from geomtx.inference.engine import Execution, Inputs, execute
+from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, many_variants, run_captured
+from geomtx.inference.keys import GlobalApproximation
+from geomtx.inference.parallel import predict_parallel
+from geomtx.inference.plan import PLANS, WHOLE, Memory, MemoryPlan, PassSize, autocast_bytes, choose_plan
+from geomtx.inference.shares import deal_out
+from geomtx.types import Predictions
+
+__all__ = ["HALVES", "RunOptions", "check_options", "run_views"]
+
+HALVES = (torch.bfloat16, torch.float16)
+# Pixels that the dense heads hold at once with view_chunk="auto", where memory is not short.
+_PIXELS_AT_ONCE = {"cpu": 2 * 518 * 518}
+_PIXELS_AT_ONCE_ELSEWHERE = 8 * 518 * 518
+
+
+class RunOptions(NamedTuple):
+    """How `geomtx.reconstruct` runs a model.
+
+    Attributes:
+        view_chunk: Number of views that the dense heads process at once, at most; "auto" limits their memory.
+        memory: Scenes that don't fit are worked on in parts, with the same result up to rounding: "auto" where they
+            don't fit into what is free; "low" always, with the least memory; or bytes of the model's device, weights
+            included. Tracks are not counted.
+        dtype: None for the precision of the model's parameters. A half precision runs a float32 model under autocast.
+        approximation: What global attention leaves out, for many views; None for nothing.
+        compile: True runs the transformer blocks compiled by `torch.compile`, with one program for all numbers of
+            views and the same result up to rounding. "graphs" records the pass once a size on the GPU, which holds its
+            memory, and replays it with the same result; for few views, where launching operations takes the time.
+            Scenes that are worked on in parts are not recorded.
+        parallel: Share the views with all other processes of torch.distributed's default group, see
+            `geomtx.predict_parallel`: all of them call with the same arguments and get the same result.
+        progress: Called with the share of the pass that is done since the last call; None for no report. Not for a
+            pass that is replayed.
+    """
+
+    view_chunk: int | Literal["auto"] = "auto"
+    memory: Memory = "auto"
+    dtype: torch.dtype | None = None
+    approximation: GlobalApproximation | None = None
+    compile: bool | Literal["graphs"] = False
+    parallel: bool = False
+    progress: Callable[[float], None] | None = None
+
+
+def check_options(model: nn.Module, options: RunOptions) -> None:
+    """Require options that go together and with the model, before any work.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    parameter = next(model.parameters())
+    own, dtype = parameter.dtype, options.dtype
+    if options.compile != "graphs" and not isinstance(options.compile, bool):
+        raise ValueError(f"compile must be one of False, True, 'graphs', got {options.compile!r}")
+    chunk = options.view_chunk
+    if chunk != "auto" and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"view_chunk must be 'auto' or at least 1, got {chunk!r}")
+    if options.approximation is not None and not isinstance(options.approximation, GlobalApproximation):
+        raise ValueError(f"approximation must be a GlobalApproximation, got {options.approximation!r}")
+    if dtype not in (None, own) and not (own == torch.float32 and dtype in HALVES):
+        raise ValueError(f"dtype must be the model's own {own}, or half of a float32 model, got {dtype}")
+    if options.compile == "graphs":
+        check_can_capture(parameter.device)
+        if dtype not in (None, own):
+            raise ValueError(f"dtype must be the model's own {own} with compile='graphs', got {dtype}")
+    if options.compile is True:
+        check_can_compile(model)
+    if options.parallel and options.compile:
+        raise ValueError(f"compile must be left out in parallel, got {options.compile!r}")
+    _check_evaluation(model)
+    if not hasattr(model, "run_heads"):
+        changed = [name for name, value in options._asdict().items() if value != RunOptions._field_defaults[name]]
+        for name in changed:
+            if name in ("approximation", "compile", "parallel"):
+                got = f"{getattr(options, name)!r} for a {type(model).__name__}"
+                raise ValueError(f"{name} must be left out for a model without `run_heads`, got {got}")
+
+
+def _check_evaluation(model: nn.Module) -> None:
+    """Require evaluation mode of layers that behave otherwise in training."""
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _DropoutNd | _BatchNorm):
+            raise ValueError(f"model must be in evaluation mode, got {name} in training mode; call model.eval()")
+
+
+def run_views(model: Any, inputs: dict[str, Tensor | None], heads: tuple[str, ...], options: RunOptions) -> Predictions:
+    """Run a model on the views of a scene, without gradients, on its device.
+
+    Args:
+        model: A model with one pass over all views; any other module is called as
+            `model(images, query_points=…, patch_mask=…, heads=…)`.
+        inputs: "images" (1, S, 3, H, W), "query_points" (1, N, 3) or None, "patch_mask" (1, S, rows, columns) or None.
+        heads: Names of the heads to run.
+        options: Options for which `check_options` passes.
+
+    Raises:
+        ValueError: For another `memory`, and as the model does.
+    """
+    parameter = next(model.parameters())
+    device, images = parameter.device, inputs["images"]
+    assert images is not None, "a scene has images"
+    # Not in inference mode, whoever calls: its tensors could not be used where gradients are recorded.
+    with torch.inference_mode(False), torch.no_grad(), _precision(parameter, options.dtype):
+        if not hasattr(model, "run_heads"):
+            given = {name: None if value is None else value.to(device) for name, value in inputs.items()}
+            return model(given.pop("images"), **given, heads=heads)
+        plan = _choose_plan(model, images, heads, options)
+        approximation = options.approximation or GlobalApproximation()
+        if options.parallel:
+            how = {"plan": plan, "approximation": approximation, "progress": options.progress}
+            return predict_parallel(model, **inputs, heads=heads, **how)  # type: ignore[arg-type]
+        compiled = options.compile is True
+        execution = Execution(plan, approximation, None, CompiledBlock if compiled else None, options.progress)
+
+        def run(images: Tensor, query_points: Tensor | None = None, patch_mask: Tensor | None = None) -> Predictions:
+            return execute(model, Inputs(*model.check_inputs(images, query_points, patch_mask, heads)), execution)
+
+        if options.compile == "graphs" and plan.token_chunk is None:
+            here = {name: None if value is None else value.to(device) for name, value in inputs.items()}
+            return run_captured(model, run, here, (heads, plan, approximation))
+        with many_variants() if compiled else nullcontext():
+            return run(**inputs)  # type: ignore[arg-type]
+
+
+def _choose_plan(model: nn.Module, images: Tensor, heads: tuple[str, ...], options: RunOptions) -> MemoryPlan:
+    num_views, _, *image_hw = images.shape[1:]
+    shares = deal_out(num_views).sizes if options.parallel else (num_views,)
+    parameter = next(model.parameters())
+    held = autocast_bytes(model) if _is_autocast(parameter, options.dtype) else 0
+    view_chunk = _choose_chunk(options.view_chunk, images[0], parameter.device)
+    size = PassSize(shares[0], (image_hw[0], image_hw[1]), heads, view_chunk=view_chunk, num_processes=len(shares))
+    plan = choose_plan(model, size, options.memory, held=held)
+    if options.parallel:
+        plan = _leanest(plan, parameter.device)
+    if plan is None:
+        return WHOLE._replace(view_chunk=view_chunk)
+    assert plan.view_chunk is not None, "plans for little memory have a number of views"
+    most = plan.view_chunk if options.view_chunk == "auto" else view_chunk
+    return plan._replace(view_chunk=min(plan.view_chunk, most))
+
+
+def _leanest(plan: MemoryPlan | None, device: torch.device) -> MemoryPlan | None:
+    """Return the plan of the process with the least memory: what processes exchange depends on it."""
+    plans = (None, *PLANS)
+    index = torch.tensor(plans.index(plan), device=device)
+    dist.all_reduce(index, dist.ReduceOp.MAX)
+    return plans[int(index)]
+
+
+def _choose_chunk(view_chunk: int | Literal["auto"], images: Tensor, device: torch.device) -> int:
+    if view_chunk == "auto":
+        pixels = _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE_ELSEWHERE)
+        return max(1, min(len(images), pixels // images[0, 0].numel()))
+    return view_chunk
+
+
+def _is_autocast(parameter: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype != parameter.dtype
+
+
+def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
+    enabled = _is_autocast(parameter, dtype)
+    return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)

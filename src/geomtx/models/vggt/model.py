@@ -1,0 +1,303 @@
+"""VGGT (Wang et al., CVPR 2025): cameras, depth, points and tracks of a scene in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checkpoint import load_model, save_model, share_parameters
+from geomtx.checks import check_option, check_shape
+from geomtx.heads.probe import make_probe, unmake_probe
+from geomtx.heads.run import EachView, Gather, run_head
+from geomtx.heads.track import TrackHead, check_track_images
+from geomtx.inference.quantize import QuantizedType, quantize_model
+from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules
+from geomtx.models.registry import EMBEDDED, state_licence
+from geomtx.models.saved_heads import EXTRA_HEADS, HeadSource, build_heads, fill_heads
+from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model, open_vggt
+from geomtx.models.vggt.config import HEADS, VGGTConfig, check_heads
+from geomtx.models.vggt.keys import VGGT_KEYS, published_config
+from geomtx.models.vggt.parts import build_camera_head, build_dense_head, build_encoder, build_track_head
+from geomtx.tracking.queries import batch_queries, check_queries
+from geomtx.types import Bool, Float, Predictions, ProjectedTokens, Tokens
+
+if TYPE_CHECKING:
+    from geomtx.losses.term import Term
+
+__all__ = ["VGGT", "VGGTConfig"]
+
+
+class VGGT(nn.Module):
+    """An encoder and up to four heads, each usable alone, as in `model.camera_head(model.encoder(images))`.
+
+    Args:
+        config: Configuration of the model; `VGGTConfig()` is VGGT-1B, `VGGTConfig.tiny()` a model for tests.
+    """
+
+    extra_heads: nn.ModuleDict
+
+    def __init__(self, config: VGGTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = build_encoder(config)
+        self.camera_head = build_camera_head(config) if "camera" in config.heads else None
+        self.depth_head = build_dense_head(config, 1, "exp") if "depth" in config.heads else None
+        self.point_head = build_dense_head(config, 3, "signed_expm1") if "points" in config.heads else None
+        self.track_head = build_track_head(config) if "tracks" in config.heads else None
+        self.extra_heads = nn.ModuleDict()
+        self._head_losses: dict[str, Term] = {}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of this model, its own first and then the added ones."""
+        return (*self.config.heads, *self.extra_heads)
+
+    @property
+    def head_losses(self) -> dict[str, Any]:
+        """Name → loss of the added heads that have one, for `MultitaskLoss(others=model.head_losses)`."""
+        return dict(self._head_losses)
+
+    def add_head(
+        self, name: str, head: nn.Module, *, loss: HeadLoss | None = None, weight: float = 1.0, detach: bool = False
+    ) -> None:
+        """Add a head of your own. It reads the tokens that all heads read, and gives `Predictions.extra[name]`.
+
+        `save_pretrained` writes it with the model, but not what is for training: loss, weight and `detach`.
+
+        Args:
+            name: Of the head; an identifier.
+            head: `head(tokens)`, see `Tokens`, on the encoder's device where the model runs. A `TrackHead` runs where
+                there are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
+                `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
+                parameters, which may be float32 where the encoder is in bfloat16.
+            loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
+                `geomtx.losses.term.Term`. See `head_losses`.
+            weight: Of the loss; a Term has one of its own.
+            detach: The encoder learns nothing from this head (a probe).
+
+        Raises:
+            ValueError: For a name that is taken or no identifier, a head that the encoder's tokens don't fit, a loss
+                that is none.
+        """
+        check_new_head(name, head, self)
+        check_fits(name, head, self.encoder, self.config.image_size)
+        if loss is not None:
+            self._head_losses[name] = as_term(name, loss, weight)
+        if detach:
+            make_probe(head)
+        self.extra_heads[name] = head
+
+    def remove_head(self, name: str) -> nn.Module:
+        """Take an added head off, with its loss.
+
+        Returns:
+            The head.
+
+        Raises:
+            ValueError: If no head was added by this name.
+        """
+        check_option("name of an added head", name, tuple(self.extra_heads))
+        self._head_losses.pop(name, None)
+        head = self.extra_heads.pop(name)
+        unmake_probe(head)
+        return head
+
+    def forward(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        query_points: Tensor | None = None,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+        *,
+        heads: tuple[str, ...] | None = None,
+    ) -> Predictions:
+        """Predict; differentiable.
+
+        `geomtx.inference.predict` gives the same result, up to rounding, with less memory, on several processes or
+        compiled.
+
+        Args:
+            images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; sides are multiples of the patch
+                size. The first view is the reference: its camera is the world.
+            query_points: Points to track, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y);
+                without the B axis for one scene. Defaults to none; then there are no tracks.
+            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; without the B axis for one scene.
+                Defaults to all.
+            heads: Names of the heads to run; defaults to all that the model has.
+
+        Returns:
+            `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
+
+        Raises:
+            ValueError: For wrong shapes, a head that the model doesn't have, images too small for tracks, and query
+                points outside their view. Values on an accelerator are not checked, which would make the host wait;
+                `geomtx.reconstruct` checks them, and the images' too.
+        """
+        images, query_points, patch_mask, heads = self.check_inputs(images, query_points, patch_mask, heads)
+        tokens = self.encoder(images, patch_mask=patch_mask, taps=self.taps_of(heads))
+        return self.run_heads(lambda head: tokens, heads, query_points)
+
+    def run_heads(
+        self,
+        read: Callable[[str], Tokens | ProjectedTokens],
+        heads: tuple[str, ...],
+        query_points: Tensor | None = None,
+        *,
+        each_view: EachView | None = None,
+        gather: Gather | None = None,
+    ) -> Predictions:
+        """Run heads on what an encoder gave.
+
+        Args:
+            read: Function from the name of a head to what it reads, called once a head.
+            heads: Names of the heads to run.
+            query_points: (B, N, 2) or (B, N, 3), for heads that track.
+            each_view: How a function of single views is called, `each_view(function, tokens)`; defaults to one call
+                with all views.
+            gather: Brings the views of all processes together along axis 1; defaults to the identity.
+        """
+        modules = head_modules(self)
+        results = {
+            name: run_head(modules[name], read(name), query_points, each_view=each_view, gather=gather)
+            for name in modules
+            if name in heads
+        }
+        fields: dict[str, Any] = {}
+        for name, result in results.items():
+            if name == "camera":
+                fields |= {"cameras": result.cameras, "pose_encodings": result.pose_encodings}
+            elif name == "tracks":
+                fields |= {"tracks": result.tracks, "track_iterations": result.iterations}
+            elif name in HEADS:
+                fields[name] = result
+        extra = {name: result for name, result in results.items() if name not in HEADS}
+        return Predictions(**fields, extra=extra or None)
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """Return name → head of all heads, the model's own first."""
+        return head_modules(self)
+
+    def taps_of(self, heads: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the layers that some heads read: the camera head the last tap, all others all taps."""
+        return self.config.taps[-1:] if heads == ("camera",) else self.config.taps
+
+    def check_inputs(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        patch_mask: Tensor | None,
+        heads: tuple[str, ...] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[str, ...]]:
+        """Return the arguments of `forward` with the B axis, and the names of the heads that run.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        modules = head_modules(self)
+        trackers = [name for name, head in modules.items() if isinstance(head, TrackHead)]
+        if heads is not None:
+            check_heads(heads, self.heads)
+            for head in trackers:
+                if head in heads and query_points is None:
+                    raise ValueError(f"query_points must be given for the head {head!r}, got None")
+        heads = self.heads if heads is None else heads
+        heads = tuple(head for head in heads if head not in trackers or query_points is not None)
+        images = images[None] if images.ndim == 4 else images
+        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+        if patch_mask is not None and patch_mask.ndim == 3:
+            patch_mask = patch_mask[None]
+        if query_points is not None:
+            query_points = batch_queries(query_points, images.shape[0], 2, 3)
+            check_queries(query_points, images.shape[1], (images.shape[-2], images.shape[-1]))
+            check_track_images(images, [modules[head] for head in heads if head in trackers])
+        return images, query_points, patch_mask, heads
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        heads: tuple[str, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: VGGTConfig | None = None,
+        quantize: QuantizedType | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
+    ) -> VGGT:
+        """Load weights, strictly; in evaluation mode.
+
+        Args:
+            source: "nano", the small model that comes with geomtx; a hub id ("facebook/VGGT-1B"); a folder
+                (`model.safetensors`, sharded or not, with or without `config.json`); or a .safetensors, .pt, .pth,
+                .bin or .ckpt file; with published or geomtx names.
+            heads: Build and load only these; None = all that the checkpoint has.
+            device: Where to; None = the CPU.
+            dtype: Of all parameters; None = as stored, for "nano" float32.
+            config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
+            quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
+            extra_heads: By name, added heads that are of no class of geomtx's: a module, which is filled, or a function
+                from the `VGGTConfig` to one; None leaves a head out.
+
+        Raises:
+            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
+                pickle with code in it, an added head that has to be given; and as `geomtx.quantize_model`.
+            ImportError: For quantised weights without torchao.
+            FileNotFoundError: If the source is no file and not to be had from the hub.
+        """
+        checkpoint = open_vggt(source)
+        if source in EMBEDDED and dtype is None:
+            dtype = torch.float32
+        stored, described = config_of_checkpoint(checkpoint)
+        numbers = stored if config is None else config
+        apart = [f"{EXTRA_HEADS}.{name}." for name in described]
+        if heads is not None:
+            check_heads(heads, (*numbers.heads, *described))
+            described = {name: each for name, each in described.items() if name in heads}
+            numbers = dataclasses.replace(numbers, heads=tuple(head for head in heads if head in numbers.heads))
+        extra = build_heads(described, extra_heads or {}, numbers)
+        parts = tuple(HEAD_MODULES.values())
+        model = load_model(
+            checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart, parts=parts
+        )
+        model.extra_heads.update(fill_heads(extra, checkpoint, device, dtype))
+        share_parameters(model, checkpoint.shared)
+        state_licence(checkpoint.source)
+        return model if quantize is None else quantize_model(model, quantize)
+
+    @staticmethod
+    def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
+        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
+        return config_of_checkpoint(open_vggt(source))[0]
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        names: Literal["geomtx", "published"] = "geomtx",
+        overwrite: bool = False,
+    ) -> Path:
+        """Write `model.safetensors` and `config.json` into a folder.
+
+        Args:
+            folder: Is made if need be; nothing is left half-written.
+            names: "published" files load in the published code.
+            overwrite: Whether files of these names that geomtx did not write may be replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: For a quantised model, whose own numbers are lost.
+            FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
+        """
+        check_can_save(self)
+        ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
+        published = published_config(self.config)
+        return save_model(
+            self, folder, VGGT_KEYS, config=ours, published_config=published, names=names, overwrite=overwrite
+        )

@@ -1,0 +1,7 @@
+"""Point tracking in video on feature maps, for instance VGGT's."""
+
+from geomtx.models.video_tracker.config import VideoTrackerConfig
+from geomtx.models.video_tracker.features import VGGTFeatures
+from geomtx.models.video_tracker.model import VideoTracker
+
+__all__ = ["VGGTFeatures", "VideoTracker", "VideoTrackerConfig"]
