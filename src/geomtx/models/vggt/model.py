@@ -21,7 +21,7 @@ from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_h
 from geomtx.models.registry import EMBEDDED, state_licence
 from geomtx.models.saved_heads import EXTRA_HEADS, HeadSource, build_heads, fill_heads
 from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model, open_vggt
-from geomtx.models.vggt.config import HEADS, VGGTConfig, check_heads
+from geomtx.models.vggt.config import HEAD_MODULES, HEADS, VGGTConfig, check_heads
 from geomtx.models.vggt.keys import VGGT_KEYS, published_config
 from geomtx.models.vggt.parts import build_camera_head, build_dense_head, build_encoder, build_track_head
 from geomtx.tracking.queries import batch_queries, check_queries
