@@ -32,7 +32,6 @@ from torch import Tensor
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch
 from geomtx.data.seeds import held_out_seed
-from geomtx.export.track_sheet import draw_track_sheet
 from geomtx.metrics import evaluate_tapvid, labels_to_tapvid, track_lucas_kanade
 from geomtx.metrics.tracking import QueryMode
 from geomtx.models.video_tracker import VideoTracker
@@ -42,6 +41,7 @@ from geomtx.training.loop import Trainer
 from geomtx.training.sources import RenderedScenes, build_source
 from geomtx.training.video_task import is_seen
 from original_tasks import compare_tasks, measure_tasks
+from track_sheet import draw_track_sheet
 
 RECIPE = "video_tracker_nano"
 REGIMES: dict[str, list[str]] = {

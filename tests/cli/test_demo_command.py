@@ -13,9 +13,9 @@ from geomtx.cli import demo, demo_errors, main
 from geomtx.data.photos import save_photos, truth_in_views
 from geomtx.data.seeds import is_held_out, training_seed
 from geomtx.data.synthetic import RoomStyle, render_scenes
-from geomtx.export import SCENE_FILES
 from geomtx.files import save_picture
 from geomtx.geometry import normalize_scene
+from geomtx.scene.files import SCENE_FILES
 from geomtx.types import DenseMap, Predictions
 from scene.known_scene import KnownScene
 
@@ -113,7 +113,7 @@ def test_a_failure_at_the_end_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "truth.png")
 
-    monkeypatch.setattr("geomtx.export.draw_comparison", fail)
+    monkeypatch.setattr("geomtx.report.draw_comparison", fail)
     out = tmp_path / "out"
     out.mkdir()
     (out / "truth.png").write_text("mine")

@@ -193,7 +193,7 @@ def test_ctrl_c_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geomtx.export.files.draw_report", interrupt)
+    monkeypatch.setattr("geomtx.report.draw_report", interrupt)
     assert run(photos, "--preset", "tiny", "--size", "56") == 130
     assert "geomtx: stopped" in capsys.readouterr().err
     assert names(photos.parent) == ["photos"]

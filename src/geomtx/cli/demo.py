@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Render, reconstruct, compare, write."""
     _check_arguments(arguments)
     from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
-    from geomtx.export import SCENE_FILES, draw_comparison
     from geomtx.models.vggt import VGGT
+    from geomtx.report import draw_comparison
+    from geomtx.scene.files import SCENE_FILES
     from geomtx.scene.finite import require_finite
 
     owned = (*SCENE_FILES, *_FILES)
@@ -74,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
             photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")
         with stages.stage("encode and run heads"):
             scene, truth = _reconstruct(model, photographed, folder / "photos")
+            made = {"weights": name, **scene.provenance, "photos": f"held-out scene {arguments.scene}"}
+            scene = dataclasses.replace(scene, provenance=made)
         require_finite(scene)
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
@@ -156,8 +160,6 @@ def _render_others(truth: SceneBatch) -> list[SceneBatch]:
 
 def _truth_as_scene(scene: Scene, truth: SceneBatch) -> Scene:
     """Of the same photos, with the truth in place of the predictions."""
-    import dataclasses
-
     import torch
 
     from geomtx.types import Cameras, DenseMap, Predictions

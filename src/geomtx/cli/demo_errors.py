@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from geomtx.export.json_file import write_json
 from geomtx.metrics.constant_guess import fit_constant_guess
 from geomtx.metrics.evaluate import evaluate_predictions
 from geomtx.metrics.pose import pairwise_pose_errors
 from geomtx.scene import Scene
+from geomtx.scene.files.json_file import write_json
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch, Tracks
 
 __all__ = ["Errors", "compare_with_guess", "describe_errors", "format_errors", "write_errors"]

@@ -54,8 +54,8 @@ def write_scene(
     maps: Literal["original", "network"] = "original",
 ) -> str:
     """Write all files of a scene into a folder that exists; returns a summary of one or two lines."""
-    from geomtx.export.canvas import count
-    from geomtx.export.files import scene_cloud, write_scene_files
+    from geomtx.report.text import count
+    from geomtx.scene.files.save import scene_cloud, write_scene_files
 
     cloud = scene_cloud(scene, percentile, max_points)
     names = write_scene_files(scene, cloud, folder, maps=maps)

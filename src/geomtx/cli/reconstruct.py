@@ -90,8 +90,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that is quick to check, then do the work, then write; of several processes the first writes."""
     _check_arguments(arguments)
-    from geomtx.export import SCENE_FILES
     from geomtx.scene import reconstruct
+    from geomtx.scene.files import SCENE_FILES
     from geomtx.scene.finite import require_finite
     from geomtx.scene.query import queries_to_model
     from geomtx.views import load_views
@@ -128,6 +128,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not first:
         return
     require_finite(scene, _advise(model))
+    made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    scene = dataclasses.replace(scene, provenance=made)
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
     with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES, overwrite=arguments.overwrite) as folder:
@@ -187,6 +189,14 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
         )
     model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed).to(device=device, dtype=dtype)
     return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
+
+
+def _name_weights(arguments: argparse.Namespace) -> str:
+    """What the report calls the weights: a hub id as it is, a folder or file without the way to it."""
+    if arguments.preset:
+        return f"random, {arguments.preset}, seed {arguments.random_seed}"
+    path = user_path(arguments.weights)
+    return path.absolute().name if path.exists() else arguments.weights
 
 
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:

@@ -16,6 +16,7 @@ from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.names import close_matches
 from geomtx.scene.finite import warn_of_nonfinite
 from geomtx.scene.progress import progress_bar
+from geomtx.scene.provenance import describe_run
 from geomtx.scene.query import queries_to_model
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
@@ -97,6 +98,8 @@ def reconstruct(
         masks=_seen_pixels(views).cpu(),
         predictions=_single_scene(predictions),
         query_points=queries,
+        paths=views.paths,
+        provenance=describe_run(model, views, autocast=run_options.dtype, approximation=run_options.approximation),
     )
     warn_of_nonfinite(scene)
     return scene

@@ -196,6 +196,7 @@ def _select(scene: Scene, views: slice) -> Scene:
         images=scene.images[views],
         masks=scene.masks[views],
         predictions=predictions,
+        paths=scene.paths[views],
     )
 
 
@@ -216,6 +217,7 @@ def _join(parts: Sequence[Scene]) -> Scene:
         images=torch.cat([part.images for part in parts]),
         masks=torch.cat([part.masks for part in parts]),
         predictions=first.predictions._replace(**found),
+        paths=tuple(path for part in parts for path in part.paths),
     )
 
 

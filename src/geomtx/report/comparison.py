@@ -9,14 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from geomtx.checks import check_shape
-from geomtx.export.canvas import view_color
-from geomtx.export.columns import crop_photo, map_column, value_range
-from geomtx.export.files import scene_cloud
-from geomtx.export.panel import cloud_panel, cloud_viewpoint, plan_panel
-from geomtx.export.report import describe_views
-from geomtx.export.table import Caption, Column, DrawPanel, Heading, choose_rows, draw_page
 from geomtx.metrics.depth import median_scale
+from geomtx.report.cells import map_column, page_aspect, photo_column, value_range
+from geomtx.report.layout import Caption, Column, Heading, Panel, choose_rows, draw_page, view_color
+from geomtx.report.page import describe_scene
+from geomtx.report.panels import draw_cloud, draw_plan, sample_points
 from geomtx.scene.alignment import align_scene
+from geomtx.scene.files.save import scene_cloud
 from geomtx.scene.scene import Scene
 
 __all__ = ["draw_comparison"]
@@ -52,15 +51,16 @@ def draw_comparison(
     """
     check_shape("scene.masks", scene.masks, tuple(truth.masks.shape))
     shown = choose_rows(len(scene), max_views)
-    columns = [Column("photo", [crop_photo(scene, view) for view in shown])]
+    columns = [photo_column("photo", scene, shown)]
     notes = [""] * len(scene)
     if scene.predictions.depth is not None and truth.predictions.depth is not None:
         predicted, errors = _compare_depth(scene, truth)
         columns += _depth_columns(predicted, errors, truth, shown)
         notes = [_describe_error(errors[view][truth.masks[view]]) for view in range(len(scene))]
     captions = [Caption(view, view_color(view, len(scene)), scene.names[view], notes[view]) for view in shown]
-    heading = Heading(title, [*describe_views(scene, shown), *facts], scene.notice)
-    return draw_page(heading, columns, captions, _panels(scene, truth, shown, percentile))
+    heading = Heading(title, [*describe_scene(scene, shown), *facts], scene.notice)
+    panels = _panels(scene, truth, shown, percentile)
+    return draw_page(heading, columns, captions, panels, aspect=page_aspect(scene, shown))
 
 
 def _compare_depth(scene: Scene, truth: Scene) -> tuple[Tensor, Tensor]:
@@ -90,24 +90,24 @@ def _describe_error(errors: Tensor) -> str:
     return f"median error {finite.median():.0f} %" if len(finite) else ""
 
 
-def _panels(scene: Scene, truth: Scene, shown: list[int], percentile: float) -> list[tuple[str, DrawPanel]]:
-    """Both clouds and the cameras, as far as the prediction has them."""
+def _panels(scene: Scene, truth: Scene, shown: list[int], percentile: float) -> list[Panel]:
+    """Return both clouds and the cameras, as far as the prediction has them."""
     true_cloud = scene_cloud(truth, 0.0, None)
     if true_cloud is None:
         return []
-    panels: list[tuple[str, DrawPanel]] = [("true point cloud", lambda wh: cloud_panel(truth, true_cloud, wh))]
+    true = sample_points(truth, true_cloud)
+    panels = [Panel("true point cloud", lambda axes: draw_cloud(axes, truth, true))]
     aligned = align_scene(scene, truth) if _can_be_aligned(scene) else None
-    cloud = None if aligned is None else scene_cloud(aligned, percentile, None)
-    if aligned is not None and cloud is not None:
-        panels.append(
-            (
-                "predicted point cloud",
-                lambda wh: cloud_panel(aligned, cloud, wh, viewpoint=cloud_viewpoint(truth, true_cloud, wh)),
-            )
-        )
-    if aligned is not None and aligned.predictions.cameras is not None:
+    if aligned is None:
+        return panels
+    cloud = scene_cloud(aligned, percentile, None)
+    if cloud is not None:
+        points = sample_points(aligned, cloud)
+        title = "predicted point cloud, from the same place"
+        panels.append(Panel(title, lambda axes: draw_cloud(axes, aligned, points, frame=(truth, true))))
+    if aligned.predictions.cameras is not None:
         title = "cameras from above, the true ones in grey"
-        panels.append((title, lambda wh: plan_panel(aligned, true_cloud, wh, shown, truth=truth)))
+        panels.append(Panel(title, lambda axes: draw_plan(axes, aligned, true, shown, truth=truth)))
     return panels
 
 

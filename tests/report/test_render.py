@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from geomtx.export.render import Viewpoint, overview, render_points
+from geomtx.report.render import Viewpoint, overview, render_points
 
 FRONT = Viewpoint(np.eye(3, 4), np.array([[100.0, 0, 50], [0, 100, 40], [0, 0, 1]]))
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import geomtx
-from geomtx.export import SCENE_FILES, files
+from geomtx.scene.files import SCENE_FILES, save
 from geomtx.types import DenseMap
 
 
@@ -33,7 +33,7 @@ def test_a_failure_leaves_the_old_files(scene: geomtx.Scene, tmp_path: Path, mon
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_ply", fail)
+    monkeypatch.setattr(save, "write_ply", fail)
     with pytest.raises(OSError, match="No space left"):
         scene.rescale(2).save(tmp_path, report=False)
     assert digests(tmp_path) == before

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 import geomtx
-from export.ply_parser import parse_ply
-from geomtx.export import write_cameras, write_ply
 from geomtx.scene import PointCloud
+from geomtx.scene.files import write_cameras, write_ply
+from scene.files.ply_parser import parse_ply
 
 
 def test_points_land_on_the_pixels_they_come_from(scene: geomtx.Scene, tmp_path: Path) -> None:

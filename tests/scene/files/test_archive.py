@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import geomtx
-from geomtx.export import load_scene, write_archive
+from geomtx.scene.files import write_archive
 from geomtx.views import ViewTransform
 
 
@@ -63,13 +63,13 @@ def test_wrong_maps(scene: geomtx.Scene, tmp_path: Path) -> None:
 
 def test_what_is_no_scene(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a scene must be a folder with scene\.safetensors or such a file"):
-        load_scene(tmp_path)
+        geomtx.Scene.load(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "scene.safetensors")
     with pytest.raises(ValueError, match=r"must hold a scene of format geomtx\.scene 1, got None None"):
-        load_scene(tmp_path)
+        geomtx.Scene.load(tmp_path)
     (tmp_path / "scene.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="truncated or no safetensors file"):
-        load_scene(tmp_path)
+        geomtx.Scene.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_a_damaged_scene_is_named(
     with pytest.raises(
         ValueError, match=rf"scene\.safetensors must hold a whole scene, got a damaged one: .*{message}"
     ):
-        load_scene(path)
+        geomtx.Scene.load(path)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from geomtx.export.json_file import to_plain, write_json
-from geomtx.scene.scene import Scene
+from geomtx.scene.content import SceneContent
+from geomtx.scene.files.json_file import to_plain, write_json
 from geomtx.views.transform import lies_inside
 
 __all__ = ["TRACK_CONVENTIONS", "write_tracks"]
@@ -22,7 +22,7 @@ TRACK_CONVENTIONS = {
 }
 
 
-def write_tracks(path: str | Path, scene: Scene) -> None:
+def write_tracks(path: str | Path, scene: SceneContent) -> None:
     """Write `tracks.json`: for each query point its position in every view, in original pixels.
 
     Raises:

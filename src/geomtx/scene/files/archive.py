@@ -8,20 +8,20 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomtx.checks import check_option, check_shape
-from geomtx.export.cameras import CAMERA_CONVENTIONS
 from geomtx.files import user_path
-from geomtx.scene.scene import Scene
+from geomtx.scene.content import SceneContent
+from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
 from geomtx.tensor_file import open_tensor_file
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import ViewTransform
 
-__all__ = ["ARCHIVE", "load_scene", "write_archive"]
+__all__ = ["ARCHIVE", "load_fields", "write_archive"]
 
 ARCHIVE = "scene.safetensors"
 FORMAT, VERSION = "geomtx.scene", "1"
@@ -36,7 +36,7 @@ class _Entry(NamedTuple):
     make: Callable[[], Tensor]
 
 
-def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> None:
+def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "original") -> None:
     """Write every map of a scene.
 
     Tensors, where the scene has them (S views, H and W the model's images, N tracks):
@@ -50,7 +50,8 @@ def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> 
       `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
     - `original/NAME/depth`, `original/NAME/depth_confidence` in original pixels, 0 where the model saw nothing.
 
-    Metadata: format, version, units, notice, conventions, and names and transforms of the views as JSON.
+    Metadata: format, version, units, notice; as JSON how the scene was made (`provenance`), the conventions, and the
+    names and transforms of the views.
 
     Args:
         path: Overwritten if it exists.
@@ -72,14 +73,15 @@ def write_archive(path: str | Path, scene: Scene, *, maps: str = "original") -> 
         "version": VERSION,
         "units": scene.units,
         "notice": scene.notice,
+        "provenance": json.dumps(dict(scene.provenance)),
         "conventions": json.dumps(CAMERA_CONVENTIONS),
         "views": json.dumps(views),
     }
     _write_safetensors(user_path(path), entries, metadata)
 
 
-def load_scene(source: str | Path) -> Scene:
-    """Read a scene from a folder that `Scene.save` wrote, or from its scene.safetensors.
+def load_fields(source: str | Path) -> dict[str, Any]:
+    """Read the attributes of a `Scene` from a folder that `Scene.save` wrote, or from its scene.safetensors.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -96,29 +98,31 @@ def load_scene(source: str | Path) -> Scene:
     names = [name for name in file.shapes if not name.startswith("original/")]
     tensors = {name: tensor.clone() for name, tensor in file.read(names)}
     try:
-        return _scene_from(tensors, file.metadata)
+        return _fields_from(tensors, file.metadata)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} must hold a whole scene, got a damaged one: {reason}") from error
 
 
-def _scene_from(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Scene:
+def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
     views = json.loads(metadata["views"])
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
     check_shape("mask", tensors["mask"], (len(views), *tensors["images"].shape[2:]))
-    return Scene(
-        names=tuple(view.pop("name") for view in views),
-        transforms=tuple(ViewTransform.from_dict(view) for view in views),
-        images=tensors["images"],
-        masks=tensors["mask"],
-        predictions=_predictions_from(tensors),
-        query_points=tensors.get("query_points"),
-        units=metadata["units"],
-        notice=metadata["notice"],
-    )
+    provenance = json.loads(metadata.get("provenance", "{}"))
+    return {
+        "names": tuple(view.pop("name") for view in views),
+        "transforms": tuple(ViewTransform.from_dict(view) for view in views),
+        "images": tensors["images"],
+        "masks": tensors["mask"],
+        "predictions": _predictions_from(tensors),
+        "query_points": tensors.get("query_points"),
+        "units": metadata["units"],
+        "notice": metadata["notice"],
+        "provenance": {str(name): str(value) for name, value in provenance.items()},
+    }
 
 
-def _tensors_of(scene: Scene) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(scene: SceneContent) -> Iterator[tuple[str, Tensor]]:
     model, original = scene.predictions, scene.cameras
     yield "images", scene.images
     yield "mask", scene.masks
@@ -161,7 +165,7 @@ def _predictions_from(tensors: dict[str, Tensor]) -> Predictions:
     return Predictions(cameras, encodings, dense("depth"), dense("points"), tracks, extra=extra or None)
 
 
-def _original_maps(scene: Scene) -> dict[str, _Entry]:
+def _original_maps(scene: SceneContent) -> dict[str, _Entry]:
     depth = scene.predictions.depth
     assert depth is not None
     entries = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geomtx.export.json_file import to_plain, write_json
-from geomtx.scene.scene import Scene
+from geomtx.scene.content import SceneContent
+from geomtx.scene.files.json_file import to_plain, write_json
 
 __all__ = ["CAMERA_CONVENTIONS", "write_cameras"]
 
@@ -19,7 +19,7 @@ CAMERA_CONVENTIONS = {
 }
 
 
-def write_cameras(path: str | Path, scene: Scene) -> None:
+def write_cameras(path: str | Path, scene: SceneContent) -> None:
     """Write `cameras.json`: conventions, units, and a camera in original pixels for each view.
 
     Raises:

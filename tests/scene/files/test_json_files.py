@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import geomtx
-from geomtx.export import write_cameras, write_tracks
-from geomtx.export.json_file import to_plain, write_json
+from geomtx.scene.files import write_cameras, write_tracks
+from geomtx.scene.files.json_file import to_plain, write_json
 from geomtx.types import Predictions
 from geomtx.views import ViewTransform
 

@@ -1,4 +1,4 @@
-"""Point clouds as pictures: splats with a depth buffer and shaded edges, in numpy."""
+"""Point clouds as pictures: round splats with a depth buffer and shaded edges, in numpy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = ["Viewpoint", "overview", "render_points"]
 
 _SUPERSAMPLING = 2
 _EDGE_STRENGTH = 25.0
+_MARGIN = 0.05  # share of the picture that stays free on each side
 
 
 class Viewpoint(NamedTuple):
@@ -18,14 +19,17 @@ class Viewpoint(NamedTuple):
 
     Attributes:
         cam_from_world: (3, 4), OpenCV axes.
-        intrinsics: (3, 3), pixels of the picture.
+        intrinsics: (3, 3), in pixels of the picture.
     """
 
     cam_from_world: np.ndarray
     intrinsics: np.ndarray
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) world points → (N, 2) pixels and (N,) depths; pixels mean nothing where the depth isn't positive."""
+        """Project world points (N, 3) to pixels (N, 2) and depths (N,).
+
+        Pixels mean nothing where the depth isn't positive.
+        """
         points_cam = points @ self.cam_from_world[:, :3].T + self.cam_from_world[:, 3]
         depth = points_cam[:, 2]
         safe = np.where(np.abs(depth) > 1e-12, depth, 1e-12)
@@ -42,15 +46,18 @@ def overview(
     elevation: float = 16.0,
     fov: float = 42.0,
 ) -> Viewpoint:
-    """A viewpoint behind and above the cameras, turned to the side, from which nearly all points are in the picture.
+    """Return a viewpoint behind and above the cameras, turned to the side, with the whole scene in the picture.
+
+    It is the nearest one that has all points in the picture, and all of `also` that lie near them.
 
     Args:
-        points: (N, 3).
+        points: (N, 3), N at least 1.
         cam_from_world: (S, 3, 4), the scene's cameras.
-        image_wh: Width and height of the picture.
-        also: (M, 3), such as camera centres: all of them are in the picture too, if they aren't far from the points.
-        yaw: Degrees around the vertical.
-        elevation: Degrees above the cameras' mean direction.
+        image_wh: Width and height of the picture, pixels.
+        also: (M, 3), more points that belong into the picture, such as camera centres. Those farther away from the
+            points than these are wide don't count.
+        yaw: Degrees by which the viewpoint is turned around the vertical.
+        elevation: Degrees by which it looks down from the cameras' mean direction.
         fov: Vertical field of view, degrees.
     """
     forward, down = cam_from_world[:, 2, :3].mean(axis=0), cam_from_world[:, 1, :3].mean(axis=0)
@@ -62,25 +69,28 @@ def overview(
     tan_y = np.tan(np.deg2rad(fov / 2))
     tan_xy = np.array([tan_y * image_wh[0] / image_wh[1], tan_y])
     rotated = points @ rotation.T
-    low, high = np.percentile(rotated, [3, 97], axis=0)
     if also is not None and len(also):
-        near = (also @ rotation.T).clip(low - (high - low), 2 * high - low)
-        low, high = np.minimum(low, near.min(axis=0)), np.maximum(high, near.max(axis=0))
-    middle = (low + high) / 2
-    distance = np.percentile(_needed_distance(rotated - middle, tan_xy), 98)
-    if also is not None and len(also):
-        wanted = _needed_distance(also @ rotation.T - middle, tan_xy).max()
-        distance = np.clip(wanted, distance, 2 * abs(distance))
-    translation = [0, 0, 1.04 * distance] - middle
+        low, high = rotated.min(axis=0), rotated.max(axis=0)
+        room = np.maximum(high - low, (high - low).max() / 2)
+        more = also @ rotation.T
+        rotated = np.concatenate([rotated, more[((more >= low - room) & (more <= high + room)).all(axis=1)]])
+    position = _nearest_position(rotated, (1 - 2 * _MARGIN) * tan_xy)
     width, height = image_wh
     focal = height / 2 / tan_y
     intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
-    return Viewpoint(np.concatenate([rotation, translation[:, None]], axis=1), intrinsics)
+    return Viewpoint(np.concatenate([rotation, -position[:, None]], axis=1), intrinsics)
 
 
-def _needed_distance(points: np.ndarray, tan_xy: np.ndarray) -> np.ndarray:
-    """How far back a camera that looks along z must be to see each point."""
-    return (np.abs(points[:, :2]) / tan_xy).max(axis=1) - points[:, 2]
+def _nearest_position(points: np.ndarray, tan_xy: np.ndarray) -> np.ndarray:
+    """Return the foremost position (3,) from which a camera that looks along z sees all points (N, 3).
+
+    A point is in the picture where ±(x - c_x) ≤ tan_x (z - c_z), likewise for y. Each inequality bounds c_x by a line
+    in c_z; the bounds from both sides meet at the largest c_z that is possible.
+    """
+    left = (points[:, :2] - points[:, 2:] * tan_xy).max(axis=0)  # c_x ≥ left + tan_x c_z
+    right = (points[:, :2] + points[:, 2:] * tan_xy).min(axis=0)  # c_x ≤ right - tan_x c_z
+    depth = points[:, 2].min() - 0.05 * (np.ptp(points, axis=0).max() or 1.0)
+    return np.array([*(left + right) / 2, min(depth, *((right - left) / (2 * tan_xy)))])
 
 
 def render_points(
@@ -89,7 +99,7 @@ def render_points(
     viewpoint: Viewpoint,
     image_wh: tuple[int, int],
     *,
-    radius: float = 1.0,
+    radius: float | np.ndarray = 1.0,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
     """Draw points as round splats, nearer ones over farther ones, with depth edges darkened.
@@ -97,16 +107,17 @@ def render_points(
     Args:
         xyz: (N, 3).
         rgb: (N, 3) uint8.
-        viewpoint: From where.
+        viewpoint: Where the picture is taken from.
         image_wh: Width and height of the picture, pixels.
-        radius: Of a splat, pixels of the picture.
+        radius: Radius of all splats, or of each, (N,); pixels of the picture.
         background: Colour where there are no points.
     """
     width, height = image_wh[0] * _SUPERSAMPLING, image_wh[1] * _SUPERSAMPLING
     coords, depth = viewpoint.project(np.asarray(xyz, dtype=np.float64))
     coords = np.where(depth[:, None] > 0, (coords + 0.5) * _SUPERSAMPLING - 0.5, -1e6)
     order = np.argsort(depth, kind="stable")
-    nearest = _splat(coords[order], (width, height), radius * _SUPERSAMPLING)
+    radii = np.broadcast_to(np.asarray(radius, dtype=np.float64) * _SUPERSAMPLING, depth.shape)
+    nearest = _splat(coords[order], (width, height), radii[order])
     hit = nearest < len(order)
     index = order[np.where(hit, nearest, 0)] if len(order) else np.zeros_like(nearest)
     picture = np.full((height, width, 3), background, dtype=np.float64)
@@ -117,20 +128,23 @@ def render_points(
     return image.resize(image_wh, Image.Resampling.BOX)
 
 
-def _splat(coords: np.ndarray, wh: tuple[int, int], radius: float) -> np.ndarray:
-    """(H, W) rank of the first point that covers each pixel; points come near to far, N = none."""
+def _splat(coords: np.ndarray, wh: tuple[int, int], radius: np.ndarray) -> np.ndarray:
+    """Return (H, W), the rank of the first point that covers each pixel; points come near to far, N = none."""
     width, height = wh
     nearest = np.full(height * width, len(coords), dtype=np.int64)
-    center = np.rint(coords.clip(-1e6, 1e6)).astype(np.int64)
-    rank = np.arange(len(coords))
-    reach = int(radius)
+    if not len(coords):
+        return nearest.reshape(height, width)
+    widest = np.argsort(-radius, kind="stable")
+    center = np.rint(coords[widest].clip(-1e6, 1e6)).astype(np.int64)
+    falling = radius[widest]
+    reach = int(falling[0])
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
-            if dx * dx + dy * dy > radius * radius:
-                continue
-            x, y = center[:, 0] + dx, center[:, 1] + dy
+            # Splats that reach this pixel come first.
+            count = int(np.searchsorted(-falling, -np.hypot(dx, dy), side="right"))
+            x, y = center[:count, 0] + dx, center[:count, 1] + dy
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            np.minimum.at(nearest, (y * width + x)[inside], rank[inside])
+            np.minimum.at(nearest, (y * width + x)[inside], widest[:count][inside])
     return nearest.reshape(height, width)
 
 
@@ -149,7 +163,7 @@ def _shade_edges(depth: np.ndarray) -> np.ndarray:
 
 
 def _orthonormal(forward: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Rows x, y, z of a rotation that looks along `forward` with `down` below; identity where they vanish."""
+    """Return rows x, y, z of a rotation that looks along `forward`, `down` below; identity where they vanish."""
     if np.linalg.norm(forward) < 1e-6 or np.linalg.norm(np.cross(down, forward)) < 1e-6:
         return np.eye(3)
     forward = forward / np.linalg.norm(forward)

@@ -1,0 +1,154 @@
+"""What a scene holds: photos, and cameras, depth, tracks and points in the pixels of the original photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geomtx.files import escape_name, unique_names
+from geomtx.geometry.projection import unproject
+from geomtx.scene.pointcloud import NoPointsError, PointCloud, select_points
+from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
+from geomtx.views import ViewTransform
+
+__all__ = ["SceneContent"]
+
+
+@dataclass(frozen=True, eq=False)
+class SceneContent:
+    """The values of a `Scene`, whose docstring says what they are, and its predictions in original pixels.
+
+    Files and reports are made of this; `Scene` adds what makes another scene of one, and reading and writing.
+    """
+
+    names: tuple[str, ...]
+    transforms: tuple[ViewTransform, ...]
+    images: UInt8[Tensor, "s 3 h w"]
+    masks: Bool[Tensor, "s h w"]
+    predictions: Predictions
+    query_points: Float[Tensor, "n 3"] | None = None
+    units: str = "up to scale"
+    notice: str = ""
+    paths: tuple[Path | None, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Every file of the scene can hold these strings then.
+        object.__setattr__(self, "names", unique_names(self.names))
+        for name in ("units", "notice"):
+            object.__setattr__(self, name, escape_name(getattr(self, name)))
+        made = {escape_name(name): escape_name(value) for name, value in self.provenance.items()}
+        object.__setattr__(self, "provenance", made)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        found = [name for name, value in self.predictions._asdict().items() if value is not None]
+        height, width = self.images.shape[-2:]
+        return f"Scene({len(self)} views of {width}x{height}, {', '.join(found) or 'empty'}; {self.units})"
+
+    @property
+    def cameras(self) -> Cameras | None:
+        """`cam_from_world` (S, 3, 4), up to scale, and `intrinsics` (S, 3, 3) in original pixels."""
+        if self.predictions.cameras is None:
+            return None
+        cam_from_world, intrinsics = self.predictions.cameras
+        views = zip(self.transforms, intrinsics, strict=True)
+        return Cameras(cam_from_world, torch.stack([transform.intrinsics_to_original(k) for transform, k in views]))
+
+    @property
+    def depth(self) -> tuple[DenseMap, ...] | None:
+        """Depth and confidence of each view in original pixels, (H_s, W_s) each: computed in every access."""
+        if self.predictions.depth is None:
+            return None
+        return tuple(self.view_depth(index) for index in range(len(self)))
+
+    def view_depth(self, index: int) -> DenseMap:
+        """Depth (up to scale) and confidence of one view, both (H_s, W_s) in original pixels.
+
+        Pixels that the model did not see (cropped away) are 0 in both.
+
+        Raises:
+            ValueError: Without a depth head.
+        """
+        if self.predictions.depth is None:
+            raise ValueError("scene must have depth, but the model ran without its depth head")
+        value, confidence = (self.transforms[index].depth_to_original(each[index]) for each in self.predictions.depth)
+        return DenseMap(value, confidence)
+
+    @property
+    def extra(self) -> dict[str, tuple[DenseMap, ...]] | None:
+        """Maps of heads that were added (`VGGT.add_head`), by name, of each view in original pixels.
+
+        Values (H_s, W_s) or (H_s, W_s, C) and confidences (H_s, W_s), interpolated and 0 where the model did not see;
+        what they mean is the head's: they are neither scaled nor turned with the scene. Computed in every access.
+        """
+        if self.predictions.extra is None:
+            return None
+        return {
+            name: tuple(
+                DenseMap(*(_to_original(each[index], transform) for each in maps))
+                for index, transform in enumerate(self.transforms)
+            )
+            for name, maps in self.predictions.extra.items()
+        }
+
+    @property
+    def tracks(self) -> Tracks | None:
+        """Tracks in original pixels: `coords_px` (S, N, 2), `visibility` and `confidence` (S, N)."""
+        if self.predictions.tracks is None:
+            return None
+        coords, visibility, confidence = self.predictions.tracks
+        views = zip(self.transforms, coords, strict=True)
+        return Tracks(torch.stack([transform.to_original(xy) for transform, xy in views]), visibility, confidence)
+
+    def points(self, percentile: float = 20.0, *, max_points: int | None = None) -> PointCloud:
+        """The sure points of all views, up to scale, in the first camera's frame.
+
+        They are the depth maps unprojected with the predicted cameras, or the point head's if one of the two is
+        missing. Kept are pixels in `masks` and in front of the camera, with finite values and a confidence at or above
+        the percentile over all such pixels.
+
+        Args:
+            percentile: 0 to 100; 20 leaves out the least sure fifth.
+            max_points: At most so many, chosen at random but the same in every call.
+
+        Raises:
+            ValueError: Without both (depth, cameras) and points; for other arguments; if there is no such pixel, with
+                the cause: predictions that are not finite, no positive depth, or nothing left by the masks.
+        """
+        depth = self.predictions.depth
+        points, confidence = self.point_map()
+        if depth is not None and self.predictions.cameras is not None:
+            value = depth.value[self.masks]
+            if value.isfinite().any() and not (value > 0).any():
+                raise NoPointsError("no points: the predicted depth is not positive anywhere")
+        return select_points(points, confidence, self.images, self.masks, percentile=percentile, max_points=max_points)
+
+    def point_map(self) -> DenseMap:
+        """A point (S, H, W, 3) and a confidence (S, H, W) for each pixel of the model's images, see `points`.
+
+        Where the depth is not positive, the point is NaN.
+
+        Raises:
+            ValueError: Without both (depth, cameras) and points.
+        """
+        depth, cameras = self.predictions.depth, self.predictions.cameras
+        if depth is not None and cameras is not None:
+            in_front = depth.value.where(depth.value > 0, torch.nan)
+            return DenseMap(unproject(in_front, cameras.intrinsics, cameras.cam_from_world), depth.confidence)
+        if self.predictions.points is None:
+            raise ValueError("scene must have depth and cameras, or points, but the model ran without those heads")
+        return self.predictions.points
+
+
+def _to_original(map_: Tensor, transform: ViewTransform) -> Tensor:
+    """(H, W) or (H, W, C) in the model's pixels → the photo's."""
+    if map_.ndim == 2:
+        return transform.depth_to_original(map_)
+    return transform.depth_to_original(map_.movedim(-1, 0)).movedim(0, -1)
