@@ -55,7 +55,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `geomtx.reconstruct` that they stand for."""
-    from geomtx.encoder import GlobalApproximation
+    from geomtx.inference import GlobalApproximation
 
     options: dict[str, Any] = {}
     approximation = GlobalApproximation(arguments.key_views, arguments.key_stride, arguments.local_layers or 0)
