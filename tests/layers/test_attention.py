@@ -221,4 +221,4 @@ def test_what_stands_in_for_the_projection_is_called():
 
     module.qkv = Adapter(module.qkv)
     torch.testing.assert_close(module(x), expected)
-    torch.testing.assert_close(module.attend_to(x, *module.project_keys(x)), expected)
+    torch.testing.assert_close(module.attend(module.project_queries(x), *module.project_keys(x)), expected)

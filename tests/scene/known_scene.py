@@ -36,6 +36,7 @@ class KnownScene(nn.Module):
         self.dropout = nn.Dropout()
         self.rendered = rendered
         self.calls: list[dict[str, Any]] = []
+        self.eval()  # dropout in training mode would be refused
 
     def forward(
         self,

@@ -108,4 +108,4 @@ def test_isolated_views_are_recomputed_too(images: torch.Tensor):
         results.append([tokens.detach(), *(p.grad for p in each.parameters() if p.grad is not None)])
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
-    assert kept[1] < kept[0] / 5
+    assert kept[1] < kept[0] / 3  # without the isolated blocks, 4 of 10 would keep their activations
