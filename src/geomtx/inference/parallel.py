@@ -20,7 +20,7 @@ from geomtx.heads.dense import DenseHead
 from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.inference.engine import Execution, Inputs, execute
-from geomtx.inference.shares import Shares, deal_out
+from geomtx.inference.shares import Shares, count_processes, deal_out
 from geomtx.types import DenseMap, Predictions
 
 __all__ = ["predict_parallel"]
@@ -99,7 +99,7 @@ def _numbers_of(inputs: Inputs, known: Iterable[str]) -> dict[str, int]:
 def _check_same(numbers: dict[str, int], device: torch.device, group: dist.ProcessGroup | None) -> None:
     """Require the same numbers in every process: otherwise processes would wait for each other forever."""
     mine = torch.tensor([list(numbers.values())], device=device)
-    one_each = deal_out(dist.get_world_size(group), group)
+    one_each = deal_out(count_processes(group), group)
     differ = (one_each.gather(mine, dim=0) != mine).any(dim=0)
     for (name, number), other in zip(numbers.items(), differ, strict=True):
         if other:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtx.layers.backends import AttentionBackend
 
-__all__ = ["Shares", "deal_out", "exchange_heads"]
+__all__ = ["Shares", "count_processes", "deal_out", "exchange_heads"]
 
 
 class Shares(NamedTuple):
@@ -79,14 +79,20 @@ def deal_out(num_views: int, group: dist.ProcessGroup | None = None) -> Shares:
         ValueError: For fewer views than processes, or a group without this process.
         RuntimeError: Without a process group.
     """
-    if not dist.is_available() or not dist.is_initialized():
-        raise RuntimeError("torch.distributed has no process group; call init_process_group first")
-    rank, num = dist.get_rank(group), dist.get_world_size(group)
-    if rank < 0:
-        raise ValueError("group must have this process in it, got one without")
+    num = count_processes(group)
     if num_views < num:
         raise ValueError(f"number of views must be at least that of processes, {num}, got {num_views}")
-    return Shares(tuple(num_views // num + (i < num_views % num) for i in range(num)), rank, group)
+    sizes = tuple(num_views // num + (i < num_views % num) for i in range(num))
+    return Shares(sizes, dist.get_rank(group), group)
+
+
+def count_processes(group: dist.ProcessGroup | None = None) -> int:
+    """Return the number of processes of a group, by default of all; errors as `deal_out`."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise RuntimeError("torch.distributed has no process group; call init_process_group first")
+    if dist.get_rank(group) < 0:
+        raise ValueError("group must have this process in it, got one without")
+    return dist.get_world_size(group)
 
 
 def exchange_heads(
