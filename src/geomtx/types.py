@@ -154,7 +154,9 @@ class ProjectedTokens(NamedTuple):
 
     def select_views(self, views: slice) -> ProjectedTokens:
         """Return those of some views."""
-        maps = tuple(each.unflatten(0, self.views)[:, views].flatten(0, 1) for each in self.maps)
+        # Scene by scene, which keeps the maps' memory format.
+        parts = [[scene[views] for scene in each.unflatten(0, self.views).unbind()] for each in self.maps]
+        maps = tuple(each[0] if len(each) == 1 else torch.cat(each) for each in parts)
         count = len(range(self.views[1])[views])
         mask = None if self.mask is None else self.mask[:, views]
         return self._replace(maps=maps, views=(self.views[0], count), mask=mask)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from geomtx.layers import backends
 from geomtx.layers.backend_speed import (
     CANDIDATES,
     BackendTime,

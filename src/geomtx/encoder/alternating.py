@@ -136,7 +136,7 @@ class AlternatingEncoder(nn.Module):
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
         patch_shift: Float[Tensor, "*batch s p c"] | None = None,
-        extra_patches: Float[Tensor, "*batch t p c"] | None = None,
+        extra_patches: Float[Tensor, "*scenes t p c"] | None = None,
         first_view: int = 0,
         each_view: Callable[..., Tensor] | None = None,
     ) -> EmbeddedViews:

@@ -27,7 +27,7 @@ __all__ = [
 
 Scope = Literal["frame", "global", "cross"]
 
-Attend = Callable[[int, nn.Module, Tensor], Tensor]
+Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
 """How a block is run on the tokens of scenes: (number of the block, block, tokens (B, S, P, C)) → tokens."""
 
 AttentionTable = Mapping[Scope, Attend]
@@ -45,7 +45,7 @@ class WithinViews(NamedTuple):
     rope: RotaryTable | None
     mask: Tensor | None
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
         num_views = x.shape[1]
         x = block(rearrange(x, "b s p c -> (b s) p c"), rope=self.rope, mask=self.mask)
@@ -63,7 +63,7 @@ class AcrossViews(NamedTuple):
     rope: RotaryTable | None
     mask: Tensor | None
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
         num_views = x.shape[1]
         x = block(rearrange(x, "b s p c -> b (s p) c"), rope=self.rope, mask=self.mask)

@@ -20,7 +20,7 @@ from geomtx.types import Bool, CameraPrediction, Float, Tokens
 
 __all__ = ["CameraHead"]
 
-Attend = Callable[[int, nn.Module, Tensor], Tensor]
+Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
 
 
 class CameraHead(nn.Module):
@@ -154,5 +154,5 @@ class _AttendToViews(NamedTuple):
 
     mask: Tensor | None
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         return block(x, mask=self.mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class ViewsInChunks(NamedTuple):
     plain: WithinViews
     view_chunk: int
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         """Return `x`, (B, S, P, C), with the block's output in it."""
         views = x.view(-1, *x.shape[2:])
         rope, mask = self.plain
@@ -65,9 +65,8 @@ class KeysFirst(NamedTuple):
     shares: Shares | None = None
     token_chunk: int | None = None
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
-        assert isinstance(block, TransformerBlock) or hasattr(block, "attend_to"), "check_blocks has passed"
         tokens = x.flatten(1, 2) if self.token_chunk is None else x.view(x.shape[0], -1, x.shape[-1])
         keys, values = self._project_keys(block, tokens)
         if self.shares is not None:
@@ -79,7 +78,7 @@ class KeysFirst(NamedTuple):
             tokens[:, part] = block.attend_to(tokens[:, part], keys, values, rope=_rows(self.rope, part), mask=mask)
         return x
 
-    def _project_keys(self, block: TransformerBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _project_keys(self, block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return this process's keys and values, (B, m, heads, D) each."""
 
         def project(part: slice) -> tuple[Tensor, Tensor]:
@@ -105,7 +104,7 @@ class HeadsExchanged(NamedTuple):
     mask: Tensor | None
     shares: Shares
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) of this process after the block."""
         if block.attention.num_heads % len(self.shares.sizes):
             return KeysFirst(self.rope, self.mask, shares=self.shares)(number, block, x)
@@ -126,7 +125,7 @@ class LocalFirst(NamedTuple):
     within: Attend
     across: Attend
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
         return (self.within if number < self.num_local else self.across)(number, block, x)
 

@@ -246,7 +246,7 @@ class _Reports:
         if self.progress is None:
             return attend
 
-        def run(number: int, block: nn.Module, x: Tensor) -> Tensor:
+        def run(number: int, block: Any, x: Tensor) -> Tensor:
             x = attend(number, block, x)
             self._advance(1)
             return x

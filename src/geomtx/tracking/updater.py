@@ -17,7 +17,7 @@ from geomtx.types import Bool, Float
 
 __all__ = ["TrackBlock", "TrackUpdater"]
 
-Attend = Callable[[int, nn.Module, Tensor], Tensor]
+Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
 
 
 class TrackBlock(nn.Module):
@@ -139,7 +139,7 @@ class _AttendOverViews(NamedTuple):
 
     view_mask: Tensor | None
 
-    def __call__(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         num_tracks = x.shape[1]
         mask = None if self.view_mask is None else key_mask(repeat(self.view_mask, "b s -> (b n) s", n=num_tracks))
         return rearrange(block(rearrange(x, "b n s c -> (b n) s c"), mask=mask), "(b n) s c -> b n s c", n=num_tracks)
