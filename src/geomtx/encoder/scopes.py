@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -34,7 +35,8 @@ AttentionTable = Mapping[Scope, Attend]
 """Scope → how blocks of that scope are run."""
 
 
-class WithinViews(NamedTuple):
+@dataclass(eq=False)
+class WithinViews:
     """Run a block on every view by itself: the scope "frame".
 
     Attributes:
@@ -52,7 +54,8 @@ class WithinViews(NamedTuple):
         return rearrange(x, "(b s) p c -> b s p c", s=num_views)
 
 
-class AcrossViews(NamedTuple):
+@dataclass(eq=False)
+class AcrossViews:
     """Run a block on all tokens of a scene as one sequence: the scopes "global" and, with its mask, "cross".
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,8 @@ class CameraHead(nn.Module):
         return torch.stack(encodings)
 
 
-class _AttendToViews(NamedTuple):
+@dataclass(eq=False)
+class _AttendToViews:
     """Run a block on all views of a scene at once."""
 
     mask: Tensor | None

@@ -7,8 +7,9 @@ them. All but the choice of keys give the plain table's result up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ from geomtx.types import EmbeddedViews
 __all__ = ["ViewsInChunks", "attention_table", "check_blocks"]
 
 
-class ViewsInChunks(NamedTuple):
+@dataclass(eq=False)
+class ViewsInChunks:
     """Run a block on some views at a time, each by itself; the output is written over the input.
 
     Attributes:
@@ -41,13 +43,14 @@ class ViewsInChunks(NamedTuple):
     def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         """Return `x`, (B, S, P, C), with the block's output in it."""
         views = x.view(-1, *x.shape[2:])
-        rope, mask = self.plain
+        rope, mask = self.plain.rope, self.plain.mask
         for part in chunk_slices(len(views), self.view_chunk):
             views[part] = block(views[part], rope=rope, mask=None if mask is None else mask[part])
         return x
 
 
-class KeysFirst(NamedTuple):
+@dataclass(eq=False)
+class KeysFirst:
     """Run a block on all tokens of a scene in two steps: keys and values of all keys, then the tokens that attend.
 
     Attributes:
@@ -91,7 +94,8 @@ class KeysFirst(NamedTuple):
         return map_chunks(project, num_keys, self.token_chunk, dim=1)
 
 
-class HeadsExchanged(NamedTuple):
+@dataclass(eq=False)
+class HeadsExchanged:
     """Run a block on the tokens of all processes, which exchange heads within its attention.
 
     Attributes:
@@ -112,7 +116,8 @@ class HeadsExchanged(NamedTuple):
         return block(x.flatten(1, 2), rope=self.rope, mask=self.mask, core=core).view_as(x)
 
 
-class LocalFirst(NamedTuple):
+@dataclass(eq=False)
+class LocalFirst:
     """Run the first blocks on every view by itself, all others across views.
 
     Attributes:

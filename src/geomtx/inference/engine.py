@@ -25,7 +25,7 @@ from geomtx.types import Predictions, Tokens
 
 __all__ = ["Execution", "Inputs", "RecomputedBlock", "execute", "predict", "recompute_blocks"]
 
-RunBlock = Callable[[nn.Module], Any]
+RunBlock = Callable[[Any], Any]
 """Function from a block to what is called in its place."""
 
 
@@ -222,7 +222,7 @@ def _with_backbone_blocks(
     if not hasattr(backbone, "blocks"):
         return each_view
 
-    def run(block: nn.Module) -> Callable[..., Tensor]:
+    def run(block: Any) -> Callable[..., Tensor]:
         return report.backbone_block(block if run_block is None else run_block(block))
 
     def with_blocks(function: Callable[..., Tensor], images: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,4 +18,4 @@ def progress_bar(*, shown: bool) -> Iterator[Callable[[float], None] | None]:
         return
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     with tqdm(total=1.0, desc="encoder and heads", bar_format=bar_format, leave=False) as bar:
-        yield lambda share: bar.update(min(share, bar.total - bar.n))  # type: ignore[func-returns-value]
+        yield lambda share: bar.update(min(share, bar.total - bar.n))

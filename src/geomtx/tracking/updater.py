@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
@@ -120,7 +120,7 @@ class TrackUpdater(nn.Module):
         projected = self.input_project(self.input_norm(tokens.to(self.virtual_tracks.dtype)))
         virtual = self.virtual_tracks.to(projected.dtype).expand(num_scenes, -1, num_views, -1)
         x = torch.cat([projected, virtual], dim=1)
-        attend = attend or _AttendOverViews(view_mask)
+        attend = _AttendOverViews(view_mask) if attend is None else attend
         point_mask = None if track_mask is None else key_mask(repeat(track_mask, "b n -> (b s) n", s=num_views))
         rounds = zip(
             self.view_blocks, self.virtual_from_point, self.virtual_blocks, self.point_from_virtual, strict=True
@@ -134,7 +134,8 @@ class TrackUpdater(nn.Module):
         return self.output_project(self.output_norm(x[:, :num_points] + projected))
 
 
-class _AttendOverViews(NamedTuple):
+@dataclass(eq=False)
+class _AttendOverViews:
     """Run a block on every track by itself, over all its views."""
 
     view_mask: Tensor | None

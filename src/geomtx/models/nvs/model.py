@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ class NVSPrediction(NamedTuple):
     scenes: Predictions | None = None
 
 
-class _IsolatedViews(NamedTuple):
+@dataclass(eq=False)
+class _IsolatedViews:
     """Run a block on all tokens of a scene, where no view sees the last `num_isolated` views but each of these itself.
 
     Views of images attend to one another as if there were no others. Keys and values of these are projected once; no
@@ -195,7 +197,7 @@ class VGGTForNVS(nn.Module):
 
     def _describe_inputs(
         self, images: Tensor, cameras: Cameras | None, mask: Tensor | None, *, single: bool
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return what the known cameras add to the tokens of the images, as arguments of `encoder.embed`."""
         if cameras is None:
             if mask is not None:
@@ -214,7 +216,7 @@ class VGGTForNVS(nn.Module):
         _check_first(cameras, mask)
         mask = withhold(mask, self.config.camera_drop) if self.training else mask
         image_hw = (images.shape[-2], images.shape[-1])
-        known = {}
+        known: dict[str, Any] = {}
         if self.conditioning is not None:
             known["camera_shift"] = self.conditioning(cameras, image_hw, mask)
         if self.config.input_rays:
