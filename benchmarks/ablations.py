@@ -17,14 +17,14 @@ import torch
 
 from common import mean_and_error, write_result
 from geomtx import VGGT
-from geomtx.data.seeds import held_out_seed
+from geomtx.data.synthetic.render import held_out_seed
 from geomtx.geometry import normalize_scene
 from geomtx.metrics import Evaluation, evaluate_predictions
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
-from geomtx.training.loop import Trainer
-from geomtx.training.sources import build_source
+from geomtx.training.data import build_source
 from geomtx.training.step import predict
+from geomtx.training.trainer import Trainer
 
 # Smaller pictures (32x40) and models (64) had after 900 steps not found out that views can be matched: all arms alike.
 SMALLER = (

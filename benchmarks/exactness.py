@@ -16,10 +16,10 @@ import torch
 import geomtx
 from common import write_result
 from differences import compare_predictions
-from geomtx.data.seeds import held_out_seed
+from geomtx.data.synthetic.render import held_out_seed
 from geomtx.inference import LEAN_PLAN, MemoryPlan, predict
 from geomtx.training.config_file import load_config
-from geomtx.training.sources import build_source
+from geomtx.training.data import build_source
 
 # Largest differences of a mode that is called exact.
 GATES = {"rotation_deg": 0.02, "translation": 1e-3, "depth": 2e-3}

@@ -30,12 +30,12 @@ from torch.utils._pytree import tree_map_only
 
 from common import RESULTS, describe_code, mean_and_error, synchronize, write_result
 from geomtx import VGGT, Predictions, SceneBatch, VGGTConfig, reconstruct
-from geomtx.data.synthetic import MOST_VIEWS
+from geomtx.data.synthetic.render import MOST_VIEWS
 from geomtx.inference import GlobalApproximation, predict
 from geomtx.metrics import evaluate_predictions
 from geomtx.scene import WindowPlan
 from geomtx.training.config_file import load_config
-from geomtx.training.sources import build_source
+from geomtx.training.data import build_source
 from nano import FIRST_SCENE, MAX_QUERIES, render
 
 HEADS = ("camera", "depth", "points")

@@ -25,7 +25,7 @@ import torch
 
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch, normalize_scene
-from geomtx.data.seeds import held_out_seed
+from geomtx.data.synthetic.render import held_out_seed
 from geomtx.metrics import (
     ConstantGuess,
     Evaluation,
@@ -35,9 +35,9 @@ from geomtx.metrics import (
     pose_recall,
     summarize,
 )
+from geomtx.training.config import DataSection
 from geomtx.training.config_file import load_config
-from geomtx.training.data_config import DataSection
-from geomtx.training.sources import DrawScenes, build_source
+from geomtx.training.data import DrawScenes, build_source
 from geomtx.training.step import predict
 from nano_baselines import opencv_two_view_poses, score_pairs, score_sparse_depth
 

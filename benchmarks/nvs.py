@@ -28,14 +28,14 @@ from torch import Tensor
 
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch, invert_rigid, normalize_scene
-from geomtx.data.seeds import held_out_seed
-from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.synthetic.render import held_out_seed, render_scenes
+from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.metrics import psnr, ssim
 from geomtx.models.nvs import VGGTForNVS
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
-from geomtx.training.loop import Trainer
-from geomtx.training.nvs_task import NvsTask
+from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.trainer import Trainer
 from original_tasks import compare_tasks, measure_tasks
 
 FIRST_SCENE = 5_000_000  # of the held-out ones; validation and other benchmarks take lower numbers

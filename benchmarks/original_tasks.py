@@ -11,7 +11,7 @@ from common import mean_and_error
 from geomtx import VGGT, SceneBatch
 from geomtx.metrics import evaluate_predictions
 from geomtx.training.step import predict
-from geomtx.training.vggt_task import VggtTask
+from geomtx.training.tasks.vggt import VggtTask
 
 __all__ = ["compare_tasks", "measure_tasks"]
 

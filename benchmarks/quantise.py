@@ -21,7 +21,7 @@ from differences import compare_predictions
 from geomtx import VGGT, quantize_model
 from geomtx.inference.plan import weight_bytes
 from geomtx.training.config_file import load_config
-from geomtx.training.sources import build_source
+from geomtx.training.data import build_source
 from nano import evaluate_model, render
 
 MEASURES = ("auc_30", "rra_15", "rta_15", "depth_abs_rel", "depth_delta")

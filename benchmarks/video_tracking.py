@@ -29,17 +29,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baselines.lucas_kanade import track_lucas_kanade
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch
-from geomtx.data.seeds import held_out_seed
-from geomtx.metrics import evaluate_tapvid, labels_to_tapvid, track_lucas_kanade
+from geomtx.data.synthetic.render import held_out_seed
+from geomtx.metrics import evaluate_tapvid, labels_to_tapvid
 from geomtx.metrics.tracking import QueryMode
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
-from geomtx.training.loop import Trainer
-from geomtx.training.sources import RenderedScenes, build_source
-from geomtx.training.video_task import is_seen
+from geomtx.training.data import RenderedScenes, build_source
+from geomtx.training.tasks.video_tracker import is_seen
+from geomtx.training.trainer import Trainer
 from original_tasks import compare_tasks, measure_tasks
 from track_sheet import draw_track_sheet
 

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import geomtx
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.encoder import PatchEmbedding
-from geomtx.key_table import KeyTable
 from geomtx.layers import apply_rotary, rotary_table
 from geomtx.models.vggt import keys as vggt_keys
 from geomtx.tracking import build_pyramid, correlate

@@ -32,8 +32,8 @@ _HOMES = {
     "add_lora": "layers.lora",
     "merge_lora": "layers.lora",
     "remove_lora": "layers.lora",
-    "save_lora": "lora_file",
-    "load_lora": "lora_file",
+    "save_lora": "checkpoint.lora_file",
+    "load_lora": "checkpoint.lora_file",
     "encode_pose": "geometry.pose_encoding",
     "decode_pose": "geometry.pose_encoding",
     "unproject": "geometry.projection",
@@ -42,16 +42,16 @@ _HOMES = {
     "project": "geometry.projection",
     "invert_rigid": "geometry.camera",
     "fit_similarity": "geometry.similarity",
-    "parameter_groups": "training.groups",
-    "normalize_scene": "geometry.normalization",
+    "parameter_groups": "training.optim",
+    "normalize_scene": "geometry.scene_frame",
     "camera_loss": "losses.camera",
     "aleatoric_loss": "losses.aleatoric",
     "gradient_loss": "losses.gradient",
     "normal_loss": "losses.gradient",
     "MultitaskLoss": "losses.multitask",
     "track_loss": "losses.track",
-    "freeze": "training.freezing",
-    "unfreeze": "training.freezing",
+    "freeze": "training.optim",
+    "unfreeze": "training.optim",
     "load_views": "views",
     "Views": "views",
     "reconstruct": "scene",
@@ -87,15 +87,17 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from geomtx.checkpoint.lora_file import load_lora as load_lora
+    from geomtx.checkpoint.lora_file import save_lora as save_lora
     from geomtx.encoder.alternating import AlternatingEncoder as AlternatingEncoder
     from geomtx.encoder.vit import VisionTransformer as VisionTransformer
     from geomtx.geometry.camera import invert_rigid as invert_rigid
-    from geomtx.geometry.normalization import normalize_scene as normalize_scene
     from geomtx.geometry.pose_encoding import decode_pose as decode_pose
     from geomtx.geometry.pose_encoding import encode_pose as encode_pose
     from geomtx.geometry.projection import project as project
     from geomtx.geometry.projection import unproject as unproject
     from geomtx.geometry.rays import plucker_rays as plucker_rays
+    from geomtx.geometry.scene_frame import normalize_scene as normalize_scene
     from geomtx.geometry.similarity import fit_similarity as fit_similarity
     from geomtx.heads.camera import CameraHead as CameraHead
     from geomtx.heads.dense import DenseHead as DenseHead
@@ -108,8 +110,6 @@ if TYPE_CHECKING:
     from geomtx.layers.lora import add_lora as add_lora
     from geomtx.layers.lora import merge_lora as merge_lora
     from geomtx.layers.lora import remove_lora as remove_lora
-    from geomtx.lora_file import load_lora as load_lora
-    from geomtx.lora_file import save_lora as save_lora
     from geomtx.losses.aleatoric import aleatoric_loss as aleatoric_loss
     from geomtx.losses.camera import camera_loss as camera_loss
     from geomtx.losses.gradient import gradient_loss as gradient_loss
@@ -126,9 +126,9 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene as Scene
     from geomtx.scene import reconstruct as reconstruct
     from geomtx.tracking.tracker import Tracker as Tracker
-    from geomtx.training.freezing import freeze as freeze
-    from geomtx.training.freezing import unfreeze as unfreeze
-    from geomtx.training.groups import parameter_groups as parameter_groups
+    from geomtx.training.optim import freeze as freeze
+    from geomtx.training.optim import parameter_groups as parameter_groups
+    from geomtx.training.optim import unfreeze as unfreeze
     from geomtx.types import Cameras as Cameras
     from geomtx.types import DenseMap as DenseMap
     from geomtx.types import Predictions as Predictions

@@ -10,9 +10,9 @@ from PIL import Image
 
 import geomtx
 from geomtx.cli import demo, demo_errors, main
-from geomtx.data.photos import save_photos, truth_in_views
-from geomtx.data.seeds import is_held_out, training_seed
-from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.synthetic.photos import save_photos, truth_in_views
+from geomtx.data.synthetic.render import is_held_out, render_scenes, training_seed
+from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.files import save_picture
 from geomtx.geometry import normalize_scene
 from geomtx.scene.files import SCENE_FILES

@@ -6,7 +6,7 @@ import pytest
 
 import geomtx
 from geomtx.cli import main
-from geomtx.data.photos import save_photos
+from geomtx.data.synthetic.photos import save_photos
 from geomtx.inference import GlobalApproximation
 from geomtx.scene import WindowPlan
 from scene.known_scene import render_room

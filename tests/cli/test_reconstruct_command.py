@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import geomtx
 from geomtx.cli import main, reconstruct
-from geomtx.data.photos import save_photos
+from geomtx.data.synthetic.photos import save_photos
 from geomtx.inference import RunOptions
 from geomtx.models.vggt.config import HEADS
 from geomtx.scene import reconstruction

@@ -33,7 +33,7 @@ from geomtx.geometry import (
 )
 from geomtx.layers.position import fourier_features, sample_grid_signal, sincos
 from geomtx.losses import ViewPairs
-from geomtx.losses.warp import sample_maps, warp_pixels
+from geomtx.losses.consistency.warp import sample_maps, warp_pixels
 from geomtx.metrics import point_map_normals, scale_to_raster
 from geomtx.tracking import local_queries, sample_map, sample_views, support_queries
 from geomtx.types import Cameras, SceneBatch

@@ -1,10 +1,14 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from geomtx import DenseHead, DPTDecoder
+from geomtx.heads import RGBHead
+from geomtx.heads.dense import activate_confidence, value_activation
+from geomtx.types import Tokens
 from heads.random_tokens import cast, random_tokens
 from reference import randomize, without_gradient
 
@@ -78,3 +82,69 @@ def test_unknown_activation():
         ValueError, match=r"^activation must be one of 'linear', 'exp', 'signed_expm1', got 'softplus'$"
     ):
         head(activation="softplus")
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("linear", lambda x: x),
+        ("exp", math.exp),
+        ("signed_expm1", lambda x: math.copysign(math.exp(abs(x)) - 1, x)),
+    ],
+)
+def test_number_by_number(name, function):
+    x = torch.tensor([-5.0, -1.0, -1e-3, 0.0, 1e-3, 0.5, 5.0], dtype=torch.float64)
+    assert value_activation(name)(x).tolist() == pytest.approx([function(v) for v in x.tolist()], abs=1e-13)
+
+
+def test_signed_expm1_keeps_small_numbers_and_is_odd():
+    tiny = torch.tensor([1e-10, -3e-12])
+    torch.testing.assert_close(value_activation("signed_expm1")(tiny), tiny, rtol=1e-6, atol=0)
+    x = torch.randn(20)
+    assert torch.equal(value_activation("signed_expm1")(-x), -value_activation("signed_expm1")(x))
+
+
+def test_confidence_is_above_one_of_activations():
+    x = torch.tensor([-3.0, 0.0, 4.0], dtype=torch.float64)
+    assert activate_confidence(x).tolist() == pytest.approx([1 + math.exp(v) for v in x.tolist()], abs=1e-13)
+
+
+@pytest.mark.parametrize("name", ["linear", "exp", "signed_expm1"])
+def test_gradcheck(name):
+    x = torch.tensor([-2.0, -0.3, 0.4, 3.0], dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(value_activation(name), (x,))
+    torch.autograd.gradcheck(activate_confidence, (x,))
+
+
+def make_head() -> RGBHead:
+    return RGBHead(DPTDecoder(16, 8, channels=(8, 8, 8, 8), taps=(0, 1, 2, 3)), hidden_dim=8)
+
+
+def make_tokens(views: int = 3) -> Tokens:
+    layers = {index: torch.randn(2, views, 1 + 12, 16) for index in range(4)}
+    return Tokens(layers, 1, (24, 32), (3, 4))
+
+
+def test_pictures_are_colours_and_start_at_about_grey():
+    head, tokens = make_head(), make_tokens()
+    grey = head(tokens)
+    assert grey.shape == (2, 3, 3, 24, 32)
+    assert (grey - 0.5).abs().max() < 0.3
+    torch.nn.init.normal_(head.out.weight)
+    pictures = head(tokens)
+    assert pictures.std() > 0.01
+    assert 0 <= pictures.min() <= pictures.max() <= 1
+
+
+def test_every_view_by_itself_and_every_parameter_has_a_gradient():
+    head, tokens = make_head(), make_tokens()
+    torch.nn.init.normal_(head.out.weight)
+    torch.testing.assert_close(head(tokens.select_views(slice(1, None))), head(tokens)[:, 1:])
+    head(tokens).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tokens_of_another_width():
+    with pytest.raises(ValueError, match=r"^tokens must have shape \(B, S, P, 16\), got \(2, 3, 13, 8\)$"):
+        make_head()(make_tokens()._replace(layers={index: torch.randn(2, 3, 13, 8) for index in range(4)}))

@@ -11,7 +11,7 @@ import geomtx
 from geomtx.inference import GlobalApproximation, MemoryPlan, predict, quantize
 from geomtx.inference.plan import weight_bytes
 from geomtx.inference.quantize import is_quantized, quantize_model
-from geomtx.layers.float32 import Float32Linear
+from geomtx.layers.precision import Float32Linear
 from reference import named_tensors, randomize, relative_error
 
 needs_torchao = pytest.mark.skipif(

@@ -9,7 +9,6 @@ from geomtx import VGGT, Attention, TransformerBlock
 from geomtx.inference import LEAN_PLAN, predict
 from geomtx.inference.attention import KeysFirst
 from geomtx.inference.quantize import quantize_model
-from geomtx.layers.float32 import Float32Linear
 from geomtx.layers.lora import (
     LowRank,
     adapted_layers,
@@ -20,7 +19,8 @@ from geomtx.layers.lora import (
     merged_state,
     remove_lora,
 )
-from geomtx.training.freezing import freeze
+from geomtx.layers.precision import Float32Linear
+from geomtx.training.optim import freeze
 from reference import named_tensors
 
 

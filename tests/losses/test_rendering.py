@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from geomtx.layers.vgg import VGGFeatures
 from geomtx.losses import PERCEPTUAL_TAPS, PerceptualLoss, RenderingLoss, gaussian_similarity
+from geomtx.losses.perceptual import VGGFeatures
 from geomtx.metrics import psnr, ssim
 
 

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from geomtx.data.synthetic import RoomStyle, render_scenes
+from geomtx.data.synthetic.render import render_scenes
+from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry import invert_rigid, normalize_scene
 from geomtx.metrics import ConstantGuess, evaluate_predictions, fit_constant_guess, summarize
 from geomtx.types import Cameras, SceneBatch, TrackLabels

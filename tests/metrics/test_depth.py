@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from geomtx.losses.reduce import masked_median
 from geomtx.metrics import depth_scores
-from geomtx.metrics.median import masked_median
 
 
 def random_depth(*shape: int) -> torch.Tensor:

@@ -6,9 +6,9 @@ from torch.utils._pytree import tree_map
 
 import geomtx
 from geomtx import Cameras, DenseMap, Predictions, Tracks
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic.render import render_scenes
 from geomtx.geometry import compose_rigid, transform_points
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.metrics import Evaluation, depth_scores, evaluate_predictions, pairwise_pose_errors, pose_auc, summarize
 from geomtx.types import SceneBatch
 

@@ -10,8 +10,8 @@ from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, Scene
 from geomtx.heads import RGBHead
 from geomtx.heads.track import check_track_images
 from geomtx.inference import LEAN_PLAN, PLANS, MemoryPlan, predict
-from geomtx.losses.head_term import HeadTerm
 from geomtx.losses.multitask import DEPTH
+from geomtx.losses.terms import HeadTerm
 from reference import named_tensors
 
 

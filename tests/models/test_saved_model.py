@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from geomtx import VGGT, NVSConfig, VGGTConfig, VGGTForNVS, VideoTracker, VideoTrackerConfig
-from geomtx.checkpoint import Checkpoint
+from geomtx.checkpoint.files import Checkpoint
 from geomtx.models.saved_model import kind_of
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import geomtx
-from geomtx.data.photos import save_photos
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic.photos import save_photos
+from geomtx.data.synthetic.render import render_scenes
 from geomtx.geometry import normalize_scene, project, unproject
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch, Tracks
 

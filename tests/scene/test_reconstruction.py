@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils._pytree import tree_leaves, tree_map
 
 import geomtx
-from geomtx.data.photos import save_photos
+from geomtx.data.synthetic.photos import save_photos
 from geomtx.scene.reconstruction import _to_views
 from geomtx.types import Predictions
 from geomtx.views import Views, ViewTransform

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import geomtx
 from geometry.random_cameras import random_rotations
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic.render import render_scenes
 from geomtx.geometry import compose_rigid, invert_rigid, normalize_scene, unproject
 from geomtx.geometry.similarity import apply_similarity, fit_similarity
 from geomtx.inference import GlobalApproximation, RunOptions, predict

@@ -9,8 +9,8 @@ import torch
 
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import parse_config
-from geomtx.training.loop import Trainer
-from geomtx.training.sources import DrawScenes
+from geomtx.training.data import DrawScenes
+from geomtx.training.trainer import Trainer
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 NUMBERS = {"patch_size": 7, "image_size": 28, "depth": 4, "vit_depth": 1, "camera_depth": 1, "camera_iterations": 2}

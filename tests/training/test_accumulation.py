@@ -10,15 +10,15 @@ from accelerate import Accelerator
 
 import geomtx
 from geomtx.data import render_scenes
-from geomtx.data.videos import render_videos
+from geomtx.data.synthetic.render import render_videos
 from geomtx.losses import CameraTerm, ConsistencyTerm, DenseTerm, LossReport, MultitaskLoss, TrackTerm
-from geomtx.losses.head_term import HeadTerm
+from geomtx.losses.terms import HeadTerm
 from geomtx.training.config import LossSection
-from geomtx.training.groups import ClipGroup
-from geomtx.training.nvs_task import NvsTask
+from geomtx.training.optim import ClipGroup
 from geomtx.training.step import VGGT_TASK, TrainingStep
-from geomtx.training.task import Task
-from geomtx.training.video_task import VideoTask
+from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.task import Task
+from geomtx.training.tasks.video_tracker import VideoTask
 from geomtx.types import DenseMap, Predictions, SceneBatch
 from training.small_run import NUMBERS
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from geomtx.training.build import build_loss
 from geomtx.training.config import OptimiserSection, TrainingConfig
 from geomtx.training.config_file import load_config, parse_config, save_config, shipped_configs
+from geomtx.training.prepare import build_loss
 from training.small_run import small_config
 
 

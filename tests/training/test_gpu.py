@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from geomtx.training.loop import Trainer
+from geomtx.training.trainer import Trainer
 from training.small_run import NUMBERS, is_equal, small_config, weights_of
 
 pytestmark = pytest.mark.cuda

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import geomtx
 from geomtx.losses.multitask import LossReport, MultitaskLoss
-from geomtx.training.loop import Trainer
+from geomtx.training.trainer import Trainer
 from geomtx.types import Predictions, SceneBatch
 from training.small_run import NUMBERS, is_equal, small_config, weights_of
 from training.toy_task import GreyTask, grey_loss

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import geomtx
-from geomtx.data.seeds import training_seed
-from geomtx.data.synthetic import render_scenes
+from geomtx.data.synthetic.render import render_scenes, training_seed
 from geomtx.types import SceneBatch
 from training.small_run import small_trainer
 

@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 
 import geomtx
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.losses.multitask import MultitaskLoss
-from geomtx.training.groups import ClipGroup
+from geomtx.training.optim import ClipGroup
 from geomtx.training.step import TrainingStep, predict
 from geomtx.types import Predictions, SceneBatch
 from training.small_run import NUMBERS, random_scenes

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.losses.multitask import LossReport
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.types import SceneBatch

@@ -19,11 +19,10 @@ from torch.distributed.fsdp import fully_shard
 import geomtx
 from geomtx.layers.block import TransformerBlock
 from geomtx.losses.multitask import MultitaskLoss
-from geomtx.training.batches import split_batch
-from geomtx.training.ema import WeightAverage
-from geomtx.training.groups import build_clip_groups
+from geomtx.training.checkpoint import load_into, training_state
+from geomtx.training.data import split_batch
 from geomtx.training.monitor import GradientMonitor
-from geomtx.training.state import load_into, training_state
+from geomtx.training.optim import WeightAverage, build_clip_groups
 from geomtx.training.step import TrainingStep
 from geomtx.types import SceneBatch
 from training.small_run import NUMBERS, random_scenes, small_config, small_trainer

@@ -19,19 +19,19 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from geomtx.data.synthetic import render_scenes
-from geomtx.geometry.normalization import normalize_scene
+from geomtx.data.synthetic.render import render_scenes
+from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.layers.block import TransformerBlock
+from geomtx.training.checkpoint import training_state
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.config_file import parse_config
-from geomtx.training.groups import build_clip_groups
-from geomtx.training.loop import Trainer
-from geomtx.training.nvs_task import NvsTask
-from geomtx.training.rehearsal import Rehearsal
-from geomtx.training.state import training_state
+from geomtx.training.optim import build_clip_groups
 from geomtx.training.step import TrainingStep
-from geomtx.training.task import Task
-from geomtx.training.video_task import VideoTask
+from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.rehearsal import Rehearsal
+from geomtx.training.tasks.task import Task
+from geomtx.training.tasks.video_tracker import VideoTask
+from geomtx.training.trainer import Trainer
 from geomtx.types import SceneBatch, TrackLabels
 from training.small_run import NUMBERS
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from geomtx.data.error import SceneError
 from geomtx.data.files import read_image
+from geomtx.data.scene_check import SceneError
 from geomtx.views import PhotoError, load_views
 from geomtx.views.pictures import read_picture
 from views.tiff_files import Directory, tiff_bytes

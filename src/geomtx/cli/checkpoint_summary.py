@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from geomtx.key_table import unwrap_names
+from geomtx.checkpoint.key_table import unwrap_names
 from geomtx.models.registry import LICENCES, find_weights
 from geomtx.models.vggt.config import HEAD_MODULES
 from geomtx.models.vggt.keys import VGGT_KEYS
@@ -62,7 +62,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
 
 def _read_local(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name → shape and dtype."""
-    from geomtx.checkpoint import open_checkpoint
+    from geomtx.checkpoint.files import open_checkpoint
 
     files = open_checkpoint(source).files
     return {

@@ -102,9 +102,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
 
 def _render_photos(index: int, num_views: int, folder: Path) -> SceneBatch:
     """The scene in pixels of its photos, which are in `folder` then."""
-    from geomtx.data.photos import save_photos
-    from geomtx.data.seeds import held_out_seed
-    from geomtx.data.synthetic import RoomStyle, render_scenes
+    from geomtx.data.synthetic.photos import save_photos
+    from geomtx.data.synthetic.render import held_out_seed, render_scenes
+    from geomtx.data.synthetic.rooms import RoomStyle
 
     truth = render_scenes(
         [held_out_seed(_FIRST_SCENE + index)],
@@ -122,8 +122,8 @@ def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[S
     """From the files alone, but for the points to track; and the truth in the model's pixels, frame and unit."""
     import torch
 
-    from geomtx.data.photos import truth_in_views
-    from geomtx.geometry.normalization import normalize_scene
+    from geomtx.data.synthetic.photos import truth_in_views
+    from geomtx.geometry.scene_frame import normalize_scene
     from geomtx.scene import reconstruct
     from geomtx.views import load_views
     from geomtx.views.loading import default_size
@@ -142,8 +142,8 @@ def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[S
 
 def _render_others(truth: SceneBatch) -> list[SceneBatch]:
     """Other scenes of the same kind, in images of the same size: what a guess can be learned from."""
-    from geomtx.data.seeds import training_seed
-    from geomtx.data.synthetic import RoomStyle, render_scenes
+    from geomtx.data.synthetic.render import render_scenes, training_seed
+    from geomtx.data.synthetic.rooms import RoomStyle
 
     _, num_views, _, height, width = truth.images.shape
     return [

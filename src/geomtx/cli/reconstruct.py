@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    from geomtx.scene.pointcloud import check_percentile
+    from geomtx.scene.points import check_percentile
 
     if arguments.weights is None and arguments.preset is None:
         raise ValueError(

@@ -10,7 +10,7 @@ from geomtx.cli.parser import add_output, parse_name
 from geomtx.files import check_inputs, is_own, list_inputs
 
 if TYPE_CHECKING:
-    from geomtx.training.loop import Trainer
+    from geomtx.training.trainer import Trainer
 
 __all__ = ["add_parser"]
 
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say where the weights are."""
     from geomtx.training.config_file import load_config
-    from geomtx.training.loop import Trainer
+    from geomtx.training.trainer import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
     _check_config_stays(arguments)

@@ -1,13 +1,14 @@
 """Scenes to train on: rendered ones and datasets."""
 
-from geomtx.data.augmentation import ColorAugmentation
-from geomtx.data.co3d import CO3D_SEEN, Co3dDataset, convert_pytorch3d
+from geomtx.data.augmentation import ColorAugmentation, VideoAugmentation
 from geomtx.data.collate import collate_scenes, repeat_batch
-from geomtx.data.colmap import ColmapDataset
+from geomtx.data.dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
+from geomtx.data.datasets.co3d import CO3D_SEEN, Co3dDataset, convert_pytorch3d
+from geomtx.data.datasets.colmap import ColmapDataset
+from geomtx.data.datasets.unified import UnifiedDataset
+from geomtx.data.datasets.virtual_kitti import VirtualKittiDataset
 from geomtx.data.depth import clean_depth, read_depth, read_half_png, read_integer_png
-from geomtx.data.error import SceneError
-from geomtx.data.frame_choice import FrameChoice, rank_by_pose
-from geomtx.data.frame_geometry import (
+from geomtx.data.frames import (
     Frame,
     FrameTransform,
     crop_exactly,
@@ -15,19 +16,13 @@ from geomtx.data.frame_geometry import (
     resize_frame,
     rotate_frame,
 )
-from geomtx.data.mixture import SceneMixture, SceneSource
-from geomtx.data.motion import MotionStyle
-from geomtx.data.photos import save_photos, truth_in_views
-from geomtx.data.sampler import SceneRequest, ViewCountSampler
-from geomtx.data.scene_check import BatchCheck, check_batch, check_cameras, check_values
-from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
-from geomtx.data.seeds import held_out_seed, is_held_out, training_seed
-from geomtx.data.synthetic import RoomStyle, render_scenes
-from geomtx.data.track_labels import build_track_labels, choose_tracks
-from geomtx.data.unified import UnifiedDataset
-from geomtx.data.video_augmentation import VideoAugmentation
-from geomtx.data.videos import render_videos
-from geomtx.data.virtual_kitti import VirtualKittiDataset
+from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest, SceneSource, ViewCountSampler, rank_by_pose
+from geomtx.data.scene_check import BatchCheck, SceneError, check_batch, check_cameras, check_values
+from geomtx.data.synthetic.motion import MotionStyle
+from geomtx.data.synthetic.photos import save_photos, truth_in_views
+from geomtx.data.synthetic.render import held_out_seed, is_held_out, render_scenes, render_videos, training_seed
+from geomtx.data.synthetic.rooms import RoomStyle
+from geomtx.data.tracks import build_track_labels, choose_tracks
 
 __all__ = [
     "CO3D_SEEN",

@@ -1,17 +1,23 @@
-"""Colours of photos, changed at random (VGGT paper, appendix; released data pipeline)."""
+"""Random changes of training data: colours of photos (VGGT paper, appendix), and videos with their tracks
+(CoTracker, Karaev et al., 2024).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from geomtx.checks import check_floating, check_shape
-from geomtx.types import Float
+from geomtx.layers.precision import at_least_float32
+from geomtx.types import Float, SceneBatch, TrackLabels
 
-__all__ = ["ColorAugmentation"]
+__all__ = [
+    "ColorAugmentation",
+    "VideoAugmentation",
+]
 
 
 @dataclass(frozen=True)
@@ -130,3 +136,180 @@ class ColorAugmentation:
         if len(views):
             sigma = (0.1 + 0.9 * draws[views, 3:4]).expand(-1, 2).to(images.dtype)
             images[views] = gaussian_blur2d(images[views], (5, 5), sigma).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class VideoAugmentation:
+    """Resize and crop with a smooth drift, mirror, cover parts of frames with boxes; colours are `ColorAugmentation`'s.
+
+    Frames keep their size: what a smaller picture doesn't fill is black. Of tracks, a point that leaves the frame or is
+    covered becomes invisible, and one that is never visible invalid. Lengths of boxes and drifts are shares of the
+    frame's sides, so that they suit any size of frames.
+
+    Args:
+        resize: Range of the factor by which a video is resized, drawn once a video.
+        resize_drift: How much the factor changes on a smooth path over the frames, to each side, relative to itself.
+        shift_drift: How far the window moves on a smooth path over the frames, to each side, relative to the frame.
+        period: Of the paths, frames for a swing to and fro.
+        resize_prob: That a video is resized, cropped and drifts.
+        flip_x_prob: That a video is mirrored left to right.
+        flip_y_prob: That it is mirrored top to bottom.
+        erase_prob: That a frame has boxes of one colour each.
+        erase_count: Range of their number.
+        erase_size: Range of their sides, relative to the frame's longer side.
+
+    Raises:
+        ValueError: For a number out of its range.
+    """
+
+    resize: tuple[float, float] = (0.75, 1.25)
+    resize_drift: float = 0.1
+    shift_drift: float = 0.05
+    period: tuple[float, float] = (20.0, 60.0)
+    resize_prob: float = 1.0
+    flip_x_prob: float = 0.5
+    flip_y_prob: float = 0.5
+    erase_prob: float = 0.5
+    erase_count: tuple[int, int] = (1, 10)
+    erase_size: tuple[float, float] = (0.005, 0.2)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, tuple):
+                object.__setattr__(self, field.name, tuple(value))
+                if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
+                    raise ValueError(f"{field.name} must be (least, most), both positive, got {value}")
+            elif not 0 <= value <= 1:
+                raise ValueError(f"{field.name} must be in 0 … 1, got {value}")
+        if self.resize_drift >= 1:
+            raise ValueError(f"resize_drift must be below 1, got {self.resize_drift}")
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether a pixel may be elsewhere afterwards, so that cameras and depth are not kept."""
+        return max(self.resize_prob, self.flip_x_prob, self.flip_y_prob) > 0
+
+    def __call__(self, videos: SceneBatch, *, generator: torch.Generator | None = None) -> SceneBatch:
+        """Change videos.
+
+        Args:
+            videos: Frames (B, S, 3, H, W) and tracks, if there are any.
+            generator: For the draws, on any device; None = the global one of the images' device.
+
+        Returns:
+            New frames, in the precision of the given ones, and tracks. Cameras, depth and points are None if pixels may
+            have moved (`moves_pixels`); otherwise depth and points are unknown, by the mask, where a box covers them.
+
+        Raises:
+            ValueError: For another shape, or a dtype that is not floating point.
+        """
+        check_shape("images", videos.images, ("B", "S", 3, "H", "W"))
+        check_floating("images", videos.images)
+        # Half precision can't count the pixels of a row.
+        images = at_least_float32(videos.images)
+        tracks, mask = videos.tracks, videos.mask
+        if self.moves_pixels:
+            scale, offset = self._draw_windows(images, generator)
+            images, tracks = _resample(images, scale, offset), _move_tracks(tracks, scale, offset, images)
+        low, high, color = self._draw_boxes(images, generator)
+        images, covered = _cover(images, low, high, color)
+        tracks = _hide_tracks(tracks, low, high)
+        images = images.to(videos.images.dtype)
+        if self.moves_pixels:
+            return SceneBatch(images, tracks=tracks)
+        if mask is None and videos.depth is not None:
+            mask = videos.depth > 1e-8
+        return videos._replace(images=images, tracks=tracks, mask=None if mask is None else mask & ~covered)
+
+    def _draw_windows(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Where pixels go, coordinates · scale + offset: (B, S, 2) each."""
+        num_videos, num_frames, _, height, width = images.shape
+        draws = _draw((num_videos, 14), images, generator)
+        size = images.new_tensor([width, height])
+        low, high = (math.log(value) for value in self.resize)
+        factor = (low + (high - low) * draws[:, :1]).exp()
+        frames = torch.arange(num_frames, device=images.device, dtype=images.dtype)[:, None]
+        period = self.period[0] + (self.period[1] - self.period[0]) * draws[:, 1:4]
+        path = (2 * math.pi * (frames / period[:, None] + draws[:, None, 4:7])).sin()
+        resized = draws[:, 7:8, None] < self.resize_prob
+        scale = factor[:, None] * (1 + self.resize_drift * path[..., :1])
+        # The window keeps within the picture, or the picture within the window, but for the drift.
+        start = (size - factor * size) * draws[:, 8:10]
+        middle = start + factor * (size - 1) / 2
+        offset = middle[:, None] - scale * (size - 1) / 2 + self.shift_drift * size * path[..., 1:]
+        scale = torch.where(resized, scale, 1).expand(-1, -1, 2)
+        offset = torch.where(resized, offset, 0)
+        flips = draws[:, None, 10:12] < images.new_tensor([self.flip_x_prob, self.flip_y_prob])
+        return torch.where(flips, -scale, scale), torch.where(flips, size - 1 - offset, offset)
+
+    def _draw_boxes(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """First pixel of each box, the one after its last, (B, S, K, 2), and its colour, (B, S, K, 3)."""
+        num_videos, num_frames, _, height, width = images.shape
+        most = self.erase_count[1]
+        size = images.new_tensor([width, height])
+        draws = _draw((num_videos, num_frames, most, 8), images, generator)
+        decide = _draw((num_videos, num_frames, 2), images, generator)
+        sides = self.erase_size[0] + (self.erase_size[1] - self.erase_size[0]) * draws[..., :2]
+        sides = (sides * max(height, width)).round().clamp(min=1)
+        low = (draws[..., 2:4] * size - sides / 2).round()
+        count = (self.erase_count[0] + decide[..., 1] * (most + 1 - self.erase_count[0])).floor()
+        exists = (decide[..., :1] < self.erase_prob) & (torch.arange(most, device=images.device) < count[..., None])
+        return low, torch.where(exists[..., None], low + sides, low), draws[..., 4:7]
+
+
+def _draw(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers in [0, 1), the same in float32 and float64."""
+    device = like.device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=device).to(like)
+
+
+def _resample(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Frames whose pixels are moved, interpolated bilinearly; black where nothing comes from."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device, dtype=images.dtype)
+    columns = torch.arange(width, device=images.device, dtype=images.dtype)
+    x = (columns - offset[..., :1]) / scale[..., :1]
+    y = (rows - offset[..., 1:]) / scale[..., 1:]
+    # grid_sample counts from -1 at the outer edge of the first pixel to 1 at that of the last.
+    x, y = (2 * x + 1) / width - 1, (2 * y + 1) / height - 1
+    grid = torch.stack([x[:, :, None].expand(-1, -1, height, -1), y[..., None].expand(-1, -1, -1, width)], dim=-1)
+    sampled = torch.nn.functional.grid_sample(images.flatten(0, 1), grid.flatten(0, 1), align_corners=False)
+    return sampled.view_as(images)
+
+
+def _move_tracks(tracks: TrackLabels | None, scale: Tensor, offset: Tensor, images: Tensor) -> TrackLabels | None:
+    if tracks is None:
+        return None
+    coords = tracks.coords_px * scale[:, :, None].to(tracks.coords_px) + offset[:, :, None].to(tracks.coords_px)
+    limit = coords.new_tensor([images.shape[-1] - 0.5, images.shape[-2] - 0.5])
+    inside = ((coords >= -0.5) & (coords < limit)).all(-1)
+    return _see(tracks._replace(coords_px=coords), inside)
+
+
+def _cover(images: Tensor, low: Tensor, high: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames with boxes, later ones before earlier ones, and what they cover, (B, S, H, W)."""
+    height, width = images.shape[-2:]
+    x = torch.arange(width, device=images.device)
+    y = torch.arange(height, device=images.device)[:, None]
+    covered = torch.zeros_like(images[:, :, 0], dtype=torch.bool)
+    for index in range(low.shape[2]):
+        (left, top), (right, bottom) = (t[:, :, index, :, None, None].unbind(2) for t in (low, high))
+        box = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        images = torch.where(box[:, :, None], color[:, :, index, :, None, None], images)
+        covered = covered | box
+    return images, covered
+
+
+def _hide_tracks(tracks: TrackLabels | None, low: Tensor, high: Tensor) -> TrackLabels | None:
+    """Points whose pixel a box covers are not seen."""
+    if tracks is None:
+        return None
+    pixel = (tracks.coords_px + 0.5).floor()[:, :, None]
+    covered = ((pixel >= low[:, :, :, None]) & (pixel < high[:, :, :, None])).all(-1).any(2)
+    return _see(tracks, ~covered)
+
+
+def _see(tracks: TrackLabels, seen: Tensor) -> TrackLabels:
+    visible = tracks.visible & seen
+    return TrackLabels(tracks.coords_px, visible, tracks.valid & visible.any(1))

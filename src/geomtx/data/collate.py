@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtx.geometry.normalization import known_pixels
+from geomtx.geometry.scene_frame import known_pixels
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 __all__ = ["collate_scenes", "repeat_batch", "split_scenes"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geomtx.data.error import SceneError
 from geomtx.data.files import read_png
+from geomtx.data.scene_check import SceneError
 
 __all__ = ["clean_depth", "read_depth", "read_half_png", "read_integer_png"]
 

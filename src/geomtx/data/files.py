@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geomtx.data.error import SceneError
+from geomtx.data.scene_check import SceneError
 from geomtx.views.error import PhotoError
 from geomtx.views.pictures import open_picture, read_picture
 from geomtx.views.pictures import read_mask as read_mask_file

@@ -1,4 +1,6 @@
-"""Whether what a dataset gave is one rigid scene: finite, with real cameras, depth that agrees between the views."""
+"""Checks whether a dataset's scene is one rigid scene: finite values, valid cameras, depth that agrees between the
+views.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,25 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive, check_shape
-from geomtx.geometry.normalization import known_pixels
 from geomtx.geometry.projection import project, unproject
+from geomtx.geometry.scene_frame import known_pixels
 from geomtx.types import Cameras, Float, SceneBatch
 
-__all__ = ["BatchCheck", "check_batch", "check_cameras", "check_values"]
+__all__ = [
+    "BatchCheck",
+    "SceneError",
+    "check_batch",
+    "check_cameras",
+    "check_values",
+]
+
+
+class SceneError(ValueError):
+    """A scene of a dataset that cannot be used. One line: it names the scene or the file, the rule and what was found.
+
+    `SceneMixture` counts these and draws another scene.
+    """
+
 
 _ROTATION_TOLERANCE = 1e-3
 _SKEW_TOLERANCE = 1e-3  # focal lengths

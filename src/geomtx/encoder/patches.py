@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_shape
-from geomtx.layers.float32 import Float32Conv2d
+from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import Bool, Float
 
 __all__ = ["Backbone", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]

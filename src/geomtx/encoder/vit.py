@@ -15,8 +15,8 @@ from geomtx.encoder.patches import PatchEmbedding, grid_of
 from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.float32 import at_least_float32
 from geomtx.layers.position import grid_signal
+from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float
 
 __all__ = ["ViTFeatures", "VisionTransformer"]

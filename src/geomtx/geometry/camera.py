@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
 __all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_rigid", "transform_points"]

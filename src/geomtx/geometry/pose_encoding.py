@@ -11,7 +11,7 @@ from torch import Tensor
 from geomtx.checks import check_shape
 from geomtx.geometry.camera import fov_to_intrinsics, intrinsics_to_fov
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Cameras, Float
 
 __all__ = ["POSE_DIM", "activate_pose", "decode_pose", "encode_pose"]

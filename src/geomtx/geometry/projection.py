@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtx.checks import check_shape
 from geomtx.geometry.camera import invert_rigid, transform_points
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
 __all__ = ["project", "unproject"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from geomtx.checks import check_count, check_option, check_shape
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import unproject
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
 __all__ = ["RayOrder", "plucker_rays"]

@@ -1,9 +1,8 @@
 """Tokens to predictions."""
 
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
+from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
 
 __all__ = ["CameraHead", "DPTDecoder", "DenseHead", "RGBHead", "TrackHead"]

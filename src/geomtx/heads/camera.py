@@ -13,9 +13,9 @@ from geomtx.geometry.pose_encoding import POSE_DIM, activate_pose, decode_pose
 from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.float32 import Float32Linear, at_least_float32
 from geomtx.layers.mlp import MLP
-from geomtx.layers.modulation import Modulation
+from geomtx.layers.norms import Modulation
+from geomtx.layers.precision import Float32Linear, at_least_float32
 from geomtx.types import Bool, CameraPrediction, Float, Tokens
 
 __all__ = ["CameraHead"]

@@ -1,16 +1,49 @@
-"""A head that predicts a value and a confidence for every pixel."""
+"""Heads with one prediction a pixel: maps with a confidence, pictures, and the activations of their last layer."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
 
 from geomtx.checks import check_option
-from geomtx.heads.activations import ValueActivation, activate_confidence, value_activation
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.layers.float32 import Float32Conv2d
-from geomtx.types import DenseMap, ProjectedTokens, Tokens
+from geomtx.layers.precision import Float32Conv2d
+from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 
-__all__ = ["DenseHead"]
+__all__ = [
+    "DenseHead",
+    "RGBHead",
+    "ValueActivation",
+    "activate_confidence",
+    "value_activation",
+]
+
+ValueActivation = Literal["linear", "exp", "signed_expm1"]
+
+
+def signed_expm1(x: Tensor) -> Tensor:
+    """sign(x) · (exp|x| - 1): linear around zero, exponential far from it."""
+    return x.sign() * x.abs().expm1()
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "exp": torch.exp,
+    "signed_expm1": signed_expm1,
+}
+
+
+def value_activation(name: ValueActivation) -> Callable[[Tensor], Tensor]:
+    """The function of a name: "linear", "exp" (depth) or "signed_expm1" (points)."""
+    return _ACTIVATIONS[name]
+
+
+def activate_confidence(x: Tensor) -> Tensor:
+    """1 + exp(x): above 1, without bound."""
+    return 1 + x.exp()
 
 
 class DenseHead(nn.Module):
@@ -57,3 +90,35 @@ class DenseHead(nn.Module):
         confidence = activate_confidence(out[:, self.value_dim])
         views = features.shape[:2]
         return DenseMap(value.unflatten(0, views), confidence.unflatten(0, views))
+
+
+class RGBHead(nn.Module):
+    """Colours in [0, 1]: a DPT decoder, two convolutions and a sigmoid. Starts at about grey.
+
+    Args:
+        decoder: Decoder from tokens to a feature map of the images' size.
+        hidden_dim: Number of channels between the two convolutions.
+    """
+
+    def __init__(self, decoder: DPTDecoder, *, hidden_dim: int = 32) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.hidden_dim = hidden_dim
+        self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
+        self.out = Float32Conv2d(hidden_dim, 3, 1)
+
+    def forward(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s 3 h w"]:
+        """Predict the image of every view.
+
+        Args:
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
+
+        Returns:
+            Colours in [0, 1], (B, S, 3, H, W), in float32 or better.
+
+        Raises:
+            ValueError: If a tap wasn't kept or has another width.
+        """
+        features = self.decoder.decode(tokens)
+        colors = self.out(self.hidden(features.flatten(0, 1)).relu()).sigmoid()
+        return colors.unflatten(0, features.shape[:2])

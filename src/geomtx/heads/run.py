@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
-from geomtx.heads.rgb import RGBHead
+from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.types import ProjectedTokens, Tokens
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from geomtx.checks import check_mask
 from geomtx.encoder.patches import grid_of
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
-from geomtx.heads.rgb import RGBHead
+from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.shares import Shares, count_processes, deal_out

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
+from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.rgb import RGBHead
 from geomtx.heads.run import EachView, head_dtype
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies

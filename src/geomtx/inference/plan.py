@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_count
-from geomtx.layers.float32 import Float32Conv2d, Float32Linear
+from geomtx.layers.precision import Float32Conv2d, Float32Linear
 
 __all__ = [
     "LEAN_PLAN",

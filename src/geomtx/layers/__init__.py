@@ -4,13 +4,11 @@ from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.backend_speed import BackendTime, fastest_backend, measure_backends
 from geomtx.layers.backends import available_backends, resolve_backend
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.float32 import Float32Conv2d, Float32Linear, at_least_float32
 from geomtx.layers.mlp import MLP
-from geomtx.layers.modulation import Modulation
+from geomtx.layers.norms import LayerScale, Modulation
 from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
+from geomtx.layers.precision import Float32Conv2d, Float32Linear, at_least_float32
 from geomtx.layers.rope import RotaryTable, apply_rotary, grid_positions, rotary_table
-from geomtx.layers.scale import LayerScale
-from geomtx.layers.vgg import VGGFeatures
 
 __all__ = [
     "MLP",
@@ -22,7 +20,6 @@ __all__ = [
     "Modulation",
     "RotaryTable",
     "TransformerBlock",
-    "VGGFeatures",
     "apply_rotary",
     "aspect_grid",
     "at_least_float32",

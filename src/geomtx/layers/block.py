@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from geomtx.layers.attention import Attention
 from geomtx.layers.backends import AttentionBackend, BackendName
 from geomtx.layers.mlp import MLP
+from geomtx.layers.norms import LayerScale
 from geomtx.layers.rope import RotaryTable
-from geomtx.layers.scale import LayerScale
 from geomtx.types import Bool, Float
 
 __all__ = ["TransformerBlock"]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from geomtx.checks import check_count, check_finite_positive, check_shape
-from geomtx.layers.float32 import at_least_float32
-from geomtx.names import close_matches, match_names
+from geomtx.checks import check_count, check_finite_positive, check_shape, close_matches, match_names
+from geomtx.layers.precision import at_least_float32
 from geomtx.types import Float
 
 __all__ = [

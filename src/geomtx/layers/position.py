@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_divisible
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
 __all__ = ["aspect_grid", "fourier_features", "grid_signal", "sample_grid_signal", "sincos"]

@@ -3,19 +3,17 @@
 from geomtx.losses.aleatoric import AleatoricLoss, aleatoric_loss, quantile_filter
 from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
-from geomtx.losses.consistency_term import ConsistencyTerm
-from geomtx.losses.depth_consistency import depth_consistency_loss
-from geomtx.losses.epipolar import epipolar_loss
+from geomtx.losses.consistency.depth import depth_consistency_loss
+from geomtx.losses.consistency.epipolar import epipolar_loss
+from geomtx.losses.consistency.pairs import ViewPairs, choose_cameras, draw_pairs
+from geomtx.losses.consistency.photometric import photometric_loss, smoothness_loss, structural_similarity
+from geomtx.losses.consistency.track_points import track_point_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.multitask import LossReport, MultitaskLoss
-from geomtx.losses.pairs import ViewPairs, choose_cameras, draw_pairs
-from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss
-from geomtx.losses.photometric import photometric_loss, smoothness_loss, structural_similarity
+from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss, VGGFeatures
 from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
-from geomtx.losses.term import CameraTerm, DenseTerm, Term, TermLoss, TrackTerm
-from geomtx.losses.track import TrackLoss, track_loss
-from geomtx.losses.track_points import track_point_loss
-from geomtx.losses.video_track import WindowLoss, confident_window_loss, window_loss
+from geomtx.losses.terms import CameraTerm, ConsistencyTerm, DenseTerm, Term, TermLoss, TrackTerm
+from geomtx.losses.track import TrackLoss, WindowLoss, confident_window_loss, track_loss, window_loss
 
 __all__ = [
     "PERCEPTUAL_TAPS",
@@ -32,6 +30,7 @@ __all__ = [
     "TermLoss",
     "TrackLoss",
     "TrackTerm",
+    "VGGFeatures",
     "ViewPairs",
     "WindowLoss",
     "aleatoric_loss",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.precision import at_least_float32
 from geomtx.losses.reduce import counting, masked_mean, over_batch, select, weigh
 from geomtx.types import Bool, Float
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.geometry.pose_encoding import POSE_DIM
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.precision import at_least_float32
 from geomtx.losses.reduce import average_stages, masked_mean, select
 from geomtx.types import Bool, Float
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.precision import at_least_float32
 from geomtx.losses.aleatoric import bound
 from geomtx.losses.reduce import over_batch, select
 from geomtx.types import Bool, Float

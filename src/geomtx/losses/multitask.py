@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from geomtx.geometry.pose_encoding import POSE_DIM
 from geomtx.losses.reduce import count_scope, counting, is_counting, over_batch, weigh
-from geomtx.losses.term import CameraTerm, CountSource, DenseTerm, Term, TrackTerm
+from geomtx.losses.terms import CameraTerm, CountSource, DenseTerm, Term, TrackTerm
 from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations
 
 __all__ = ["LossReport", "MultitaskLoss", "compare_part", "count_labels"]
@@ -63,7 +63,7 @@ class MultitaskLoss(nn.Module):
         points: Term of the points.
         tracks: Term of the tracks.
         consistency: Losses across views, off unless asked for: `ConsistencyTerm()`.
-        others: Any further terms by task name, see `geomtx.losses.term.Term`.
+        others: Any further terms by task name, see `geomtx.losses.terms.Term`.
 
     Source: VGGT (arXiv 2503.11651), section 3.4, and the released training configuration. The paper states neither
     Huber's δ nor α; they are this library's (0.1) and the released code's (0.2).

@@ -1,4 +1,4 @@
-"""Reductions that a mask takes part in by selection: what it hides can be NaN and still has no influence."""
+"""Reductions over the entries that a mask selects. Entries that it hides may be NaN and have no influence."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "has_enough",
     "is_counting",
     "masked_mean",
+    "masked_median",
     "over_batch",
     "select",
     "weigh",
@@ -180,3 +181,27 @@ def average_stages(errors: Tensor, decay: float) -> Tensor:
         raise ValueError("refinements must be at least 1, got 0")
     exponents = torch.arange(len(errors) - 1, -1, -1, device=errors.device, dtype=errors.dtype)
     return torch.tensordot(decay**exponents, errors, dims=1) / len(errors)
+
+
+def masked_median(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Median over the last axis: of an even number the mean of the two in the middle, which `torch.median` is not.
+
+    Args:
+        values: (..., N), any N.
+        mask: (..., N) bool, True = the value counts; None = all do.
+
+    Returns:
+        (...); NaN where nothing counts, or something that counts is NaN.
+    """
+    if mask is None:
+        mask = torch.ones_like(values, dtype=torch.bool)
+    if values.shape[-1] == 0:
+        return values.new_full(values.shape[:-1], torch.nan)
+    # Sorting puts NaN last, behind the infinite values that stand for what is not selected.
+    broken = (values.isnan() & mask).any(-1)
+    ordered = torch.where(mask, values, torch.inf).sort(-1).values
+    count = mask.sum(-1, keepdim=True)
+    low, high = ((count - 1) // 2).clamp(min=0), (count // 2).clamp(max=values.shape[-1] - 1)
+    # Halves are added: the sum of two large numbers may overflow.
+    middle = ordered.gather(-1, low) / 2 + ordered.gather(-1, high) / 2
+    return torch.where((count > 0).squeeze(-1) & ~broken, middle.squeeze(-1), torch.nan)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_at_least, check_floating, check_mask, check_shape
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.precision import at_least_float32
 from geomtx.losses.perceptual import PerceptualLoss
 from geomtx.losses.reduce import counting, masked_mean, over_batch, select, weigh
-from geomtx.losses.term import TermLoss
+from geomtx.losses.terms import TermLoss
 from geomtx.types import Bool, Float
 
 __all__ = ["RenderingLoss", "gaussian_similarity"]

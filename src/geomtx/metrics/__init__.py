@@ -4,14 +4,11 @@ from geomtx.metrics.constant_guess import ConstantGuess, fit_constant_guess
 from geomtx.metrics.depth import DepthScores, depth_scores
 from geomtx.metrics.dtu import DTUScan, DTUScores, dtu_scores, thin_points
 from geomtx.metrics.evaluate import Evaluation, evaluate_predictions, summarize
-from geomtx.metrics.image import psnr, ssim
-from geomtx.metrics.lpips import LPIPS
-from geomtx.metrics.lucas_kanade import track_lucas_kanade
-from geomtx.metrics.nearest import nearest_points
-from geomtx.metrics.perceptual_file import read_vgg
+from geomtx.metrics.image import LPIPS, psnr, read_vgg, ssim
 from geomtx.metrics.pointcloud import (
     PointCloudScores,
     align_by_nearest,
+    nearest_points,
     point_map_normals,
     point_map_scores,
     pointcloud_scores,
@@ -26,8 +23,7 @@ from geomtx.metrics.pose import (
     trajectory_errors,
 )
 from geomtx.metrics.sparse_views import SparseViewScores, sparse_view_report
-from geomtx.metrics.tapvid import TapVidScores, TapVidVideo, TrackPoints, evaluate_tapvid, labels_to_tapvid
-from geomtx.metrics.tapvid_files import load_tapvid
+from geomtx.metrics.tapvid import TapVidScores, TapVidVideo, TrackPoints, evaluate_tapvid, labels_to_tapvid, load_tapvid
 from geomtx.metrics.tracking import TrackScores, scale_to_raster, select_queries, track_scores
 
 __all__ = [
@@ -69,7 +65,6 @@ __all__ = [
     "ssim",
     "summarize",
     "thin_points",
-    "track_lucas_kanade",
     "track_scores",
     "trajectory_errors",
 ]

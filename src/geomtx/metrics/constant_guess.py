@@ -1,4 +1,4 @@
-"""What can be scored without looking at the pictures: the first opponent that a model has to beat."""
+"""The best guess that does not look at the pictures, as a baseline that a model has to beat."""
 
 from __future__ import annotations
 
@@ -13,13 +13,105 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_option, check_shape
-from geomtx.geometry.normalization import known_pixels, normalize_scene
-from geomtx.metrics.constant_maps import DEPTH_WAYS, POINT_WAYS, map_views
-from geomtx.metrics.constant_poses import best_direction, known_cameras, relative_poses
+from geomtx.geometry.camera import compose_rigid, invert_rigid
+from geomtx.geometry.scene_frame import known_pixels, normalize_scene
 from geomtx.metrics.evaluate import evaluate_predictions, summarize
+from geomtx.metrics.pose import pose_auc, pose_recall
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch, Tracks
 
-__all__ = ["ConstantGuess", "fit_constant_guess"]
+__all__ = [
+    "DEPTH_WAYS",
+    "POINT_WAYS",
+    "ConstantGuess",
+    "best_direction",
+    "fit_constant_guess",
+    "known_cameras",
+    "map_views",
+    "relative_poses",
+]
+
+_NUM_DIRECTIONS = 1000  # tried, over half a sphere: 3 degrees apart
+
+
+def relative_poses(batch: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all pairs of known cameras: angle of the rotation, degrees, translation (P, 3), is it one with view 0?"""
+    assert batch.cameras is not None
+    cameras, mask = batch.cameras.cam_from_world.double().cpu(), known_cameras(batch).cpu()
+    i, j = torch.triu_indices(cameras.shape[1], cameras.shape[1], offset=1)
+    relative = compose_rigid(cameras[:, i], invert_rigid(cameras[:, j]))
+    cosine = (relative[..., :3].diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    both = mask[:, i] & mask[:, j] & (relative[..., 3].norm(dim=-1) > 0)
+    angle = torch.acos(cosine.clamp(-1, 1)).rad2deg()
+    return angle[both], relative[..., 3][both], (i == 0).expand_as(both)[both]
+
+
+def best_direction(rotations_deg: Tensor, translations: Tensor, aim: str) -> Tensor:
+    """The direction (3,) that is best for pairs whose rotation is guessed with these errors.
+
+    Args:
+        rotations_deg: (P,).
+        translations: (P, 3).
+        aim: "auc", the AUC@30 of the larger error, or "rta", the share of directions within 30 degrees.
+    """
+    directions = _half_sphere(_NUM_DIRECTIONS)
+    cosine = directions @ torch.nn.functional.normalize(translations, dim=-1).mT
+    errors = torch.acos(cosine.abs().clamp(max=1)).rad2deg()
+    recall = pose_recall(errors, (30,))[:, 0]
+    # Where no guess is near enough for an AUC, the directions alone decide.
+    score = recall if aim == "rta" else pose_auc(torch.maximum(errors, rotations_deg), (30,))[:, 0] + 1e-6 * recall
+    return directions[score.nan_to_num().argmax()]
+
+
+def known_cameras(batch: SceneBatch) -> Tensor:
+    """(B, S) bool."""
+    if batch.camera_mask is not None:
+        return batch.camera_mask
+    return torch.ones(batch.images.shape[:2], dtype=torch.bool, device=batch.images.device)
+
+
+def _half_sphere(count: int) -> Tensor:
+    """(count, 3) directions, evenly spread (a Fibonacci lattice); x comes first, as most cameras move sideways."""
+    index = torch.arange(count, dtype=torch.float64)
+    x = 1 - index / count
+    radius, angle = (1 - x.square()).sqrt(), index * math.pi * (3 - math.sqrt(5))
+    return torch.stack([x, radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def map_views(way: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`way` of the first views and of all others, each (N, …); NaN is left out, and 1 stands where nothing is left."""
+    first = torch.cat([value[:, 0] for value in values])
+    others = torch.cat([value[:, 1:].flatten(0, 1) for value in values])
+    maps = [way(part).nan_to_num(1.0) for part in (first, others if len(others) else first)]
+    return maps[0], maps[1]
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.nanmean(0)
+
+
+def _median(values: Tensor) -> Tensor:
+    return values.nanmedian(0).values
+
+
+def _geometric_mean(values: Tensor) -> Tensor:
+    return values.log().nanmean(0).exp()
+
+
+def _plane(values: Tensor) -> Tensor:
+    return torch.full_like(values[0], float(values.nanmedian()))
+
+
+def _relative_median(values: Tensor) -> Tensor:
+    """The c of least Σ |c - g| / g: the median of g with weights 1 / g."""
+    ordered = values.sort(0).values  # NaN comes last
+    weights = torch.where(ordered.isnan(), 0.0, 1 / ordered).cumsum(0)
+    index = (weights >= weights[-1:] / 2).int().argmax(0, keepdim=True)
+    return ordered.gather(0, index)[0]
+
+
+DEPTH_WAYS = (_mean, _median, _geometric_mean, _relative_median, _plane)
+POINT_WAYS = (_mean, _median)
+
 
 _STEP = 1e-3  # between the other cameras, relative to their distance from the first: only its direction matters
 _QUERIES = 500  # points of a cloud that is only looked at to choose

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_shape
-from geomtx.metrics.median import masked_median
+from geomtx.losses.reduce import masked_median
 from geomtx.types import Float
 
 __all__ = ["DepthAlignment", "DepthScores", "depth_scores", "median_scale"]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_positive
-from geomtx.layers.float32 import float32_island
-from geomtx.metrics.median import masked_median
-from geomtx.metrics.nearest import check_points, nearest_points, pairs_within
+from geomtx.layers.precision import float32_island
+from geomtx.losses.reduce import masked_median
+from geomtx.metrics.pointcloud import check_points, nearest_points, pairs_within
 from geomtx.types import Bool, Float, Int
 
 __all__ = ["DTUScan", "DTUScores", "dtu_scores", "thin_points"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
-from geomtx.geometry.normalization import known_pixels, normalize_scene
 from geomtx.geometry.projection import unproject
+from geomtx.geometry.scene_frame import known_pixels, normalize_scene
 from geomtx.metrics.depth import depth_scores
 from geomtx.metrics.pointcloud import PointCloudScores, point_map_scores
 from geomtx.metrics.pose import pairwise_pose_errors, pose_auc, pose_recall, trajectory_errors

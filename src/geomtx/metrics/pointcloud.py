@@ -1,24 +1,110 @@
-"""Accuracy and completeness of point clouds.
+"""Accuracy and completeness of point clouds, and nearest neighbours between them.
 
-Accuracy looks from the prediction to the truth, completeness from the truth to the prediction. Numbers depend on how
-the clouds were cut and aligned, so say which function made them; those of `geomtx.metrics.dtu` are another protocol's.
+Accuracy is the distance from the prediction to the truth, completeness from the truth to the prediction. Both
+depend on how the clouds were cropped and aligned, so a published number names its function; `geomtx.metrics.dtu` is
+another protocol.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_mask, check_positive, check_shape
+from geomtx.checks import check_floating, check_mask, check_positive, check_shape
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
-from geomtx.layers.float32 import float32_island
-from geomtx.metrics.median import masked_median
-from geomtx.metrics.nearest import nearest_points
-from geomtx.types import Float
+from geomtx.layers.precision import float32_island
+from geomtx.losses.reduce import masked_median
+from geomtx.types import Float, Int
 
-__all__ = ["PointCloudScores", "align_by_nearest", "point_map_normals", "point_map_scores", "pointcloud_scores"]
+__all__ = [
+    "PointCloudScores",
+    "align_by_nearest",
+    "check_points",
+    "nearest_points",
+    "pairs_within",
+    "point_map_normals",
+    "point_map_scores",
+    "pointcloud_scores",
+]
+
+# Without scipy every pair of points is compared: at most so many pairs, and so many at once.
+_MOST_PAIRS = 2**33
+_PAIRS_AT_ONCE = 2**22
+
+
+def nearest_points(
+    source: Float[Tensor, "n 3"], target: Float[Tensor, "m 3"]
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Find the nearest point of `target` for every point of `source`, exactly, on the CPU.
+
+    A k-d tree of scipy (extra `metrics`) finds them. Without scipy every pair of points is compared, which gives the
+    same distances and takes minutes beyond 10^5 points.
+
+    Args:
+        source: Points to search from, (N, 3).
+        target: Points to search in, (M, 3), at least one.
+
+    Returns:
+        Distances (N,), in float32 or better, and indices into `target` (N,), on the device of `source`. Among points at
+        equal distance any index may be returned.
+
+    Raises:
+        ValueError: For other shapes, integer points, points that are not finite, or an empty target.
+        ImportError: Without scipy, for more than 2^33 pairs of points.
+    """
+    for name, points in (("source", source), ("target", target)):
+        check_points(name, points)
+    if len(target) == 0:
+        raise ValueError(f"target must hold at least 1 point, got {tuple(target.shape)}")
+    dtype = torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
+    a, b = (points.detach().cpu().double() for points in (source, target))
+    if len(source) * len(target) <= _MOST_PAIRS and importlib.util.find_spec("scipy") is None:
+        indices = _search_all(a, b)
+    else:
+        indices = torch.from_numpy(_build_tree(b).query(a.numpy())[1]).long()
+    distances = (a - b[indices]).norm(dim=-1)
+    return distances.to(source.device, dtype), indices.to(source.device)
+
+
+def pairs_within(points: Float[Tensor, "n 3"], radius: float) -> Int[Tensor, "2 pairs"]:
+    """Find all pairs i < j of points no farther apart than `radius`, (2, pairs) in ascending order.
+
+    Raises:
+        ValueError: For another shape, integer points, or points that are not finite.
+        ImportError: Without scipy (extra `metrics`).
+    """
+    check_points("points", points)
+    pairs = _build_tree(points.detach().cpu().double()).query_pairs(radius, output_type="ndarray")
+    return torch.from_numpy(pairs).long().unique(dim=0).mT.to(points.device)
+
+
+def check_points(name: str, points: Tensor) -> None:
+    """Require (N, 3) floating point numbers, all finite. This waits for the points' device."""
+    check_shape(name, points, ("N", 3))
+    check_floating(name, points)
+    if not points.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or inf")
+
+
+def _build_tree(points: Tensor) -> Any:
+    try:
+        from scipy.spatial import cKDTree
+    except ModuleNotFoundError as error:
+        message = "nearest points of large clouds need scipy, which is not installed: pip install geomtx[metrics]"
+        raise ImportError(message) from error
+    return cKDTree(points.numpy())
+
+
+def _search_all(source: Tensor, target: Tensor) -> Tensor:
+    """Index of the nearest point by comparing all pairs: the least |t|² - 2 s · t, about the centre of the cloud."""
+    center = target.mean(0)
+    source, target = source - center, target - center
+    squares, products = target.square().sum(1), -2 * target.mT
+    rows = max(1, _PAIRS_AT_ONCE // len(target))
+    return torch.cat([torch.addmm(squares, part, products).argmin(1) for part in source.split(rows)])
 
 
 class PointCloudScores(NamedTuple):

@@ -16,7 +16,7 @@ from geomtx.checks import check_mask, check_positive, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.rotation import matrix_to_quat
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
-from geomtx.metrics.median import masked_median
+from geomtx.losses.reduce import masked_median
 from geomtx.types import Bool, Float
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.losses.depth_consistency import depth_consistency_loss
-from geomtx.losses.pairs import ViewPairs
-from geomtx.losses.warp import warp_pixels
+from geomtx.losses.consistency.depth import depth_consistency_loss
+from geomtx.losses.consistency.pairs import ViewPairs
+from geomtx.losses.consistency.warp import warp_pixels
 from geomtx.metrics.evaluate import measure_poses
 from geomtx.types import Cameras, Predictions, SceneBatch
 

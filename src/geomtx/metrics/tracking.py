@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
 __all__ = ["RASTER", "THRESHOLDS_PX", "QueryMode", "TrackScores", "scale_to_raster", "select_queries", "track_scores"]

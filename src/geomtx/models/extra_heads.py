@@ -17,7 +17,7 @@ from geomtx.models.vggt.config import HEAD_MODULES, HEADS
 from geomtx.types import SceneBatch, Tokens
 
 if TYPE_CHECKING:
-    from geomtx.losses.term import Term
+    from geomtx.losses.terms import Term
 
 __all__ = [
     "HeadLoss",
@@ -47,8 +47,10 @@ def as_term(name: str, loss: HeadLoss, weight: float) -> Term:
     Raises:
         ValueError: For something else, and for a term with another weight than its own.
     """
-    from geomtx.losses.head_term import HeadTerm  # losses are imported where there are any
-    from geomtx.losses.term import Term
+    from geomtx.losses.terms import (
+        HeadTerm,  # losses are imported where there are any
+        Term,
+    )
 
     if isinstance(loss, Term):
         if weight not in (1.0, loss.weight):

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomtx.checkpoint import Checkpoint
+from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
+from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.rgb import RGBHead
 from geomtx.heads.track import TrackHead
-from geomtx.key_table import drop_wrappers
 from geomtx.models.vggt.config import VGGTConfig
 from geomtx.tracking.tracker import Tracker
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from geomtx.checkpoint import Checkpoint, load_model, open_checkpoint, save_model, share_parameters
+from geomtx.checkpoint.files import Checkpoint, load_model, open_checkpoint, save_model, share_parameters
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.inference.quantize import is_quantized
-from geomtx.key_table import KeyTable
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_heads import EXTRA_HEADS, describe_heads, fill_heads
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig

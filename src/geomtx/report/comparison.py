@@ -14,7 +14,7 @@ from geomtx.report.cells import map_column, page_aspect, photo_column, value_ran
 from geomtx.report.layout import Caption, Column, Heading, Panel, choose_rows, draw_page, view_color
 from geomtx.report.page import describe_scene
 from geomtx.report.panels import draw_cloud, draw_plan, sample_points
-from geomtx.scene.alignment import align_scene
+from geomtx.scene.align import align_scene
 from geomtx.scene.files.save import scene_cloud
 from geomtx.scene.scene import Scene
 

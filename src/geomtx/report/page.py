@@ -11,7 +11,7 @@ from geomtx.report.layout import Caption, Column, Heading, Panel, Strip, choose_
 from geomtx.report.panels import draw_cloud, draw_plan, sample_points
 from geomtx.report.text import count
 from geomtx.scene.content import SceneContent
-from geomtx.scene.pointcloud import PointCloud
+from geomtx.scene.points import PointCloud
 
 __all__ = ["describe_scene", "draw_report"]
 

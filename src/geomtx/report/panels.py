@@ -13,7 +13,7 @@ from geomtx.report.layout import BACKGROUND, INK, MUTED, view_color
 from geomtx.report.render import Viewpoint, overview, render_points
 from geomtx.report.text import format_value, round_length
 from geomtx.scene.content import SceneContent
-from geomtx.scene.pointcloud import PointCloud
+from geomtx.scene.points import PointCloud
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

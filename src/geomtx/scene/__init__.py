@@ -1,7 +1,7 @@
 """Predictions and the photos they belong to, as one scene in original pixels."""
 
-from geomtx.scene.alignment import align_scene
-from geomtx.scene.pointcloud import PointCloud
+from geomtx.scene.align import align_scene
+from geomtx.scene.points import PointCloud
 from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtx.files import escape_name, unique_names
 from geomtx.geometry.projection import unproject
-from geomtx.scene.pointcloud import NoPointsError, PointCloud, select_points
+from geomtx.scene.points import NoPointsError, PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
 from geomtx.views import ViewTransform
 

@@ -10,10 +10,9 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from geomtx.checks import check_divisible, check_option
+from geomtx.checks import check_divisible, check_option, close_matches
 from geomtx.heads.dense import DenseHead
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
-from geomtx.names import close_matches
 from geomtx.scene.finite import warn_of_nonfinite
 from geomtx.scene.progress import progress_bar
 from geomtx.scene.provenance import describe_run

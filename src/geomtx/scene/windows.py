@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geomtx.checks import check_count, check_range
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
-from geomtx.scene.alignment import move_scene
+from geomtx.scene.align import move_scene
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.layers.float32 import at_least_float32
+from geomtx.layers.precision import at_least_float32
 from geomtx.tracking.sampling import sample_map
 from geomtx.types import Float
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from geomtx.layers.float32 import float32_island
+from geomtx.layers.precision import float32_island
 from geomtx.types import Float, Int
 
 __all__ = ["sample_map", "sample_views"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.backends import BackendName
-from geomtx.layers.float32 import Float32Linear
 from geomtx.layers.mlp import MLP
+from geomtx.layers.precision import Float32Linear
 from geomtx.types import Bool, Float
 
 __all__ = ["TrackBlock", "TrackUpdater"]

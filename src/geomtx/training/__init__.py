@@ -1,5 +1,5 @@
 """Training and fine-tuning."""
 
-from geomtx.training.groups import parameter_groups
+from geomtx.training.optim import parameter_groups
 
 __all__ = ["parameter_groups"]

@@ -1,17 +1,21 @@
-"""Every number of a training run, as frozen dataclasses; `geomtx.training.config_file` reads them from YAML."""
+"""Every option of a training run, as frozen dataclasses; `geomtx.training.config_file` reads them from YAML."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from geomtx.checks import check_at_least, check_finite_positive, check_option, check_positive, check_range
-from geomtx.models.vggt.config import HEADS
-from geomtx.training.data_config import MOST_RENDERED, DataSection, ValidationSection
-from geomtx.training.model_config import LoraSection, LossSection, ModelSection
+from geomtx.data.synthetic.motion import MOST_FRAMES
+from geomtx.data.synthetic.render import MOST_TRACKS, MOST_VIEWS
+from geomtx.models.vggt.config import HEADS, VGGTConfig
 
 __all__ = [
+    "MOST_RENDERED",
     "CheckpointSection",
+    "DataSection",
+    "DatasetSection",
     "GroupSection",
     "LogSection",
     "LoraSection",
@@ -21,7 +25,207 @@ __all__ = [
     "OptimiserSection",
     "ScheduleSection",
     "TrainingConfig",
+    "ValidationSection",
 ]
+
+MOST_RENDERED = {"synthetic": MOST_VIEWS, "synthetic_video": MOST_FRAMES}
+"""Views of a scene, by the kind of scenes that are rendered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSection:
+    """Scenes in files.
+
+    Attributes:
+        kind: "co3d", "virtual_kitti", "unified" or "colmap".
+        root: Folder.
+        annotations: Folder of Co3Dv2's annotations; None = `root`.
+        validation_root: Folder of the scenes to validate on; None = `root`, which Co3Dv2 has a split for.
+        length: How often scenes are drawn from it, relative to the others'; None = its number of scenes.
+        options: Other keyword arguments of the dataset.
+    """
+
+    kind: Literal["co3d", "virtual_kitti", "unified", "colmap"]
+    root: str | None = None
+    annotations: str | None = None
+    validation_root: str | None = None
+    length: int | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Where scenes come from.
+
+    Attributes:
+        kind: "synthetic" renders scenes that never repeat, "synthetic_video" renders them as videos in which things
+            move, "dataset" reads `datasets`.
+        datasets: By a name of your choice.
+        image_hw: Height and width of the images, multiples of the model's patch.
+        aspect: Range of height over width to draw from for every step, in place of the height; None = always
+            `image_hw`.
+        images: Budget of images a step and process; with n views a batch has max(1, images // n) scenes.
+        views: Number of views → weight with which a step has it.
+        num_tracks: Tracks a scene; 0 = none.
+        supersample: See `geomtx.data.synthetic.render.render_scenes`.
+        style: Numbers of `geomtx.data.synthetic.render.RoomStyle`.
+        motion: Numbers of `geomtx.data.MotionStyle`, for videos.
+        augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`, and of videos frames and tracks, too,
+            see `geomtx.data.VideoAugmentation`.
+        color: Numbers of the first.
+        video: Numbers of the second.
+        transform: Numbers of `geomtx.data.FrameTransform`, for training on `datasets`.
+        choice: Numbers of `geomtx.data.FrameChoice`, in place of what is usual for each of `datasets`.
+        workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
+    """
+
+    kind: Literal["synthetic", "synthetic_video", "dataset"] = "synthetic"
+    datasets: dict[str, DatasetSection] = dataclasses.field(default_factory=dict)
+    image_hw: tuple[int, int] = (518, 518)
+    aspect: tuple[float, float] | None = None
+    images: int = 48
+    views: dict[int, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(range(2, 25), 1.0))
+    num_tracks: int = 0
+    supersample: int = 1
+    style: dict[str, Any] = dataclasses.field(default_factory=dict)
+    motion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    augment: bool = False
+    color: dict[str, Any] = dataclasses.field(default_factory=dict)
+    video: dict[str, Any] = dataclasses.field(default_factory=dict)
+    transform: dict[str, Any] = dataclasses.field(default_factory=dict)
+    choice: dict[str, Any] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("data.images", self.images)
+        check_positive("data.supersample", self.supersample)
+        check_at_least("data.num_tracks", self.num_tracks, 0)
+        check_at_least("data.workers", self.workers, 0)
+        for side in self.image_hw:
+            check_positive("data.image_hw", side)
+        if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"data.aspect must be a range above 0, got {self.aspect}")
+        weights = self.views.values()
+        if not (all(views >= 1 for views in self.views) and all(weight >= 0 for weight in weights)) or not (
+            0 < sum(weights) < math.inf
+        ):
+            raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
+        if self.kind != "dataset":
+            self._check_rendered(MOST_RENDERED[self.kind])
+        for name in ("motion", "video"):
+            value = getattr(self, name)
+            if value and self.kind != "synthetic_video":
+                raise ValueError(f"data.{name} must go with kind 'synthetic_video', got {value} for {self.kind!r}")
+        if (self.kind == "dataset") != bool(self.datasets):
+            raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
+
+    def _check_rendered(self, most_views: int) -> None:
+        if max(self.views) > most_views:
+            raise ValueError(f"data.views must be up to {most_views} of rendered scenes, got {max(self.views)}")
+        if self.num_tracks > MOST_TRACKS:
+            raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
+        for name in ("transform", "choice"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"data.{name} must go with kind 'dataset', got {getattr(self, name)} for {self.kind!r}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationSection:
+    """Scenes that are never trained on.
+
+    Attributes:
+        every: Steps between validations; 0 = never.
+        scenes: For every number of views.
+        views: Numbers of views.
+    """
+
+    every: int = 0
+    scenes: int = 16
+    views: tuple[int, ...] = (2, 4)
+
+    def __post_init__(self) -> None:
+        check_at_least("validation.every", self.every, 0)
+        check_positive("validation.scenes", self.scenes)
+        check_at_least("validation.views", min(self.views, default=0), 1)
+
+
+# Constructors of `VGGTConfig`; other kinds may have others, or more.
+PRESETS = ("vggt_1b", "tiny", "nano", "small", "base")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """What is trained.
+
+    Attributes:
+        kind: "vggt", "nvs" or "video_tracker", see `geomtx.training.tasks.task.Task`.
+        preset: A constructor of `VGGTConfig`; "vggt_1b" is its defaults.
+        numbers: Of `VGGTConfig`, in place of the preset's.
+        weights: Start from these, as for `VGGT.from_pretrained`, and with their configuration; None = random. Other
+            kinds start from a VGGT, or from a model of their own kind.
+        heads: Train only these heads of `weights`; None = all that they have.
+    """
+
+    kind: str = "vggt"
+    preset: str = "vggt_1b"
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
+    heads: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "vggt":
+            check_option("model.preset", self.preset, PRESETS)
+        if self.weights is not None and self.numbers:
+            raise ValueError(f"model.numbers must be empty where model.weights bring theirs, got {self.numbers}")
+        if self.weights is None and self.heads is not None:
+            raise ValueError(f"model.heads must go with model.weights, got {self.heads}; use model.numbers.heads")
+
+    def model_config(self) -> VGGTConfig:
+        """The numbers of a model with random weights.
+
+        Raises:
+            ValueError: For a number that `VGGTConfig` doesn't have, or doesn't take.
+        """
+        preset = VGGTConfig() if self.preset == "vggt_1b" else getattr(VGGTConfig, self.preset)()
+        return VGGTConfig.from_dict({**preset.to_dict(), **self.numbers})
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSection:
+    """Adapters of low rank, see `geomtx.layers.lora.add_lora`; they are trained though `freeze` names their layers.
+
+    Attributes:
+        patterns: Of the names of linear layers.
+        rank: Of what is added to a weight.
+        alpha: What is added is scaled by alpha / rank; None = rank, a factor of 1.
+    """
+
+    patterns: tuple[str, ...]
+    rank: int = 8
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.patterns:
+            raise ValueError("lora.patterns must name linear layers, got none")
+        check_positive("lora.rank", self.rank)
+        if self.alpha is not None:
+            check_finite_positive("lora.alpha", self.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSection:
+    """See `geomtx.losses.MultitaskLoss`.
+
+    Attributes:
+        preset: "default", "paper" or "released".
+        terms: "camera", "depth", "points", "tracks" or "consistency", the losses across views, which are off unless
+            named → what differs from the preset's term, `weight` for instance; None = off.
+    """
+
+    preset: Literal["default", "paper", "released"] = "default"
+    terms: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

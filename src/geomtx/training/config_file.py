@@ -13,9 +13,9 @@ from geomtx.data.files import read_text
 from geomtx.files import user_path
 from geomtx.models.vggt.config import VGGTConfig
 from geomtx.training.config import TrainingConfig
-from geomtx.training.plain_values import parse_section, unknown_key
-from geomtx.training.requirements import import_extra
-from geomtx.training.task import build_task
+from geomtx.training.distributed import import_extra
+from geomtx.training.parsing import parse_section, unknown_key
+from geomtx.training.tasks.task import build_task
 
 __all__ = ["CONFIG_FILE", "load_config", "parse_config", "save_config", "shipped_configs"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geomtx.training.config import LogSection
-from geomtx.training.requirements import import_extra
+from geomtx.training.distributed import import_extra
 
 __all__ = ["LOG_FILE", "ScalarMeans", "TrainingLog"]
 

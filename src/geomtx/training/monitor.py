@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from geomtx.checks import match_names
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.names import match_names
 
 __all__ = ["GradientMonitor", "project_conflicts", "shared_parameters"]
 

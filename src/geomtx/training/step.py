@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from geomtx.losses.multitask import LossReport, compare_part, count_labels
 from geomtx.losses.reduce import BatchCounts, counting, select
-from geomtx.training.batches import split_batch
-from geomtx.training.groups import ClipGroup, clip_gradients
-from geomtx.training.processes import gather_objects
-from geomtx.training.state import capture_rng, restore_rng
-from geomtx.training.task import Task
-from geomtx.training.vggt_task import VggtTask
+from geomtx.training.checkpoint import capture_rng, restore_rng
+from geomtx.training.data import split_batch
+from geomtx.training.distributed import gather_objects
+from geomtx.training.optim import ClipGroup, clip_gradients
+from geomtx.training.tasks.task import Task
+from geomtx.training.tasks.vggt import VggtTask
 from geomtx.types import SceneBatch
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 from geomtx.views.error import PhotoError
 from geomtx.views.loading import EXTENSIONS, load_views
-from geomtx.views.placement import Mode
-from geomtx.views.transform import ViewTransform
+from geomtx.views.transform import Mode, ViewTransform
 from geomtx.views.views import Views
 
 __all__ = ["EXTENSIONS", "Mode", "PhotoError", "ViewTransform", "Views", "load_views"]

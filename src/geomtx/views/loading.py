@@ -13,7 +13,7 @@ from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.files import is_own_picture, unique_names, user_path
 from geomtx.views.error import PhotoError
 from geomtx.views.pictures import check_file, read_picture
-from geomtx.views.placement import MODES, Mode, place_photo
+from geomtx.views.transform import MODES, Mode, place_photo
 from geomtx.views.views import Views
 
 __all__ = ["EXTENSIONS", "default_size", "list_photos", "load_views"]

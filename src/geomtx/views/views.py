@@ -16,8 +16,7 @@ from torch import Tensor
 from geomtx.checks import check_divisible, check_positive, check_shape
 from geomtx.types import Bool
 from geomtx.views.color import convert_to_rgb
-from geomtx.views.placement import stack_padded
-from geomtx.views.transform import ViewTransform
+from geomtx.views.transform import ViewTransform, stack_padded
 
 __all__ = ["Views", "warn_of_range"]
 

@@ -12,15 +12,15 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from geomtx.checkpoint import open_checkpoint
+from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
 from geomtx.encoder.patches import PatchEmbedding
 from geomtx.encoder.scopes import AttentionTable
 from geomtx.geometry.rays import plucker_rays
+from geomtx.heads.dense import RGBHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.rgb import RGBHead
 from geomtx.layers.attention import key_mask
 from geomtx.layers.rope import RotaryTable
 from geomtx.models.nvs.config import NVSConfig

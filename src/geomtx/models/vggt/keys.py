@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomtx.key_table import KeyTable
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.models.vggt.config import HEADS, HeadName, VGGTConfig
 
 __all__ = [

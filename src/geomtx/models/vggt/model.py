@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import load_model, save_model, share_parameters
+from geomtx.checkpoint.files import load_model, save_model, share_parameters
 from geomtx.checks import check_option, check_shape
 from geomtx.heads.probe import make_probe, unmake_probe
 from geomtx.heads.run import EachView, Gather, run_head
@@ -28,7 +28,7 @@ from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.types import Bool, Float, Predictions, ProjectedTokens, Tokens
 
 if TYPE_CHECKING:
-    from geomtx.losses.term import Term
+    from geomtx.losses.terms import Term
 
 __all__ = ["VGGT", "VGGTConfig"]
 
@@ -77,7 +77,7 @@ class VGGT(nn.Module):
                 `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
                 parameters, which may be float32 where the encoder is in bfloat16.
             loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
-                `geomtx.losses.term.Term`. See `head_losses`.
+                `geomtx.losses.terms.Term`. See `head_losses`.
             weight: Of the loss; a Term has one of its own.
             detach: The encoder learns nothing from this head (a probe).
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint import open_checkpoint
+from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_count, check_floating, check_shape
 from geomtx.models.registry import find_weights
 from geomtx.models.saved_heads import HeadSource, build_heads
@@ -20,8 +20,7 @@ from geomtx.models.vggt.model import VGGT
 from geomtx.models.video_tracker.config import VideoTrackerConfig
 from geomtx.models.video_tracker.features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
-from geomtx.tracking.queries import batch_queries, check_queries, take_queries
-from geomtx.tracking.support import local_queries, support_queries
+from geomtx.tracking.queries import batch_queries, check_queries, local_queries, support_queries, take_queries
 from geomtx.tracking.video import WindowTracker
 from geomtx.types import Float, Predictions, VideoTracks
 

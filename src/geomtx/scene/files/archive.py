@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from geomtx.checkpoint.tensor_file import open_tensor_file
 from geomtx.checks import check_option, check_shape
 from geomtx.files import user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
-from geomtx.tensor_file import open_tensor_file
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import ViewTransform
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from geomtx.files import user_path
-from geomtx.scene.pointcloud import PointCloud
+from geomtx.scene.points import PointCloud
 
 __all__ = ["write_ply"]
 

@@ -14,7 +14,7 @@ from geomtx.scene.files.archive import ARCHIVE, write_archive
 from geomtx.scene.files.cameras import write_cameras
 from geomtx.scene.files.ply import write_ply
 from geomtx.scene.files.tracks import write_tracks
-from geomtx.scene.pointcloud import NoPointsError, PointCloud
+from geomtx.scene.points import NoPointsError, PointCloud
 
 __all__ = ["SCENE_FILES", "save_scene", "scene_cloud", "write_scene_files"]
 

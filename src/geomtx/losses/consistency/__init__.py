@@ -1,0 +1,1 @@
+"""Losses that compare views of one scene with each other."""

@@ -1,0 +1,450 @@
+"""Batches of a training run, from rendered scenes or files. Each is a function of seed, step and rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, get_type_hints, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from geomtx.checks import check_divisible
+from geomtx.data.augmentation import ColorAugmentation, VideoAugmentation
+from geomtx.data.collate import collate_scenes, split_scenes
+from geomtx.data.dataset import SampleOptions, SceneDataset
+from geomtx.data.datasets.co3d import Co3dDataset
+from geomtx.data.datasets.colmap import ColmapDataset
+from geomtx.data.datasets.unified import UnifiedDataset
+from geomtx.data.datasets.virtual_kitti import VirtualKittiDataset
+from geomtx.data.frames import FrameTransform
+from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest
+from geomtx.data.scene_check import check_values
+from geomtx.data.synthetic.motion import MotionStyle
+from geomtx.data.synthetic.render import held_out_seed, render_scenes, render_videos, training_seed
+from geomtx.data.synthetic.rooms import RoomStyle
+from geomtx.geometry.scene_frame import known_pixels
+from geomtx.training.config import DataSection, DatasetSection, ValidationSection
+from geomtx.training.parsing import parse_fields, parse_value, unknown_key
+from geomtx.types import SceneBatch
+
+__all__ = [
+    "DrawScenes",
+    "FileScenes",
+    "RenderedScenes",
+    "RenderedVideos",
+    "SceneStream",
+    "build_source",
+    "check_datasets",
+    "describe_problem",
+    "load_batches",
+    "move_batch",
+    "split_batch",
+    "validation_batches",
+]
+
+_DATASETS = {
+    "co3d": Co3dDataset,
+    "virtual_kitti": VirtualKittiDataset,
+    "unified": UnifiedDataset,
+    "colmap": ColmapDataset,
+}
+# What other keys say: an option in place of the split would validate on what is trained on.
+_NO_OPTIONS = {"root", "annotations", "options", "split", "return"}
+
+
+@runtime_checkable
+class DrawScenes(Protocol):
+    """Seeds to scenes, always the same for the same seed."""
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """One scene a seed; `device` is where to make them, if they are made. None = the CPU."""
+        ...
+
+
+def build_source(section: DataSection, *, patch_size: int, held_out: bool = False) -> DrawScenes:
+    """What a configuration asks for.
+
+    Args:
+        section: Of the configuration.
+        patch_size: Of the model.
+        held_out: For validation: other scenes where the files have others, and as they are.
+
+    Raises:
+        ValueError: For an option that there isn't, or a folder that isn't named.
+    """
+    check_datasets(section, validation=False)
+    color = None if held_out or not section.augment else _build("data.color", ColorAugmentation, section.color)
+    if section.kind == "synthetic":
+        style = _build("data.style", RoomStyle, section.style)
+        return RenderedScenes(style, section.num_tracks, supersample=section.supersample, color=color)
+    if section.kind == "synthetic_video":
+        return _render_videos(section, held_out)
+    options = SampleOptions(
+        size=section.image_hw[1],
+        patch_size=patch_size,
+        transform=FrameTransform.plain() if held_out else _build("data.transform", FrameTransform, section.transform),
+        color=color,
+        num_tracks=section.num_tracks,
+    )
+    datasets = [_open_dataset(dataset, options, section.choice, held_out) for dataset in section.datasets.values()]
+    pairs = zip(section.datasets.values(), datasets, strict=True)
+    lengths = [len(files) if dataset.length is None else dataset.length for dataset, files in pairs]
+    return FileScenes(SceneMixture(datasets, lengths))
+
+
+def _render_videos(section: DataSection, held_out: bool) -> RenderedVideos:
+    video = _build("data.video", VideoAugmentation, section.video)
+    color = dataclasses.replace(
+        ColorAugmentation.video(), **parse_fields(ColorAugmentation, section.color, "data.color")
+    )
+    changes = section.augment and not held_out
+    return RenderedVideos(
+        _build("data.style", RoomStyle, section.style),
+        _build("data.motion", MotionStyle, section.motion),
+        section.num_tracks,
+        supersample=section.supersample,
+        color=color if changes else None,
+        augmentation=video if changes else None,
+    )
+
+
+def check_datasets(section: DataSection, *, validation: bool) -> None:
+    """Require each dataset to have its folders, and no options that there aren't; before the weights are loaded.
+
+    Args:
+        section: Of the configuration.
+        validation: Folders of held-out scenes, too.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    for name, dataset in section.datasets.items():
+        keys = ("root", "validation_root") if validation and dataset.kind != "co3d" else ("root",)
+        for key in keys:
+            if getattr(dataset, key) is None:
+                path = f"data.datasets.{name}.{key}"
+                raise ValueError(f"{path} must name a folder, got none; --set {path}=FOLDER gives one")
+        _parse_options(dataset, f"data.datasets.{name}.options")
+    _build("data.transform", FrameTransform, section.transform)
+    _build("data.choice", FrameChoice, section.choice)
+
+
+def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
+    return kind(**parse_fields(kind, numbers, name))
+
+
+def _parse_options(section: DatasetSection, path: str) -> dict[str, Any]:
+    """Keyword arguments of the dataset, each of the type that it is annotated with."""
+    kind: Any = _DATASETS[section.kind]
+    hints = get_type_hints(kind.__init__)
+    for option in section.options:
+        if option not in hints.keys() - _NO_OPTIONS:
+            raise ValueError(unknown_key(f"{path}.{option}", option, sorted(hints.keys() - _NO_OPTIONS)))
+    return {option: parse_value(hints[option], value, f"{path}.{option}") for option, value in section.options.items()}
+
+
+def _choose_frames(usual: FrameChoice, numbers: dict[str, Any]) -> FrameChoice:
+    """The dataset's usual choice with other numbers; one radius of the window takes the other's place."""
+    if numbers.get("expand_range") is not None:
+        usual = dataclasses.replace(usual, expand_ratio=None)
+    return dataclasses.replace(usual, **parse_fields(FrameChoice, numbers, "data.choice"))
+
+
+def _open_dataset(
+    section: DatasetSection, options: SampleOptions, choice: dict[str, Any], held_out: bool
+) -> SceneDataset:
+    assert section.root is not None
+    kind: Any = _DATASETS[section.kind]
+    options = dataclasses.replace(options, choice=_choose_frames(kind.usual_choice, choice))
+    more = _parse_options(section, "options")
+    root = section.validation_root if held_out and section.validation_root is not None else section.root
+    if section.kind == "co3d":
+        split: Literal["train", "test"] = "test" if held_out else "train"
+        return Co3dDataset(root, section.annotations or root, split=split, options=options, **more)
+    return kind(root, options=options, **more)
+
+
+class RenderedScenes:
+    """Rooms of `render_scenes`; see `DrawScenes`.
+
+    Args:
+        style: What the rooms are like.
+        num_tracks: Tracks a scene.
+        supersample: Rays a pixel along each axis.
+        color: Changes colours, of each scene by numbers drawn from its seed.
+    """
+
+    def __init__(
+        self, style: RoomStyle, num_tracks: int, *, supersample: int = 1, color: ColorAugmentation | None = None
+    ) -> None:
+        self.style = style
+        self.num_tracks = num_tracks
+        self.supersample = supersample
+        self.color = color
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Render."""
+        scenes = render_scenes(
+            seeds,
+            num_views,
+            image_hw,
+            num_tracks=self.num_tracks,
+            supersample=self.supersample,
+            style=self.style,
+            device=device,
+        )
+        return _recolor(scenes, seeds, self.color)
+
+
+class RenderedVideos:
+    """Videos of `render_videos`, whose views are frames in order; see `DrawScenes`.
+
+    Args:
+        style: What the rooms are like.
+        motion: How they move.
+        num_tracks: Tracks a video.
+        supersample: Rays a pixel along each axis.
+        color: Changes colours, of each video by numbers drawn from its seed.
+        augmentation: Changes frames and tracks, likewise.
+    """
+
+    def __init__(
+        self,
+        style: RoomStyle,
+        motion: MotionStyle,
+        num_tracks: int,
+        *,
+        supersample: int = 1,
+        color: ColorAugmentation | None = None,
+        augmentation: VideoAugmentation | None = None,
+    ) -> None:
+        self.style = style
+        self.motion = motion
+        self.num_tracks = num_tracks
+        self.supersample = supersample
+        self.color = color
+        self.augmentation = augmentation
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Render."""
+        videos = render_videos(
+            seeds,
+            num_views,
+            image_hw,
+            num_tracks=self.num_tracks,
+            supersample=self.supersample,
+            style=self.style,
+            motion=self.motion,
+            device=device,
+        )
+        videos = _recolor(videos, seeds, self.color)
+        if self.augmentation is None:
+            return videos
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        changed = [
+            self.augmentation(video, generator=generator)
+            for video, generator in zip(split_scenes(videos), generators, strict=True)
+        ]
+        return collate_scenes(changed)
+
+
+def _recolor(scenes: SceneBatch, seeds: Sequence[int], color: ColorAugmentation | None) -> SceneBatch:
+    """Other colours, of each scene by its seed."""
+    if color is None:
+        return scenes
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    pairs = zip(scenes.images.split(1), generators, strict=True)
+    return scenes._replace(images=torch.cat([color(image, generator=generator) for image, generator in pairs]))
+
+
+class FileScenes:
+    """Scenes of datasets; see `DrawScenes`. A seed says which scene, and all that is drawn for it.
+
+    Args:
+        mixture: Of the datasets; counts what it had to leave out.
+    """
+
+    def __init__(self, mixture: SceneMixture) -> None:
+        self.mixture = mixture
+
+    def __call__(
+        self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
+    ) -> SceneBatch:
+        """Read and decode, on the CPU."""
+        aspect = image_hw[0] / image_hw[1]
+        scenes = [int(np.random.default_rng(seed).integers(len(self.mixture))) for seed in seeds]
+        requests = [SceneRequest(scene, num_views, aspect, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+        return collate_scenes([self.mixture[request] for request in requests])
+
+
+class SceneStream(Dataset[SceneBatch]):
+    """The batches of one process, by step.
+
+    Every process draws the number of views and the shape of the images by itself. Its scenes are those of the step
+    whose index leaves `rank` over `num_processes`: no two processes share one, and together they have those that one
+    process with all the budget has.
+
+    Args:
+        section: Budget, weights of the numbers of views, sizes.
+        draw: Makes scenes of seeds.
+        patch_size: Of the model: the images' sides are multiples of it.
+        seed: Of the run.
+        rank: Of the process.
+        num_processes: In all.
+        device: Where scenes are made; None = the CPU.
+
+    Attributes:
+        num_left_out: Scenes of files that could not be used, and others were drawn for, in the batches so far; those
+            that workers prepare count when `load_batches` hands them over.
+    """
+
+    def __init__(
+        self,
+        section: DataSection,
+        draw: DrawScenes,
+        *,
+        patch_size: int,
+        seed: int,
+        rank: int = 0,
+        num_processes: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        for side in section.image_hw:
+            check_divisible("data.image_hw", side, patch_size)
+        self.section = section
+        self.draw = draw
+        self.patch_size = patch_size
+        self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
+        self.device = device
+        self.num_left_out = 0
+
+    def num_views(self, step: int) -> int:
+        """Views of the scenes of a step."""
+        counts = sorted(self.section.views)
+        weights = [self.section.views[count] for count in counts]
+        return random.Random(f"views {self.seed} {step} {self.rank}").choices(counts, weights)[0]
+
+    def image_hw(self, step: int) -> tuple[int, int]:
+        """Height and width of the images of a step."""
+        height, width = self.section.image_hw
+        if self.section.aspect is None:
+            return height, width
+        aspect = round(random.Random(f"aspect {self.seed} {step} {self.rank}").uniform(*self.section.aspect), 2)
+        return max(1, int(width * aspect / self.patch_size + 1e-6)) * self.patch_size, width
+
+    def seeds(self, step: int) -> list[int]:
+        """Seeds of the scenes of a step."""
+        num_scenes = max(1, self.section.images // self.num_views(step))
+        return [training_seed(self.seed, step, self.rank + self.num_processes * i) for i in range(num_scenes)]
+
+    def __getitem__(self, step: int) -> SceneBatch:
+        """The batch of a step."""
+        before = self._num_skipped()
+        batch = self.draw(self.seeds(step), self.num_views(step), self.image_hw(step), device=self.device)
+        self.num_left_out += self._num_skipped() - before
+        return batch
+
+    def _num_skipped(self) -> int:
+        """Since the start of this process."""
+        return self.draw.mixture.num_skipped if isinstance(self.draw, FileScenes) else 0
+
+
+def load_batches(stream: SceneStream, steps: range, *, workers: int = 0) -> Iterator[SceneBatch]:
+    """The batches of `steps`, in order; prepared ahead of time if there are workers."""
+    if workers == 0:
+        return (stream[step] for step in steps)
+    loader = DataLoader(
+        _WorkerStream(stream),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
+        # Of its own: a loader draws from its generator, and one more of them would change what training draws.
+        generator=torch.Generator(),
+    )
+    return (_receive(stream, *item) for item in iter(loader))
+
+
+class _WorkerStream(Dataset[Any]):
+    """(batch, scenes left out for it). Expected errors come back as they are, not as the text of a traceback."""
+
+    def __init__(self, stream: SceneStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, step: int) -> tuple[SceneBatch | Exception, int]:
+        before = self.stream.num_left_out
+        try:
+            return self.stream[step], self.stream.num_left_out - before
+        except (ValueError, OSError, ImportError) as error:
+            return error, 0
+
+
+def _receive(stream: SceneStream, batch: SceneBatch | Exception, num_left_out: int) -> SceneBatch:
+    if isinstance(batch, Exception):
+        raise batch
+    stream.num_left_out += num_left_out
+    return batch
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C, which reaches every process of a terminal, is for the training to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def validation_batches(
+    section: ValidationSection, data: DataSection, draw: DrawScenes, device: torch.device
+) -> Iterator[tuple[int, SceneBatch]]:
+    """(number of views, held-out scenes), in batches of about the budget of training."""
+    for num_views in section.views:
+        size = max(1, data.images // num_views)
+        seeds = [held_out_seed(index) for index in range(section.scenes)]
+        for start in range(0, len(seeds), size):
+            yield num_views, draw(seeds[start : start + size], num_views, data.image_hw, device=device)
+
+
+def describe_problem(batch: SceneBatch) -> str | None:
+    """What `check_values` has against a batch; None = nothing. A scene may be without a known pixel."""
+    try:
+        check_values(batch._replace(depth=None, points=None, mask=None))
+        known = known_pixels(batch).flatten(1).any(-1)
+        check_values(_map(batch, lambda tensor: tensor[known]))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def move_batch(batch: SceneBatch, device: torch.device) -> SceneBatch:
+    """All tensors on `device`."""
+    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def split_batch(batch: SceneBatch, num_chunks: int) -> list[SceneBatch]:
+    """At most `num_chunks` batches of nearly equally many scenes, none of them empty."""
+    num_chunks = min(num_chunks, batch.images.shape[0])
+    return [_map(batch, lambda tensor, i=i: tensor.tensor_split(num_chunks)[i]) for i in range(num_chunks)]
+
+
+def _map(value: Any, function: Any) -> Any:
+    """Apply to the tensors of nested named tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    return value if value is None else type(value)(*(_map(item, function) for item in value))
