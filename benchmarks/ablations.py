@@ -17,7 +17,7 @@ import torch
 
 from common import mean_and_error, write_result
 from geomtx import VGGT
-from geomtx.data.synthetic.render import held_out_seed
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed
 from geomtx.geometry import normalize_scene
 from geomtx.metrics import Evaluation, evaluate_predictions
 from geomtx.training.config import TrainingConfig
@@ -54,7 +54,7 @@ UNTRAINED = {
     "without_depth_loss": ("depth", "unprojected"),
     "without_track_loss": ("track",),
 }
-FIRST_SCENE = 4_000_000  # of the held-out ones: validation and the benchmark of nano take lower numbers
+SCENES = HELD_OUT_SCENES["ablations"]
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "arms": {arm: list(ARMS[arm]) for arm in arguments.arms},
         "steps": arguments.steps,
         "threads": torch.get_num_threads(),
-        "held_out_scenes": [FIRST_SCENE, FIRST_SCENE + arguments.scenes - 1],
+        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
         "views": arguments.views,
         "numbers": "[mean, standard error over scenes]; difference: to the arm alternating, scene by scene",
     }
@@ -118,7 +118,7 @@ def train(config: TrainingConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
 def render_held_out(config: TrainingConfig, count: int, num_views: int) -> list[Any]:
     patch_size = config.model.model_config().patch_size
     draw = build_source(config.data, patch_size=patch_size, held_out=True)
-    seeds = [held_out_seed(FIRST_SCENE + index) for index in range(count)]
+    seeds = [held_out_seed(index) for index in SCENES[:count]]
     parts = [seeds[i : i + 32] for i in range(0, count, 32)]
     return [normalize_scene(draw(part, num_views, config.data.image_hw))[0] for part in parts]
 

@@ -23,6 +23,13 @@ import geomtx
 RESULTS = Path(__file__).parent / "results" / geomtx.__version__
 
 
+def latest_results(pattern: str) -> list[Path]:
+    """Files of results by name, each of the latest version that measured it."""
+    versions = sorted(RESULTS.parent.iterdir(), key=lambda folder: [int(part) for part in folder.name.split(".")])
+    latest = {path.name: path for folder in versions for path in folder.glob(pattern)}
+    return [latest[name] for name in sorted(latest)]
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, memory and GPU; no host names."""
     cpu = platform.processor() or platform.machine()

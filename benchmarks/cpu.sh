@@ -41,7 +41,8 @@ small() { # that nothing got slower where there is little to do
 long() { # beside what other code has left: rows of two codes would not be compared
   step long_accuracy long.py accuracy --scenes 24 --output "$DONE/long"
   step long_time long.py time --views 24 64 128 --repeats 3 --output "$DONE/long"
-  cp "$DONE/long/"*.json "benchmarks/results/$("$PYTHON" -c "import geomtx; print(geomtx.__version__)")/"
+  RESULTS="benchmarks/results/$("$PYTHON" -c "import geomtx; print(geomtx.__version__)")"
+  mkdir -p "$RESULTS" && cp "$DONE/long/"*.json "$RESULTS/"
 }
 
 vggt() {

@@ -36,7 +36,7 @@ from geomtx.metrics import evaluate_predictions
 from geomtx.scene import WindowPlan
 from geomtx.training.config_file import load_config
 from geomtx.training.data import build_source
-from nano import FIRST_SCENE, MAX_QUERIES, render
+from nano import MAX_QUERIES, SCENES, render
 
 HEADS = ("camera", "depth", "points")
 MEASURES = ("auc_30", "auc_5", "rra_5", "rta_5", "depth_delta", "depth_abs_rel", "head_overall", "unprojected_overall")
@@ -125,7 +125,7 @@ def measure_accuracy(arguments: argparse.Namespace) -> None:
         "recipe": arguments.recipe,
         "image_hw": list(config.data.image_hw),
         "scenes": arguments.scenes,
-        "held_out_scenes": [FIRST_SCENE, FIRST_SCENE + arguments.scenes - 1],
+        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
         "max_queries": MAX_QUERIES,
         "device": torch.device(arguments.device).type,
         "numbers": "[mean, standard error over scenes]",

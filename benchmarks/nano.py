@@ -4,7 +4,6 @@ Rooms like those it was trained on (recipe) and harder ones (default: more thing
 that training never draws. All are scored by `geomtx.metrics`:
 
 - model: WEIGHTS.
-- random: the same model before training.
 - constant: the best guess that has seen no picture, `geomtx.metrics.fit_constant_guess`, fitted to other rooms of the
   same kind. Of its two directions of cameras, each measure gets the one that is better on the rooms it was fitted to.
 - opencv: SIFT, essential matrix, per pair of views; it gets the TRUE intrinsics. As it lives on pixels, once on the
@@ -25,7 +24,7 @@ import torch
 
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch, normalize_scene
-from geomtx.data.synthetic.render import held_out_seed
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed
 from geomtx.metrics import (
     ConstantGuess,
     Evaluation,
@@ -41,8 +40,7 @@ from geomtx.training.data import DrawScenes, build_source
 from geomtx.training.step import predict
 from nano_baselines import opencv_two_view_poses, score_pairs, score_sparse_depth
 
-# Indices of held-out seeds; validation during training counts from 0.
-FIRST_SCENE, FIRST_FITTED = 1_000_000, 2_000_000
+SCENES, FITTED_SCENES = HELD_OUT_SCENES["nano"], HELD_OUT_SCENES["constant guess"]
 FIT_VIEWS = 4
 BATCH = 8
 MAX_QUERIES = 2000  # points of a cloud that are looked from; to all others
@@ -62,8 +60,6 @@ def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.recipe)
     model = VGGT.from_pretrained(arguments.weights, device=arguments.device, dtype=torch.float32).eval()
-    torch.manual_seed(arguments.seed)
-    untrained = VGGT(model.config).to(arguments.device).eval()
     results: dict[str, Any] = {}
     for kind, section in {"recipe": config.data, "default": dataclasses.replace(config.data, style={})}.items():
         draw = build_source(section, patch_size=model.config.patch_size, held_out=True)
@@ -72,7 +68,6 @@ def main() -> None:
             scenes = render(draw, section, views, arguments.scenes, arguments.device)
             found = {
                 "model": evaluate_model(model, scenes),
-                "random": evaluate_model(untrained, scenes),
                 "constant": evaluate_guess(fitted, scenes),
             }
             if importlib.util.find_spec("cv2"):
@@ -94,7 +89,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--scenes", type=int, default=64, help="of each kind and number of views")
     parser.add_argument("--fitted", type=int, default=256, help="scenes that the constant guess is fitted to")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="8 scenes, 2 and 4 views; writes only with --output")
     parser.add_argument("--output", type=Path, help="folder of the result")
@@ -113,10 +107,9 @@ def settings(arguments: argparse.Namespace, section: DataSection, model: VGGT) -
         "image_hw": list(section.image_hw),
         "views": arguments.views,
         "scenes": arguments.scenes,
-        "held_out_scenes": [FIRST_SCENE, FIRST_SCENE + arguments.scenes - 1],
-        "fitted_scenes": [FIRST_FITTED, FIRST_FITTED + arguments.fitted - 1],
+        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
+        "fitted_scenes": [FITTED_SCENES[0], FITTED_SCENES[arguments.fitted - 1]],
         "fitted_views": FIT_VIEWS,
-        "random_seed": arguments.seed,
         "max_queries": MAX_QUERIES,
         "opencv_enlarged": ENLARGED,
         "device": arguments.device,
@@ -125,13 +118,13 @@ def settings(arguments: argparse.Namespace, section: DataSection, model: VGGT) -
 
 
 def render(draw: DrawScenes, section: DataSection, views: int, count: int, device: str) -> list[SceneBatch]:
-    seeds = [held_out_seed(FIRST_SCENE + index) for index in range(count)]
+    seeds = [held_out_seed(index) for index in SCENES[:count]]
     parts = [seeds[i : i + BATCH] for i in range(0, count, BATCH)]
     return [normalize_scene(draw(part, views, section.image_hw, device=torch.device(device)))[0] for part in parts]
 
 
 def fit_guess(draw: DrawScenes, section: DataSection, count: int) -> FittedGuess:
-    seeds = [held_out_seed(FIRST_FITTED + index) for index in range(count)]
+    seeds = [held_out_seed(index) for index in FITTED_SCENES[:count]]
     parts = [seeds[i : i + BATCH] for i in range(0, count, BATCH)]
     scenes = [draw(part, FIT_VIEWS, section.image_hw) for part in parts]
     guess = fit_constant_guess(scenes)
@@ -163,8 +156,8 @@ def evaluate_opencv(draw: DrawScenes, section: DataSection, views: int, count: i
     """Pose measures, of all pairs and of depth where points were triangulated, in view 0 alone."""
     image_hw = (section.image_hw[0] * enlarged, section.image_hw[1] * enlarged)
     columns: dict[str, list[float]] = {}
-    for index in range(count):
-        scene = draw([held_out_seed(FIRST_SCENE + index)], views, image_hw)
+    for index in SCENES[:count]:
+        scene = draw([held_out_seed(index)], views, image_hw)
         assert scene.cameras is not None
         assert scene.depth is not None
         pictures = (scene.images[0].movedim(1, -1) * 255).round().byte().numpy()

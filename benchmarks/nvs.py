@@ -28,7 +28,7 @@ from torch import Tensor
 
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch, invert_rigid, normalize_scene
-from geomtx.data.synthetic.render import held_out_seed, render_scenes
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed, render_scenes
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.metrics import psnr, ssim
 from geomtx.models.nvs import VGGTForNVS
@@ -38,7 +38,7 @@ from geomtx.training.tasks.nvs import NvsTask
 from geomtx.training.trainer import Trainer
 from original_tasks import compare_tasks, measure_tasks
 
-FIRST_SCENE = 5_000_000  # of the held-out ones; validation and other benchmarks take lower numbers
+SCENES = HELD_OUT_SCENES["novel views"]
 NUM_INPUTS, NUM_TARGETS = 4, 2
 TASK_VIEWS, NUM_TRACKS = 4, 8
 BATCH = 8
@@ -135,7 +135,7 @@ def evaluate_regimes(arguments: argparse.Namespace) -> None:
         "targets": NUM_TARGETS,
         "unit": task.unit,
         "scenes": arguments.scenes,
-        "held_out_scenes": [FIRST_SCENE, FIRST_SCENE + arguments.scenes - 1],
+        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
         "task_views": TASK_VIEWS,
         "numbers": "[mean, standard error over scenes]; pictures: means over a scene's targets first",
     }
@@ -146,7 +146,7 @@ def evaluate_regimes(arguments: argparse.Namespace) -> None:
 
 
 def render(count: int, views: int) -> Iterator[SceneBatch]:
-    seeds = [held_out_seed(FIRST_SCENE + index) for index in range(count)]
+    seeds = [held_out_seed(index) for index in SCENES[:count]]
     image_hw = load_regime("all", 1).data.image_hw
     for start in range(0, count, BATCH):
         part = seeds[start : start + BATCH]

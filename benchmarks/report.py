@@ -1,4 +1,4 @@
-"""Fill the figures of docs/*.md from the JSON files of this version: `report.py [--check] [--plots]`.
+"""Fill the figures of docs/*.md from the latest JSON files: `report.py [--check] [--plots]`.
 
 A page says where: between `<!-- figures: NAME -->` and `<!-- end of figures -->`. `--check` writes nothing and fails
 where a page differs; `--plots` draws docs/images/performance_*.png too.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import latest_results
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -49,7 +49,7 @@ def fill(text: str) -> str:
 
 
 def read(pattern: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in latest_results(pattern)]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -32,7 +32,7 @@ from torch import Tensor
 from baselines.lucas_kanade import track_lucas_kanade
 from common import mean_and_error, write_result
 from geomtx import VGGT, SceneBatch
-from geomtx.data.synthetic.render import held_out_seed
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed
 from geomtx.metrics import evaluate_tapvid, labels_to_tapvid
 from geomtx.metrics.tracking import QueryMode
 from geomtx.models.video_tracker import VideoTracker
@@ -56,8 +56,7 @@ REGIMES: dict[str, list[str]] = {
     "scratch": ["model.weights=null", "task.rehearsal=null", "optimiser.groups={}"],
     "images": ["model.weights=null", "task.rehearsal=null", "task.tracker={features: images}", "optimiser.groups={}"],
 }
-# Indices of held-out seeds; validation during training counts from 0.
-FIRST_VIDEO, FIRST_ROOM = 1_000_000, 2_000_000
+VIDEOS, ROOMS = HELD_OUT_SCENES["videos"], HELD_OUT_SCENES["rooms beside videos"]
 ROOM_VIEWS = 4
 
 # (S, 3, H, W), (N, 3) → (S, N, 2) and whether they are seen, (S, N)
@@ -152,7 +151,7 @@ def settings(arguments: argparse.Namespace, config: TrainingConfig, models: dict
         "room_views": ROOM_VIEWS,
         "support_grid": arguments.support_grid,
         "seen": arguments.seen,
-        "held_out": [FIRST_VIDEO, FIRST_ROOM],
+        "held_out": [VIDEOS[0], ROOMS[0]],
         "numbers": "[mean, standard error over videos or rooms]",
     }
 
@@ -161,7 +160,7 @@ def render_held_out(config: TrainingConfig, arguments: argparse.Namespace) -> li
     """One video each."""
     section = dataclasses.replace(config.data, num_tracks=arguments.tracks)
     draw = build_source(section, patch_size=config_patch(config), held_out=True)
-    seeds = [held_out_seed(FIRST_VIDEO + index) for index in range(arguments.videos)]
+    seeds = [held_out_seed(index) for index in VIDEOS[: arguments.videos]]
     return [draw([seed], arguments.frames, section.image_hw) for seed in seeds]
 
 
@@ -174,7 +173,7 @@ def render_rooms(config: TrainingConfig, count: int) -> list[SceneBatch]:
     original = load_config("nano")
     draw = build_source(original.data, patch_size=config_patch(config), held_out=True)
     assert isinstance(draw, RenderedScenes)
-    seeds = [held_out_seed(FIRST_ROOM + index) for index in range(count)]
+    seeds = [held_out_seed(index) for index in ROOMS[:count]]
     return [draw(seeds[i : i + 8], ROOM_VIEWS, original.data.image_hw) for i in range(0, count, 8)]
 
 

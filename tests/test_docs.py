@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -69,3 +70,32 @@ def test_figures_are_those_of_the_json_files() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_tables_of_options_are_those_of_the_commands() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        cli_options = importlib.import_module("cli_options")
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    page = cli_options.on_page_markdown((ROOT / "docs" / "api" / "cli.md").read_text(encoding="utf-8"))
+    assert "<!--" not in page
+    assert "| `--scene N` | which of the scenes, from 0 | `7` |" in page
+    for name, parser in cli_options.command_parsers().items():
+        section = page.partition(f"## geomtx {name}\n")[2].partition("\n## ")[0]
+        options = [option for action in parser._actions for option in action.option_strings]
+        assert [option for option in options if f"`{option}" not in section] == ["-h", "--help"]
+        assert all(len(line) <= 88 for line in section.partition("```\n")[2].partition("```")[0].splitlines())
+    assert "`video_tracker_nano`" in page
+
+
+def test_code_fits_the_page() -> None:
+    """Longer lines are cut off on the site and scroll on a phone."""
+    wide = [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in PAGES
+        for block in FENCE.finditer(page.read_text(encoding="utf-8"))
+        for line in block["code"].splitlines()
+        if len(line) > 88
+    ]
+    assert wide == []

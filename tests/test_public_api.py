@@ -1,7 +1,7 @@
 import ast
 import importlib
-import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 import typing
@@ -270,5 +270,8 @@ def test_the_page_of_blocks_shows_every_module():
         assert [name for name in sorted(modules) if f".{name}(" not in code] == []
 
 
-def test_version_is_that_of_the_package():
-    assert geomtx.__version__ == importlib.metadata.version("geomtx")
+def test_version_is_written_once():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project
+    assert '[tool.hatch.version]\npath = "src/geomtx/__init__.py"' in project
+    assert re.fullmatch(r"\d+\.\d+\.\d+", geomtx.__version__)

@@ -5,6 +5,7 @@ import torch
 
 import geomtx
 from geomtx.data import RoomStyle, held_out_seed, render_scenes
+from geomtx.data.synthetic.render import HELD_OUT_SCENES
 from geomtx.geometry import normalize_scene
 from geomtx.metrics import evaluate_predictions, fit_constant_guess, summarize
 from geomtx.models.registry import find_weights
@@ -14,7 +15,7 @@ IMAGE_HW = (48, 64)
 
 
 def rooms(first: int, count: int, num_views: int = 3) -> SceneBatch:
-    seeds = [held_out_seed(10_000_000 + first + index) for index in range(count)]
+    seeds = [held_out_seed(HELD_OUT_SCENES["tests"][first + index]) for index in range(count)]
     scenes = render_scenes(seeds, num_views, IMAGE_HW, num_tracks=16, style=RoomStyle.nano())
     return normalize_scene(scenes)[0]
 

@@ -1,15 +1,26 @@
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from geomtx.data.synthetic.render import FIRST_HELD_OUT_SEED, held_out_seed, is_held_out, render_scenes, training_seed
+from geomtx.cli import demo
+from geomtx.data.synthetic.render import (
+    FIRST_HELD_OUT_SEED,
+    HELD_OUT_SCENES,
+    held_out_seed,
+    is_held_out,
+    render_scenes,
+    training_seed,
+)
 from geomtx.data.synthetic.rooms import Dice, RoomStyle, pick_textures, place_cameras, place_solids
 from geomtx.data.synthetic.solids import Solids, cast_rays, clearance, is_blocked
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import project, unproject
 from geomtx.types import Cameras
 
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SEEDS = [int(seed) for seed in torch.randint(2**40, (6,), generator=torch.Generator().manual_seed(3))]
 
 
@@ -322,3 +333,18 @@ def test_seeds_are_the_same_on_every_machine():
 def test_an_index_out_of_range(index: int):
     with pytest.raises(ValueError, match=rf"^index must be in 0 … {2**31 - 1}, got {index}$"):
         held_out_seed(index)
+
+
+def test_no_two_uses_share_a_held_out_scene():
+    for one, other in itertools.combinations(HELD_OUT_SCENES.values(), 2):
+        assert one
+        assert one.stop <= other.start or other.stop <= one.start
+    assert len(HELD_OUT_SCENES["demo"]) == demo._NUM_SCENES
+
+
+def test_who_draws_held_out_scenes_takes_them_from_the_table():
+    for path in (*BENCHMARKS.glob("*.py"), Path(demo.__file__)):
+        code = path.read_text(encoding="utf-8")
+        if "held_out_seed(" in code:
+            assert "HELD_OUT_SCENES[" in code, path
+        assert "_000_000" not in code.replace("_NUM_SCENES = 1_000_000", ""), path

@@ -38,6 +38,7 @@ from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 __all__ = [
     "FIRST_HELD_OUT_SEED",
+    "HELD_OUT_SCENES",
     "MOST_TRACKS",
     "MOST_VIEWS",
     "held_out_seed",
@@ -50,6 +51,20 @@ __all__ = [
 FIRST_HELD_OUT_SEED = 2**31
 """Training draws seeds below, validation and benchmarks count up from here."""
 # Not any higher: torch's generator of the CPU reads no more than the lower 32 bits of a seed.
+
+HELD_OUT_SCENES: dict[str, range] = {
+    "validation": range(1_000_000),
+    "nano": range(1_000_000, 2_000_000),
+    "constant guess": range(2_000_000, 3_000_000),
+    "ablations": range(4_000_000, 5_000_000),
+    "demo": range(5_000_000, 6_000_000),
+    "exactness": range(6_000_000, 7_000_000),
+    "novel views": range(7_000_000, 8_000_000),
+    "videos": range(8_000_000, 9_000_000),
+    "rooms beside videos": range(9_000_000, 10_000_000),
+    "tests": range(10_000_000, 11_000_000),
+}
+"""Who draws which held-out scenes: indices for `held_out_seed`, no two ranges with a scene in common."""
 
 
 def training_seed(stream: int, step: int, index: int) -> int:
