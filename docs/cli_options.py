@@ -11,7 +11,7 @@ from typing import Any
 SOURCE = Path(__file__).parents[1] / "src"
 sys.path.insert(0, str(SOURCE))
 
-from geomtx.cli import build_parser
+from geomtx.cli import build_parser  # noqa: E402 - of this checkout
 
 PLACE = re.compile(r"<!-- options: (\w+) -->")
 
@@ -32,10 +32,12 @@ def describe_command(name: str) -> str:
     parser = command_parsers()[name]
     usage = " ".join(parser.format_usage().removeprefix("usage: ").replace("[-h] ", "").split())
     lines = [f"```\n{wrap(usage)}\n```\n", "| option | meaning | default |", "|---|---|---|"]
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if not isinstance(action, argparse._HelpAction):
-                lines.append(f"| {spell(action)} | {explain(action)} | {describe_default(action)} |")
+    arguments = [action for group in parser._action_groups for action in group._group_actions]
+    lines += [
+        f"| {spell(action)} | {explain(action)} | {describe_default(action)} |"
+        for action in arguments
+        if not isinstance(action, argparse._HelpAction)
+    ]
     return "\n".join(lines) + "\n"
 
 
