@@ -122,13 +122,15 @@ def test_rescale_wants_a_positive_factor(scene: geomtx.Scene, factor: float) -> 
 
 def test_save_and_load(placed: geomtx.Scene, tmp_path: Path) -> None:
     before = dataclasses.replace(placed.rescale(3.0, units="metres"), notice="Achtung, é")
-    before.save(tmp_path / "out", maps="network", report=False)
+    before.save(tmp_path / "out", report=False)
     after = geomtx.Scene.load(tmp_path / "out")
     for field in ("names", "transforms", "units", "notice"):
         assert getattr(before, field) == getattr(after, field)
     for field in ("images", "masks", "query_points"):
         assert torch.equal(getattr(before, field), getattr(after, field))
     torch.testing.assert_close(tuple(before.predictions)[:-1], tuple(after.predictions)[:-1], rtol=0, atol=0)
+    assert before.depth is not None
+    torch.testing.assert_close(before.depth, after.depth, rtol=0, atol=0)  # in original pixels
 
 
 def test_what_the_model_did_not_predict_is_not_there_after_loading(scene: geomtx.Scene, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def write_scene(
     *,
     percentile: float = 20.0,
     max_points: int | None = None,
-    maps: Literal["original", "network"] = "original",
+    maps: Literal["original", "network"] = "network",
 ) -> str:
     """Write all files of a scene into a folder that exists; returns a summary of one or two lines."""
     from geomtx.report.text import count

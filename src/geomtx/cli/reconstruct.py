@@ -82,7 +82,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="compile the model first; for large scenes")
     parser.add_argument(
-        "--maps", choices=("original", "network"), default="original", help="resolution of the depth maps kept"
+        "--maps",
+        choices=("network", "original"),
+        default="network",
+        help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
     )
     long_sequences.add_options(parser, _parse_count)
 

@@ -71,7 +71,7 @@ class Scene(SceneContent):
         *,
         percentile: float = 20.0,
         max_points: int | None = None,
-        maps: Literal["original", "network"] = "original",
+        maps: Literal["original", "network"] = "network",
         report: bool = True,
         overwrite: bool = False,
     ) -> tuple[Path, ...]:
@@ -85,7 +85,9 @@ class Scene(SceneContent):
             folder: Made if it doesn't exist.
             percentile: For the point cloud, see `points`.
             max_points: For the point cloud, see `points`.
-            maps: "original" adds depth in original pixels to scene.safetensors, "network" leaves it out.
+            maps: "network" keeps maps in the pixels of the model's images, which `depth` and `extra` bring to original
+                pixels when they are read. "original" adds depth in original pixels to scene.safetensors, for readers
+                other than geomtx, and much to its size.
             report: False leaves out report.png.
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.

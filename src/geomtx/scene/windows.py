@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from geomtx.checks import check_count, check_range
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.scene.align import move_scene
 from geomtx.scene.scene import Scene
-from geomtx.types import Cameras, DenseMap, Predictions
+from geomtx.types import DenseMap, Predictions
 
 __all__ = ["WindowPlan", "check_window", "check_window_heads", "fit_points", "place_windows", "stitch_scenes"]
 
@@ -182,45 +182,28 @@ def _fit_scenes(scene: Scene, target: Scene) -> Similarity:
 
 def _select(scene: Scene, views: slice) -> Scene:
     """Some consecutive views, without pose encodings and tracks."""
-    cameras, _, depth, points, _, _, extra = scene.predictions
-    predictions = Predictions(
-        cameras=None if cameras is None else Cameras(*(each[views] for each in cameras)),
-        depth=None if depth is None else DenseMap(*(each[views] for each in depth)),
-        points=None if points is None else DenseMap(*(each[views] for each in points)),
-        extra=None if extra is None else {n: DenseMap(*(each[views] for each in maps)) for n, maps in extra.items()},
-    )
+    predictions = scene.predictions._replace(pose_encodings=None, tracks=None)
     return replace(
         scene,
         names=scene.names[views],
         transforms=scene.transforms[views],
         images=scene.images[views],
         masks=scene.masks[views],
-        predictions=predictions,
+        predictions=predictions.map(lambda values: values[views]),
         paths=scene.paths[views],
     )
 
 
 def _join(parts: Sequence[Scene]) -> Scene:
     first = parts[0]
-    found: dict[str, Any] = {}
-    for name in ("cameras", "depth", "points"):
-        values = [value for part in parts if (value := getattr(part.predictions, name)) is not None]
-        if values:
-            found[name] = _concatenate(values)
-    maps = [part.predictions.extra for part in parts if part.predictions.extra is not None]
-    if maps:
-        found["extra"] = {name: _concatenate([each[name] for each in maps]) for name in maps[0]}
+    # Predictions of a scene have no batch axis, which comes before that of the views.
+    batches = [part.predictions.map(lambda values: values[None]) for part in parts]
     return replace(
         first,
         names=tuple(name for part in parts for name in part.names),
         transforms=tuple(transform for part in parts for transform in part.transforms),
         images=torch.cat([part.images for part in parts]),
         masks=torch.cat([part.masks for part in parts]),
-        predictions=first.predictions._replace(**found),
+        predictions=Predictions.cat(batches).map(lambda values: values[0]),
         paths=tuple(path for part in parts for path in part.paths),
     )
-
-
-def _concatenate(values: Sequence[Any]) -> Any:
-    """Of all views, from named tuples of some views each."""
-    return type(values[0])(*(torch.cat(each) for each in zip(*values, strict=True)))

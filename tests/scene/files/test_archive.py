@@ -17,7 +17,7 @@ from geomtx.views import ViewTransform
 def test_the_safetensors_package_reads_every_map(scene: geomtx.Scene, tmp_path: Path) -> None:
     transforms = (ViewTransform((50, 60), (84, 112), (2.0, 1.7)), *scene.transforms[1:])
     scene = dataclasses.replace(scene, transforms=transforms)
-    write_archive(tmp_path / "a.safetensors", scene)
+    write_archive(tmp_path / "a.safetensors", scene, maps="original")
     tensors = load_file(tmp_path / "a.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items() if "original" not in name} == {
         "images": (4, 3, 84, 112),
@@ -46,7 +46,7 @@ def test_the_safetensors_package_reads_every_map(scene: geomtx.Scene, tmp_path: 
 
 
 def test_metadata_says_what_is_in_the_file(scene: geomtx.Scene, tmp_path: Path) -> None:
-    write_archive(tmp_path / "a.safetensors", scene, maps="network")
+    write_archive(tmp_path / "a.safetensors", scene)
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         metadata = file.metadata()
         assert not any(name.startswith("original/") for name in file.keys())  # noqa: SIM118
@@ -88,7 +88,7 @@ def test_a_damaged_scene_is_named(
     scene: geomtx.Scene, tmp_path: Path, without: str, metadata: dict[str, str], message: str
 ) -> None:
     path = tmp_path / "scene.safetensors"
-    write_archive(path, scene, maps="network")
+    write_archive(path, scene)
     with safe_open(path, framework="pt") as file:
         found = file.metadata()
     tensors = load_file(path)

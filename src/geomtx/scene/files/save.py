@@ -91,7 +91,7 @@ def save_scene(
     *,
     percentile: float = 20.0,
     max_points: int | None = None,
-    maps: _Maps = "original",
+    maps: _Maps = "network",
     report: bool = True,
     overwrite: bool = False,
 ) -> tuple[Path, ...]:
@@ -123,7 +123,7 @@ def scene_cloud(scene: SceneContent, percentile: float, max_points: int | None) 
 
 
 def write_scene_files(
-    scene: SceneContent, cloud: PointCloud | None, folder: Path, *, maps: _Maps = "original", report: bool = True
+    scene: SceneContent, cloud: PointCloud | None, folder: Path, *, maps: _Maps = "network", report: bool = True
 ) -> tuple[str, ...]:
     """Write the files of a scene into a folder that exists, and return their names.
 
