@@ -1,6 +1,6 @@
-"""Every value that crosses a folder, and the axis legend.
+"""The values that parts of the library hand to one another, and the letters of their axes.
 
-Axes in shapes, always in this order:
+Axes of shapes, always in this order:
 
 | letter | meaning |
 |---|---|
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -59,18 +59,58 @@ __all__ = [
     "Tracks",
     "UInt8",
     "VideoTracks",
+    "show_shapes",
 ]
 
+_Class = TypeVar("_Class", bound=type)
+_MOST_NUMBERS = 4  # a tensor of as many is shown itself
 
+
+def show_shapes(cls: _Class) -> _Class:
+    """Have `repr` of a named tuple's values show types and shapes of tensors in place of their numbers.
+
+    Fields that are None are left out. Use it as a decorator:
+
+        @show_shapes
+        class Result(NamedTuple):
+            total: Tensor
+    """
+    cls.__repr__ = _describe_fields
+    return cls
+
+
+def _describe_fields(value: Any) -> str:
+    shown = [f"{name}={_describe(field)}" for name, field in value._asdict().items() if field is not None]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        # Tensors without numbers (meta, fake) and those of an accelerator, which would have to be waited for, have
+        # their shape alone.
+        if type(value) is Tensor and value.device.type == "cpu" and value.ndim < 2 and value.numel() <= _MOST_NUMBERS:
+            numbers = [f"{number:.4g}" for number in value.flatten().tolist()]
+            return numbers[0] if value.ndim == 0 else f"[{', '.join(numbers)}]"
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{place}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_describe(each)}" for key, each in value.items()) + "}"
+    if type(value) in (list, tuple):
+        left, right = "[]" if isinstance(value, list) else "()"
+        return left + ", ".join(map(_describe, value)) + right
+    return repr(value)
+
+
+@show_shapes
 class Tokens(NamedTuple):
-    """What an encoder hands to the heads.
+    """The tokens that an encoder gives to the heads.
 
     Attributes:
-        layers: The tapped layers, index → (B, S, P, C). Only layers that were asked for are kept.
-        num_special: How many of the P tokens of a view come before its patches; token 0 is the camera token.
-        image_hw: Height and width of the images, pixels.
-        grid_hw: Rows and columns of patches.
-        mask: (B, S, P) bool, True = the token takes part; None = all do.
+        layers: Index of a tapped layer → its tokens (B, S, P, C). Only the layers that were asked for are kept.
+        num_special: Number of special tokens of a view, which come before its patches; token 0 is the camera token.
+        image_hw: Height and width of the images in pixels.
+        grid_hw: Number of rows and columns of patches.
+        mask: Which tokens are valid, (B, S, P) bool; None for all.
     """
 
     layers: dict[int, Tensor]
@@ -80,39 +120,44 @@ class Tokens(NamedTuple):
     mask: Tensor | None = None
 
     def layer(self, index: int) -> Tensor:
-        """All tokens of one tapped layer, (B, S, P, C). ValueError names the layers that were kept."""
+        """Return all tokens of one tapped layer, (B, S, P, C).
+
+        Raises:
+            ValueError: If the layer was not kept; the message names those that were.
+        """
         if index not in self.layers:
             raise ValueError(f"layer must be one of the tapped layers {sorted(self.layers)}, got {index}")
         return self.layers[index]
 
     def patch_map(self, index: int) -> Tensor:
-        """The patches of one tapped layer as a map, (B, S, C, rows, columns); zero where they take no part."""
+        """Return the patches of one tapped layer as a map (B, S, C, rows, columns), zero where they are masked."""
         patches = self.layer(index)[:, :, self.num_special :]
         if self.mask is not None:
             patches = patches.masked_fill(~self.mask[:, :, self.num_special :, None], 0.0)
         return rearrange(patches, "b s (r q) c -> b s c r q", r=self.grid_hw[0])
 
     def patch_mask(self) -> Tensor | None:
-        """The mask of the patches with views as the batch, (B·S, patches)."""
+        """Return the mask of the patches with views as the batch, (B·S, patches); None where all are valid."""
         return None if self.mask is None else self.mask[:, :, self.num_special :].flatten(0, 1)
 
-    def select_views(self, views: slice) -> Tokens:
-        """Return those of some views."""
+    def take_views(self, views: slice) -> Tokens:
+        """Return the tokens of some views."""
         layers = {index: layer[:, views] for index, layer in self.layers.items()}
         return self._replace(layers=layers, mask=None if self.mask is None else self.mask[:, views])
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Tokens:
-        """Return them on a device; in `dtype`, which defaults to their own."""
+        """Return the tokens on a device, in `dtype`, which defaults to their own."""
         layers = {index: layer.to(device, dtype or layer.dtype) for index, layer in self.layers.items()}
         return self._replace(layers=layers)
 
     @property
     def views(self) -> tuple[int, int]:
-        """Number of scenes and of views, (B, S)."""
+        """The number of scenes and the number of views, (B, S)."""
         layer = next(iter(self.layers.values()))
         return layer.shape[0], layer.shape[1]
 
 
+@show_shapes
 class EmbeddedViews(NamedTuple):
     """Views of scenes as tokens, before the first block that mixes views.
 
@@ -137,12 +182,13 @@ class EmbeddedViews(NamedTuple):
         return Tokens({}, self.num_special, self.image_hw, self.grid_hw, self.mask)
 
 
+@show_shapes
 class ProjectedTokens(NamedTuple):
     """The tapped layers as a DPT decoder needs them: its projections, which are smaller than the tokens.
 
     Attributes:
         maps: One map for every tap, (B·S, channels, rows, columns), on any device.
-        views: (B, S).
+        views: Number of scenes and number of views, (B, S).
         image_hw: Height and width of the images in pixels.
         mask: Which views are valid, (B, S, 1) bool; None for all.
     """
@@ -152,8 +198,8 @@ class ProjectedTokens(NamedTuple):
     image_hw: tuple[int, int]
     mask: Tensor | None = None
 
-    def select_views(self, views: slice) -> ProjectedTokens:
-        """Return those of some views."""
+    def take_views(self, views: slice) -> ProjectedTokens:
+        """Return the maps of some views."""
         # Scene by scene, which keeps the maps' memory format.
         parts = [[scene[views] for scene in each.unflatten(0, self.views).unbind()] for each in self.maps]
         maps = tuple(each[0] if len(each) == 1 else torch.cat(each) for each in parts)
@@ -162,43 +208,48 @@ class ProjectedTokens(NamedTuple):
         return self._replace(maps=maps, views=(self.views[0], count), mask=mask)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ProjectedTokens:
-        """Return them on a device; in `dtype`, which defaults to their own."""
+        """Return the maps on a device, in `dtype`, which defaults to their own."""
         maps = tuple(each.to(device, dtype or each.dtype, non_blocking=True) for each in self.maps)
         return self._replace(maps=maps)
 
 
+@show_shapes
 class Cameras(NamedTuple):
     """Pinhole cameras.
 
     Attributes:
-        cam_from_world: (..., 3, 4), [R | t] with x_cam = R x_world + t, OpenCV axes. World = the first view's camera
-            as the model predicts it, up to scale.
-        intrinsics: (..., 3, 3) in pixels of the images that the cameras belong to, zero skew.
+        cam_from_world: Poses (..., 3, 4), [R | t] with x_cam = R x_world + t, OpenCV axes. The world of predictions is
+            the first view's camera, up to scale.
+        intrinsics: Intrinsics (..., 3, 3) without skew, in pixels of the images that the cameras belong to.
     """
 
     cam_from_world: Float[Tensor, "*batch 3 4"]
     intrinsics: Float[Tensor, "*batch 3 3"]
 
 
+@show_shapes
 class DenseMap(NamedTuple):
-    """A value and a confidence a pixel.
+    """A value and its confidence for every pixel.
 
     Attributes:
-        value: (..., H, W) for depth (z-depth, scene units) or (..., H, W, 3) for points (first camera's frame).
-        confidence: (..., H, W), above 1; larger is surer. Not a probability: compare ranks within a scene.
+        value: Depth (..., H, W), the z coordinate in the camera in units of the scene, or points (..., H, W, 3) in the
+            first camera's frame.
+        confidence: Confidence (..., H, W), above 1. It ranks the pixels of a scene and is not a probability.
     """
 
     value: Tensor
     confidence: Tensor
 
 
+@show_shapes
 class Tracks(NamedTuple):
-    """Where query points are in every view.
+    """Positions of query points in every view.
 
     Attributes:
-        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; may lie outside the image.
-        visibility: (B, S, N), probability that the point is seen.
-        confidence: (B, S, N), probability that the position is right.
+        coords_px: Positions (B, S, N, 2) as x and y in pixels, pixel centres at integers; they may lie outside the
+            image.
+        visibility: Probability (B, S, N) that the point is seen.
+        confidence: Probability (B, S, N) that the position is right.
     """
 
     coords_px: Float[Tensor, "*batch s n 2"]
@@ -206,13 +257,14 @@ class Tracks(NamedTuple):
     confidence: Float[Tensor, "*batch s n"]
 
 
+@show_shapes
 class TrackIterations(NamedTuple):
-    """What a track loss needs beyond `Tracks`: all refinements and the logits.
+    """All refinements of tracks and their logits, for a loss.
 
     Attributes:
-        coords_px: (I, B, S, N, 2) after each iteration.
-        visibility_logits: (B, S, N) after the last.
-        confidence_logits: (B, S, N) after the last.
+        coords_px: Positions (I, B, S, N, 2) in pixels after each iteration.
+        visibility_logits: Logits (B, S, N) of the visibility after the last iteration.
+        confidence_logits: Logits (B, S, N) of the confidence after the last iteration.
     """
 
     coords_px: Float[Tensor, "i b s n 2"]
@@ -220,14 +272,16 @@ class TrackIterations(NamedTuple):
     confidence_logits: Float[Tensor, "b s n"]
 
 
+@show_shapes
 class TrackWindows(NamedTuple):
-    """Every refinement of tracks that are followed through a video in K overlapping windows of W views.
+    """All refinements of tracks that are followed through a video in K overlapping windows of W frames.
 
     Attributes:
-        coords_px: (K, I, B, W, N, 2) after each iteration.
-        visibility_logits: (K, I, B, W, N).
-        confidence_logits: (K, I, B, W, N).
-        views: (K, W) int, which views of the video a window has; -1 beyond its end, where values mean nothing.
+        coords_px: Positions (K, I, B, W, N, 2) in pixels after each iteration.
+        visibility_logits: Logits (K, I, B, W, N) of the visibility after each iteration.
+        confidence_logits: Logits (K, I, B, W, N) of the confidence after each iteration.
+        views: Index (K, W) in the video of each frame of a window; -1 beyond the end of the video, where the other
+            values are undefined.
     """
 
     coords_px: Float[Tensor, "k i b w n 2"]
@@ -236,38 +290,58 @@ class TrackWindows(NamedTuple):
     views: Int[Tensor, "k w"]
 
 
+@show_shapes
 class VideoTracks(NamedTuple):
-    """Output of a tracker in video: the tracks, and the windows of the pass forwards in time, for the loss."""
+    """Output of a tracker in video.
+
+    Attributes:
+        tracks: Tracks through the whole video.
+        windows: Refinements in the windows of the pass forwards in time, for the loss.
+    """
 
     tracks: Tracks
     windows: TrackWindows
 
 
+@show_shapes
 class CameraPrediction(NamedTuple):
-    """Output of `CameraHead`: the cameras of the last iteration and the encodings of all, (I, B, S, 9)."""
+    """Output of `CameraHead`.
+
+    Attributes:
+        cameras: Cameras of the last iteration.
+        pose_encodings: Encodings (I, B, S, 9) of the cameras of all iterations, for the loss.
+    """
 
     cameras: Cameras
     pose_encodings: Float[Tensor, "i b s 9"]
 
 
+@show_shapes
 class TrackPrediction(NamedTuple):
-    """Output of `TrackHead`."""
+    """Output of `TrackHead`.
+
+    Attributes:
+        tracks: Tracks after the last iteration.
+        iterations: Tracks after each iteration and logits, for the loss.
+    """
 
     tracks: Tracks
     iterations: TrackIterations
 
 
+@show_shapes
 class Predictions(NamedTuple):
-    """Output of a model. A head that was not asked for gives None.
+    """Output of a model. What belongs to a head that did not run is None.
 
     Attributes:
         cameras: `cam_from_world` (B, S, 3, 4) and `intrinsics` (B, S, 3, 3) in pixels of the model's images.
-        pose_encodings: (I, B, S, 9), see `geomtx.encode_pose`; every refinement, for the loss.
+        pose_encodings: Encodings (I, B, S, 9) of the cameras after each refinement, for the loss; see
+            `geomtx.encode_pose`.
         depth: `value` and `confidence` (B, S, H, W).
-        points: `value` (B, S, H, W, 3) in the first camera's frame, `confidence` (B, S, H, W).
+        points: `value` (B, S, H, W, 3) in the first camera's frame, and `confidence` (B, S, H, W).
         tracks: `coords_px` (B, S, N, 2), `visibility` and `confidence` (B, S, N).
-        track_iterations: Every refinement and the logits, for the loss.
-        extra: What heads of your own gave, by name, see `VGGT.add_head`.
+        track_iterations: Tracks after each refinement and logits, for the loss.
+        extra: Name of an added head → its output, see `VGGT.add_head`.
     """
 
     cameras: Cameras | None = None
@@ -282,21 +356,21 @@ class Predictions(NamedTuple):
         """Return the predictions with a function applied to every tensor."""
         return tree_map_only(Tensor, function, self)
 
-    def select_views(self, views: slice) -> Predictions:
+    def take_views(self, views: slice) -> Predictions:
         """Return the predictions of some views."""
         return _map_with_view_axis(lambda axis, value: value[(slice(None),) * axis + (views,)], self)
 
     @staticmethod
     def cat(parts: Sequence[Predictions]) -> Predictions:
-        """Concatenate predictions along their views; all must have the same heads and scenes."""
+        """Concatenate predictions of the same heads and scenes along their views."""
         return _map_with_view_axis(lambda axis, *values: torch.cat(values, dim=axis), *parts)
 
 
 def _map_with_view_axis(function: Callable[..., Tensor], *values: Any, name: str = "") -> Any:
-    """Apply `function(axis of views, tensors…)` to tensors in the same place of nested tuples and dicts."""
+    """Apply `function(axis of views, tensors…)` to the tensors in the same place of nested tuples and mappings."""
     first = values[0]
     if isinstance(first, Tensor):
-        # What is of every iteration has the iterations as its first axis.
+        # Tensors of all iterations have the iterations as their first axis.
         return function(2 if name in ("pose_encodings", "TrackIterations.coords_px") else 1, *values)
     if isinstance(first, dict):
         return {key: _map_with_view_axis(function, *(value[key] for value in values)) for key in first}
@@ -307,15 +381,18 @@ def _map_with_view_axis(function: Callable[..., Tensor], *values: Any, name: str
     return first
 
 
+@show_shapes
 class TrackLabels(NamedTuple):
-    """True tracks. Of unordered views, the query of a track is where it is in view 0, and a valid track is visible
-    there. Of videos, any frame in which a track is visible can be its query's, and view 0 may not see it.
+    """True tracks.
+
+    In unordered views, the query of a track is its position in view 0, where a valid track is visible. In a video, the
+    query can be in any frame that sees the point, and frame 0 may not see it.
 
     Attributes:
-        coords_px: (B, S, N, 2), x and y in pixels, pixel centres at integers; where the point is not seen, the place
-            of the hidden point, or NaN if nobody knows it.
-        visible: (B, S, N) bool.
-        valid: (B, N) bool; False = the slot is empty or a negative, which is never visible.
+        coords_px: Positions (B, S, N, 2) as x and y in pixels, pixel centres at integers. Where the point is not seen,
+            its hidden position, or NaN where that is unknown.
+        visible: Whether the point is seen, (B, S, N) bool.
+        valid: (B, N) bool. False marks a slot that is empty or a negative, a point that is never visible.
     """
 
     coords_px: Float[Tensor, "b s n 2"]
@@ -323,18 +400,19 @@ class TrackLabels(NamedTuple):
     valid: Bool[Tensor, "b n"]
 
 
+@show_shapes
 class SceneBatch(NamedTuple):
-    """Pictures and what is known of them, for training and evaluation. What a dataset doesn't have is None.
+    """Images and their ground truth, for training and evaluation. What a dataset doesn't have is None.
 
     Attributes:
-        images: (B, S, 3, H, W) in [0, 1].
-        cameras: `cam_from_world` (B, S, 3, 4), `intrinsics` (B, S, 3, 3) in pixels of `images`.
-        camera_mask: (B, S) bool, True = the camera is known; None = all are.
-        depth: (B, S, H, W), z-depth in the unit of the cameras' translations.
-        points: (B, S, H, W, 3) in the world of the cameras.
-        mask: (B, S, H, W) bool, True = depth and points are known; what they hold elsewhere counts for nothing.
+        images: RGB images (B, S, 3, H, W) in [0, 1].
+        cameras: `cam_from_world` (B, S, 3, 4), and `intrinsics` (B, S, 3, 3) in pixels of `images`.
+        camera_mask: Which cameras are known, (B, S) bool; None for all.
+        depth: Depth (B, S, H, W), the z coordinate in the camera, in the unit of the cameras' translations.
+        points: Points (B, S, H, W, 3) in the world of the cameras.
+        mask: Where depth and points are known, (B, S, H, W) bool; elsewhere they may hold anything.
         tracks: True tracks.
-        query_views: (B, N) int, the view in which a track's query is; None = view 0.
+        query_views: View (B, N) of each track's query; None for view 0.
     """
 
     images: Float[Tensor, "b s 3 h w"]

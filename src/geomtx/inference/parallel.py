@@ -119,9 +119,9 @@ def _gather_maps(predictions: Predictions, shares: Shares, device: torch.device)
 
 def _own_views(predictions: Predictions, shares: Shares, heads: dict[str, nn.Module]) -> Predictions:
     """Cut cameras and tracks, which are of all views, to this process's; maps are of its own already."""
-    of_all = predictions._replace(depth=None, points=None, extra=None).select_views(shares.here)
+    of_all = predictions._replace(depth=None, points=None, extra=None).take_views(shares.here)
     extra = predictions.extra
     if extra is not None:
         whole = {name: value for name, value in extra.items() if isinstance(heads[name], CameraHead | TrackHead)}
-        extra = extra | (Predictions(extra=whole).select_views(shares.here).extra or {})
+        extra = extra | (Predictions(extra=whole).take_views(shares.here).extra or {})
     return of_all._replace(depth=predictions.depth, points=predictions.points, extra=extra)

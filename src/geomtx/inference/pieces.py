@@ -150,7 +150,7 @@ def heads_in_chunks(device: torch.device, plan: MemoryPlan) -> EachView:
         num_scenes, num_views = tokens.views
         chunk = None if plan.view_chunk is None else max(1, plan.view_chunk // num_scenes)
         result = map_chunks(
-            lambda part: function(tokens.select_views(part).to(device)),
+            lambda part: function(tokens.take_views(part).to(device)),
             num_views,
             chunk,
             dim=1,

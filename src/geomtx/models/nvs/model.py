@@ -193,7 +193,7 @@ class VGGTForNVS(nn.Module):
     def decode(self, tokens: Tokens, target_cameras: Cameras) -> NVSPrediction:
         """Return the images of the target views, which are the last views of `tokens`."""
         num_targets = target_cameras.cam_from_world.shape[-3]
-        return NVSPrediction(self.rgb_head(tokens.select_views(slice(-num_targets, None))))
+        return NVSPrediction(self.rgb_head(tokens.take_views(slice(-num_targets, None))))
 
     def _describe_inputs(
         self, images: Tensor, cameras: Cameras | None, mask: Tensor | None, *, single: bool
