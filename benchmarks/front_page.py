@@ -1,4 +1,4 @@
-"""The picture of README and docs home: `benchmarks/front_page.py DEMO docs/images/demo.png`, of what `geomtx demo` wrote."""
+"""The picture of README and docs home, of what `geomtx demo` wrote: `front_page.py geomtx-demo docs/images/demo.png`."""
 
 from __future__ import annotations
 

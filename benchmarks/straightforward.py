@@ -62,7 +62,7 @@ class Straightforward(nn.Module):
 
 def decode(head: nn.Module, tokens: Tokens, view_chunk: int | None) -> geomtx.DenseMap:
     """Some views at a time."""
-    return map_chunks(lambda part: head(tokens.select_views(part)), tokens.views[1], view_chunk, dim=1)
+    return map_chunks(lambda part: head(tokens.take_views(part)), tokens.views[1], view_chunk, dim=1)
 
 
 def run_block(block: nn.Module, x: Tensor, positions: Tensor, base: float) -> Tensor:

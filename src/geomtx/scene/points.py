@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_range
-from geomtx.types import Bool, Float, Int, UInt8
+from geomtx.types import Bool, Float, Int, UInt8, show_shapes
 
 __all__ = ["NoPointsError", "PointCloud", "check_percentile", "confidence_threshold", "select_points"]
 
@@ -18,6 +18,7 @@ class NoPointsError(ValueError):
     """No pixel gives a point; the message names the cause."""
 
 
+@show_shapes
 class PointCloud(NamedTuple):
     """Coloured points, up to scale, in the first camera's frame (OpenCV axes: x right, y down, z forward).
 
