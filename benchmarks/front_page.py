@@ -1,4 +1,4 @@
-"""The picture of README and docs home, of what `geomtx demo` wrote: `front_page.py geomtx-demo docs/images/demo.png`."""
+"""The picture of README and docs home: `front_page.py geomtx-demo docs/images/demo.png`, after `geomtx demo`."""
 
 from __future__ import annotations
 

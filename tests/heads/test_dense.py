@@ -139,7 +139,7 @@ def test_pictures_are_colours_and_start_at_about_grey():
 def test_every_view_by_itself_and_every_parameter_has_a_gradient():
     head, tokens = make_head(), make_tokens()
     torch.nn.init.normal_(head.out.weight)
-    torch.testing.assert_close(head(tokens.select_views(slice(1, None))), head(tokens)[:, 1:])
+    torch.testing.assert_close(head(tokens.take_views(slice(1, None))), head(tokens)[:, 1:])
     head(tokens).square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 

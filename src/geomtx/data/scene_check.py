@@ -12,7 +12,7 @@ from torch import Tensor
 from geomtx.checks import check_positive, check_shape
 from geomtx.geometry.projection import project, unproject
 from geomtx.geometry.scene_frame import known_pixels
-from geomtx.types import Cameras, Float, SceneBatch
+from geomtx.types import Cameras, Float, SceneBatch, show_shapes
 
 __all__ = [
     "BatchCheck",
@@ -35,6 +35,7 @@ _SKEW_TOLERANCE = 1e-3  # focal lengths
 _LAST_ROW_TOLERANCE = 1e-6
 
 
+@show_shapes
 class BatchCheck(NamedTuple):
     """What `check_batch` found.
 

@@ -17,13 +17,14 @@ from geomtx.layers.backends import BackendName
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.position import grid_signal
 from geomtx.layers.precision import at_least_float32
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 
 __all__ = ["ViTFeatures", "VisionTransformer"]
 
 _POSITION_SCALE = 0.3  # initial positions are weaker than the content of a patch
 
 
+@show_shapes
 class ViTFeatures(NamedTuple):
     """Normed tokens of the last block: `cls` (N, C), `registers` (N, R, C), `patches` (N, P, C)."""
 

@@ -13,7 +13,7 @@ from geomtx.checks import check_mask, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid, transform_points
 from geomtx.geometry.projection import unproject
 from geomtx.layers.precision import float32_island
-from geomtx.types import Bool, Cameras, Float, SceneBatch
+from geomtx.types import Bool, Cameras, Float, SceneBatch, show_shapes
 
 __all__ = [
     "RelativeCameras",
@@ -198,6 +198,7 @@ def _finite_where_hidden(x: Tensor, mask: Tensor) -> Tensor:
 REACH = 1.35
 
 
+@show_shapes
 class RelativeCameras(NamedTuple):
     """Output of `relate_cameras`.
 

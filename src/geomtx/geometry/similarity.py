@@ -9,11 +9,12 @@ from torch import Tensor
 
 from geomtx.checks import check_floating, check_shape
 from geomtx.layers.precision import float32_island
-from geomtx.types import Float
+from geomtx.types import Float, show_shapes
 
 __all__ = ["Similarity", "apply_similarity", "fit_similarity"]
 
 
+@show_shapes
 class Similarity(NamedTuple):
     """target = scale · rotation · source + translation.
 

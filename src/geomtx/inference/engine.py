@@ -21,7 +21,7 @@ from geomtx.inference.keys import GlobalApproximation, check_approximation
 from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunks, move_aside
 from geomtx.inference.plan import WHOLE, MemoryPlan, check_plan
 from geomtx.inference.shares import Shares
-from geomtx.types import Predictions, Tokens
+from geomtx.types import Predictions, Tokens, show_shapes
 
 __all__ = ["Execution", "Inputs", "RecomputedBlock", "execute", "predict", "recompute_blocks"]
 
@@ -29,6 +29,7 @@ RunBlock = Callable[[Any], Any]
 """Function from a block to what is called in its place."""
 
 
+@show_shapes
 class Inputs(NamedTuple):
     """What a model's `check_inputs` returns: its inputs with the B axis, and the names of the heads that run."""
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_count, check_range
 from geomtx.inference.shares import Shares
 from geomtx.layers.rope import RotaryTable
-from geomtx.types import Bool, EmbeddedViews, Float, Int
+from geomtx.types import Bool, EmbeddedViews, Float, Int, show_shapes
 
 __all__ = ["GlobalApproximation", "KeySubset", "check_approximation", "choose_keys", "choose_views", "strided_patches"]
 
@@ -42,6 +42,7 @@ class GlobalApproximation(NamedTuple):
         return self.num_key_views is not None or self.stride > 1
 
 
+@show_shapes
 class KeySubset(NamedTuple):
     """Which tokens of a sequence are keys, where not all are.
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_divisible
-from geomtx.types import Float, Int
+from geomtx.types import Float, Int, show_shapes
 
 __all__ = ["RotaryTable", "apply_rotary", "grid_positions", "rotary_table"]
 
 
+@show_shapes
 class RotaryTable(NamedTuple):
     """cos and sin of every token's angles, each (..., P, D) for heads of dimension D.
 

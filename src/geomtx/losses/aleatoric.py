@@ -10,7 +10,7 @@ from torch import Tensor
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.precision import at_least_float32
 from geomtx.losses.reduce import counting, masked_mean, over_batch, select, weigh
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 
 __all__ = ["AleatoricLoss", "aleatoric_loss", "bound", "quantile_filter"]
 
@@ -18,6 +18,7 @@ __all__ = ["AleatoricLoss", "aleatoric_loss", "bound", "quantile_filter"]
 QUANTILE_UNIT = 1_000_000
 
 
+@show_shapes
 class AleatoricLoss(NamedTuple):
     """The two terms of `aleatoric_loss`.
 

@@ -12,11 +12,12 @@ from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.geometry.pose_encoding import POSE_DIM
 from geomtx.layers.precision import at_least_float32
 from geomtx.losses.reduce import average_stages, masked_mean, select
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 
 __all__ = ["CameraLoss", "camera_loss", "depth_to_camera_mask"]
 
 
+@show_shapes
 class CameraLoss(NamedTuple):
     """Output of `camera_loss`: scalars, or (B, S) unreduced. `total` is the weighted sum of the others."""
 

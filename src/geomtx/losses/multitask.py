@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from geomtx.geometry.pose_encoding import POSE_DIM
 from geomtx.losses.reduce import count_scope, counting, is_counting, over_batch, weigh
 from geomtx.losses.terms import CameraTerm, CountSource, DenseTerm, Term, TrackTerm
-from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations
+from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations, show_shapes
 
 __all__ = ["LossReport", "MultitaskLoss", "compare_part", "count_labels"]
 
@@ -25,6 +25,7 @@ POINTS = DenseTerm("points", gradient="normal")
 TRACKS = TrackTerm()
 
 
+@show_shapes
 class LossReport(NamedTuple):
     """Output of `MultitaskLoss`.
 

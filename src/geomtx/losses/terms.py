@@ -27,7 +27,7 @@ from geomtx.losses.consistency.track_points import track_point_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.reduce import has_enough
 from geomtx.losses.track import track_loss
-from geomtx.types import Cameras, Predictions, SceneBatch
+from geomtx.types import Cameras, Predictions, SceneBatch, show_shapes
 
 __all__ = [
     "CameraTerm",
@@ -44,6 +44,7 @@ __all__ = [
 CountSource = Literal["labels", "predictions"]
 
 
+@show_shapes
 class TermLoss(NamedTuple):
     """What a term gives.
 

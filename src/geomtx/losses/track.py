@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_finite_positive, check_mask, check_option, check_positive, check_shape
 from geomtx.layers.precision import at_least_float32
 from geomtx.losses.reduce import average_stages, has_enough, masked_mean, over_batch, select
-from geomtx.types import Bool, Int, TrackIterations, TrackLabels, TrackWindows
+from geomtx.types import Bool, Int, TrackIterations, TrackLabels, TrackWindows, show_shapes
 
 __all__ = [
     "TrackLoss",
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+@show_shapes
 class TrackLoss(NamedTuple):
     """Output of `track_loss`: scalars, or (B, S, N) unreduced. `total` is the weighted sum of the others."""
 
@@ -130,6 +131,7 @@ def _position_error(coords: Tensor, target: Tensor, mask: Tensor, kind: str, del
     return average_stages(error.mean(-1), decay)
 
 
+@show_shapes
 class WindowLoss(NamedTuple):
     """Output of `window_loss`: scalars, or (K, B, W, N) unreduced. `total` is the weighted sum of the others."""
 

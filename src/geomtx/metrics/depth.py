@@ -9,13 +9,14 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_shape
 from geomtx.losses.reduce import masked_median
-from geomtx.types import Float
+from geomtx.types import Float, show_shapes
 
 __all__ = ["DepthAlignment", "DepthScores", "depth_scores", "median_scale"]
 
 DepthAlignment = Literal["median", "least_squares", "none"]
 
 
+@show_shapes
 class DepthScores(NamedTuple):
     """Of every scene, over all known pixels of its views; d predicted and aligned, g true.
 

@@ -11,7 +11,7 @@ from geomtx.checks import check_positive
 from geomtx.layers.precision import float32_island
 from geomtx.losses.reduce import masked_median
 from geomtx.metrics.pointcloud import check_points, nearest_points, pairs_within
-from geomtx.types import Bool, Float, Int
+from geomtx.types import Bool, Float, Int, show_shapes
 
 __all__ = ["DTUScan", "DTUScores", "dtu_scores", "thin_points"]
 
@@ -20,6 +20,7 @@ _MARGIN_MM = (60.0, 120.0)
 _MAX_DISTANCE_MM = 20.0
 
 
+@show_shapes
 class DTUScan(NamedTuple):
     """The truth of a scan, from the data set's files.
 
@@ -38,6 +39,7 @@ class DTUScan(NamedTuple):
     ground: Float[Tensor, " 4"]
 
 
+@show_shapes
 class DTUScores(NamedTuple):
     """Scalars in float64, millimetres: accuracy, completeness and their mean, and medians of the former two."""
 

@@ -16,13 +16,14 @@ from geomtx.metrics.depth import depth_scores
 from geomtx.metrics.pointcloud import PointCloudScores, point_map_scores
 from geomtx.metrics.pose import pairwise_pose_errors, pose_auc, pose_recall, trajectory_errors
 from geomtx.metrics.tracking import scale_to_raster, track_scores
-from geomtx.types import Bool, Float, Predictions, SceneBatch
+from geomtx.types import Bool, Float, Predictions, SceneBatch, show_shapes
 
 __all__ = ["Evaluation", "evaluate_predictions", "measure_depth", "measure_poses", "summarize"]
 
 _NAN = float("nan")
 
 
+@show_shapes
 class Evaluation(NamedTuple):
     """One number a scene, (B,), float64; NaN where it can't be had. Lengths are in units of the scene.
 

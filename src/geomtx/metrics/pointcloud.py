@@ -17,7 +17,7 @@ from geomtx.checks import check_floating, check_mask, check_positive, check_shap
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.layers.precision import float32_island
 from geomtx.losses.reduce import masked_median
-from geomtx.types import Float, Int
+from geomtx.types import Float, Int, show_shapes
 
 __all__ = [
     "PointCloudScores",
@@ -107,6 +107,7 @@ def _search_all(source: Tensor, target: Tensor) -> Tensor:
     return torch.cat([torch.addmm(squares, part, products).argmin(1) for part in source.split(rows)])
 
 
+@show_shapes
 class PointCloudScores(NamedTuple):
     """Distances in the unit of the true points; scalars in float64.
 

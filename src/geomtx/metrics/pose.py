@@ -17,7 +17,7 @@ from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.rotation import matrix_to_quat
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.losses.reduce import masked_median
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 
 __all__ = [
     "FAILED_DEG",
@@ -37,6 +37,7 @@ FAILED_DEG = 1e6
 _FLOOR = 1e-15
 
 
+@show_shapes
 class PairErrors(NamedTuple):
     """Errors of relative poses, for the pairs of views (0, 1), (0, 2), …, (1, 2), …; P = S (S - 1) / 2.
 
@@ -56,6 +57,7 @@ class PairErrors(NamedTuple):
         return torch.maximum(self.rotation_deg, self.translation_deg)
 
 
+@show_shapes
 class TrajectoryErrors(NamedTuple):
     """Distances of camera centres after alignment, in the unit of the true cameras.
 

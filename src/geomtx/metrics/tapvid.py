@@ -18,7 +18,7 @@ from torch import Tensor
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.files import user_path
 from geomtx.metrics.tracking import RASTER, QueryMode, TrackScores, scale_to_raster, select_queries, track_scores
-from geomtx.types import SceneBatch
+from geomtx.types import SceneBatch, show_shapes
 
 __all__ = [
     "TapVidScores",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+@show_shapes
 class TapVidVideo(NamedTuple):
     """A video with true tracks.
 
@@ -47,6 +48,7 @@ class TapVidVideo(NamedTuple):
     name: str = ""
 
 
+@show_shapes
 class TapVidScores(NamedTuple):
     """What `evaluate_tapvid` found; multiply by 100 for the numbers of papers.
 

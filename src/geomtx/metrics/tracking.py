@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.layers.precision import float32_island
-from geomtx.types import Float
+from geomtx.types import Float, show_shapes
 
 __all__ = ["RASTER", "THRESHOLDS_PX", "QueryMode", "TrackScores", "scale_to_raster", "select_queries", "track_scores"]
 
@@ -21,6 +21,7 @@ RASTER = 256
 THRESHOLDS_PX = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
+@show_shapes
 class TrackScores(NamedTuple):
     """Of every video, in [0, 1]; a data set's score is the plain mean over its videos.
 

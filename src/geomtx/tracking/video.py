@@ -19,7 +19,7 @@ from geomtx.layers.precision import at_least_float32
 from geomtx.tracking.correlation import build_pyramid, correlate
 from geomtx.tracking.sampling import sample_views
 from geomtx.tracking.updater import TrackUpdater
-from geomtx.types import Bool, Float, Int, Tracks, TrackWindows, VideoTracks
+from geomtx.types import Bool, Float, Int, Tracks, TrackWindows, VideoTracks, show_shapes
 
 __all__ = [
     "TrackState",
@@ -31,6 +31,7 @@ __all__ = [
 _LONGEST_WAVE = 100.0  # of the displacements' signal, pixels of the maps a radian
 
 
+@show_shapes
 class TrackState(NamedTuple):
     """What is known of the tracks in the views of a window.
 
@@ -47,6 +48,7 @@ class TrackState(NamedTuple):
     confidence: Float[Tensor, "b w n"]
 
 
+@show_shapes
 class WindowQueries(NamedTuple):
     """What stays the same while a window is refined.
 

@@ -20,7 +20,7 @@ from geomtx.training.distributed import gather_objects
 from geomtx.training.optim import ClipGroup, clip_gradients
 from geomtx.training.tasks.task import Task
 from geomtx.training.tasks.vggt import VggtTask
-from geomtx.types import SceneBatch
+from geomtx.types import SceneBatch, show_shapes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +32,7 @@ __all__ = ["StepReport", "TrainingStep", "predict"]
 VGGT_TASK = VggtTask()
 
 
+@show_shapes
 class StepReport(NamedTuple):
     """What a step did.
 

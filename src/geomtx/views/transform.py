@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geomtx.checks import check_option, check_positive
 from geomtx.layers.precision import at_least_float32
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 from geomtx.views.error import PhotoError
 from geomtx.views.pictures import Picture
 
@@ -34,6 +34,7 @@ __all__ = [
 RESAMPLING = ("bilinear", "nearest")
 
 
+@show_shapes
 class Axis(NamedTuple):
     """Where the output pixels of one axis read.
 

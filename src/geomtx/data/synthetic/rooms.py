@@ -18,7 +18,7 @@ from torch import Tensor
 from geomtx.data.synthetic.solids import Solids, clearance
 from geomtx.data.synthetic.textures import NUM_WAVES, Textures
 from geomtx.geometry.camera import fov_to_intrinsics
-from geomtx.types import Cameras
+from geomtx.types import Cameras, show_shapes
 
 __all__ = [
     "CAMERA_MARGIN",
@@ -116,6 +116,7 @@ _KINDS = 6  # ball, dome, cylinder, box, prism, pyramid
 _FACES = 8
 
 
+@show_shapes
 class Lights(NamedTuple):
     """Light of B scenes.
 

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomtx.types import show_shapes
+
 __all__ = ["Hits", "Solids", "cast_rays", "clearance", "is_blocked"]
 
 _NEVER = 1e9  # distance of what isn't hit
 
 
+@show_shapes
 class Solids(NamedTuple):
     """K convex solids a scene, within a room.
 
@@ -42,6 +45,7 @@ class Solids(NamedTuple):
     reach: Tensor
 
 
+@show_shapes
 class Hits(NamedTuple):
     """Where rays first meet a surface.
 

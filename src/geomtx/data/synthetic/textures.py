@@ -7,11 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomtx.types import show_shapes
+
 __all__ = ["NUM_WAVES", "Textures", "paint"]
 
 NUM_WAVES = 4
 
 
+@show_shapes
 class Textures(NamedTuple):
     """One texture for each of U surfaces a scene.
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.losses.reduce import masked_mean, select
-from geomtx.types import Bool, Cameras, Int
+from geomtx.types import Bool, Cameras, Int, show_shapes
 
 __all__ = ["ViewPairs", "check_cameras", "check_pairs", "choose_cameras", "draw_pairs", "mean_over_pairs"]
 
 
+@show_shapes
 class ViewPairs(NamedTuple):
     """K other views for each of S views, the same in all scenes of a batch.
 

@@ -14,13 +14,14 @@ from geomtx.geometry.projection import project, unproject
 from geomtx.layers.precision import at_least_float32, float32_island
 from geomtx.losses.consistency.pairs import ViewPairs, check_cameras, check_pairs
 from geomtx.losses.reduce import select
-from geomtx.types import Cameras
+from geomtx.types import Cameras, show_shapes
 
 __all__ = ["MIN_DEPTH", "Warp", "known_cameras", "sample_maps", "warp_pixels"]
 
 MIN_DEPTH = 1e-3  # scene units: nearer points have no stable image
 
 
+@show_shapes
 class Warp(NamedTuple):
     """Every pixel of S views in K others.
 

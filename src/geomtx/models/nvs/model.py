@@ -29,11 +29,12 @@ from geomtx.models.saved_heads import HeadSource, build_heads
 from geomtx.models.saved_model import kind_of, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt.config import check_numbers
 from geomtx.models.vggt.model import VGGT
-from geomtx.types import Bool, Cameras, EmbeddedViews, Float, Predictions, Tokens
+from geomtx.types import Bool, Cameras, EmbeddedViews, Float, Predictions, Tokens, show_shapes
 
 __all__ = ["NVSConfig", "NVSPrediction", "VGGTForNVS"]
 
 
+@show_shapes
 class NVSPrediction(NamedTuple):
     """Output of `VGGTForNVS`.
 

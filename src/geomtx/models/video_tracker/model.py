@@ -22,11 +22,12 @@ from geomtx.models.video_tracker.features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
 from geomtx.tracking.queries import batch_queries, check_queries, local_queries, support_queries, take_queries
 from geomtx.tracking.video import WindowTracker
-from geomtx.types import Float, Predictions, VideoTracks
+from geomtx.types import Float, Predictions, VideoTracks, show_shapes
 
 __all__ = ["VideoPrediction", "VideoTracker", "VideoTrackerConfig"]
 
 
+@show_shapes
 class VideoPrediction(NamedTuple):
     """Output of `VideoTracker` with `scene_images`: tracks of the video, and predictions of the VGGT inside."""
 

@@ -13,11 +13,12 @@ from geomtx.data.synthetic.render import MOST_TRACKS, MOST_VIEWS, render_scenes
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.training.parsing import parse_fields
-from geomtx.types import Predictions, SceneBatch
+from geomtx.types import Predictions, SceneBatch, show_shapes
 
 __all__ = ["Practice", "Rehearsal"]
 
 
+@show_shapes
 class Practice(NamedTuple):
     """What a VGGT predicted of rooms that stand still, and the rooms, normalised."""
 

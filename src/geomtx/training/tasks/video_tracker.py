@@ -23,7 +23,7 @@ from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.prepare import build_loss
 from geomtx.training.tasks.rehearsal import Practice, Rehearsal
 from geomtx.training.tasks.vggt import leave_out_heads, load_vggt, queries_for
-from geomtx.types import SceneBatch, TrackLabels, Tracks, VideoTracks
+from geomtx.types import SceneBatch, TrackLabels, Tracks, VideoTracks, show_shapes
 
 __all__ = ["VideoLoss", "VideoOutputs", "VideoTask", "draw_queries", "is_seen"]
 
@@ -32,6 +32,7 @@ LossName = Literal["cotracker2", "cotracker3"]
 _MARGIN = 0.5  # of the image's sides: how far outside the image positions are learned
 
 
+@show_shapes
 class VideoOutputs(NamedTuple):
     """What `VideoTask.predict` gives: tracks, and what a rehearsal gave if there is one."""
 
