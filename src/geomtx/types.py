@@ -89,7 +89,7 @@ def _describe(value: Any) -> str:
         # Tensors without numbers (meta, fake) and those of an accelerator, which would have to be waited for, have
         # their shape alone.
         if type(value) is Tensor and value.device.type == "cpu" and value.ndim < 2 and value.numel() <= _MOST_NUMBERS:
-            numbers = [f"{number:.4g}" for number in value.flatten().tolist()]
+            numbers = [f"{float(number):.4g}" for number in value.flatten()]
             return numbers[0] if value.ndim == 0 else f"[{', '.join(numbers)}]"
         place = "" if value.device.type == "cpu" else f" on {value.device}"
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{place}"
