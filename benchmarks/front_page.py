@@ -1,4 +1,4 @@
-"""The picture of README and docs home: `front_page.py geomtx-demo docs/images/demo.png`, after `geomtx demo`."""
+"""The picture of README and docs home: run `geomtx demo`, then `front_page.py geomtx-demo docs/images/demo.png`."""
 
 from __future__ import annotations
 
