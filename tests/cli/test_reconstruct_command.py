@@ -344,7 +344,7 @@ def test_a_report_is_no_photo_of_the_next_run(
     capsys.readouterr()
     assert run(photos, *TINY) == 0
     assert geomtx.Scene.load(photos.parent / "out").names == ("view_0.png", "view_1.png", "view_2.png")
-    assert f"left out '{photos / 'view_0a.png'}': made by geomtx, no photo" in capsys.readouterr().err
+    assert f"left out '{photos / 'view_0a.png'}': written by geomtx, not a photo" in capsys.readouterr().err
     report = photos / "view_0a.png"
     assert geomtx.load_views(report, size=56).names == ("view_0a.png",), "named, it is one"
 

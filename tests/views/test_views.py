@@ -135,7 +135,7 @@ def test_bad_images_are_named(images: object, message: str) -> None:
 
 def test_names_must_fit() -> None:
     images = torch.rand(2, 3, 14, 14)
-    with pytest.raises(ValueError, match=r"names must have one entry a view \(2\), got 1"):
+    with pytest.raises(ValueError, match=r"names must have one entry per view \(2\), got 1"):
         Views.from_images(images, names=["a"])
     with pytest.raises(ValueError, match=r"names must differ from one another, got \('a', 'a'\)"):
         Views.from_images(images, names=["a", "a"])
@@ -160,7 +160,7 @@ def test_masks_of_the_photos_are_mapped_and_added(mixed: Views) -> None:
 
 def test_masks_that_do_not_fit_are_named(mixed: Views, unchecked: None) -> None:
     masks = [torch.ones(transform.original_hw, dtype=torch.bool) for transform in mixed.transforms]
-    with pytest.raises(ValueError, match=r"masks must have one entry a view \(3\), got 2"):
+    with pytest.raises(ValueError, match=r"masks must have one entry per view \(3\), got 2"):
         mixed.with_masks(masks[:2])
     with pytest.raises(ValueError, match=r"masks\[1\] must have shape \(140, 70\), got \(70, 140\)"):
         mixed.with_masks([masks[0], masks[1].T, masks[2]])

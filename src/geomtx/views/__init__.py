@@ -1,4 +1,4 @@
-"""Photos → `Views`: loading, EXIF, every pixel format, and an invertible transform to the original pixels."""
+"""Photos → `Views`: decoding, EXIF orientation, all pixel formats, and the invertible transform to original pixels."""
 
 from geomtx.views.error import PhotoError
 from geomtx.views.loading import EXTENSIONS, load_views

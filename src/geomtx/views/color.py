@@ -1,4 +1,7 @@
-"""Every Pillow mode → 8-bit RGB, without clipping 16-bit and without black where a picture is transparent; → a mask."""
+"""Conversion of pictures of every Pillow mode to 8-bit RGB or to a mask.
+
+16-bit grey is scaled instead of clipped, and transparent pixels become white instead of black.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,28 @@ _STRIP_PIXELS = 2**24
 
 
 def convert_to_rgb(picture: Image.Image, name: str, *, kind: str = "photo") -> Image.Image:
-    """A picture of any mode as 8-bit RGB of the same size.
+    """Convert a picture of any mode to 8-bit RGB of the same size.
 
-    Transparency (an alpha channel, or a transparent colour of a palette, grey or RGB picture) is composed onto white.
-    Integer grey of more than 8 bits spans 0 … 65535. Float grey spans 0 … 1 if no value is above 1, else 0 … 255.
-    Colour profiles are not applied.
+    Transparent pixels (an alpha channel, or a transparent colour of a palette, grey or RGB picture) are composed onto
+    white. Integer grey of more than 8 bits has the range 0 … 65535. Float grey has the range 0 … 1 if no value is above
+    1, else 0 … 255. Colour profiles are not applied.
 
     Args:
-        picture: Any mode that Pillow knows.
+        picture: Picture of any mode that Pillow knows.
         name: Name of the picture in error messages.
-        kind: What error messages call it, before the name.
+        kind: Noun before the name in error messages; defaults to "photo".
 
     Raises:
-        PhotoError: A grey value that is not finite or outside the range above.
+        PhotoError: If a grey value is not finite or is outside of the range above.
     """
     return _to_rgb(picture, _find_white(picture, f"{kind} '{name}'"))
 
 
 def reduce_to_rgb(picture: Image.Image, name: str, factor: int, *, kind: str = "photo") -> Image.Image:
-    """As `convert_to_rgb`, `factor` times smaller: means over squares of pixels, strip by strip to save memory.
+    """Convert as `convert_to_rgb` and reduce by the whole number `factor`, strip by strip to save memory.
 
-    Sides are rounded up; a last row or column is the mean of the pixels that there are.
+    Every pixel is the mean over a square of pixels. Sides are rounded up; the last row and column are means over
+    fewer pixels.
     """
     white = _find_white(picture, f"{kind} '{name}'")
     width, height = picture.size
@@ -51,21 +55,21 @@ def reduce_to_rgb(picture: Image.Image, name: str, factor: int, *, kind: str = "
 
 
 def convert_to_mask(picture: Image.Image, name: str, *, kind: str = "mask") -> NDArray[np.bool_]:
-    """A picture of any mode as booleans (H, W), True where it is bright or opaque.
+    """Convert a picture of any mode to a mask (H, W) bool, True where it is bright or opaque.
 
-    The alpha channel decides where it varies, or where it is the only one that can: the colours of a cut-out are those
-    of a photo, not grey. Else the grey value does. True is over half: over 128 of 255, over 0 where the largest value
-    is 1 (booleans), and the same share of 65535 for 16-bit values above 255. Of a palette picture whose colours don't
-    get so bright, indices 0 and 1 are booleans.
+    The alpha channel is the mask if it varies or if the picture is not grey, as in a photo with its background cut out.
+    Otherwise the grey value is. A pixel is True above half of the range: above 128 of 255, above 0 if the largest value
+    is 1 (booleans), and above the same share of 65535 for 16-bit values above 255. In a palette picture whose colours
+    are all darker than that, indices 0 and 1 are taken as booleans.
 
     Args:
-        picture: Any mode that Pillow knows.
+        picture: Picture of any mode that Pillow knows.
         name: Name of the mask in error messages.
-        kind: What error messages call it, before the name.
+        kind: Noun before the name in error messages; defaults to "mask".
 
     Raises:
-        PhotoError: If values are not finite, negative or above 65535, or if all are at most half and some are neither
-            0 nor 1: numbers of objects, for example.
+        PhotoError: If values are not finite, negative or above 65535, or if no value is above half of the range and
+            some are neither 0 nor 1, as in a map of object numbers.
     """
     values = _mask_values(picture)
     if not np.isfinite(values).all():
@@ -86,7 +90,7 @@ def convert_to_mask(picture: Image.Image, name: str, *, kind: str = "mask") -> N
 
 
 def _mask_values(picture: Image.Image) -> NDArray[Any]:
-    """The channel of a mask that says something, (H, W)."""
+    """Return the channel that holds the mask, (H, W)."""
     if _is_deep_gray(picture):
         return np.asarray(picture)
     if not picture.has_transparency_data:
@@ -111,7 +115,7 @@ def _is_deep_gray(picture: Image.Image) -> bool:
 
 
 def _find_white(picture: Image.Image, name: str) -> float:
-    """The value of white in a grey picture of more than 8 bits, whose range is checked."""
+    """Return the value of white in a grey picture of more than 8 bits, after a check of its range."""
     if not _is_deep_gray(picture):
         return 255.0
     values = np.asarray(picture)
@@ -138,5 +142,5 @@ def _to_rgb(picture: Image.Image, white: float) -> Image.Image:
 
 
 def _to_rgba(picture: Image.Image) -> Image.Image:
-    # "La" is the one premultiplied mode without a direct way to RGBA.
+    # Pillow cannot convert "La", grey with premultiplied alpha, to RGBA directly.
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")

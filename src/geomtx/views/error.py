@@ -1,4 +1,4 @@
-"""What is raised for a photo that cannot be used."""
+"""The error for photos that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,4 +6,7 @@ __all__ = ["PhotoError"]
 
 
 class PhotoError(ValueError):
-    """A photo or a folder of photos that cannot be used. One line: it names the file, the rule and what was found."""
+    """Raised for a photo, or a folder of photos, that cannot be used.
+
+    The message is one line that names the file, the rule and what was found.
+    """

@@ -1,4 +1,4 @@
-"""Files → `Views`: which files, in which order, decoded and upright."""
+"""Loads photos as `Views`: which files are read, in which order, and how they are sized."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-"""What counts as an image in a folder. One that can't be read, or a broken link, is an error and never left out."""
+"""File name extensions of images in a folder. An image that cannot be read, or a broken link, is an error."""
 
 _SIZE = 518
-_MIN_REDUCTION = 4  # a photo that is reduced while it is decoded keeps as many times the side of the model's image
+_MIN_REDUCTION = 4  # a photo reduced while it is decoded stays this many times larger than the model's image
 PathLike = str | os.PathLike[str]
 
 
@@ -40,11 +40,11 @@ def load_views(
 ) -> Views:
     """Load photos for a model, with the way back to their original pixels.
 
-    The EXIF orientation is applied; transparency is composed onto white; of an animation the first frame is taken;
-    16-bit grey keeps its range; of a TIFF the first image is taken that is no preview. HEIC needs the extra `heic`.
-    Resizing is Pillow's bicubic; a photo over 100 megapixels is reduced while it is decoded. Photos that come out in
-    different sizes are padded with white to the largest height and width, centred, the smaller half first;
-    `Views.masks` says where.
+    The EXIF orientation is applied, transparent pixels are composed onto white, and 16-bit grey keeps its range. Of an
+    animation the first frame is read, of a TIFF file the first image that is no preview. HEIC needs the extra `heic`.
+    Photos are resized by Pillow's bicubic filter; a photo over 100 megapixels is reduced while it is decoded. If images
+    have different sizes after that, they are padded with white to the largest height and width, centred, with the
+    smaller half of the padding at the top and left; `Views.masks` is False there.
 
     | mode | image | what is lost |
     |---|---|---|
@@ -54,19 +54,19 @@ def load_views(
     | "square" | padded with black to a square, then resized | nothing |
 
     Args:
-        source: A folder (its images in natural order: img2 before img10; hidden files, subfolders and pictures that
-            geomtx made of results are not read), a file, or several files in the order of the views. The first is the
-            reference view.
-        mode: See the table.
-        size: Side in pixels, a multiple of `patch_size`. None = the multiple nearest to 518, for models of the
-            published size; a smaller one has `config.image_size`.
-        patch_size: Side of the model's patches.
+        source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
+            folder are read in natural order (img2 before img10), without hidden files, subfolders and pictures of
+            results that geomtx wrote.
+        mode: How a photo is fitted into the model's image, see the table; defaults to "fit".
+        size: Side of the model's image in pixels, a multiple of `patch_size`; defaults to the multiple nearest to 518,
+            the size of the published models. `config.image_size` is the size that a model is made for.
+        patch_size: Side of the model's patches in pixels; defaults to 14.
 
     Raises:
-        PhotoError: A ValueError of one line that names the folder without images, or the file that is missing, damaged,
-            no image, a camera's raw file, too thin, or over 1000 megapixels (`PIL.Image.MAX_IMAGE_PIXELS`, where you
-            have set that).
-        ValueError: An unknown mode, or a size that is no multiple of `patch_size`.
+        PhotoError: A ValueError that names the folder without images, or the file that is missing, damaged, not an
+            image, a camera's raw file, too thin, or larger than 1000 megapixels (or `PIL.Image.MAX_IMAGE_PIXELS` if
+            that is set).
+        ValueError: For an unknown mode, or a size that is not a multiple of `patch_size`.
     """
     check_option("mode", mode, MODES)
     check_positive("patch_size", patch_size)
@@ -86,15 +86,15 @@ def load_views(
 
 
 def default_size(patch_size: int, image_size: int = _SIZE) -> int:
-    """The multiple of `patch_size` nearest to a model's image size, by default 518, that of the published results."""
+    """Return the multiple of `patch_size` nearest to a model's image size, which defaults to the published 518."""
     return max(round(image_size / patch_size), 1) * patch_size
 
 
 def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
-    """The files that `load_views` would read, in its order.
+    """List the files that `load_views` reads, in its order.
 
     Raises:
-        PhotoError: If there are none, or one of them doesn't exist.
+        PhotoError: If there are none, or one of them does not exist.
     """
     if not isinstance(source, str | os.PathLike):
         if not isinstance(source, Iterable):
@@ -132,22 +132,22 @@ def _list_folder(folder: Path) -> list[Path]:
 
 
 def _without_own(files: list[Path]) -> list[Path]:
-    """Without reports and other pictures that geomtx made, which are no photos; a warning in the log names them."""
+    """Leave out reports and other pictures that geomtx wrote, and log a warning that names them."""
     own = [file for file in files if is_own_picture(file)]
     if own:
         names = ", ".join(f"'{file}'" for file in own)
-        logger.warning("left out %s: made by geomtx, no photo; to use such a picture, name it", names)
+        logger.warning("left out %s: written by geomtx, not a photo; name the file itself to use it", names)
     return [file for file in files if file not in own]
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Runs of digits compare as numbers; text and digits alternate, so that like meets like."""
+    """Sort key in which runs of digits compare as numbers; text and numbers alternate, so that types match."""
     parts = re.split(r"(\d+)", path.name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
-    """File names, with as many parent folders as it takes to tell them apart; a file listed again gets a number."""
+    """Name files, with as many parent folders as make the names unique; a file listed twice gets a number."""
     all_parts = [path.absolute().parts[1:] for path in paths]
     depths = dict.fromkeys(all_parts, 1)
     while True:

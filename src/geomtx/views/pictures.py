@@ -1,8 +1,8 @@
-"""The one reader of picture files: photos for `load_views`, and pictures and masks of datasets.
+"""Reader of picture files: photos for `load_views`, and pictures and masks of datasets.
 
-Pixels are upright for people and for `load_views`, which applies the EXIF orientation. Cameras of datasets (COLMAP's,
-for example) refer to pixels as they are stored, so datasets read with `upright=False`. (HEIC and AVIF photos have their
-turn in the container, and decoders give upright pixels alone.)
+`load_views` applies the EXIF orientation, so that photos are upright as in a viewer. Cameras of datasets (COLMAP's, for
+example) refer to pixels as they are stored, so datasets are read with `upright=False`. (HEIC and AVIF files hold the
+orientation in their container, and decoders return upright pixels only.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _STORED = {**_UPRIGHT, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-# What Pillow's decoders raise on damaged data.
+# Errors that Pillow's decoders raise for damaged data.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -55,17 +55,17 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 _PILLOW_LIMIT = 1024**3 // 4 // 3  # the default of PIL.Image.MAX_IMAGE_PIXELS
 _MOST_PIXELS = 1_000_000_000  # five times the largest photos of phones; against files that only claim to be large
-_LARGE_PIXELS = 100_000_000  # above, a photo is made smaller while it is decoded
+_LARGE_PIXELS = 100_000_000  # a larger photo is reduced while it is decoded
 
 
 class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-        image: 8-bit RGB. Smaller than `original_hw` where the reader was allowed to reduce a very large one; it covers
-            the whole picture then, too.
-        original_hw: Height and width of the picture in full resolution, turned as `image` is.
-        orientation: The EXIF orientation (1 … 8) of the file; it is applied if the picture was asked for upright.
+        image: 8-bit RGB. It is smaller than `original_hw` if a very large picture was reduced, and covers the whole
+            picture in any case.
+        original_hw: Height and width of the picture in full resolution, in the orientation of `image`.
+        orientation: EXIF orientation (1 … 8) of the file, which is applied if `upright` was True.
     """
 
     image: Image.Image
@@ -76,25 +76,25 @@ class Picture(NamedTuple):
 def read_picture(path: Path, *, kind: str = "photo", upright: bool = True, min_side: int | None = None) -> Picture:
     """Decode a picture file of any format and mode that Pillow knows.
 
-    Of a TIFF file the first image is taken that is no preview, of an animation the first frame. HEIC needs the extra
+    Of a TIFF file the first image that is not a preview is read, of an animation the first frame. HEIC needs the extra
     `heic`.
 
     Args:
-        path: The file.
-        kind: What error messages call it: "photo", "picture", …
-        upright: Apply the EXIF orientation; False = pixels as they are stored.
-        min_side: A picture over 100 megapixels may be reduced while it is decoded, as long as its longer side keeps as
-            many pixels; by default it is not.
+        path: Picture file.
+        kind: Noun for the file in error messages; defaults to "photo".
+        upright: Whether to apply the EXIF orientation; False returns pixels as they are stored. Defaults to True.
+        min_side: Smallest length of the longer side, in pixels, to which a picture over 100 megapixels may be reduced
+            while it is decoded; defaults to no reduction.
 
     Raises:
-        PhotoError: A ValueError of one line that names the file, for one that is missing, damaged, no picture, a
-            camera's raw file, or larger than 1000 megapixels (`PIL.Image.MAX_IMAGE_PIXELS` if you set that).
+        PhotoError: If the file is missing, damaged, not a picture, a camera's raw file, or larger than 1000 megapixels
+            (or `PIL.Image.MAX_IMAGE_PIXELS` if that is set).
     """
     path = Path(path)
     with open_picture(path, kind=kind) as file:
         turned = _turn_by_pillow(file, path, kind)
         image, (width, height) = _decode(file, str(path), kind, min_side)
-        # Pillow has turned a TIFF upright and says so.
+        # Pillow has turned a TIFF image upright and has removed the tag.
         orientation = turned if turned != 1 else _read_orientation(file, path, kind)
     transpose = None
     if upright and turned == 1:
@@ -109,10 +109,10 @@ def read_picture(path: Path, *, kind: str = "photo", upright: bool = True, min_s
 
 
 def read_mask(path: Path, *, kind: str = "mask") -> NDArray[np.bool_]:
-    """Decode a mask, as stored: (H, W) bool; `convert_to_mask` says what counts as True.
+    """Decode a mask as it is stored, (H, W) bool; see `convert_to_mask` for which pixels are True.
 
     Raises:
-        PhotoError: As `read_picture`, and for a file that is no mask.
+        PhotoError: As in `read_picture`, and for a picture that is not a mask.
     """
     path = Path(path)
     with open_picture(path, kind=kind) as file:
@@ -123,7 +123,7 @@ def read_mask(path: Path, *, kind: str = "mask") -> NDArray[np.bool_]:
 
 @contextmanager
 def open_picture(path: Path, *, kind: str = "photo") -> Iterator[Image.Image]:
-    """A picture file, open but not decoded; whatever goes wrong while it is open becomes a `PhotoError`."""
+    """Open a picture file without decoding it. Errors of Pillow while it is open are raised as `PhotoError`."""
     check_file(path, kind)
     try:
         with _pillow_settings() as most_pixels, path.open("rb") as stream, _identify(stream) as file:
@@ -150,10 +150,10 @@ def open_picture(path: Path, *, kind: str = "photo") -> Iterator[Image.Image]:
 
 
 def check_file(path: Path, kind: str = "photo") -> None:
-    """Require an existing file: what a broken link names is none.
+    """Require an existing file.
 
     Raises:
-        PhotoError: For anything else.
+        PhotoError: If there is none, for a folder, a broken link, or a file that may not be read.
     """
     try:
         mode = path.stat().st_mode
@@ -168,7 +168,7 @@ def check_file(path: Path, kind: str = "photo") -> None:
 
 
 def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """RGB, and (width, height) in full resolution."""
+    """Decode to RGB, reduced if that is allowed, and return it with (width, height) in full resolution."""
     full_wh = file.size
     factor = _reduction(full_wh, min_side)
     drafted = None
@@ -179,7 +179,7 @@ def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tu
         full_wh = file.size
     factor = _reduction(file.size, min_side)
     image = reduce_to_rgb(file, name, factor, kind=kind) if factor > 1 else convert_to_rgb(file, name, kind=kind)
-    # Sides were rounded up: what of the smaller picture is the photo.
+    # Sides were rounded up, so that the photo covers only a part of the last row and column.
     scale = factor if drafted is None else factor * full_wh[0] / drafted[1][2]
     covered = (full_wh[0] / scale, full_wh[1] / scale)
     if covered != image.size:
@@ -189,19 +189,19 @@ def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tu
 
 
 def _reduction(wh: tuple[int, int], min_side: int | None) -> int:
-    """How many times smaller a picture may be decoded."""
+    """Return by which whole number a picture may be reduced."""
     if min_side is None or wh[0] * wh[1] <= _LARGE_PIXELS:
         return 1
     return max(max(wh) // min_side, 1)
 
 
 def _turn_by_pillow(file: Image.Image, path: Path, kind: str) -> int:
-    """The orientation that Pillow itself applies in load(), which it does for TIFF files only."""
+    """Return the orientation that Pillow applies itself in `load`, which it does for TIFF files only."""
     return _read_orientation(file, path, kind) if file.format == "TIFF" else 1
 
 
 def _read_orientation(file: Image.Image, path: Path, kind: str) -> int:
-    """1 … 8; 1 where the photo states none, or something else."""
+    """Read the EXIF orientation, 1 … 8; 1 (upright) if there is none or an unknown one."""
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE as error:
@@ -211,8 +211,8 @@ def _read_orientation(file: Image.Image, path: Path, kind: str) -> int:
 
 
 def _identify(stream: BinaryIO) -> Image.Image:
-    # Of a stream: Pillow maps files that it opens by name into memory, and mixes up rows of grey TIFFs that lie on
-    # their side (seen in 13.0).
+    # From a stream: Pillow maps files that it opens by name into memory, and then mixes up the rows of grey TIFF images
+    # that are turned by 90° (seen in Pillow 13.0).
     try:
         return Image.open(stream)
     except UnidentifiedImageError:
@@ -224,12 +224,12 @@ def _identify(stream: BinaryIO) -> Image.Image:
 
 
 def _is_heif(start: bytes) -> bool:
-    """By the first 12 bytes of a file, for phones' photos come under other names, too."""
+    """Recognise HEIF by the first 12 bytes of a file, as phones also use other extensions for it."""
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
 def _register_heif() -> bool:
-    """Let Pillow read HEIC and HEIF, if the package for it is there."""
+    """Let Pillow read HEIC and HEIF if the package pillow-heif is installed, and return whether it is."""
     try:
         import pillow_heif
     except ImportError:
@@ -239,7 +239,7 @@ def _register_heif() -> bool:
 
 
 def _name_unreadable(path: Path) -> str:
-    """What a file that Pillow can't read must be, and what it is."""
+    """Complete the error message for a file that Pillow cannot read."""
     suffix = path.suffix.lower()
     if suffix in RAW_EXTENSIONS:
         return "a developed photo, got a camera's raw file: convert it to TIFF or JPEG first"
@@ -251,7 +251,7 @@ def _name_unreadable(path: Path) -> str:
 
 
 class _Settings:
-    """Pillow's settings for the whole process, changed as long as any thread reads a picture."""
+    """Settings of Pillow for the whole process, which are changed while any thread reads a picture."""
 
     def __init__(self) -> None:
         self.lock, self.readers = threading.Lock(), 0
@@ -264,7 +264,7 @@ _settings = _Settings()
 
 @contextmanager
 def _pillow_settings() -> Iterator[int | None]:
-    """The limit of pixels, our own unless the user set Pillow's; half a photo is an error whatever Pillow is set to."""
+    """Set Pillow's limit of pixels, unless the user has set one, and refuse truncated files; yield the limit."""
     with _settings.lock:
         _settings.readers += 1
         if _settings.readers == 1:

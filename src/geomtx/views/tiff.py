@@ -1,6 +1,6 @@
-"""The directories of a TIFF file: which of them is the photo, and which is only a preview, a mask or a raw image.
+"""The directories of a TIFF file: which of them holds the photo, and which a preview, a mask or a raw image.
 
-A TIFF file is a chain of directories, one an image, and a directory may name others of its own ("SubIFDs"). Cameras'
+A TIFF file is a chain of directories, one per image, and a directory may refer to further ones ("SubIFDs"). Cameras'
 raw files (DNG, NEF, ARW, CR2, …) are TIFF files whose first image is a small preview. (TIFF 6.0, section 8; Adobe's
 TIFF Technical Note 1 on trees of directories; DNG specification 1.7, "NewSubFileType".)
 """
@@ -22,30 +22,30 @@ RAW_EXTENSIONS = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef"),
     *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
-"""What cameras call their raw files, of which Pillow reads the preview or nothing."""
+"""File name extensions of cameras' raw files, of which Pillow reads the preview or nothing."""
 
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _WIDTH, _HEIGHT, _PHOTOMETRIC, _SUB_DIRECTORIES = 254, 255, 256, 257, 262, 330
 _DNG_VERSION = 50706
 _RAW_PHOTOMETRIC = (32803, 34892)  # colour filter array, linear raw
 _REDUCED, _TRANSPARENCY_MASK = 1, 4  # bits of NewSubfileType
-_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # the types of numbers that those tags have
+_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # TIFF types of those tags → codes of struct
 _MOST_DIRECTORIES = 10_000
 
 Directory = dict[int, tuple[int, ...]]
 
 
 def find_photo_directory(path: Path, name: str) -> int:
-    """The number of the directory, in the order of the chain, that holds the photo in full resolution.
+    """Find the directory that holds the photo in full resolution, as its index in the chain.
 
-    It is the first that is marked neither as reduced in resolution nor as a transparency mask. A warning is logged
-    where a later one of them is larger.
+    It is the first directory that is marked neither as reduced in resolution nor as a transparency mask. A warning is
+    logged if a later one of these is larger.
 
     Args:
-        path: A TIFF file.
-        name: What messages call it, such as "photo 'a.tif'".
+        path: TIFF file.
+        name: Name of the file in messages, such as "photo 'a.tif'".
 
     Raises:
-        PhotoError: If it is a camera's raw file, or the photo is not in the chain itself.
+        PhotoError: If the file is a camera's raw file, or the photo is not in the chain itself.
     """
     with path.open("rb") as stream:
         is_canon_raw, chain, nested = _read_directories(stream)
@@ -56,7 +56,7 @@ def find_photo_directory(path: Path, name: str) -> int:
     if chain and not full:
         raise PhotoError(f"{name} must hold the photo, got only a preview of {_describe(chain[0])}")
     if not full:
-        return 0  # a header that Pillow understands and this module doesn't
+        return 0  # a header that Pillow understands and this module does not
     chosen = chain[full[0]]
     for directory in nested[full[0]]:
         if _is_photo(directory) and _area(directory) > _area(chosen):
@@ -91,9 +91,9 @@ def _describe(directory: Directory) -> str:
 
 
 def _read_directories(stream: BinaryIO) -> tuple[bool, list[Directory], list[list[Directory]]]:
-    """Whether it is Canon's CR2; the chain; and for each directory of the chain those that it names.
+    """Return whether the file is Canon's CR2, the chain, and for each directory of the chain its nested ones.
 
-    What is damaged ends the list: Pillow, which reads the image, has the last word on that.
+    Damaged data ends the list without an error, because Pillow reports it when it reads the image.
     """
     header = stream.read(16)
     order = {b"II": "<", b"MM": ">"}.get(header[:2])
@@ -126,7 +126,7 @@ def _read_directories(stream: BinaryIO) -> tuple[bool, list[Directory], list[lis
 
 
 def _read_directory(stream: BinaryIO, place: int, order: str, is_big: bool) -> tuple[Directory, int]:
-    """The tags that this module asks for, and the place of the next directory, 0 = there is none."""
+    """Read the tags that this module uses and the offset of the next directory, which is 0 after the last."""
     count_code, entry_code, inline = ("Q", "HHQ8s", 8) if is_big else ("H", "HHI4s", 4)
     directory: Directory = {}
     try:

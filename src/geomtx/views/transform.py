@@ -1,6 +1,4 @@
-"""The invertible map between the pixels of a photo and those of the model's image: its layout, and resampling of
-maps.
-"""
+"""The invertible map between the pixels of a photo and those of the model's image, and how photos are placed in it."""
 
 from __future__ import annotations
 
@@ -36,11 +34,11 @@ RESAMPLING = ("bilinear", "nearest")
 
 @show_shapes
 class Axis(NamedTuple):
-    """Where the output pixels of one axis read.
+    """Source positions of the output pixels along one axis.
 
     Attributes:
-        position: (L,) float64 on the CPU, source pixels (centres at integers), inside the source.
-        valid: (L,) bool; False = the output pixel is filled.
+        position: (L,) float64 on the CPU, in pixels of the source (centres at integers), inside the source.
+        valid: (L,) bool; where False, the output pixel gets the fill value.
     """
 
     position: Tensor
@@ -48,7 +46,7 @@ class Axis(NamedTuple):
 
 
 def resample(values: Tensor, rows: Axis, columns: Axis, mode: str, fill: float) -> Tensor:
-    """(..., h, w) → (..., len(rows), len(columns)): bilinear or nearest, `fill` where either axis is not valid."""
+    """Resample (..., h, w) to (..., len(rows), len(columns)), with `fill` where a row or column is not valid."""
     out = _resample_axis(_resample_axis(values, rows.position, -2, mode), columns.position, -1, mode)
     hidden = ~(rows.valid[:, None] & columns.valid)
     if hidden.any():
@@ -71,20 +69,20 @@ def _pick(values: Tensor, dim: int, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ViewTransform:
-    """Original pixels ↔ the model's pixels: a scale and an offset an axis.
+    """Map between original pixels and the model's pixels, by a scale and an offset per axis.
 
     Pixel centres are at integers, so x_model = (x_original + 0.5)·scale + offset - 0.5, and the same for y. "Original"
-    is the upright photo, as a viewer shows it: after its EXIF orientation.
+    means the upright photo, after its EXIF orientation is applied.
 
-    Tensors keep dtype and device, may have any leading axes, and gradients flow through.
+    Tensors keep their dtype and device, may have any leading axes, and gradients flow through.
 
     Attributes:
         original_hw: Height and width of the upright photo, pixels.
         image_hw: Height and width of the model's image, padding included.
-        scale: (x, y), model pixels an original pixel. They differ slightly where sides were rounded to whole patches.
-        offset: (x, y), where the photo's upper left corner lies in the model's image; positive is padding, negative
-            is cropping.
-        exif_orientation: The orientation (1 … 8) that was applied in loading. For the record: no method uses it.
+        scale: (x, y), model pixels per original pixel. They differ slightly if sides were rounded to whole patches.
+        offset: (x, y) of the photo's upper left corner in the model's image, in pixels; positive for padding, negative
+            for cropping.
+        exif_orientation: EXIF orientation (1 … 8) that was applied when the photo was loaded; no method uses it.
     """
 
     original_hw: tuple[int, int]
@@ -100,85 +98,85 @@ class ViewTransform:
 
     @classmethod
     def identity(cls, hw: tuple[int, int]) -> ViewTransform:
-        """The transform of an image that is used as it is."""
+        """Return the transform of an image that is neither resized, cropped nor padded."""
         return cls(hw, hw)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ViewTransform:
-        """The inverse of `to_dict`; JSON's lists are welcome."""
+        """Build a transform from the result of `to_dict`, also after it was written to JSON."""
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as plain numbers and lists, ready for JSON."""
+        """Return the attributes as plain numbers and lists, ready for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def shift(self, offset_xy: tuple[int, int], image_hw: tuple[int, int]) -> ViewTransform:
-        """The transform after the model's image was put at `offset_xy` of a larger (or smaller) one."""
+        """Return the transform after the model's image is placed at `offset_xy` of an image of size `image_hw`."""
         offset = (self.offset[0] + offset_xy[0], self.offset[1] + offset_xy[1])
         return replace(self, offset=offset, image_hw=image_hw)
 
     @property
     def matrix(self) -> Float[Tensor, "3 3"]:
-        """(3, 3) float64: homogeneous original pixels → the model's pixels, pixel centres at integers."""
+        """Matrix (3, 3) float64 from homogeneous original pixels to the model's pixels, pixel centres at integers."""
         (sx, tx), (sy, ty) = self._forward
         return torch.tensor([[sx, 0, tx], [0, sy, ty], [0, 0, 1]], dtype=torch.float64)
 
     @property
     def content_box(self) -> tuple[float, float, float, float]:
-        """(x1, y1, x2, y2): the photo's corners in the model's image, not rounded.
+        """Corners (x1, y1, x2, y2) of the photo in the model's image, not rounded.
 
-        Corners count from the image's own corner, so that a photo without padding has (0, 0, W, H). Outside the image
-        where the photo was cropped.
+        Coordinates start at the image's upper left corner, so that a photo without padding has (0, 0, W, H). They lie
+        outside of the image where the photo was cropped.
         """
         (x, y), (sx, sy), (h, w) = self.offset, self.scale, self.original_hw
         return x, y, x + sx * w, y + sy * h
 
     @property
     def mask(self) -> Bool[Tensor, "h w"]:
-        """(H, W) bool over the model's image: True = the pixel's centre lies in the photo, False = padding."""
+        """Mask (H, W) bool over the model's image, True where the pixel's centre lies in the photo."""
         (top, bottom), (left, right) = self._content_rows, self._content_columns
         mask = torch.zeros(self.image_hw, dtype=torch.bool)
         mask[top : bottom + 1, left : right + 1] = True
         return mask
 
     def to_original(self, coords_px: Tensor) -> Tensor:
-        """The model's pixels → original pixels: points or tracks (..., 2) as (x, y).
+        """Map points or tracks (..., 2) as (x, y) from the model's pixels to original pixels.
 
-        In the precision of the input, and rounded once: half precision holds whole pixels up to 2048, bfloat16 to 256.
+        The result has the dtype of the input and is rounded once; float16 holds whole pixels to 2048, bfloat16 to 256.
         """
         return _map_points(coords_px, self._backward)
 
     def from_original(self, coords_px: Tensor) -> Tensor:
-        """Original pixels → the model's pixels: points, tracks or queries (..., 2) as (x, y)."""
+        """Map points, tracks or queries (..., 2), as (x, y), from original pixels to the model's pixels."""
         return _map_points(coords_px, self._forward)
 
     def intrinsics_to_original(self, intrinsics: Tensor) -> Tensor:
-        """Intrinsics (..., 3, 3) of the model's image → of the photo.
+        """Map intrinsics (..., 3, 3) of the model's image to those of the photo.
 
-        Projecting with the result equals `to_original` of projecting with `intrinsics`.
+        A projection with the result equals `to_original` of a projection with `intrinsics`.
         """
         return _map_intrinsics(intrinsics, self._backward)
 
     def intrinsics_from_original(self, intrinsics: Tensor) -> Tensor:
-        """Intrinsics (..., 3, 3) of the photo → of the model's image."""
+        """Map intrinsics (..., 3, 3) of the photo to those of the model's image."""
         return _map_intrinsics(intrinsics, self._forward)
 
     def depth_to_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> Tensor:
-        """A map over the model's image (..., H, W) → over the photo (..., h, w).
+        """Resample a map over the model's image (..., H, W) to the photo (..., h, w).
 
-        For depth, confidence, or any other value a pixel. Padding never mixes into the photo: beyond the last pixel
-        of the photo its value is repeated.
+        The map may hold depth, confidence, or any other value per pixel. Padding is never mixed into the photo: at its
+        border the value of the last pixel inside is repeated.
 
         Args:
-            depth: (..., H, W) with H, W = `image_hw`. Floating point, or any dtype with "nearest".
-            mode: "bilinear", or "nearest" for masks and for maps with holes.
-            fill: Value of the photo's pixels that the model did not see (cropped).
+            depth: Map (..., H, W) with H, W = `image_hw`; floating point, or any dtype with "nearest".
+            mode: "bilinear", or "nearest" for masks and for maps with unknown pixels; defaults to "bilinear".
+            fill: Value of the photo's pixels that were cropped; defaults to 0.
 
         Raises:
-            ValueError: Another size, an unknown mode, or "bilinear" for a map that is not floating point.
+            ValueError: For another size, an unknown mode, or "bilinear" for a map that is not floating point.
         """
         _check_map("depth", depth, self.image_hw, mode)
         axes = []
@@ -189,14 +187,14 @@ class ViewTransform:
         return resample(depth, axes[0], axes[1], mode, fill)
 
     def depth_from_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> Tensor:
-        """A map over the photo (..., h, w) → over the model's image (..., H, W).
+        """Resample a map over the photo (..., h, w) to the model's image (..., H, W).
 
         Each pixel is sampled at its centre, not averaged over its area: an average across an edge is no depth.
 
         Args:
-            depth: (..., h, w) with h, w = `original_hw`. Floating point, or any dtype with "nearest".
-            mode: "bilinear", or "nearest" for masks and for maps with holes.
-            fill: Value of the padding.
+            depth: Map (..., h, w) with h, w = `original_hw`; floating point, or any dtype with "nearest".
+            mode: "bilinear", or "nearest" for masks and for maps with unknown pixels; defaults to "bilinear".
+            fill: Value of the padding; defaults to 0.
 
         Raises:
             ValueError: As in `depth_to_original`.
@@ -211,7 +209,7 @@ class ViewTransform:
 
     @property
     def _forward(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(factor, shift) for x and y: model = factor·original + shift, both with pixel centres at integers."""
+        """Return (factor, shift) for x and y: model = factor·original + shift, pixel centres at integers."""
         (sx, sy), (x, y) = self.scale, self.offset
         return (sx, 0.5 * sx + x - 0.5), (sy, 0.5 * sy + y - 0.5)
 
@@ -222,7 +220,7 @@ class ViewTransform:
 
     @property
     def _content_rows(self) -> tuple[int, int]:
-        """First and last row of the model's image whose centre lies in the photo."""
+        """Return the first and last row of the model's image whose centre lies in the photo."""
         _, y1, _, y2 = self.content_box
         return max(math.ceil(y1 - 0.5), 0), min(math.ceil(y2 - 0.5), self.image_hw[0]) - 1
 
@@ -233,7 +231,7 @@ class ViewTransform:
 
     @property
     def _axes(self) -> tuple[tuple[tuple[float, float], int, int, tuple[int, int]], ...]:
-        """Rows, columns: (factor, shift), length of the photo and of the image, its first and last pixel of photo."""
+        """Return for rows and columns (factor, shift), photo's length, image's length, first and last photo pixel."""
         column_map, row_map = self._forward
         return (
             (row_map, self.original_hw[0], self.image_hw[0], self._content_rows),
@@ -242,9 +240,9 @@ class ViewTransform:
 
 
 def lies_inside(coords_px: Tensor, image_hw: tuple[int, int]) -> Bool[Tensor, "*points"]:
-    """(..., 2) → (...) whether points lie on an image, whose pixels reach half a pixel beyond their centres.
+    """Whether points (..., 2) lie on an image, whose pixels reach half a pixel beyond their centres; (...) bool.
 
-    False for NaN.
+    NaN lies outside.
     """
     height, width = image_hw
     x, y = coords_px.unbind(-1)
@@ -264,7 +262,7 @@ def _map_intrinsics(intrinsics: Tensor, maps: tuple[tuple[float, float], tuple[f
     if intrinsics.shape[-2:] != (3, 3):
         raise ValueError(f"intrinsics must have shape (..., 3, 3), got {tuple(intrinsics.shape)}")
     (sx, tx), (sy, ty) = maps
-    x, y, one = at_least_float32(intrinsics).unbind(-2)  # row by row, not a matrix product, which autocast would round
+    x, y, one = at_least_float32(intrinsics).unbind(-2)  # a matrix product would be rounded under autocast
     mapped = torch.stack([sx * x + tx * one, sy * y + ty * one, one], dim=-2)
     return mapped.to(intrinsics.dtype) if intrinsics.is_floating_point() else mapped
 
@@ -290,17 +288,17 @@ def place_photo(
     """Resize, crop and pad one upright photo.
 
     Args:
-        photo: As `read_picture` gives it.
+        photo: Upright photo from `read_picture`.
         mode: One of `MODES`, see `load_views`.
-        size: Target side, a multiple of `patch_size`.
-        patch_size: Side of a patch.
-        name: What error messages call the photo.
+        size: Side of the model's image in pixels, a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+        name: Name of the photo in error messages; defaults to "photo".
 
     Returns:
-        (3, H, W) uint8, and the transform from the photo's pixels, in full resolution, to it.
+        Image (3, H, W) uint8, and the transform to it from the photo's pixels in full resolution.
 
     Raises:
-        PhotoError: The photo is under 2 pixels wide or high, or so thin that it would fill less than half a patch.
+        PhotoError: If the photo is under 2 pixels wide or high, or so thin that it would fill less than half a patch.
     """
     original_wh = (photo.original_hw[1], photo.original_hw[0])
     _check_extent(original_wh, size, patch_size, name)
@@ -319,14 +317,14 @@ def place_photo(
 def stack_padded(
     images: Sequence[Tensor], transforms: Sequence[ViewTransform]
 ) -> tuple[Float[Tensor, "s 3 h w"], tuple[ViewTransform, ...]]:
-    """Pad images with white to the largest height and width, centred, the smaller half first.
+    """Pad images with white to the largest height and width, centred, with the smaller half at the top and left.
 
     Args:
-        images: (3, H, W) each, uint8 or float in [0, 1].
-        transforms: One an image.
+        images: S images (3, H, W), uint8 or float in [0, 1].
+        transforms: Transform of each image.
 
     Returns:
-        (S, 3, H, W) float32 in [0, 1], and the transforms with the padding in them.
+        Images (S, 3, H, W) float32 in [0, 1], and the transforms to them.
     """
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
@@ -353,7 +351,7 @@ def _check_extent(photo_wh: tuple[int, int], size: int, patch_size: int, name: s
 def _lay_out(
     photo_wh: tuple[int, int], mode: str, size: int, patch_size: int
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(width, height) to resize to, (width, height) of the image, and where the resized photo's corner goes in it."""
+    """Return (width, height) to resize to, (width, height) of the image, and the photo's upper left corner in it."""
     width, height = photo_wh
     if mode != "crop" and height > width:
         resized = (_round_to_patch(width * size / height, patch_size), size)
@@ -375,7 +373,7 @@ def _place_square(
     padded = _paste(photo, (side, side), (left, top), _BLACK)
     image = padded.resize((size, size), Image.Resampling.BICUBIC)
     factor = size / side
-    # The picture may be a reduced one; one in full resolution gives `factor` itself.
+    # The picture may have been reduced; in full resolution both are `factor` itself.
     scale = (factor * (photo.width / original_wh[0]), factor * (photo.height / original_wh[1]))
     return image, scale, (left * size / side, top * size / side)
 

@@ -1,4 +1,4 @@
-"""`Views`: the images of one scene, with the way back to the original pixels of each."""
+"""`Views`: the images of one scene, and the transforms to the original pixels of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -27,16 +28,15 @@ logger = logging.getLogger(__name__)
 class Views:
     """The S views of one scene, ready for a model; the first one is the reference view.
 
-    Methods that end in `_original` take the model's outputs, whose axis of views is at the place that they state, and
-    apply each view's own transform.
+    Methods that end in `_original` apply each view's own transform to tensors with an axis of S views.
 
     Attributes:
         images: (S, 3, H, W) float32 in [0, 1], RGB, both sides multiples of `patch_size`.
         transforms: S transforms between original pixels and the pixels of `images`.
-        masks: (S, H, W) bool, True = a pixel of the photo, False = padding.
-        names: S different names: the file's, with its folder where two photos would share one.
-        paths: S files; None for a view that came from no file.
-        patch_size: Side of a patch, pixels.
+        masks: (S, H, W) bool, True for a pixel of the photo, False for padding.
+        names: S different names, those of the files, with their folders if files of several folders share a name.
+        paths: S files; None for a view without a file.
+        patch_size: Side of a patch in pixels.
     """
 
     images: Tensor
@@ -52,24 +52,25 @@ class Views:
         check_shape("masks", self.masks, (num_views, height, width))
         for name in ("transforms", "names", "paths"):
             if len(getattr(self, name)) != num_views:
-                raise ValueError(f"{name} must have one entry a view ({num_views}), got {len(getattr(self, name))}")
+                raise ValueError(f"{name} must have one entry per view ({num_views}), got {len(getattr(self, name))}")
         if len(set(self.names)) != num_views:
             raise ValueError(f"names must differ from one another, got {self.names}")
 
     @classmethod
     def from_images(cls, images: Any, *, names: Sequence[str] | None = None, patch_size: int = 14) -> Views:
-        """Views from images that already have the size for the model; nothing is resized (for that, `load_views`).
+        """Build views from images of the model's size; nothing is resized, which `load_views` does.
 
         Images of different sizes are padded with white to the largest, centred, as in `load_views`.
 
         Args:
-            images: (S, 3, H, W) floating point in [0, 1], or a sequence of S images: tensors (3, H, W), Pillow
-                pictures, arrays (H, W, 3) of uint8 or of floats in [0, 1]. Both sides multiples of `patch_size`.
-            names: S different names; "view_000.png", "view_001.png", … by default.
-            patch_size: Side of a patch.
+            images: Tensor (S, 3, H, W) in [0, 1], or a sequence of S images: tensors (3, H, W), Pillow pictures, or
+                arrays (H, W, 3) of uint8 or of floats in [0, 1]. Both sides are multiples of `patch_size`.
+            names: S different names; defaults to "view_000.png", "view_001.png", …
+            patch_size: Side of a patch in pixels; defaults to 14.
 
         Raises:
-            ValueError: Not three channels, not floating point, sides that are no multiples, NaN or infinity.
+            ValueError: For images without three channels, integer tensors, sides that are not multiples of
+                `patch_size`, or values that are not finite.
         """
         check_positive("patch_size", patch_size)
         if isinstance(images, Tensor):
@@ -94,7 +95,7 @@ class Views:
         paths: Sequence[Path | None],
         patch_size: int,
     ) -> Views:
-        """Views from images (3, H, W) and their transforms, padded together and with masks."""
+        """Build views from images (3, H, W) and their transforms: pads them to one size and makes the masks."""
         stacked, padded = stack_padded(images, transforms)
         masks = torch.stack([transform.mask for transform in padded]).to(stacked.device)
         return cls(stacked, padded, masks, tuple(names), tuple(paths), patch_size)
@@ -103,10 +104,10 @@ class Views:
         return len(self.transforms)
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Views:
-        """Views of one index, a slice or a list of indices, in that order. The padding stays.
+        """Select views by an index, a slice or a list of indices, in that order. The padding stays.
 
         Raises:
-            ValueError: For no index, or for booleans, which would be taken as the indices 0 and 1.
+            ValueError: If no view is selected, or for booleans, which would be taken as the indices 0 and 1.
         """
         if any(_is_bool(i) for i in (index if isinstance(index, Iterable) else [index])):
             raise ValueError(f"index must hold whole numbers, got booleans: {index}")
@@ -138,28 +139,28 @@ class Views:
 
     @property
     def patch_mask(self) -> Bool[Tensor, "s rows columns"] | None:
-        """(S, H/patch, W/patch) bool, True where at least half of the patch is photo; None when that is everywhere.
+        """Mask of patches (S, H/patch, W/patch) bool, True where at least half is photo; None if all are.
 
-        Give it to the model, and padding takes no part. None lets the model skip masking.
+        Passed to a model, it keeps padding out of attention. With None the model does not mask at all.
         """
-        patch, (height, width) = self.patch_size, self.image_hw
-        blocks = self.masks.reshape(len(self), height // patch, patch, width // patch, patch)
-        mask = blocks.sum(dim=(2, 4)) * 2 >= patch * patch
+        patch = self.patch_size
+        pixels = rearrange(self.masks, "s (rows p) (columns q) -> s rows columns (p q)", p=patch, q=patch)
+        mask = pixels.sum(-1) * 2 >= patch * patch
         return None if mask.all() else mask
 
     def with_masks(self, masks: Sequence[Tensor]) -> Views:
-        """Leave out parts of the photos: sky, people, whatever moves.
+        """Mask parts of the photos, such as sky, people or moving objects.
 
-        What is masked takes no part in any attention, patch by patch, and gives no points.
+        Masked patches take no part in attention, and masked pixels give no points.
 
         Args:
-            masks: S masks (h, w), bool, each of the size of its original photo; True = takes part.
+            masks: S masks (h, w) bool, each of the size of its original photo, True for pixels to use.
 
         Raises:
-            ValueError: Another number of masks, another size or dtype.
+            ValueError: For another number of masks, another size or dtype.
         """
         if len(masks) != len(self):
-            raise ValueError(f"masks must have one entry a view ({len(self)}), got {len(masks)}")
+            raise ValueError(f"masks must have one entry per view ({len(self)}), got {len(masks)}")
         mapped = []
         for index, (mask, transform) in enumerate(zip(masks, self.transforms, strict=True)):
             check_shape(f"masks[{index}]", mask, transform.original_hw)
@@ -169,23 +170,23 @@ class Views:
         return replace(self, masks=self.masks & torch.stack(mapped).to(self.masks.device))
 
     def tracks_to_original(self, coords_px: Tensor) -> Tensor:
-        """(..., S, N, 2) in the model's pixels → in each view's original pixels."""
+        """Map tracks (..., S, N, 2) from the model's pixels to each view's original pixels."""
         return self._stack("coords_px", coords_px, -3, ViewTransform.to_original)
 
     def tracks_from_original(self, coords_px: Tensor) -> Tensor:
-        """(..., S, N, 2) in each view's original pixels → in the model's pixels."""
+        """Map tracks (..., S, N, 2) from each view's original pixels to the model's pixels."""
         return self._stack("coords_px", coords_px, -3, ViewTransform.from_original)
 
     def intrinsics_to_original(self, intrinsics: Tensor) -> Tensor:
-        """(..., S, 3, 3) of the model's images → of the photos."""
+        """Map intrinsics (..., S, 3, 3) of the model's images to those of the photos."""
         return self._stack("intrinsics", intrinsics, -3, ViewTransform.intrinsics_to_original)
 
     def intrinsics_from_original(self, intrinsics: Tensor) -> Tensor:
-        """(..., S, 3, 3) of the photos → of the model's images."""
+        """Map intrinsics (..., S, 3, 3) of the photos to those of the model's images."""
         return self._stack("intrinsics", intrinsics, -3, ViewTransform.intrinsics_from_original)
 
     def depth_to_original(self, depth: Tensor, *, mode: str = "bilinear", fill: float = 0.0) -> list[Tensor]:
-        """(..., S, H, W) → S maps (..., h, w), each at its photo's size; see `ViewTransform.depth_to_original`."""
+        """Resample maps (..., S, H, W) to S maps (..., h, w) of the photos' sizes, see `ViewTransform`."""
         self._check_views("depth", depth, -3)
         pairs = zip(self.transforms, depth.unbind(-3), strict=True)
         return [transform.depth_to_original(view, mode=mode, fill=fill) for transform, view in pairs]
@@ -208,7 +209,7 @@ def warn_of_range(images: Tensor) -> None:
 
 
 def _to_tensor(image: Any, index: int) -> Tensor:
-    """(3, H, W): uint8 or floating point."""
+    """Convert an image to a tensor (3, H, W), uint8 or floating point."""
     if isinstance(image, Tensor):
         if not image.is_floating_point():
             raise ValueError(f"images[{index}] must be floating point in [0, 1], got {image.dtype}")
