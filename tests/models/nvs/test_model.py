@@ -82,7 +82,7 @@ def test_isolated_targets_are_attention_with_a_mask(images):
     view = torch.arange(num).repeat_interleave(views.x.shape[2])
     allowed = (view[None] < num - 2) | (view[:, None] == view[None])  # queries are rows
     plain = model.encoder.attention(views)
-    masked = plain["global"]._replace(mask=allowed[None, None])
+    masked = dataclasses.replace(plain["global"], mask=allowed[None, None])
     for number, block in enumerate(model.encoder.global_blocks):
         torch.testing.assert_close(attend["global"](number, block, views.x), masked(number, block, views.x))
     made = model.encoder.collect(views, attend)
@@ -102,7 +102,8 @@ def test_masked_tokens_of_isolated_views_are_no_keys(images):
     view = torch.arange(num).repeat_interleave(views.x.shape[2])
     allowed = (view[None] < num - 2) | (view[:, None] == view[None])
     table = _IsolatedViews(2, model.encoder.rotary_table(views), mask)
-    masked = model.encoder.attention(views)["global"]._replace(mask=allowed[None, None] & key_mask(mask.flatten(1)))
+    both = allowed[None, None] & key_mask(mask.flatten(1))
+    masked = dataclasses.replace(model.encoder.attention(views)["global"], mask=both)
     block = model.encoder.global_blocks[0]
     torch.testing.assert_close(table(0, block, views.x), masked(0, block, views.x))
 
