@@ -29,9 +29,15 @@ __all__ = [
 
 
 def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None:
-    """Require one of `shapes`; an int is an exact size, a string a free axis, a leading "..." any number of axes.
+    """Require a tensor to have one of several shapes.
 
     Example: `check_shape("images", images, ("S", 3, "H", "W"), ("B", "S", 3, "H", "W"))`.
+
+    Args:
+        name: Name of the argument.
+        tensor: Tensor to check.
+        shapes: Shapes that are allowed. A number is the exact size of an axis, a string an axis of any size, and "..."
+            in front any number of axes.
     """
     if any(_matches(tuple(tensor.shape), tuple(shape)) for shape in shapes):
         return
@@ -47,52 +53,52 @@ def _matches(got: tuple[int, ...], want: tuple[int | str, ...]) -> bool:
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Require a floating point tensor: bytes in 0 … 255 are no numbers in 0 … 1."""
+    """Require a floating point tensor, as images are in [0, 1] and not in 0 … 255."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
 
 
 def check_mask(name: str, mask: Tensor, *shapes: Sequence[int | str]) -> None:
-    """Require a bool tensor of one of `shapes`: of bytes, `~` gives no opposite, and a probability decides nothing."""
+    """Require a bool tensor of one of several shapes; integers and probabilities are refused."""
     check_shape(name, mask, *shapes)
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} must be bool, got {mask.dtype}")
 
 
 def check_option(name: str, value: object, options: Iterable[object]) -> None:
-    """Require `value` to be one of `options`."""
+    """Require a value to be one of several options."""
     options = tuple(options)
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Require `value` > 0."""
+    """Require a positive number."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_finite_positive(name: str, value: float) -> None:
-    """Require a finite `value` > 0."""
+    """Require a finite positive number."""
     check_positive(name, value)
     _check_finite(name, value)
 
 
 def check_at_least(name: str, value: float, low: float) -> None:
-    """Require a finite `value` ≥ `low`."""
+    """Require a finite number that is at least `low`."""
     if not value >= low:
         raise ValueError(f"{name} must be at least {low:g}, got {value}")
     _check_finite(name, value)
 
 
 def check_count(name: str, value: int, low: int = 1) -> None:
-    """Require a whole number ≥ `low`."""
+    """Require a whole number that is at least `low`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} must be a whole number, at least {low}, got {value!r}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Require low ≤ value ≤ high."""
+    """Require a number from `low` to `high`, both included."""
     if not low <= value <= high:
         raise ValueError(f"{name} must be in {low:g} … {high:g}, got {value}")
 
@@ -103,20 +109,20 @@ def _check_finite(name: str, value: float) -> None:
 
 
 def check_divisible(name: str, value: float, divisor: int) -> None:
-    """Require `value` to be a multiple of `divisor`."""
+    """Require a multiple of a positive divisor."""
     if divisor < 1 or value % divisor != 0:
         raise ValueError(f"{name} must be a multiple of {divisor}, got {value}")
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:
-    """A question that ends an error: the name, or pattern, within a part that has it, else names that are alike."""
+    """Return the end of an error message that suggests the known names closest to a misspelt one, or ""."""
     known = list(known)
     matches = _within(name, known) or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def _within(pattern: str, known: Iterable[str]) -> list[str]:
-    """The pattern with what has to be before it to match, the shortest of those."""
+    """Return the pattern with the shortest prefix that makes it match a known name, in a list; [] if none does."""
     parts = [name.split(".") for name in known]
     prefixes = {
         ".".join(part[:cut])
@@ -128,15 +134,15 @@ def _within(pattern: str, known: Iterable[str]) -> list[str]:
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, what: str) -> dict[str, list[str]]:
-    """Pattern → the names that it matches; "*" stands for any characters, dots too.
+    """Return a mapping of each pattern to the names that it matches.
 
     Args:
-        patterns: As of a shell.
-        names: Dotted.
-        what: Name of the patterns, for the error.
+        patterns: Shell patterns; "*" stands for any characters, dots included.
+        names: Dotted names.
+        what: Name of the argument that holds the patterns, for the error.
 
     Raises:
-        ValueError: For a pattern that matches nothing, and a string in place of patterns.
+        ValueError: If a pattern matches nothing, or a string is given in place of a sequence of patterns.
     """
     if isinstance(patterns, str):
         raise ValueError(f"{what} must be a sequence of patterns, got {patterns!r}")

@@ -142,6 +142,10 @@ def test_what_the_model_did_not_predict_is_not_there_after_loading(scene: geomtx
     assert after.predictions.depth is after.predictions.points is after.predictions.tracks is after.query_points is None
 
 
+def test_a_repr_is_one_line(scene: geomtx.Scene) -> None:
+    assert repr(scene) == "Scene(4 views of 112x84, cameras, pose_encodings, depth, points, tracks; up to scale)"
+
+
 def test_length_is_the_number_of_views(tmp_path: Path) -> None:
     assert len(known_scene(tmp_path, 3)) == 3
 

@@ -1,4 +1,4 @@
-"""A picture of what a model predicts beside the truth: depth, errors, point clouds, cameras."""
+"""A picture that compares what a model predicts with the truth: depth, errors, point clouds, cameras."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from geomtx.scene.scene import Scene
 
 __all__ = ["draw_comparison"]
 
-_WORST = 50.0  # relative error at the end of the colours, per cent
+_WORST = 50.0  # relative error in per cent at the end of the colours
 
 
 def draw_comparison(
@@ -39,15 +39,19 @@ def draw_comparison(
     same viewpoint and the cameras from above, the prediction brought to the truth by `align_scene`.
 
     Args:
-        scene: Of a model. What it lacks is left out.
-        truth: Of the same views; `masks` say where it is known.
+        scene: Scene that a model predicts. Predictions that it lacks are left out.
+        truth: True scene of the same views; its `masks` say where depth is known.
         title: First line.
-        facts: More for the second line.
-        percentile: Of the predicted points, see `Scene.points`; true points are all drawn.
-        max_views: More views than that are represented by as many, evenly spaced.
+        facts: Short texts for the second line.
+        percentile: Percentile of confidence from which predicted points are drawn, see `Scene.points`; true points are
+            all drawn.
+        max_views: Largest number of rows. More views than that are represented by as many, evenly spaced.
+
+    Returns:
+        An RGB picture.
 
     Raises:
-        ValueError: For other views or images of other sizes.
+        ValueError: If the views or the sizes of the images differ.
     """
     check_shape("scene.masks", scene.masks, tuple(truth.masks.shape))
     shown = choose_rows(len(scene), max_views)
@@ -64,7 +68,7 @@ def draw_comparison(
 
 
 def _compare_depth(scene: Scene, truth: Scene) -> tuple[Tensor, Tensor]:
-    """Scaled depth (S, H, W), and its relative error in per cent; NaN where the truth isn't known."""
+    """Return the scaled depth (S, H, W), and its relative error in per cent, NaN where the truth is unknown."""
     assert scene.predictions.depth is not None
     assert truth.predictions.depth is not None
     predicted, true = scene.predictions.depth.value.double(), truth.predictions.depth.value.double()

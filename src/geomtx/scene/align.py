@@ -1,4 +1,4 @@
-"""One scene in the frame and the unit of another that shows the same views."""
+"""Bringing a scene into the frame and the unit of another that shows the same views."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def align_scene(scene: Scene, target: Scene) -> Scene:
     camera centres where one of the two scenes has no points.
 
     Args:
-        scene: With points (see `Scene.point_map`) or cameras.
-        target: The same views, in images of the same size.
+        scene: Scene with points (see `Scene.point_map`) or cameras.
+        target: Scene of the same views, in images of the same size.
 
     Returns:
-        `scene` in the frame and the units of `target`; without `pose_encodings`, which can't tell another frame.
+        `scene` in the frame and the units of `target`, without `pose_encodings`, which hold for the first camera's
+        frame alone.
 
     Raises:
-        ValueError: For other views, or scenes that have neither points nor cameras in common.
+        ValueError: If the views differ, or the scenes have neither points nor cameras in common.
     """
     check_shape("scene.masks", scene.masks, tuple(target.masks.shape))
     similarity = _fit_points(scene, target) or _fit_cameras(scene, target)
@@ -40,14 +41,14 @@ def align_scene(scene: Scene, target: Scene) -> Scene:
 
 
 def move_scene(scene: Scene, similarity: Similarity) -> Scene:
-    """The scene in another world, whose points are those of its own after a similarity.
+    """Apply a similarity to the points and cameras of a scene.
 
     Args:
-        scene: With any predictions.
-        similarity: Of float64 parts.
+        scene: Scene with any predictions.
+        similarity: Similarity in float64.
 
     Returns:
-        The moved scene; without `pose_encodings`, which can't tell another frame, and with `extra` as it was.
+        The moved scene, without `pose_encodings`, which hold for the first camera's frame alone; `extra` is unchanged.
     """
     scale, rotation, translation = similarity
     cameras, _, depth, points, *_ = scene.predictions

@@ -54,7 +54,7 @@ class SceneContent:
 
     @property
     def cameras(self) -> Cameras | None:
-        """`cam_from_world` (S, 3, 4), up to scale, and `intrinsics` (S, 3, 3) in original pixels."""
+        """Cameras: `cam_from_world` (S, 3, 4), and `intrinsics` (S, 3, 3) in original pixels."""
         if self.predictions.cameras is None:
             return None
         cam_from_world, intrinsics = self.predictions.cameras
@@ -63,18 +63,21 @@ class SceneContent:
 
     @property
     def depth(self) -> tuple[DenseMap, ...] | None:
-        """Depth and confidence of each view in original pixels, (H_s, W_s) each: computed in every access."""
+        """Depth and confidence of each view in original pixels, (H_s, W_s) each; interpolated at every access."""
         if self.predictions.depth is None:
             return None
         return tuple(self.view_depth(index) for index in range(len(self)))
 
     def view_depth(self, index: int) -> DenseMap:
-        """Depth (up to scale) and confidence of one view, both (H_s, W_s) in original pixels.
+        """Return depth and confidence of one view, both (H_s, W_s) in original pixels.
 
-        Pixels that the model did not see (cropped away) are 0 in both.
+        Both are 0 in pixels that were cropped away before the model saw the photo.
+
+        Args:
+            index: Index of the view.
 
         Raises:
-            ValueError: Without a depth head.
+            ValueError: If the scene has no depth.
         """
         if self.predictions.depth is None:
             raise ValueError("scene must have depth, but the model ran without its depth head")
@@ -83,10 +86,11 @@ class SceneContent:
 
     @property
     def extra(self) -> dict[str, tuple[DenseMap, ...]] | None:
-        """Maps of heads that were added (`VGGT.add_head`), by name, of each view in original pixels.
+        """Name of an added head (`VGGT.add_head`) → its map of each view in original pixels.
 
-        Values (H_s, W_s) or (H_s, W_s, C) and confidences (H_s, W_s), interpolated and 0 where the model did not see;
-        what they mean is the head's: they are neither scaled nor turned with the scene. Computed in every access.
+        Values are (H_s, W_s) or (H_s, W_s, C), confidences (H_s, W_s). They are interpolated at every access, and 0
+        where the photo was cropped. Moving or scaling the scene leaves them as they are, as only the head knows what
+        they mean.
         """
         if self.predictions.extra is None:
             return None
@@ -108,19 +112,20 @@ class SceneContent:
         return Tracks(torch.stack([transform.to_original(xy) for transform, xy in views]), visibility, confidence)
 
     def points(self, percentile: float = 20.0, *, max_points: int | None = None) -> PointCloud:
-        """The sure points of all views, up to scale, in the first camera's frame.
+        """Return the confident points of all views in the first camera's frame.
 
-        They are the depth maps unprojected with the predicted cameras, or the point head's if one of the two is
-        missing. Kept are pixels in `masks` and in front of the camera, with finite values and a confidence at or above
-        the percentile over all such pixels.
+        Points are the depth maps unprojected with the predicted cameras or, if one of the two is missing, those of the
+        point head. A pixel gives a point if it is in `masks`, lies in front of the camera, has finite values, and has
+        a confidence at or above the percentile over all such pixels.
 
         Args:
-            percentile: 0 to 100; 20 leaves out the least sure fifth.
-            max_points: At most so many, chosen at random but the same in every call.
+            percentile: Percentile of confidence, 0 to 100; 20 leaves out the least confident fifth.
+            max_points: Largest number of points, chosen at random but the same in every call; defaults to no limit.
 
         Raises:
-            ValueError: Without both (depth, cameras) and points; for other arguments; if there is no such pixel, with
-                the cause: predictions that are not finite, no positive depth, or nothing left by the masks.
+            ValueError: If the scene has neither depth and cameras nor points, an argument is out of range, or no pixel
+                gives a point. The message names the cause: predictions that are not finite, no positive depth, or
+                masks that leave no pixel.
         """
         depth = self.predictions.depth
         points, confidence = self.point_map()
@@ -131,12 +136,12 @@ class SceneContent:
         return select_points(points, confidence, self.images, self.masks, percentile=percentile, max_points=max_points)
 
     def point_map(self) -> DenseMap:
-        """A point (S, H, W, 3) and a confidence (S, H, W) for each pixel of the model's images, see `points`.
+        """Return a point (S, H, W, 3) and a confidence (S, H, W) for each pixel of the model's images, see `points`.
 
-        Where the depth is not positive, the point is NaN.
+        The point is NaN where the depth is not positive.
 
         Raises:
-            ValueError: Without both (depth, cameras) and points.
+            ValueError: If the scene has neither depth and cameras nor points.
         """
         depth, cameras = self.predictions.depth, self.predictions.cameras
         if depth is not None and cameras is not None:
@@ -148,7 +153,7 @@ class SceneContent:
 
 
 def _to_original(map_: Tensor, transform: ViewTransform) -> Tensor:
-    """(H, W) or (H, W, C) in the model's pixels → the photo's."""
+    """Bring a map (H, W) or (H, W, C) from the model's pixels to those of the photo."""
     if map_.ndim == 2:
         return transform.depth_to_original(map_)
     return transform.depth_to_original(map_.movedim(-1, 0)).movedim(0, -1)

@@ -1,4 +1,4 @@
-"""Predictions that are not finite: which views have them, and whether a scene has anything else."""
+"""Errors and warnings for predictions that are not finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_NAMED = 20
 
 
 class _Prediction(NamedTuple):
-    """One kind of prediction: whether some, and whether all, of its numbers are finite in each view, (S,) bool both."""
+    """One kind of prediction, and whether some and whether all of its numbers are finite in each view, (S,) bool."""
 
     name: str
     some: Tensor
@@ -26,11 +26,11 @@ class _Prediction(NamedTuple):
 
 
 def require_finite(scene: Scene, advice: str = "the weights may be damaged") -> None:
-    """Require cameras, depth, points and tracks to be finite somewhere, as far as the scene has them.
+    """Require some finite numbers of each kind of prediction that a scene has.
 
     Args:
-        scene: Scene to look at.
-        advice: What to do about it, the end of the error.
+        scene: Scene to check.
+        advice: End of the error message, which says what to do.
 
     Raises:
         ValueError: If one of them is NaN or infinite in every view.
@@ -56,7 +56,7 @@ def warn_of_nonfinite(scene: Scene) -> None:
 
 
 def _predictions(scene: Scene) -> Iterator[_Prediction]:
-    """Those that the scene has; of maps, the pixels of photos."""
+    """Return the predictions that a scene has; maps count within the masks."""
     cameras, _, depth, points, tracks, *_ = scene.predictions
     if cameras is not None:
         finite = cameras.cam_from_world.isfinite().flatten(1).all(1) & cameras.intrinsics.isfinite().flatten(1).all(1)

@@ -1,4 +1,4 @@
-"""Point clouds from point maps: which pixels count, which are kept."""
+"""Point clouds from point maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NoPointsError", "PointCloud", "check_percentile", "confidence_thresh
 
 
 class NoPointsError(ValueError):
-    """No pixel gives a point; the message names the cause."""
+    """An error that says why no pixel gives a point."""
 
 
 @show_shapes
@@ -23,10 +23,10 @@ class PointCloud(NamedTuple):
     """Coloured points, up to scale, in the first camera's frame (OpenCV axes: x right, y down, z forward).
 
     Attributes:
-        xyz: (M, 3) float32, scene units.
-        rgb: (M, 3) uint8.
-        confidence: (M,) float32, larger is surer; compare ranks within a scene.
-        view: (M,) int64, the index of the view that a point comes from.
+        xyz: Coordinates (M, 3) float32 in units of the scene.
+        rgb: Colours (M, 3) uint8.
+        confidence: Confidence (M,) float32, which ranks the points of a scene and is not a probability.
+        view: Index (M,) int64 of the view that a point comes from.
     """
 
     xyz: Float[Tensor, "m 3"]
@@ -36,21 +36,21 @@ class PointCloud(NamedTuple):
 
 
 def check_percentile(percentile: float) -> None:
-    """Require one, from 0 to 100.
+    """Require a percentile from 0 to 100.
 
     Raises:
-        ValueError: Otherwise.
+        ValueError: If it is outside.
     """
     check_range("percentile", percentile, 0, 100)
 
 
 def confidence_threshold(confidence: Float[Tensor, " n"], percentile: float) -> float:
-    """The confidence at a percentile: one of the values, so that the values at or above it are never none.
+    """Return the confidence at a percentile, which is one of the values, so that at least one is kept.
 
     A percentile and not a fixed value, because the range of confidences differs from model to model.
 
     Raises:
-        ValueError: For a percentile outside [0, 100].
+        ValueError: If the percentile is outside [0, 100].
     """
     check_percentile(percentile)
     return float(np.percentile(confidence.numpy(), percentile, method="lower"))
@@ -65,20 +65,20 @@ def select_points(
     percentile: float = 20.0,
     max_points: int | None = None,
 ) -> PointCloud:
-    """Keep the sure pixels of point maps.
+    """Return the confident pixels of point maps as a point cloud.
 
     Args:
-        points: (S, H, W, 3).
-        confidence: (S, H, W).
-        images: (S, 3, H, W), the colours.
-        valid: (S, H, W), True = may be kept. Pixels that aren't finite never are.
+        points: Points (S, H, W, 3).
+        confidence: Confidences (S, H, W).
+        images: Images (S, 3, H, W) that give the colours.
+        valid: Which pixels may be kept, (S, H, W) bool. Pixels that are not finite never are.
         percentile: Keep valid pixels with a confidence at or above this percentile of all valid pixels' confidences.
             Ties are kept, so at least one is.
-        max_points: At most so many; which ones is random, but the same in every call. None = all.
+        max_points: Largest number of points, chosen at random but the same in every call; defaults to no limit.
 
     Raises:
-        NoPointsError: A ValueError, if no pixel is valid or no valid pixel is finite.
-        ValueError: For a percentile outside [0, 100], or max_points below 1.
+        NoPointsError: If no pixel is valid or no valid pixel is finite; a ValueError.
+        ValueError: If the percentile is outside [0, 100], or max_points below 1.
     """
     if max_points is not None and max_points < 1:
         raise ValueError(f"max_points must be at least 1, got {max_points}")

@@ -12,7 +12,7 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[Callable[[float], None] | None]:
-    """Show a bar on stderr while the block runs; yields what reports a share of the pass that is done."""
+    """Show a progress bar on stderr while the block runs; yields a function that takes the share that is done."""
     if not shown:
         yield None
         return

@@ -24,15 +24,15 @@ def queries_to_model(
 
     Args:
         query_points: (N, 3) as (view, x, y) in original pixels.
-        transforms: Of the S views.
-        names: Of the S views, for messages.
+        transforms: Transforms of the S views.
+        names: Names of the S views, for messages.
 
     Returns:
-        (N, 3) as (view, x, y) in model pixels.
+        Query points (N, 3) as (view, x, y) in pixels of the model's images.
 
     Raises:
-        ValueError: Names the query whose view doesn't exist, that lies outside its photo, or in a part of the photo
-            that the model doesn't see.
+        ValueError: If the view of a query doesn't exist, or the query lies outside its photo or in a part of the photo
+            that was cropped away.
     """
     check_shape("query_points", query_points, ("N", 3))
     if len(query_points) == 0:

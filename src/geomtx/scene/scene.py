@@ -18,7 +18,7 @@ from geomtx.types import Float
 __all__ = ["Scene"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scene(SceneContent):
     r"""S photos of one scene and what a model predicts of them, on the CPU.
 
@@ -42,14 +42,14 @@ class Scene(SceneContent):
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:
-        """Scale depth, points and camera translations together: everything projects to the same pixels as before.
+        """Return the scene with depth, points and camera translations scaled; projections stay where they are.
 
         Args:
             factor: New units for one old unit, such as a known distance over the same distance in the scene.
-            units: Name of the new units, "metres" for instance. None = keep the name.
+            units: Name of the new units, such as "metres"; defaults to the name so far.
 
         Raises:
-            ValueError: Unless factor is finite and positive.
+            ValueError: If the factor is not finite and positive.
         """
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be finite and positive, got {factor}")
@@ -75,25 +75,26 @@ class Scene(SceneContent):
         report: bool = True,
         overwrite: bool = False,
     ) -> tuple[Path, ...]:
-        """Write the scene: all files or none, the same bytes every time; other files in the folder are left alone.
+        """Write the scene's files, all or none, and leave other files in the folder alone.
 
-        `scene.safetensors` (every map; `Scene.load` reads it), `cameras.json`, `points.ply`, `report.png`, and
-        `tracks.json` where there are tracks. What the predictions don't allow is left out, with a warning in the log
-        if there are no finite points.
+        The files are `scene.safetensors`, which has everything and which `Scene.load` reads, `cameras.json`,
+        `points.ply`, `report.png`, and `tracks.json` if there are tracks. Files that need predictions which the scene
+        lacks are left out, with a warning in the log if there are no finite points. The same scene gives the same
+        bytes.
 
         Args:
-            folder: Made if it doesn't exist.
-            percentile: For the point cloud, see `points`.
-            max_points: For the point cloud, see `points`.
+            folder: Folder to write; it is made if it doesn't exist.
+            percentile: Percentile of confidence from which points are in points.ply, see `points`.
+            max_points: Largest number of points in points.ply, see `points`; defaults to no limit.
             maps: "network" keeps maps in the pixels of the model's images, which `depth` and `extra` bring to original
                 pixels when they are read. "original" adds depth in original pixels to scene.safetensors, for readers
                 other than geomtx, and much to its size.
-            report: False leaves out report.png.
+            report: Whether to draw report.png.
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.
 
         Returns:
-            The paths written.
+            The paths of the files that were written.
 
         Raises:
             FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
@@ -111,7 +112,7 @@ class Scene(SceneContent):
 
     @classmethod
     def load(cls, folder: str | Path) -> Scene:
-        """Read what `save` wrote: a folder, or its scene.safetensors.
+        """Read a scene from a folder that `save` wrote, or from its scene.safetensors.
 
         Raises:
             FileNotFoundError: If there is no such file.

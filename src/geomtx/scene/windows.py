@@ -1,4 +1,4 @@
-"""Many views in overlapping windows, a pass of the model each, and the way from each window's world to the first's."""
+"""Many views in overlapping windows, with a pass of the model each, stitched into one scene."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["WindowPlan", "check_window", "check_window_heads", "fit_points", "pl
 logger = logging.getLogger(__name__)
 
 _LEAST_POINTS = 100
-_MOST_POINTS = 100_000  # more say nothing new
+_MOST_POINTS = 100_000  # more would not change the fit
 _ROUNDS = 10
-_POOR_FIT = 0.1  # median residual over the points' spread
-_LINE = 1e-8  # variance across a line over that along it
+_POOR_FIT = 0.1  # ratio of the median residual to the points' spread
+_LINE = 1e-8  # ratio of the variance across a line to that along it
 
 
 class WindowPlan(NamedTuple):
-    """How many views a pass of the model takes.
+    """Number of views in a pass of the model.
 
     Attributes:
-        size: Views of a window, at least 2.
-        overlap: Views that a window shares with the one before, at least 1 and fewer than `size`. The last window is as
-            large as the others, and shares more where the number of views leaves a rest.
+        size: Number of views in a window, at least 2.
+        overlap: Number of views that a window shares with the one before, at least 1 and less than `size`. The last
+            window is as large as the others, so it may share more.
     """
 
     size: int
@@ -41,10 +41,10 @@ class WindowPlan(NamedTuple):
 
 
 def check_window(plan: WindowPlan) -> None:
-    """Require a size and an overlap that make windows.
+    """Require a valid size and overlap.
 
     Raises:
-        ValueError: Otherwise.
+        ValueError: If one is not valid.
     """
     if not isinstance(plan, WindowPlan):
         raise ValueError(f"window must be a WindowPlan, got {plan!r}")
@@ -54,10 +54,10 @@ def check_window(plan: WindowPlan) -> None:
 
 
 def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
-    """The views of each window; a single window where all views fit into one.
+    """Return the views of each window, or a single window if all views fit into one.
 
     Raises:
-        ValueError: As `check_window`.
+        ValueError: If the plan is not valid, see `check_window`.
     """
     check_window(plan)
     if num_views <= plan.size:
@@ -67,10 +67,10 @@ def place_windows(num_views: int, plan: WindowPlan) -> list[range]:
 
 
 def check_window_heads(heads: Sequence[str]) -> None:
-    """Require heads whose predictions windows can be stitched by.
+    """Require heads whose predictions allow windows to be stitched.
 
     Raises:
-        ValueError: With tracks, and without both depth and cameras, or points.
+        ValueError: If tracks are among them, or neither depth and cameras nor points.
     """
     if "tracks" in heads:
         raise ValueError("window must be None for tracks, which are followed in one pass; got query_points")
@@ -79,21 +79,21 @@ def check_window_heads(heads: Sequence[str]) -> None:
 
 
 def stitch_scenes(scenes: Iterable[Scene], windows: Sequence[range]) -> Scene:
-    """One scene of all views in the first window's world and unit.
+    """Join the scenes of windows into one scene of all views, in the first window's frame and unit.
 
-    Each window is brought to the one before by the similarity between both windows' points of the views that they
-    share, see `fit_points`. Of the views that two windows share, the first half (rounded down) is taken from the
-    earlier, the rest from the later one: each view's camera, depth and points are of one pass, and agree.
+    Each window is aligned with the one before by the similarity between the points that both have of the views that
+    they share, see `fit_points`. Of these views, the first half (rounded down) is taken from the earlier window and the
+    rest from the later one, so that camera, depth and points of a view come from the same pass.
 
     Args:
-        scenes: One a window, with (depth and cameras) or points; taken one at a time.
-        windows: Consecutive views each; each shares some with the one before.
+        scenes: The scene of each window, with depth and cameras or with points. They are asked for one at a time.
+        windows: Consecutive views of each window, which shares some of them with the window before.
 
     Returns:
-        The scene, without `pose_encodings`, which can't tell another world.
+        The scene, without `pose_encodings`, which hold for the first camera's frame alone.
 
     Raises:
-        ValueError: Where windows share too few points, or points that determine no similarity.
+        ValueError: If windows share too few points, or points that determine no similarity.
     """
     parts: list[Scene] = []
     previous: Scene | None = None
@@ -111,18 +111,18 @@ def stitch_scenes(scenes: Iterable[Scene], windows: Sequence[range]) -> Scene:
 
 
 def fit_points(source: DenseMap, target: DenseMap, mask: Tensor) -> Similarity:
-    """The similarity that brings points to others of the same pixels, in float64.
+    """Fit the similarity that brings points to those of the same pixels in another scene, in float64.
 
-    Least squares with weights 1 / (1/c₁² + 1/c₂²) of the two confidences, as errors fall with them; then again, ten
-    times, with each weight over 1 + (residual / median residual)² (Cauchy), so that what doesn't fit loses its say.
+    The fit is by least squares with weights 1 / (1/c₁² + 1/c₂²) from the two confidences. It is repeated ten times with
+    each weight divided by 1 + (residual / median residual)² (Cauchy's weights), which suppresses outliers.
 
     Args:
         source: `value` (..., 3) and `confidence` (...).
-        target: Likewise.
-        mask: (...) bool, True = the pair takes part. Pairs that are not finite don't.
+        target: Points and confidences of the other scene, of the same shapes.
+        mask: Which pairs count, (...) bool. Pairs that are not finite never do.
 
     Raises:
-        ValueError: For fewer than 100 pairs, and where they determine no similarity: all on a line, for instance.
+        ValueError: If there are fewer than 100 pairs, or they determine no similarity, such as points on a line.
     """
     valid = mask & source.value.isfinite().all(-1) & target.value.isfinite().all(-1)
     valid &= source.confidence.isfinite() & target.confidence.isfinite()
@@ -160,7 +160,7 @@ def _check_fit(similarity: Similarity, *spreads: Tensor) -> None:
 
 
 def _spreads(points: Tensor, weights: Tensor) -> Tensor:
-    """Variances along the three principal axes, least first."""
+    """Return the variances along the three principal axes, in rising order."""
     shares = (weights / weights.sum())[:, None]
     centered = points - (shares * points).sum(0)
     return torch.linalg.eigvalsh((shares * centered).mT @ centered)
@@ -181,7 +181,7 @@ def _fit_scenes(scene: Scene, target: Scene) -> Similarity:
 
 
 def _select(scene: Scene, views: slice) -> Scene:
-    """Some consecutive views, without pose encodings and tracks."""
+    """Return the scene of some consecutive views, without pose encodings and tracks."""
     predictions = scene.predictions._replace(pose_encodings=None, tracks=None)
     return replace(
         scene,

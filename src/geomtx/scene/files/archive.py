@@ -1,4 +1,4 @@
-"""A whole scene in one .safetensors file, and back."""
+"""Writing a whole scene to one .safetensors file, and reading it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.uint8: "U8", torch.
 
 
 class _Entry(NamedTuple):
-    """A tensor of the file, made only when its turn comes: maps in original pixels can be larger than memory."""
+    """A tensor of the file, computed when it is written, as maps in original pixels can be larger than memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -37,7 +37,7 @@ class _Entry(NamedTuple):
 
 
 def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network") -> None:
-    """Write every map of a scene.
+    """Write everything that a scene holds.
 
     Tensors, where the scene has them (S views, H and W the model's images, N tracks):
 
@@ -55,14 +55,14 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
     names and transforms of the views.
 
     Args:
-        path: Overwritten if it exists.
-        scene: To write.
+        path: Path of the file, which is overwritten if it exists.
+        scene: Scene to write.
         maps: "network" writes maps in the pixels of the model's images alone; `Scene` brings them to original pixels
             when they are read. "original" adds depth and confidence in original pixels, for readers other than geomtx:
             about 98 MB for a photo of 12 megapixels.
 
     Raises:
-        ValueError: For other `maps`.
+        ValueError: If `maps` is neither.
     """
     check_option("maps", maps, ("original", "network"))
     entries = {name: _Entry(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in _tensors_of(scene)}  # type: ignore[misc]
@@ -87,8 +87,8 @@ def load_fields(source: str | Path) -> dict[str, Any]:
     """Read the attributes of a `Scene` from a folder that `Scene.save` wrote, or from its scene.safetensors.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is broken, isn't a scene, or has a newer format.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, isn't a scene, or has a newer format.
     """
     path = user_path(source)
     path = path / ARCHIVE if path.is_dir() else path
@@ -180,9 +180,9 @@ def _original_maps(scene: SceneContent) -> dict[str, _Entry]:
 
 
 def _write_safetensors(path: Path, entries: dict[str, _Entry], metadata: dict[str, str]) -> None:
-    """The safetensors format, one tensor in memory at a time.
+    """Write the safetensors format with one tensor in memory at a time.
 
-    The safetensors package wants all tensors at once, and orders the metadata at random.
+    The safetensors package needs all tensors at once, and orders the metadata at random.
     """
     # Wide dtypes first, as the format's readers expect of aligned tensors.
     names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))

@@ -1,4 +1,4 @@
-"""Cameras as a JSON file."""
+"""The cameras of a scene as a JSON file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ CAMERA_CONVENTIONS = {
 
 
 def write_cameras(path: str | Path, scene: SceneContent) -> None:
-    """Write `cameras.json`: conventions, units, and a camera in original pixels for each view.
+    """Write conventions, units, and each view's camera in original pixels.
+
+    Args:
+        path: Path of the file, which is overwritten if it exists.
+        scene: Scene with cameras.
 
     Raises:
         ValueError: If the scene has no cameras.

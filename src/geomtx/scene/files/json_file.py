@@ -1,4 +1,4 @@
-"""JSON that people can read: matrices row by row, floats as short as float32 allows, null for what isn't finite."""
+"""JSON files that people can read: matrices row by row, floats with 9 digits, null for what isn't finite."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _FLAT_LIST = re.compile(r"\[\s*\n\s*((?:[-+.\deE]+|null)(?:,\s*(?:[-+.\deE]+|nul
 
 
 def to_plain(values: Tensor) -> Any:
-    """A tensor as (nested lists of) numbers with 9 significant digits: as many as float32 needs for a round trip."""
+    """Return a tensor as nested lists of numbers with the 9 significant digits that float32 needs for a round trip."""
     return _round(values.tolist())
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a file with sorted-as-given keys, UTF-8, lists of numbers on one line."""
+    """Write a UTF-8 file with keys in the given order and lists of numbers on one line."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     # Strings can't hold a line break, so the pattern meets lists only.
     text = _FLAT_LIST.sub(lambda match: "[" + re.sub(r",\s+", ", ", match.group(1)) + "]", text)

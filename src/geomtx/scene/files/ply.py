@@ -26,13 +26,13 @@ _ROWS_AT_ONCE = 1 << 20
 def write_ply(path: str | Path, cloud: PointCloud, *, units: str = "up to scale", notice: str = "") -> None:
     """Write a binary little-endian PLY file: x, y, z, red, green, blue, confidence, view.
 
-    Axes are OpenCV's (x right, y down, z forward), the frame is the first camera's.
+    Points are in the first camera's frame with OpenCV axes (x right, y down, z forward).
 
     Args:
-        path: Overwritten if it exists.
-        cloud: Any number of points.
-        units: Of lengths, for the header.
-        notice: A line for the header, or "".
+        path: Path of the file, which is overwritten if it exists.
+        cloud: Points to write.
+        units: Unit of lengths, which the header names.
+        notice: A warning that the header repeats, or "".
     """
     frame = "frame: first camera, OpenCV axes (x right, y down, z forward)"
     comments = ["geomtx point cloud", f"units: {units}", frame, *([f"notice: {notice}"] if notice else [])]

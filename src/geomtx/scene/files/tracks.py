@@ -1,4 +1,4 @@
-"""Tracks as a JSON file."""
+"""The tracks of a scene as a JSON file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ TRACK_CONVENTIONS = {
 
 
 def write_tracks(path: str | Path, scene: SceneContent) -> None:
-    """Write `tracks.json`: for each query point its position in every view, in original pixels.
+    """Write the position of each query point in every view, in original pixels.
+
+    Args:
+        path: Path of the file, which is overwritten if it exists.
+        scene: Scene with tracks and query points.
 
     Raises:
         ValueError: If the scene has no tracks.
