@@ -111,7 +111,7 @@ def test_no_such_index(index: int) -> None:
     [
         (([],), r"^datasets must hold at least one, got none$"),
         (([Numbered(0, 0)],), r"^length of dataset 0 must be positive, got 0$"),
-        (([Numbered(0, 1)], [1, 2]), r"^lengths must be one a dataset, 1, got 2$"),
+        (([Numbered(0, 1)], [1, 2]), r"^lengths must be one per dataset, 1, got 2$"),
         (([Numbered(0, 1)], [0]), r"^lengths must be positive, got 0$"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scenes to train on: rendered ones and datasets."""
+"""Training data: datasets of files and rendered scenes."""
 
 from geomtx.data.augmentation import ColorAugmentation, VideoAugmentation
 from geomtx.data.collate import collate_scenes, repeat_batch

@@ -1,4 +1,4 @@
-"""Scenes → a batch."""
+"""Collation of scenes to batches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["collate_scenes", "repeat_batch", "split_scenes"]
 
 
 def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
-    """Put scenes of equal shape together along B, as a loader's `collate_fn`.
+    """Concatenate scenes of equal shape along B; the `collate_fn` of a `DataLoader`.
 
-    What only some of them know is there for all, with masks that say for which.
+    If only some scenes have a label, the batch has it for all, with masks that are False for the others.
 
     Args:
-        scenes: Of a dataset, B = 1 each, or batches.
+        scenes: Scenes of a dataset, B = 1 each, or batches.
 
     Raises:
-        ValueError: If there are none, or numbers of views or images' sizes differ.
+        ValueError: If there are none, or if numbers of views or sizes of images differ.
     """
     if not scenes:
         raise ValueError("scenes must hold at least one, got none")
@@ -51,7 +51,7 @@ def collate_scenes(scenes: Sequence[SceneBatch]) -> SceneBatch:
 
 
 def split_scenes(batch: SceneBatch) -> list[SceneBatch]:
-    """The scenes of a batch, B = 1 each, in views of its tensors."""
+    """Split a batch into its scenes, B = 1 each, as views of its tensors."""
     return [_take_scene(batch, index) for index in range(len(batch.images))]
 
 
@@ -62,10 +62,10 @@ def _take_scene(value: Any, index: int) -> Any:
 
 
 def repeat_batch(batch: SceneBatch) -> SceneBatch:
-    """Append a copy with the views in reverse, so that the last one is the reference (VGGT, released training code).
+    """Append a copy with the views in reverse order, so that the last is the reference (VGGT, released training code).
 
-    Tracks of the copy that are not visible in its reference view become empty slots, unless `query_views` says that
-    their queries are elsewhere.
+    Tracks of the copy that are not visible in its reference view become invalid, unless `query_views` has the views of
+    their queries.
     """
 
     def flip(tensor: Tensor | None) -> Tensor | None:
@@ -90,7 +90,7 @@ def repeat_batch(batch: SceneBatch) -> SceneBatch:
 
 
 def _join(parts: Sequence[Tensor | None], fill: Sequence[Tensor]) -> Tensor | None:
-    """Along B, with `fill` where there is none; None if there is none at all."""
+    """Concatenate along B, with `fill` in place of None; None if all parts are None."""
     if all(part is None for part in parts):
         return None
     return torch.cat([other if part is None else part for part, other in zip(parts, fill, strict=True)])
@@ -99,9 +99,10 @@ def _join(parts: Sequence[Tensor | None], fill: Sequence[Tensor]) -> Tensor | No
 def _join_masks(
     parts: Sequence[Tensor | None], known: Sequence[Tensor | None], empty: Sequence[Tensor]
 ) -> Tensor | None:
-    """As `_join`; a mask also comes about where some scenes lack what others have.
+    """Concatenate masks as `_join` does; there is also a mask if only some scenes have the masked label.
 
-    `known` is what a scene without a mask knows, None if it lacks the thing; then its mask is `empty`.
+    `known` is the mask of a scene that has the label but no mask of its own, None for a scene without the label, whose
+    mask is `empty`.
     """
     lacking = [other is None for other in known]
     if all(lacking) or not (any(lacking) or any(part is not None for part in parts)):
@@ -111,12 +112,12 @@ def _join_masks(
 
 
 def _known_pixels(scene: SceneBatch) -> Tensor | None:
-    """(B, S, H, W) where depth is known that no mask speaks for, or points."""
+    """Return where depth or points are known, (B, S, H, W) bool; None without both."""
     return None if scene.depth is None and scene.points is None else known_pixels(scene)
 
 
 def _known_cameras(scene: SceneBatch) -> Tensor | None:
-    """(B, S)."""
+    """Return a mask (B, S) of ones; None without cameras."""
     if scene.cameras is None:
         return None
     return torch.ones(scene.images.shape[:2], dtype=torch.bool, device=scene.images.device)

@@ -1,4 +1,4 @@
-"""What all datasets of files share: from a request to a scene."""
+"""Base class of all datasets of files, which assembles the scene that a sampler requests."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ OnError = Literal["raise", "skip"]
 
 
 class SceneRecord(NamedTuple):
-    """A sequence of frames as it is listed, before anything of it is decoded.
+    """List entry of a sequence of N frames, before any of its pictures is decoded.
 
     Attributes:
-        name: For messages, unique.
-        images: Path of each of the N frames' pictures.
-        cam_from_world: (N, 3, 4) float64.
-        intrinsics: (N, 3, 3) float64, pixels.
-        ranking: (N, K), of `rank_by_pose`, or None.
+        name: Unique name of the sequence, also for messages.
+        images: Paths of the N pictures.
+        cam_from_world: Camera poses, (N, 3, 4) float64.
+        intrinsics: Intrinsics in pixels, (N, 3, 3) float64.
+        ranking: Neighbours of each frame as by `rank_by_pose`, (N, K); None if not known.
     """
 
     name: str
@@ -53,15 +53,16 @@ class SceneRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How a sequence becomes a scene.
+    """Options by which a sequence becomes a scene.
 
     Args:
-        size: Width of the images, pixels; the height is `size` times the request's aspect, in whole patches.
-        patch_size: Side of the model's patches.
-        choice: Which frames; None = as suits the dataset.
-        transform: Crop and resize; `FrameTransform.plain()` for validation.
-        color: Change of colours; None = none, as for validation or where losses compare colours between views.
-        num_tracks: Tracks to make from depth; 0 = none.
+        size: Width of the images in pixels; the height is `size` times the requested aspect, in whole patches. Defaults
+            to 518.
+        patch_size: Side of the model's patches in pixels; defaults to 14.
+        choice: Choice of the frames; defaults to that of the dataset.
+        transform: Crop and resize; use `FrameTransform.plain()` for validation.
+        color: Colour augmentation; defaults to none, which suits validation and losses that compare colours of views.
+        num_tracks: Number of tracks to build from depth; defaults to 0.
     """
 
     size: int = 518
@@ -79,12 +80,12 @@ class SampleOptions:
             raise ValueError(f"num_tracks must be 0 or more, got {self.num_tracks}")
 
     def image_hw(self, aspect: float) -> tuple[int, int]:
-        """Height and width of the images for an aspect (height over width).
+        """Return height and width of the images for an aspect (height over width).
 
         Raises:
-            ValueError: If that is not a patch high.
+            ValueError: If the height is less than a patch.
         """
-        # A product that rounding left below a whole number of patches is that number.
+        # Rounding may leave a product slightly below a whole number of patches.
         height = math.floor(self.size * aspect / self.patch_size + 1e-6) * self.patch_size
         if height < 1:
             raise ValueError(f"aspect must be at least a patch, {self.patch_size / self.size:.3f}, got {aspect}")
@@ -92,18 +93,18 @@ class SampleOptions:
 
 
 class SceneDataset(Dataset[SceneBatch], ABC):
-    """Scenes by request: (scene, number of views, aspect[, seed]) → `SceneBatch` with B = 1.
+    """Dataset that is indexed by a request (scene, number of views, aspect[, seed]) and returns a `SceneBatch`, B = 1.
 
-    The world of a scene is the camera of its first view. Everything that is drawn comes from the request's seed and
-    scene, so equal requests give equal scenes, in any process.
+    The world frame of a scene is the camera of its first view. All random numbers come from the request's seed and
+    scene, so that equal requests give equal scenes in any process.
 
     Args:
         root: Folder of the data.
-        records: The sequences.
-        options: How they become scenes.
+        records: Sequences of the dataset.
+        options: Options by which sequences become scenes.
 
     Attributes:
-        usual_choice: Which frames, if the options don't say.
+        usual_choice: Choice of frames if the options have none.
     """
 
     usual_choice: ClassVar[FrameChoice] = FrameChoice()
@@ -118,18 +119,27 @@ class SceneDataset(Dataset[SceneBatch], ABC):
 
     @abstractmethod
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
-        """Decode one frame. SceneError for a file that is missing or broken."""
+        """Decode one frame.
+
+        Raises:
+            SceneError: If a file is missing or damaged.
+        """
 
     def finish_frame(self, record: SceneRecord, index: int, frame: Frame) -> Frame:
-        """What remains to be done once a frame has its size; nothing, but where depth is not made of pixels."""
+        """Complete a frame after it was resized; by default it is returned as it is. Sparse depth is added here."""
         return frame
 
     def __len__(self) -> int:
-        """How many sequences."""
+        """Return the number of sequences."""
         return len(self.records)
 
     def __getitem__(self, request: SceneRequest | tuple[int, int, float]) -> SceneBatch:
-        """A scene. SceneError if it cannot be used; IndexError if there is no such sequence."""
+        """Load the requested scene.
+
+        Raises:
+            SceneError: If the scene cannot be used.
+            IndexError: If there is no such sequence.
+        """
         request = SceneRequest(*request)
         if not 0 <= request.scene < len(self):
             raise IndexError(f"scene must be in 0 … {len(self) - 1}, got {request.scene}")
@@ -156,17 +166,25 @@ def assemble_scene(
     num_tracks: int = 0,
     generator: torch.Generator | None = None,
 ) -> SceneBatch:
-    """Frames of one size → a scene (B = 1) in the first frame's camera; without depth, points and tracks are None.
+    """Assemble frames of one size to a scene, B = 1, in the first frame's camera.
+
+    Depth, points and tracks are None if a frame has no depth.
+
+    Args:
+        frames: Frames of the S views.
+        color: Colour augmentation; defaults to none.
+        num_tracks: Number of tracks to build from depth; defaults to 0.
+        generator: Source of random numbers; defaults to torch's global one.
 
     Raises:
-        SceneError: If frames have depth, but not a pixel of it is known.
+        SceneError: If frames have depth, but none of its pixels is known.
     """
     images = torch.from_numpy(np.stack([frame.image for frame in frames])).permute(0, 3, 1, 2)[None] / 255
     if color is not None:
         images = color(images, generator=generator)
     poses = torch.from_numpy(np.stack([frame.cam_from_world for frame in frames]))
     poses = compose_rigid(poses, invert_rigid(poses[:1]).expand_as(poses))
-    # The identity to the last bit: what is first has moved nowhere.
+    # The first camera is exactly the identity, without rounding errors.
     poses[0] = torch.eye(3, 4, dtype=poses.dtype)
     intrinsics = torch.from_numpy(np.stack([frame.intrinsics for frame in frames]))
     cameras = Cameras(poses.float()[None], intrinsics.float()[None])
@@ -191,10 +209,16 @@ def assemble_scene(
 def collect_records(
     names: Iterable[str], load: Callable[[str], SceneRecord], *, min_frames: int, on_error: OnError
 ) -> list[SceneRecord]:
-    """List sequences; those that are too short are left out, those that are broken too if `on_error` is "skip".
+    """Load the records of sequences, without those that are too short.
+
+    Args:
+        names: Names of the sequences.
+        load: Function from a name to its record.
+        min_frames: Sequences with fewer frames are left out.
+        on_error: Whether a broken sequence raises ("raise") or is left out with a warning ("skip").
 
     Raises:
-        SceneError: For the first sequence that is broken, if `on_error` is "raise".
+        SceneError: For the first broken sequence if `on_error` is "raise".
     """
     check_option("on_error", on_error, ("raise", "skip"))
     if not isinstance(min_frames, Integral):
@@ -221,7 +245,7 @@ def collect_records(
 
 
 def check_extent(frame: Frame, name: str) -> Frame:
-    """Require depth and mask in the picture's size."""
+    """Require that depth and mask have the size of the picture."""
     for part, array in (("depth", frame.depth), ("mask", frame.mask)):
         if array is not None and array.shape != frame.image_hw:
             raise SceneError(f"{part} of '{name}' must have the picture's size {frame.image_hw}, got {array.shape}")

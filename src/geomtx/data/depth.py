@@ -1,4 +1,4 @@
-"""Depth maps from files, and what is cleaned off them."""
+"""Reading of depth maps from files, and removal of invalid depth."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def clean_depth(
     min_percentile: float | None = None,
     max_percentile: float | None = None,
 ) -> NDArray[np.float32]:
-    """Set to 0, which means unknown, what is no depth or an outlier.
+    """Set invalid depth and outliers to 0, which means unknown.
 
-    Percentiles are those of the pixels that are left at that point, so that a small object among unknown pixels loses
-    no more of itself than one that fills the picture.
+    Percentiles are over the pixels that are still known, so that an object loses the same share of its pixels whatever
+    its size in the picture.
 
     Args:
-        depth: (H, W); what is not finite or not positive is unknown.
-        max_depth: Values above it are unknown.
-        min_percentile: Values below this percentile are unknown.
-        max_percentile: Values above this percentile are unknown; 98 for Co3Dv2.
+        depth: Depth map (H, W); values that are not finite or not positive are unknown.
+        max_depth: Largest depth, above which values are unknown; defaults to no limit.
+        min_percentile: Percentile in 0 … 100 below which values are unknown; defaults to none.
+        max_percentile: Percentile in 0 … 100 above which values are unknown; defaults to none. Co3Dv2 needs 98.
 
     Raises:
         ValueError: If a percentile is not in 0 … 100.
@@ -51,7 +51,7 @@ def clean_depth(
 
 
 def read_half_png(path: Path) -> NDArray[np.float32]:
-    """A 16-bit PNG whose bits are half floats, as Co3Dv2 stores depth; (H, W), as stored.
+    """Read depth (H, W) from a 16-bit PNG whose values are the bits of half floats, as in Co3Dv2.
 
     Raises:
         SceneError: If the file is missing, damaged, or not of 16 bits a pixel.
@@ -60,7 +60,7 @@ def read_half_png(path: Path) -> NDArray[np.float32]:
 
 
 def read_integer_png(path: Path, *, unit: float) -> NDArray[np.float32]:
-    """A 16-bit PNG of whole numbers times `unit`, (H, W); Virtual KITTI 2 has centimetres, `unit=0.01`.
+    """Read depth (H, W) from a 16-bit PNG of whole numbers times `unit`; Virtual KITTI 2 has centimetres, `unit=0.01`.
 
     Raises:
         SceneError: If the file is missing, damaged, or not of 16 bits a pixel.
@@ -69,10 +69,9 @@ def read_integer_png(path: Path, *, unit: float) -> NDArray[np.float32]:
 
 
 def read_depth(path: Path) -> NDArray[np.float32]:
-    """A depth map in floats, (H, W), from .npy or .exr.
+    """Read a depth map of floats (H, W) from a .npy or .exr file.
 
-    An .exr file needs one of the packages OpenEXR and imageio; of its channels "Y", "Z" or "R" is taken, else the
-    first.
+    An .exr file needs one of the packages OpenEXR and imageio; the channel "Y", "Z" or "R" is read, else the first one.
 
     Raises:
         SceneError: If the file is missing, damaged, of another type or shape, or holds NaN or infinity.

@@ -1,7 +1,7 @@
-"""Files of datasets: pictures and masks as they are stored, text that people edit, and which pictures are missing.
+"""Reading of files of datasets: pictures, masks and text; and a search for missing files.
 
-Pictures are decoded by the reader of `load_views`, so that training sees what inference sees, but for one thing: no
-EXIF orientation is applied, because cameras of datasets refer to the stored pixels.
+Pictures are decoded by the reader of `load_views`, so that training and inference see the same pixels, except that no
+EXIF orientation is applied, because cameras of datasets refer to pixels as they are stored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["find_missing", "read_image", "read_mask", "read_png", "read_text"]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB, (H, W, 3), as stored: intrinsics belong to the stored pixels, so no orientation is applied.
+    """Read a picture as RGB (H, W, 3) as it is stored, without its EXIF orientation.
 
     Raises:
-        SceneError: If the file is missing or damaged, or no picture.
+        SceneError: If the file is missing, damaged or not a picture.
     """
     try:
         return np.array(read_picture(path, kind="picture", upright=False).image)
@@ -35,13 +35,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """(H, W), as stored, True where the value is over half of the largest that there can be.
+    """Read a mask (H, W) bool as it is stored, True above half of the range, that is above 128 of 255.
 
-    That is over 128 of 255; masks of 0 and 1, of 16 bits, and in an alpha channel are understood, too (see
-    `geomtx.views.color.convert_to_mask`).
+    Masks of 0 and 1, of 16 bits and in an alpha channel are read as well, see `geomtx.views.color.convert_to_mask`.
 
     Raises:
-        SceneError: If the file is missing or damaged, or holds numbers that are no mask.
+        SceneError: If the file is missing, damaged or not a mask.
     """
     try:
         return read_mask_file(path)
@@ -50,10 +49,10 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def read_png(path: Path, *, kind: str) -> tuple[str, NDArray[np.generic]]:
-    """Pillow's mode and the values of a picture whose values are no colours, such as depth; (H, W), as stored.
+    """Read Pillow's mode and the values (H, W) of a picture that holds other values than colours, such as depth.
 
     Raises:
-        SceneError: If the file is missing or damaged, or no picture.
+        SceneError: If the file is missing, damaged or not a picture.
     """
     try:
         with open_picture(path, kind=kind) as file:
@@ -63,15 +62,15 @@ def read_png(path: Path, *, kind: str) -> tuple[str, NDArray[np.generic]]:
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
-    """Text in UTF-8, or in UTF-16 with a byte order mark; the mark, which editors on Windows write, is left out.
+    """Read text in UTF-8, or in UTF-16 with a byte order mark, which editors on Windows write; the mark is removed.
 
     Args:
-        path: The file.
-        errors: What happens to bytes that are no text, see `bytes.decode`.
+        path: Text file.
+        errors: Handling of bytes that are not text, see `bytes.decode`; defaults to "strict".
 
     Raises:
-        OSError: If it can't be read.
-        UnicodeDecodeError: By `errors`.
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: For bytes that are not text, depending on `errors`.
     """
     content = path.read_bytes()
     is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -79,9 +78,9 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
 
 
 def find_missing(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of `names`, paths below `folder` with "/", that are no files; what a broken link names is none.
+    """Return those of `names`, paths below `folder` with "/", that are not existing files. Broken links are missing.
 
-    Each folder is listed once, in place of a question a file: a network drive answers it as quickly.
+    Each folder is listed once, because a network drive would be slow to answer a query for each file.
     """
     listings: dict[str, set[str]] = {}
     missing = []

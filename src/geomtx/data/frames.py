@@ -1,4 +1,4 @@
-"""One picture with its depth, mask, camera and tracks, cropped, resized and turned together with exact intrinsics.
+"""Frames: a picture with depth, mask, camera and tracks, which are cropped, resized and rotated consistently.
 
 Pixel centres are at integers. A resize by f moves the centre of pixel x to (x + 0.5) f - 0.5; principal points and
 tracks follow that rule. (VGGT, released data pipeline; its tracks lack the half pixel.)
@@ -29,15 +29,15 @@ _QUARTER_TURN = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 class Frame(NamedTuple):
-    """A picture and what is known of it.
+    """A picture with its ground truth.
 
     Attributes:
-        image: (H, W, 3) uint8.
-        cam_from_world: (3, 4) float64, OpenCV axes.
-        intrinsics: (3, 3) float64, pixels of `image`, zero skew.
-        depth: (H, W) float32, z-depth in the unit of the camera's translation, 0 = unknown.
-        mask: (H, W) bool, True = depth counts where it is known; None = everywhere.
-        tracks_px: (N, 2) float64, x and y in pixels; may lie outside the image.
+        image: RGB picture, (H, W, 3) uint8.
+        cam_from_world: Camera pose, (3, 4) float64, OpenCV axes.
+        intrinsics: Intrinsics in pixels of `image` without skew, (3, 3) float64.
+        depth: z-depth in the unit of the camera's translation, (H, W) float32, 0 where unknown; None without.
+        mask: (H, W) bool, True where known depth is valid; None for everywhere.
+        tracks_px: Positions of N tracks as (x, y) in pixels, (N, 2) float64, also outside of the image; None without.
     """
 
     image: NDArray[np.uint8]
@@ -49,25 +49,25 @@ class Frame(NamedTuple):
 
     @property
     def image_hw(self) -> tuple[int, int]:
-        """Height and width, pixels."""
+        """Height and width in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)
 class FrameTransform:
-    """Bring a frame to a target size: jitter, resize, crop about the principal point (VGGT, released data pipeline).
+    """Random crop and resize of a frame to a target size, about the principal point (VGGT, released data pipeline).
 
     Args:
-        scale_jitter: Range of the share of height and of width that is kept first, drawn apart and capped at 1, which
-            changes the aspect; None = all is kept.
-        zoom: Largest share of the target's longer side by which the resized frame exceeds it. Small excesses are drawn
-            more often: the density falls linearly to zero.
-        margin: Pixels by which the resized frame exceeds the target in any case.
-        turn_portrait: Turn half of the frames that are over 1.25 times higher than wide by 90° to either side, unless
-            the target is square.
+        scale_jitter: Range of the shares of height and width that are kept at first. They are drawn independently and
+            limited to 1, so that the aspect changes. None keeps everything. Defaults to (0.8, 1.2).
+        zoom: Largest excess of the resized frame over the target, as a share of the target's longer side; the density
+            falls linearly to zero. Defaults to 0.3.
+        margin: Smallest excess of the resized frame over the target in pixels; defaults to 4.
+        turn_portrait: Whether half of the frames that are over 1.25 times higher than wide are rotated by 90° to either
+            side, unless the target is square. Defaults to False.
 
     Raises:
-        ValueError: For a range that isn't one of positive numbers, or a negative number.
+        ValueError: For a range of numbers that are not positive, or a negative number.
     """
 
     scale_jitter: tuple[float, float] | None = (0.8, 1.2)
@@ -84,23 +84,23 @@ class FrameTransform:
 
     @classmethod
     def plain(cls) -> FrameTransform:
-        """Nothing is drawn, for validation."""
+        """Return the transform without random numbers, for validation."""
         return cls(scale_jitter=None, zoom=0.0)
 
     def __call__(self, frame: Frame, target_hw: tuple[int, int], rng: np.random.Generator) -> Frame:
         """Transform one frame.
 
         Args:
-            frame: Of any size.
-            target_hw: Height and width of the result, pixels.
-            rng: Source of everything that is drawn.
+            frame: Frame of any size.
+            target_hw: Height and width of the result in pixels.
+            rng: Source of random numbers.
 
         Returns:
-            A frame of exactly `target_hw`; rows at the bottom and columns at the right for which there is no content
-            are black, without depth.
+            Frame of exactly `target_hw`. Rows at the bottom and columns at the right without content are black and have
+            no depth.
 
         Raises:
-            SceneError: If the principal point is not inside the picture.
+            SceneError: If the principal point is outside of the picture.
         """
         height, width = frame.image_hw
         turned = self.turn_portrait and height > 1.25 * width and target_hw[0] != target_hw[1] and rng.random() < 0.5
@@ -115,15 +115,15 @@ class FrameTransform:
 
 
 def crop_to_principal_point(frame: Frame, crop_hw: tuple[float, float]) -> Frame:
-    """Crop so that the principal point comes to the centre, as the camera encoding assumes.
+    """Crop a frame so that its principal point is at the centre, as the pose encoding assumes.
 
     Args:
-        frame: Any.
-        crop_hw: Height and width to crop to, pixels. The crop gets smaller where a border is nearer than half of it,
-            and its sides are even.
+        frame: Frame of any size.
+        crop_hw: Height and width to crop to in pixels. The crop is smaller if a border is nearer than half of it; its
+            sides are even.
 
     Returns:
-        A frame whose principal point is less than a pixel right of and below (W/2, H/2).
+        Frame whose principal point is less than a pixel to the right of and below (W/2, H/2).
 
     Raises:
         SceneError: If the principal point is less than a pixel inside the picture.
@@ -140,9 +140,9 @@ def crop_to_principal_point(frame: Frame, crop_hw: tuple[float, float]) -> Frame
 
 
 def crop_exactly(frame: Frame, target_hw: tuple[int, int]) -> Frame:
-    """Crop to exactly a size, the principal point as near to the centre as the picture allows.
+    """Crop a frame to exactly a size, with the principal point as near to the centre as the picture allows.
 
-    What is missing of a smaller picture is black without depth, at the bottom and at the right.
+    Where the picture is smaller, rows at the bottom and columns at the right are black and have no depth.
     """
     starts = []
     for axis, (size, target) in enumerate(zip(frame.image_hw, target_hw, strict=True)):
@@ -181,9 +181,9 @@ def resize_frame(frame: Frame, factor: float) -> Frame:
 
 
 def rotate_frame(frame: Frame, *, clockwise: bool) -> Frame:
-    """Turn the content by 90°, and the camera about its optical axis with it.
+    """Rotate the picture by 90° and the camera about its optical axis with it.
 
-    Clockwise, pixel (x, y) of a picture H high goes to (H - 1 - y, x); the other direction is the inverse.
+    Clockwise, pixel (x, y) of a picture of height H goes to (H - 1 - y, x); the other direction is the inverse.
     """
     height, width = frame.image_hw
     turn = _QUARTER_TURN if clockwise else _QUARTER_TURN.T
@@ -207,7 +207,7 @@ def rotate_frame(frame: Frame, *, clockwise: bool) -> Frame:
 
 
 def _crop(frame: Frame, start_yx: tuple[int, int], size_hw: tuple[int, int]) -> Frame:
-    """Cut out, with zeros at the right and at the bottom where the picture ends."""
+    """Crop to a window, with zeros at the right and the bottom where the picture ends."""
     (top, left), (height, width) = start_yx, size_hw
 
     def cut(array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""What a batch is drawn from: how many views a scene has and in which shape, which frames of a sequence, and a
-mixture of datasets.
-"""
+"""Sampling of training scenes: number of views and aspect, frames of a sequence, and mixtures of datasets."""
 
 from __future__ import annotations
 
@@ -38,23 +36,25 @@ _SINGLE_VIEW_WEIGHT = 0.1
 
 
 def rare_view_counts(views: Mapping[int, float]) -> list[int]:
-    """Numbers of views from 2 to 24 that less than 1 % of the batches have: models fail on what they never see.
+    """Return the numbers of views from 2 to 24 that occur in less than 1 % of the batches.
+
+    Models fail on numbers of views that they never see in training.
 
     Args:
-        views: Number of views → weight with which a batch has it.
+        views: Mapping from a number of views to its sampling weight.
     """
     total = sum(views.values())
     return [count for count in _USUAL_VIEWS if views.get(count, 0.0) < 0.01 * total]
 
 
 class SceneRequest(NamedTuple):
-    """What a sampler asks a dataset for.
+    """Request of a sampler to a dataset.
 
     Attributes:
-        scene: Its index in the dataset.
-        num_views: S.
-        aspect: Height over width.
-        seed: Of everything that is drawn for this scene; equal requests give equal scenes, in any process.
+        scene: Index of the scene in the dataset.
+        num_views: Number of views S.
+        aspect: Height over width of the images; defaults to 1.
+        seed: Seed of all random numbers for this scene; equal requests give equal scenes in any process. Defaults to 0.
     """
 
     scene: int
@@ -64,26 +64,26 @@ class SceneRequest(NamedTuple):
 
 
 class ViewCountSampler(Sampler[list[SceneRequest]]):
-    """A batch sampler: every batch has its number of views, its aspect, and as many scenes as the budget has room for.
+    """Batch sampler that draws for every batch a number of views, an aspect and as many scenes as the budget allows.
 
-    With uniform weights each number of views is equally likely for a batch; of all scenes, those with few views are
-    then the most. At the end of an epoch the numbers that were drawn are logged. Models that never see few views
-    fail on them, so a warning is logged if numbers from 2 to 24 are missing or below 1 % of the batches.
+    With uniform weights each number of views is equally likely for a batch, so that most scenes have few views. The
+    numbers drawn are logged at the end of an epoch. A warning is logged if numbers from 2 to 24 occur in less than 1 %
+    of the batches, because models fail on numbers of views that they never see in training.
 
     Args:
-        num_scenes: Length of the dataset that the requests are for.
-        num_batches: Batches of an epoch.
-        min_views: Smallest number of views.
-        max_views: Largest.
-        weights: "uniform" (of 1 view only a tenth as often), "per_sequence_uniform" (each number equally often among
-            all scenes, not batches), or number of views → weight.
-        budget: Images of a batch; it has max(1, budget // views) scenes.
-        aspect: Height over width, fixed or a range to draw from, rounded to 2 decimals.
-        seed: Of all draws.
-        rank: Number of the process; each draws its own batches.
+        num_scenes: Number of scenes of the dataset.
+        num_batches: Number of batches per epoch.
+        min_views: Smallest number of views; defaults to 2.
+        max_views: Largest number of views; defaults to 24.
+        weights: "uniform" (1 view a tenth as often as the others), "per_sequence_uniform" (each number equally often
+            among scenes instead of batches), or a mapping from numbers of views to weights. Defaults to "uniform".
+        budget: Number of images per batch, which has max(1, budget // views) scenes; defaults to 48.
+        aspect: Height over width, fixed or a range to draw from, rounded to 2 decimals; defaults to 0.33 to 1.
+        seed: Seed of all random numbers; defaults to 42.
+        rank: Index of the process; each process draws its own batches. Defaults to 0.
 
     Raises:
-        ValueError: For a number or an option out of range.
+        ValueError: If a number or an option is out of range.
 
     Example:
         `DataLoader(dataset, batch_sampler=ViewCountSampler(len(dataset), num_batches=800), collate_fn=collate_scenes)`
@@ -119,14 +119,14 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         self._warn_of_gaps()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the batches of another epoch from now on."""
+        """Select the epoch whose batches are drawn."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[SceneRequest]]:
-        # A sequence of numbers as the seed: no two (seed, epoch, rank) share a stream, as sums of them would.
+        # The seed is a sequence, so that no two of (seed, epoch, rank) share a stream, as their sums would.
         rng = np.random.default_rng([self.seed, self.epoch, self.rank])
         self.histogram = Counter()
         for _ in range(self.num_batches):
@@ -139,11 +139,11 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         logger.info("%s", self.describe())
 
     def scenes_per_batch(self, num_views: int) -> int:
-        """Scenes of a batch with so many views."""
+        """Return the number of scenes in a batch with `num_views` views."""
         return max(1, self.budget // num_views)
 
     def describe(self) -> str:
-        """The numbers of views since the epoch began, as shares of batches and of scenes, in one line."""
+        """Describe in one line how often each number of views was drawn in this epoch, by batches and by scenes."""
         if not self.histogram:
             return "no batches yet"
         batches = sum(self.histogram.values())
@@ -182,15 +182,18 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """Draw an anchor uniformly, then the other frames: from everywhere, or from near the anchor.
+    """Random choice of frames: an anchor, drawn uniformly, and other frames near it.
 
-    Near is what a ranking by pose says, if the scene has one, else a window of frame numbers, else everything.
+    The other frames are drawn from the nearest ones by pose if the scene has a ranking, else from a window of frame
+    numbers around the anchor if a radius is given, else from the whole sequence.
 
     Args:
-        expand_ratio: Radius of the window, in numbers of views; VGGT has 2, for Virtual KITTI 8.
-        expand_range: Radius of the window in frames, instead of a ratio.
-        num_nearest: How many of a ranking's frames are near; VGGT's author names 256 and 512.
-        allow_duplicates: Draw with replacement, which sequences shorter than the number of views need.
+        expand_ratio: Radius of the window as a multiple of the number of views; VGGT uses 2, and 8 for Virtual KITTI.
+            Defaults to no window.
+        expand_range: Radius of the window in frames, instead of a ratio; defaults to no window.
+        num_nearest: Number of nearest frames of a ranking to draw from; VGGT's author names 256, the default, and 512.
+        allow_duplicates: Whether to draw with replacement, which sequences shorter than the number of views need.
+            Defaults to True.
 
     Raises:
         ValueError: If both radii are given, or a number is not positive.
@@ -212,16 +215,16 @@ class FrameChoice:
     def __call__(
         self, num_frames: int, num_views: int, rng: np.random.Generator, *, ranking: NDArray[np.integer] | None = None
     ) -> NDArray[np.int64]:
-        """Choose.
+        """Choose the frames of a scene.
 
         Args:
-            num_frames: Frames of the sequence.
-            num_views: How many to choose.
-            rng: Source of the draws.
-            ranking: (num_frames, K), of `rank_by_pose`.
+            num_frames: Number of frames in the sequence.
+            num_views: Number of frames to choose.
+            rng: Source of random numbers.
+            ranking: Neighbours of each frame as by `rank_by_pose`, (num_frames, K); defaults to none.
 
         Returns:
-            (num_views,) frame numbers, the anchor first, the others in no order.
+            Frame numbers (num_views,), the anchor first, the others in random order.
 
         Raises:
             SceneError: If duplicates are not allowed and there are too few frames to choose from.
@@ -254,18 +257,18 @@ class FrameChoice:
 def rank_by_pose(
     cam_from_world: NDArray[np.floating], *, translation_weight: float = 1.0, num_nearest: int | None = None
 ) -> NDArray[np.int64]:
-    """All frames by their distance from each, for sequences whose numbers say nothing about what is near.
+    """Rank all frames by the distance of their camera poses, for sequences whose frame numbers don't follow the path.
 
-    The distance is angle / 180° + weight · (distance of the centres / median distance of all pairs of centres). The
-    form is what VGGT's author describes; dividing by the median, which makes the weight independent of units, is ours.
+    The distance is angle / 180° + weight · (distance of the centres / median distance of all pairs of centres). VGGT's
+    author describes this form; the division by the median, which makes the weight independent of the unit, is added.
 
     Args:
-        cam_from_world: (N, 3, 4).
-        translation_weight: Of the centres.
-        num_nearest: Columns to keep, the frame itself included; None = all.
+        cam_from_world: Camera poses (N, 3, 4).
+        translation_weight: Weight of the distance of the camera centres; defaults to 1.
+        num_nearest: Number of columns to keep, the frame itself included; defaults to all.
 
     Returns:
-        (N, num_nearest): row i is i, then its neighbours, nearest first.
+        Frame numbers (N, num_nearest): row i is i, then its neighbours, nearest first.
 
     Raises:
         ValueError: For another shape, or values that are not finite.
@@ -281,41 +284,41 @@ def rank_by_pose(
     median = float(np.median(pairs)) if len(pairs) else 0.0
     rows = []
     for index, rotation in enumerate(rotations):
-        # From the chord, not the trace: exact for small angles too.
+        # The chord, unlike the trace, is also exact for small angles.
         chord = np.linalg.norm(rotations - rotation, axis=(1, 2))
         distance = 2 * np.arcsin(np.minimum(chord / np.sqrt(8), 1.0)) / np.pi
         if median > 0:
             distance += translation_weight * apart[index] / median
-        distance[index] = -1.0  # also before frames at the same place
+        distance[index] = -1.0  # the frame itself comes before others at the same place
         rows.append(np.argsort(distance, kind="stable")[:num_nearest])
     return np.stack(rows)
 
 
 @runtime_checkable
 class SceneSource(Protocol):
-    """What a mixture draws from: scenes by request; a scene that cannot be used raises SceneError."""
+    """Dataset of scenes that is indexed by requests; it raises SceneError for a scene that cannot be used."""
 
     def __len__(self) -> int:
-        """How many scenes."""
+        """Return the number of scenes."""
 
     def __getitem__(self, request: SceneRequest) -> SceneBatch:
-        """One scene, B = 1."""
+        """Load the requested scene, B = 1."""
 
 
 class SceneMixture(Dataset[SceneBatch]):
-    """Draw scenes from datasets; the lengths say how often each is drawn from (VGGT, released data pipeline).
+    """Mixture of datasets that are drawn from in proportion to their lengths (VGGT, released data pipeline).
 
-    An index stands for a dataset, the scene is drawn uniformly from it by the request's seed, and equal requests give
-    equal scenes. If the scene cannot be used, that is logged and counted in `num_skipped` (of this process: a loader's
-    workers count apart; training adds them up as `scenes_left_out`), and another scene of the same dataset is drawn.
+    The requested index selects a dataset, and the request's seed a scene of it, uniformly; equal requests give equal
+    scenes. If a scene cannot be used, a warning is logged, `num_skipped` is increased and another scene of the same
+    dataset is drawn. (Each worker of a loader has its own count; training logs their sum as `scenes_left_out`.)
 
     Args:
-        datasets: With at least one scene each.
-        lengths: Virtual length of each; None = its number of scenes.
-        max_skips: How many scenes may be left out for one request before it is an error.
+        datasets: Datasets with at least one scene each.
+        lengths: Virtual length of each dataset; defaults to its number of scenes.
+        max_skips: Number of scenes that may be left out for one request before it is an error; defaults to 10.
 
     Raises:
-        ValueError: If there is no dataset, one is empty, or lengths are not positive or not one a dataset.
+        ValueError: If there is no dataset, one is empty, or lengths are not positive or not one per dataset.
     """
 
     def __init__(
@@ -327,7 +330,7 @@ class SceneMixture(Dataset[SceneBatch]):
             check_positive(f"length of dataset {index}", len(dataset))
         lengths = [len(dataset) for dataset in datasets] if lengths is None else lengths
         if len(lengths) != len(datasets):
-            raise ValueError(f"lengths must be one a dataset, {len(datasets)}, got {len(lengths)}")
+            raise ValueError(f"lengths must be one per dataset, {len(datasets)}, got {len(lengths)}")
         for length in lengths:
             check_positive("lengths", length)
         check_positive("max_skips", max_skips)

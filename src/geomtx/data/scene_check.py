@@ -1,6 +1,4 @@
-"""Checks whether a dataset's scene is one rigid scene: finite values, valid cameras, depth that agrees between the
-views.
-"""
+"""Checks that a scene is valid: finite values, valid cameras, and depth that agrees between the views."""
 
 from __future__ import annotations
 
@@ -24,26 +22,27 @@ __all__ = [
 
 
 class SceneError(ValueError):
-    """A scene of a dataset that cannot be used. One line: it names the scene or the file, the rule and what was found.
+    """Raised for a scene of a dataset that cannot be used.
 
-    `SceneMixture` counts these and draws another scene.
+    The message is one line that names the scene or the file, the rule and what was found. `SceneMixture` counts these
+    errors and draws another scene.
     """
 
 
 _ROTATION_TOLERANCE = 1e-3
-_SKEW_TOLERANCE = 1e-3  # focal lengths
+_SKEW_TOLERANCE = 1e-3  # as a share of the focal length
 _LAST_ROW_TOLERANCE = 1e-6
 
 
 @show_shapes
 class BatchCheck(NamedTuple):
-    """What `check_batch` found.
+    """Result of `check_batch`.
 
     Attributes:
-        agreement: (B,), of the pixels that fall onto a pixel with depth in another view, the share whose depths agree;
-            NaN if there are none. What is hidden in the other view disagrees, so a good scene has less than 1; a wrong
-            convention of cameras or depth has next to none.
-        overlap: (B,), share of the pixels with depth that fall onto a pixel with depth in another view.
+        agreement: Share of agreeing depths among the pixels that project onto a pixel with depth in another view, (B,);
+            NaN if there are none. Occluded pixels disagree, so that a valid scene has less than 1; with a wrong
+            convention of cameras or depth the share is near 0.
+        overlap: Share of the pixels with depth that project onto a pixel with depth in another view, (B,).
     """
 
     agreement: Float[Tensor, " b"]
@@ -51,18 +50,18 @@ class BatchCheck(NamedTuple):
 
 
 def check_batch(batch: SceneBatch, *, tolerance: float = 0.05, stride: int = 4) -> BatchCheck:
-    """Check a batch, then take each view's depth into all others and compare.
+    """Check the values of a batch, then compare the depth of each view with that of all other views.
 
     Args:
-        batch: With cameras and depth.
-        tolerance: Relative difference of depth that still agrees.
-        stride: Every how many rows and columns a pixel is taken.
+        batch: Batch with cameras and depth.
+        tolerance: Largest relative difference of depths that agree; defaults to 0.05.
+        stride: Distance of the compared pixels in rows and columns; defaults to 4.
 
     Returns:
-        Shares a scene, float32 or better.
+        Shares of each scene, float32 or better.
 
     Raises:
-        ValueError: For what `check_values` refuses, a batch without depth or cameras, or options out of range.
+        ValueError: If `check_values` refuses the batch, it lacks depth or cameras, or an option is out of range.
     """
     check_positive("tolerance", tolerance)
     check_positive("stride", stride)
@@ -79,13 +78,13 @@ def check_batch(batch: SceneBatch, *, tolerance: float = 0.05, stride: int = 4) 
 
 
 def check_values(batch: SceneBatch) -> None:
-    """Refuse what would turn into a NaN in training.
+    """Require values that do not lead to NaN in training.
 
-    Values that masks hide may be anything; without a mask, depth 0 is not known.
+    Masked values may be anything; without a mask, depth 0 is unknown.
 
     Raises:
-        ValueError: For images outside [0, 1] or NaN, what `check_cameras` refuses, depth or points that are not finite
-            or depth that is not positive where the mask says known, or a scene without a known pixel.
+        ValueError: If images are not in [0, 1], `check_cameras` refuses the cameras, known depth or points are not
+            finite, known depth is not positive, or a scene has no known pixel.
     """
     check_shape("images", batch.images, ("B", "S", 3, "H", "W"))
     if not ((batch.images >= 0) & (batch.images <= 1)).all():
@@ -106,16 +105,16 @@ def check_values(batch: SceneBatch) -> None:
 
 
 def check_cameras(cameras: Cameras, mask: Tensor | None = None) -> None:
-    """Refuse what is no camera.
+    """Require valid cameras.
 
     Args:
-        cameras: (..., 3, 4) and (..., 3, 3).
-        mask: (...) bool, True = the camera counts; None = all do.
+        cameras: Poses (..., 3, 4) and intrinsics (..., 3, 3).
+        mask: (...) bool, True for cameras to check; defaults to all.
 
     Raises:
-        ValueError: For values that are not finite, a matrix that is over 0.001 away from a rotation, reflections
-            included, a focal length that is not positive, skew over 0.001 focal lengths, which fields of view can't
-            say, or another last row than 0, 0, 1.
+        ValueError: If a value is not finite, a matrix differs from a rotation by over 0.001 (or is a reflection), a
+            focal length is not positive, the skew exceeds 0.001 focal lengths (fields of view cannot express it), or
+            the last row of the intrinsics is not 0, 0, 1.
     """
     cam_from_world, intrinsics = cameras
     if mask is not None:
@@ -148,7 +147,7 @@ def _check_pinhole(intrinsics: Float[Tensor, "n 3 3"]) -> None:
 def _compare(
     depth: Tensor, known: Tensor, cameras: Cameras, view: int, tolerance: float, stride: int
 ) -> Float[Tensor, "b 3"]:
-    """Of the pixels of one view, in all others: how many agree, meet a pixel with depth, and were taken."""
+    """Count pixels of one view in all others: those that agree, that meet a pixel with depth, and all."""
     height, width = depth.shape[-2:]
     points = unproject(depth[:, view], cameras.intrinsics[:, view], cameras.cam_from_world[:, view])
     taken = known[:, view, ::stride, ::stride].flatten(1)

@@ -1,7 +1,6 @@
 """Track labels from depth and cameras, and negative tracks, which follow no point (VGGT, released data pipeline).
 
-A pixel of view 0 is followed as its world point into the other views. It is visible where the depth there
-agrees.
+The world point of a pixel of view 0 is projected into the other views. It is visible where their depth agrees.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ def draw_negatives(
     border: int,
     generator: torch.Generator | None,
 ) -> Float[Tensor, "s n 2"]:
-    """At most `num_tracks` random tracks that are over 4 px from epipolar geometry in every view but the first.
+    """Draw at most `num_tracks` random tracks that are over 4 px from the epipolar line in every view but the first.
 
-    They start at random pixels of view 0 and jump by up to half the image in each other view. Between two views from
-    one place there is no epipolar line but a point, and the distance is the one to it.
+    They start at random pixels of view 0 and are displaced by up to half the image in each other view. For two cameras
+    with the same centre, the distance is to the pixel of the same ray instead of an epipolar line.
     """
     if num_tracks == 0 or len(intrinsics) < 2:
         return intrinsics.new_zeros(len(intrinsics), 0, 2)
@@ -54,7 +53,7 @@ def draw_negatives(
 
 
 def _epipolar_distance(start: Tensor, others: Tensor, intrinsics: Tensor, cam_from_first: Tensor) -> Tensor:
-    """Pixels, (S - 1, M)."""
+    """Return the distance to the epipolar line in pixels, (S - 1, M)."""
     rotation, translation = cam_from_first[1:, :, :3], cam_from_first[1:, :, 3:]
     length = translation.norm(dim=1, keepdim=True)
     same_place = length <= 1e-6
@@ -69,12 +68,12 @@ def _epipolar_distance(start: Tensor, others: Tensor, intrinsics: Tensor, cam_fr
 
 
 def _cast_rays(coords_px: Float[Tensor, "n 2"], intrinsics: Float[Tensor, "3 3"]) -> Float[Tensor, "n 3"]:
-    """Rays of depth 1 through pixels, in the camera's frame."""
+    """Return the points of depth 1 on the rays of pixels, in the camera's frame."""
     homogeneous = torch.cat([coords_px, torch.ones_like(coords_px[:, :1])], dim=-1)
     return homogeneous @ intrinsics.inverse().T
 
 
-# A coordinate that rounding left this much below a whole pixel counts as that pixel.
+# Rounding may leave a coordinate this much below a whole pixel, in pixels.
 _ROUNDING_PX = 1e-3
 
 
@@ -90,31 +89,30 @@ def build_track_labels(
     max_candidates: int = 65536,
     generator: torch.Generator | None = None,
 ) -> TrackLabels:
-    """Make tracks of pixels of view 0.
+    """Build tracks of pixels of view 0.
 
-    A point is visible in a view if it is `border` pixels inside it and its depth differs by less than `tolerance` from
-    one of the four pixels around it. Tracks are drawn from the pixels that are visible in view 0 and in another one,
-    from the half that most views see if that half is more than enough. If there are too few, tracks are repeated; if
-    there are none, all slots are empty.
+    A point is visible in a view if it projects at least `border` pixels inside of it and its depth differs by less than
+    `tolerance` from that of one of the four surrounding pixels. Tracks are drawn from the pixels that are visible in
+    view 0 and another view; if the half of them that most views see is more than enough, from that half. If there are
+    too few, tracks are repeated; if there are none, all tracks are invalid.
 
     Args:
-        depth: (B, S, H, W), z-depth in the unit of the translations.
+        depth: z-depth (B, S, H, W) in the unit of the translations.
         cameras: `cam_from_world` (B, S, 3, 4) and `intrinsics` (B, S, 3, 3) in pixels of the depth maps.
-        mask: (B, S, H, W), True = depth is known; None = where it is positive. What depth holds elsewhere, NaN
-            included, counts for nothing.
-        num_tracks: N.
-        neg_ratio: Share of the N that are negatives: positions that follow no point, over 4 px from its epipolar line
-            in every other view. Never visible, never valid. Fewer if not enough are found.
-        border: Pixels, at least 1.
-        tolerance: Of depth, relative to either of the two depths.
-        max_candidates: How many pixels of view 0, drawn at random, are followed to choose tracks from.
-        generator: For the draws, on any device; None = the global one of the depth's device.
+        mask: (B, S, H, W) bool, True where depth is known; defaults to where it is positive. Unknown depth may be NaN.
+        num_tracks: Number of tracks N; defaults to 1024.
+        neg_ratio: Share of negative tracks in 0 … 1, which follow no point: over 4 px from the epipolar line in
+            every other view, never visible and never valid. There are fewer if not enough are found. Defaults to 0.
+        border: Smallest distance from the border in pixels, at least 1; defaults to 4.
+        tolerance: Largest difference of the depths relative to both of them; defaults to 0.05.
+        max_candidates: Number of random pixels of view 0 from which tracks are chosen; defaults to 65536.
+        generator: Source of random numbers on any device; defaults to the global one of the depth's device.
 
     Returns:
-        Labels with N tracks, on the depth's device, coordinates in the depth's dtype, at least float32.
+        Labels of N tracks on the depth's device, with coordinates in the depth's dtype, float32 or better.
 
     Raises:
-        ValueError: For other shapes, whole-numbered depth, or options out of range.
+        ValueError: For other shapes, integer depth, or options out of range.
     """
     _check_arguments(depth, cameras, mask)
     for name, value in (("num_tracks", num_tracks), ("border", border), ("tolerance", tolerance)):
@@ -126,7 +124,7 @@ def build_track_labels(
     dtype = torch.promote_types(depth.dtype, torch.float32)
     depth = torch.where(known, depth, torch.zeros_like(depth)).to(dtype)
     intrinsics = cameras.intrinsics.to(dtype)
-    # Relative to view 0 before digits are dropped: double cameras may be in a world far from its origin.
+    # Relative to view 0 before the cast: cameras in float64 may be far from the origin of their world.
     poses = cameras.cam_from_world.to(torch.promote_types(cameras.cam_from_world.dtype, dtype))
     with torch.autocast(depth.device.type, enabled=False):
         cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
@@ -142,15 +140,15 @@ def build_track_labels(
 
 
 def choose_tracks(tracks: TrackLabels, num_tracks: int, *, generator: torch.Generator | None = None) -> TrackLabels:
-    """Choose from tracks that a dataset brings along those that are visible in view 0.
+    """Choose tracks that are visible in view 0 from the tracks of a dataset.
 
     Args:
-        tracks: (B, S, M, 2) and so on.
-        num_tracks: N to choose; without replacement if there are as many, else with.
-        generator: For the draws, on any device.
+        tracks: Labels of M tracks, (B, S, M, 2).
+        num_tracks: Number N of tracks to choose; with replacement if there are fewer.
+        generator: Source of random numbers on any device; defaults to the global one.
 
     Returns:
-        (B, S, N, 2) and so on. A scene without any has empty slots only.
+        Labels of N tracks, (B, S, N, 2). In a scene without such tracks all are invalid.
 
     Raises:
         ValueError: If `num_tracks` is not positive.
@@ -178,7 +176,7 @@ def _check_arguments(depth: Tensor, cameras: Cameras, mask: Tensor | None) -> No
 
 
 def _draw_pixels(known: Tensor, max_candidates: int, generator: torch.Generator | None) -> Tensor:
-    """(M, 2), row and column of known pixels."""
+    """Draw known pixels, (M, 2) as row and column."""
     pixels = known.nonzero()
     if len(pixels) <= max_candidates:
         return pixels
@@ -193,19 +191,19 @@ def _follow_pixels(
     border: int,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
-    """Where M pixels of view 0 are, (S, M, 2), and whether they are seen, (S, M)."""
+    """Project M pixels of view 0 into all views: positions (S, M, 2) and whether they are visible (S, M)."""
     height, width = depth.shape[-2:]
     y, x = pixels.unbind(-1)
     points = unproject(depth[0], intrinsics[0])[y, x]
     coords_px, z = project(points.expand(len(depth), -1, -1), intrinsics, cam_from_first)
-    # In view 0 they are where they came from, which the way there and back only blurs.
+    # In view 0 they are the pixels themselves, without the rounding errors of unprojection and projection.
     coords_px[0] = pixels.flip(-1).to(depth.dtype)
     base = (coords_px + _ROUNDING_PX).floor()
     x, y = base.unbind(-1)
     inside = (x >= border) & (x < width - border) & (y >= border) & (y < height - border)
-    # Selected before it becomes a whole number: what is outside may be anywhere.
+    # Selected before the cast to integers, because coordinates outside of the image may be arbitrarily large.
     corner = torch.where(inside[..., None], base, torch.zeros_like(base)).long()
-    # Nothing agrees with unknown depth, which is 0, and no point behind the camera, whose z is negative, with anything.
+    # Unknown depth, which is 0, agrees with nothing, and neither does a point behind the camera, whose z is negative.
     agrees = torch.zeros_like(inside)
     for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
         index = (corner[..., 1] + step_y) * width + corner[..., 0] + step_x
@@ -227,7 +225,7 @@ def _draw_positives(
 
 
 def _take(coords_px: Tensor, visible: Tensor, picked: Tensor, num_tracks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tracks `picked`, over and over until there are `num_tracks`; empty slots if there are none."""
+    """Take the tracks `picked`, repeated up to `num_tracks`; all tracks are invalid if there are none."""
     if len(picked) == 0:
         shape = (len(coords_px), num_tracks)
         return coords_px.new_zeros(*shape, 2), visible.new_zeros(shape), visible.new_zeros(num_tracks)

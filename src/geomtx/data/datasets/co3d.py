@@ -1,4 +1,4 @@
-"""Co3Dv2: turntable videos of objects, with cameras and depth from structure from motion."""
+"""Co3Dv2: turntable videos of objects with cameras and depth from structure from motion."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ CO3D_SEEN = (
     *("teddybear", "toaster", "toilet", "toybus", "toyplane", "toytrain", "toytruck", "tv", "umbrella", "vase"),
     "wineglass",
 )
-"""The 41 categories that published models are trained on; the other 10 are for testing."""
+"""The 41 categories that published models are trained on; the other 10 are used for testing."""
 
 
 class Co3dDataset(SceneDataset):
     """Co3Dv2 with the annotations that VGGT's authors converted.
 
     An annotation file `CATEGORY_SPLIT.jgz` is gzipped JSON: sequence → frames with `filepath` (below `root`), `extri`
-    (3x4, camera from world, OpenCV axes) and `intri` (3x3, pixels). Depth lies beside a picture in the folder
-    `depths`, as half floats in the bits of a 16-bit PNG, and where it is to be trusted in `depth_masks`. The farthest
-    2 % of the depth that is left are taken for outliers.
+    (3x4, camera from world, OpenCV axes) and `intri` (3x3, pixels). Depth is in the folder `depths`, as
+    half floats in the bits of a 16-bit PNG, and the mask of its valid pixels in `depth_masks`. The farthest 2 % of the
+    valid depth are removed as outliers.
 
     Args:
         root: Folder of the categories.
         annotations: Folder of the annotation files.
-        split: Which of them.
-        categories: Which categories.
-        min_frames: Sequences with fewer are left out; None = 24 for training, else 2.
-        on_error: A sequence whose cameras are no cameras stops the construction, or is left out.
-        options: How sequences become scenes.
+        split: Split, "train" or "test"; defaults to "train".
+        categories: Names of the categories; defaults to `CO3D_SEEN`.
+        min_frames: Sequences with fewer frames are left out; defaults to 24 for training and 2 for testing.
+        on_error: Whether a sequence with invalid cameras raises ("raise") or is left out ("skip"); defaults to "raise".
+        options: Options by which sequences become scenes.
 
     Raises:
-        SceneError: A ValueError, for an annotation file that is missing or damaged, or by `on_error`.
+        SceneError: A ValueError, if an annotation file is missing or damaged, or depending on `on_error`.
         ValueError: For an unknown option, or if no sequence is left.
     """
 
@@ -92,7 +92,11 @@ class Co3dDataset(SceneDataset):
         super().__init__(user_path(root), records, options=options or SampleOptions())
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
-        """Decode one frame. SceneError for a file that is missing or broken."""
+        """Decode one frame.
+
+        Raises:
+            SceneError: If a file is missing or damaged.
+        """
         name = record.images[index]
         path = self.root / name
         depth_path = self.root / f"{name.replace('/images', '/depths')}.geometric.png"
@@ -106,9 +110,13 @@ class Co3dDataset(SceneDataset):
 def convert_pytorch3d(
     rotation: Float[Tensor, "*batch 3 3"], translation: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3 4"]:
-    """Cameras of Co3D's raw annotations → `cam_from_world`.
+    """Convert cameras of Co3D's raw annotations to `cam_from_world` (..., 3, 4).
 
-    PyTorch3D multiplies rows (x_cam = x_world R + T) and its axes are x left, y up, z forward.
+    PyTorch3D multiplies row vectors (x_cam = x_world R + T), and its axes are x left, y up, z forward.
+
+    Args:
+        rotation: R of PyTorch3D, (..., 3, 3).
+        translation: T of PyTorch3D, (..., 3).
     """
     flip = torch.tensor([-1.0, -1.0, 1.0]).to(rotation)
     return torch.cat([(rotation * flip).transpose(-1, -2), (translation * flip)[..., None]], dim=-1)
@@ -119,7 +127,7 @@ def _read_annotations(path: Path) -> dict[str, Any]:
         raise SceneError(f"annotations '{path}' must be an existing file, got none")
     try:
         with gzip.open(path) as file:
-            sequences = json.load(file)  # of bytes: it finds out the encoding, and knows byte order marks
+            sequences = json.load(file)  # from bytes: json detects the encoding and byte order marks
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise SceneError(f"annotations '{path}' must be gzipped JSON, got another file: {error}") from error
     if not isinstance(sequences, dict):

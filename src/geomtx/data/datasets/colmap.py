@@ -1,4 +1,4 @@
-"""Folders that COLMAP reconstructed: pictures with cameras, and depth where it found points."""
+"""Folders reconstructed by COLMAP: pictures with cameras, and sparse depth of the triangulated points."""
 
 from __future__ import annotations
 
@@ -93,7 +93,11 @@ class ColmapDataset(SceneDataset):
         super().__init__(root, records, options=options)
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
-        """Decode one frame. SceneError for a file that is missing or broken."""
+        """Decode one frame.
+
+        Raises:
+            SceneError: If a file is missing or damaged.
+        """
         model = self._models[record.name]
         camera = model.cameras[model.images[index].camera]
         name = record.images[index]
@@ -105,7 +109,7 @@ class ColmapDataset(SceneDataset):
         return Frame(undistort_image(camera, image), pose, intrinsics, tracks_px=coords_px)
 
     def finish_frame(self, record: SceneRecord, index: int, frame: Frame) -> Frame:
-        """Put the depth of the points, which went along as tracks, to where they have come."""
+        """Write the depth of the points, which were transformed as tracks, to their pixels."""
         _, depth = self._project(record, index)
         assert frame.tracks_px is not None
         pixels = np.floor(frame.tracks_px + 0.5).astype(np.int64)
@@ -116,14 +120,14 @@ class ColmapDataset(SceneDataset):
         return frame._replace(depth=np.where(np.isfinite(nearest), nearest, 0), tracks_px=None)
 
     def _project(self, record: SceneRecord, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Pixels (M, 2) of the undistorted picture and z-depth (M,) of the points that it sees well."""
+        """Project the frame's points: pixels (M, 2) of the undistorted picture and z-depth (M,), without outliers."""
         model = self._models[record.name]
         image = model.images[index]
         pose, k = record.cam_from_world[index], record.intrinsics[index]
         points = model.points[image.points] @ pose[:, :3].T + pose[:, 3]
         ahead = points[:, 2] > 1e-8
         rays = points[:, :2] / np.where(ahead, points[:, 2], 1.0)[:, None]
-        # Key points are those of the picture as it was taken, and half a pixel off our convention.
+        # Key points are in pixels of the distorted picture, with the first pixel's centre at (0.5, 0.5).
         miss = distort_points(model.cameras[image.camera], rays) - (image.keypoints_px - 0.5)
         good = ahead & (np.linalg.norm(miss, axis=-1) < self.max_error_px)
         coords = rays[good] * [k[0, 0], k[1, 1]] + [k[0, 2], k[1, 2]]
@@ -146,14 +150,14 @@ class ColmapDataset(SceneDataset):
 
 
 def _rank(model: ColmapModel, poses: NDArray[np.float64]) -> NDArray[np.int64]:
-    """All frames by the number of points that they share with each, then by pose."""
+    """Rank all frames for each frame by the number of shared points, then by pose."""
     by_pose = rank_by_pose(poses)
     frames = np.repeat(np.arange(len(poses)), [len(image.points) for image in model.images])
     points = np.concatenate([image.points for image in model.images])
     order = np.argsort(points, kind="stable")
     frames, points = frames[order], points[order]
     shared = np.zeros((len(poses), len(poses)), dtype=np.float32)
-    # Some columns of the table of who sees what at a time, which is as large as the scene.
+    # In chunks of points, because the table of frames and points is as large as the scene.
     for start in range(0, len(model.points), _CHUNK_POINTS):
         low, high = np.searchsorted(points, [start, start + _CHUNK_POINTS])
         seen = np.zeros((len(poses), _CHUNK_POINTS), dtype=np.float32)

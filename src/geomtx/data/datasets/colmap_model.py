@@ -26,7 +26,7 @@ __all__ = [
     "undistort_image",
 ]
 
-# Name and number of parameters, by the number that binary files have for it.
+# Name and number of parameters of each camera model, by its number in binary files.
 _MODELS = (
     ("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8),
     ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12),
@@ -36,12 +36,12 @@ _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 
 
 class ColmapCamera(NamedTuple):
-    """A camera as COLMAP has it.
+    """A camera of a COLMAP model.
 
     Attributes:
-        model: Its name, such as "PINHOLE".
-        image_hw: Height and width of its pictures, pixels.
-        params: Numbers of the model; the first pixel's centre is at (0.5, 0.5).
+        model: Name of the camera model, such as "PINHOLE".
+        image_hw: Height and width of its pictures in pixels.
+        params: Parameters of the camera model; the first pixel's centre is at (0.5, 0.5).
     """
 
     model: str
@@ -50,15 +50,15 @@ class ColmapCamera(NamedTuple):
 
 
 class ColmapImage(NamedTuple):
-    """A picture that is placed, and what was found in it.
+    """A registered picture of a COLMAP model.
 
     Attributes:
-        name: Path under the folder of the pictures; bytes that are no UTF-8 as `os.fsdecode` gives them.
+        name: Path below the folder of the pictures; bytes that are not UTF-8 are decoded as by `os.fsdecode`.
         camera: Number of its camera.
-        quat_xyzw: (4,) float64, rotation from the world to the camera.
-        translation: (3,) float64.
-        keypoints_px: (M, 2) float64, those that see a point; the first pixel's centre is at (0.5, 0.5).
-        points: (M,) int64, rows of the model's points.
+        quat_xyzw: Rotation from the world to the camera, (4,) float64.
+        translation: Translation of the camera pose, (3,) float64.
+        keypoints_px: Key points that observe a point, (M, 2) float64; the first pixel's centre is at (0.5, 0.5).
+        points: Indices of the observed points, (M,) int64.
     """
 
     name: str
@@ -70,12 +70,12 @@ class ColmapImage(NamedTuple):
 
 
 class ColmapModel(NamedTuple):
-    """What COLMAP found out about a scene.
+    """A sparse model of COLMAP.
 
     Attributes:
-        cameras: By number.
-        images: By name, sorted.
-        points: (P, 3) float64, world.
+        cameras: Cameras by their numbers.
+        images: Registered pictures, sorted by name.
+        points: World points, (P, 3) float64.
     """
 
     cameras: dict[int, ColmapCamera]
@@ -84,10 +84,10 @@ class ColmapModel(NamedTuple):
 
 
 def find_colmap_model(folder: Path) -> Path:
-    """The folder of the model of a scene: `sparse/0`, `sparse` or the folder itself.
+    """Find the folder of a scene's model: `sparse/0`, `sparse` or the folder itself.
 
     Raises:
-        SceneError: If none has one.
+        SceneError: If none of them holds a model.
     """
     for place in (folder / "sparse" / "0", folder / "sparse", folder):
         if any((place / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
@@ -96,10 +96,10 @@ def find_colmap_model(folder: Path) -> Path:
 
 
 def read_colmap_model(folder: Path) -> ColmapModel:
-    """Read cameras, images and points3D, .bin if there is one, else .txt.
+    """Read a model from cameras, images and points3D, each .bin if it exists, else .txt.
 
     Raises:
-        SceneError: If a file is missing, broken or cut off, or they don't fit together.
+        SceneError: If a file is missing, damaged or truncated, or the files are not of one model.
     """
     cameras = dict(_read(folder, "cameras", _cameras_of_bytes, _cameras_of_text))
     entries = _read(folder, "points3D", _points_of_bytes, _points_of_text)
@@ -156,7 +156,7 @@ def _read(
 
 
 class _Bytes:
-    """A binary file, from its start."""
+    """Cursor over the content of a binary file."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.place = content, 0
@@ -167,7 +167,7 @@ class _Bytes:
         return values
 
     def skip(self, size: int) -> int:
-        """Where it was."""
+        """Move by `size` bytes and return the position before."""
         before = self.place
         if size > len(self.content) - before:
             raise ValueError(f"it ends after {len(self.content)} bytes")
@@ -175,7 +175,7 @@ class _Bytes:
         return before
 
     def count(self) -> int:
-        """Of entries, each of which has bytes."""
+        """Read a number of entries, each of which takes at least one byte."""
         (number,) = self.take("Q")
         if number > len(self.content):
             raise ValueError(f"{number} entries in {len(self.content)} bytes")
@@ -191,7 +191,7 @@ class _Bytes:
 
 
 class _Lines:
-    """A text file without its comments."""
+    """Lines of a text file without comments."""
 
     def __init__(self, content: str) -> None:
         self.lines = [line for line in content.splitlines() if not line.startswith("#")]
@@ -248,7 +248,7 @@ def _images_of_bytes(content: _Bytes) -> Iterator[tuple[ColmapImage, NDArray[np.
 
 
 def _images_of_text(content: _Lines) -> Iterator[tuple[ColmapImage, NDArray[np.int64]]]:
-    # Two lines each, of which the second may be empty; empty lines may also follow the last.
+    # Each picture has two lines, the second of which may be empty; empty lines may also follow the last picture.
     lines = iter(content.lines)
     for line in lines:
         if not line.strip():
@@ -274,7 +274,7 @@ _KINDS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 
 
 def camera_intrinsics(camera: ColmapCamera) -> NDArray[np.float64]:
-    """(3, 3) without the distortion; the first pixel's centre is at (0, 0), as everywhere in geomtx.
+    """Return the intrinsics (3, 3) without distortion; the first pixel's centre is at (0, 0).
 
     Raises:
         SceneError: For a model other than SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV.
@@ -290,10 +290,10 @@ def camera_intrinsics(camera: ColmapCamera) -> NDArray[np.float64]:
 
 
 def check_distortion(camera: ColmapCamera) -> None:
-    """Require that distant points are farther from the centre in the picture, too, as far as it reaches.
+    """Require that the distortion is invertible over the whole picture.
 
     Raises:
-        SceneError: For distortion that is stronger: then the picture would show points twice.
+        SceneError: If the distorted radius does not increase with the radius; then points would appear twice.
     """
     k1, k2, p1, p2 = _coefficients(camera)
     k, (height, width) = camera_intrinsics(camera), camera.image_hw
@@ -304,14 +304,14 @@ def check_distortion(camera: ColmapCamera) -> None:
 
 
 def distort_points(camera: ColmapCamera, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where a lens shows directions.
+    """Project directions with the distortion of the lens.
 
     Args:
-        camera: Of one of the models of `camera_intrinsics`.
-        points: (..., 2), x/z and y/z.
+        camera: Camera of a model that `camera_intrinsics` supports.
+        points: Normalised coordinates x/z and y/z, (..., 2).
 
     Returns:
-        (..., 2) pixels of the picture as it is, the first pixel's centre at (0, 0).
+        Pixels (..., 2) of the distorted picture, with the first pixel's centre at (0, 0).
     """
     k1, k2, p1, p2 = _coefficients(camera)
     x, y = points[..., 0], points[..., 1]
@@ -324,7 +324,7 @@ def distort_points(camera: ColmapCamera, points: NDArray[np.float64]) -> NDArray
 
 
 def undistort_image(camera: ColmapCamera, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) of the pinhole camera `camera_intrinsics`; black where nothing is known of it."""
+    """Undistort a picture (H, W, 3) to the camera `camera_intrinsics`; black outside of the original picture."""
     if not any(_coefficients(camera)):
         return image
     height, width = image.shape[:2]
@@ -337,7 +337,7 @@ def undistort_image(camera: ColmapCamera, image: NDArray[np.uint8]) -> NDArray[n
 
 
 def _coefficients(camera: ColmapCamera) -> tuple[float, float, float, float]:
-    """Radial k1 and k2, tangential p1 and p2."""
+    """Return the radial coefficients k1 and k2 and the tangential ones p1 and p2."""
     if camera.model == "SIMPLE_RADIAL":
         return camera.params[3], 0.0, 0.0, 0.0
     if camera.model == "RADIAL":
@@ -349,7 +349,7 @@ def _coefficients(camera: ColmapCamera) -> tuple[float, float, float, float]:
 
 
 def _rays(camera: ColmapCamera) -> NDArray[np.float64]:
-    """Directions (H, W, 2) of the pinhole camera's pixels."""
+    """Return the normalised coordinates (H, W, 2) of the pinhole camera's pixels."""
     k = camera_intrinsics(camera)
     y, x = np.indices(camera.image_hw, dtype=np.float64)
     return np.stack([(x - k[0, 2]) / k[0, 0], (y - k[1, 2]) / k[1, 1]], axis=-1)

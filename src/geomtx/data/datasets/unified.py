@@ -1,4 +1,4 @@
-"""Folders in one simple layout, for data of your own."""
+"""Folders in a simple layout for your own data."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ __all__ = ["UnifiedDataset"]
 
 
 class UnifiedDataset(SceneDataset):
-    """A folder a scene, that of VGGT-Omega's training code.
+    """One folder per scene, in the layout of VGGT-Omega's training code.
 
     ```
     ROOT/SCENE/image_names.json      N names of files in images/
     ROOT/SCENE/images/NAME.jpg
     ROOT/SCENE/cam_from_worlds.npy   (N, 3, 4), OpenCV axes
     ROOT/SCENE/intrinsics.npy        (N, 3, 3), pixels
-    ROOT/SCENE/depths/NAME.npy       or .exr: (H, W) floats, z-depth in the unit of the cameras, 0 = unknown; optional
-    ROOT/SCENE/masks/NAME.png        over 128 of 255, 1 of 0 and 1, or opaque = depth counts; optional
-    ROOT/SCENE/ranking.npy           (N, K), of `rank_by_pose`; optional
+    ROOT/SCENE/depths/NAME.npy       or .exr: (H, W) floats, z-depth in the unit of the cameras, 0 for unknown; optional
+    ROOT/SCENE/masks/NAME.png        above 128 of 255, 1 of 0 and 1, or opaque where depth is valid; optional
+    ROOT/SCENE/ranking.npy           (N, K), as by `rank_by_pose`; optional
     ```
 
-    Pixels are those that are stored: intrinsics, depth and masks refer to them, and no EXIF orientation is applied.
+    Intrinsics, depth and masks refer to pixels as they are stored, so no EXIF orientation is applied.
 
     Args:
         root: Folder of the scenes.
-        min_frames: Scenes with fewer are left out.
-        on_error: A scene whose cameras, names or pictures are incomplete stops the construction, or is left out.
-        options: How they become scenes of a batch.
+        min_frames: Scenes with fewer frames are left out; defaults to 2.
+        on_error: Whether a scene with incomplete cameras, names or pictures raises ("raise") or is left out ("skip");
+            defaults to "raise".
+        options: Options by which sequences become scenes.
 
     Raises:
-        SceneError: A ValueError, by `on_error`.
+        SceneError: A ValueError, depending on `on_error`.
         ValueError: If no scene is left.
     """
 
@@ -65,7 +66,11 @@ class UnifiedDataset(SceneDataset):
         super().__init__(root, records, options=options or SampleOptions())
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
-        """Decode one frame. SceneError for a file that is missing or broken."""
+        """Decode one frame.
+
+        Raises:
+            SceneError: If a file is missing or damaged.
+        """
         scene, name = self.root / record.name, record.images[index]
         image = read_image(scene / "images" / name)
         frame = Frame(image, record.cam_from_world[index], record.intrinsics[index])
@@ -85,7 +90,7 @@ def _list_scene(root: Path, name: str) -> SceneRecord:
     if not path.is_file():
         raise SceneError(f"'{path}' must be an existing file, got none")
     try:
-        names = json.loads(path.read_bytes())  # finds out the encoding, and knows byte order marks
+        names = json.loads(path.read_bytes())  # json detects the encoding and byte order marks
     except ValueError as error:
         raise SceneError(f"'{path}' must be JSON, got another file: {error}") from error
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):

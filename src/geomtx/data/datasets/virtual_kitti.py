@@ -32,16 +32,17 @@ _MAX_DEPTH_M = 80.0
 class VirtualKittiDataset(SceneDataset):
     """Virtual KITTI 2.0.3: `Scene*/VARIATION/frames/rgb/Camera_k/rgb_00000.jpg` and depth likewise, in centimetres.
 
-    Lengths are metres; depth over 80 m is unknown. Views are drawn near each other, within 8 times their number.
+    Lengths are in metres; depth over 80 m is unknown. Views are drawn within 8 times their number of frames.
 
     Args:
         root: Folder of the scenes; nothing is written into it.
-        min_frames: Sequences with fewer are left out.
-        on_error: A sequence whose cameras or pictures are incomplete stops the construction, or is left out.
-        options: How sequences become scenes.
+        min_frames: Sequences with fewer frames are left out; defaults to 24.
+        on_error: Whether a sequence with incomplete cameras or pictures raises ("raise") or is left out ("skip");
+            defaults to "raise".
+        options: Options by which sequences become scenes.
 
     Raises:
-        SceneError: A ValueError, by `on_error`.
+        SceneError: A ValueError, depending on `on_error`.
         ValueError: If no sequence is left.
     """
 
@@ -64,7 +65,11 @@ class VirtualKittiDataset(SceneDataset):
         super().__init__(root, records, options=options or SampleOptions())
 
     def read_frame(self, record: SceneRecord, index: int) -> Frame:
-        """Decode one frame. SceneError for a file that is missing or broken."""
+        """Decode one frame.
+
+        Raises:
+            SceneError: If a file is missing or damaged.
+        """
         name = record.images[index]
         depth_name = name.replace("/frames/rgb/", "/frames/depth/").replace("/rgb_", "/depth_")
         depth_path = (self.root / depth_name).with_suffix(".png")
@@ -102,7 +107,7 @@ def _list_sequence(root: Path, name: str) -> SceneRecord:
 
 
 def _read_table(path: Path, camera: int, num_values: int) -> dict[int, NDArray[np.float64]]:
-    """Frame → numbers of one camera; rows are frame, camera, numbers, after a line of titles."""
+    """Read the numbers of one camera by frame; rows are frame, camera, numbers, after a line of titles."""
     if not path.is_file():
         raise SceneError(f"cameras '{path}' must be an existing file, got none")
     try:
@@ -123,7 +128,7 @@ def _read_table(path: Path, camera: int, num_values: int) -> dict[int, NDArray[n
             values = np.empty(0)
         if len(values) != num_values + 2:
             raise SceneError(f"cameras '{path}' must have {num_values + 2} numbers a line, got other in line {number}")
-        # The others are looked at camera by camera: one that is broken leaves out its own pictures only.
+        # Values of other cameras are not checked here, so that a broken camera affects its own pictures only.
         if not (np.isfinite(values[:2]) & (values[:2] == np.floor(values[:2]))).all():
             got = f"'{line.strip()}' in line {number}"
             raise SceneError(f"cameras '{path}' must have whole numbers of frame and camera, got {got}")

@@ -1,1 +1,1 @@
-"""Rendered scenes."""
+"""Rendered training scenes: photos and videos of random rooms with exact ground truth."""

@@ -1,4 +1,4 @@
-"""Pictures of rooms: a ray for every pixel, and the light where it ends."""
+"""Rendering of rooms: a ray for every pixel, and the light at the surface that it meets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["LitRoom", "rays_through"]
 
 
 class LitRoom:
-    """What light falls on, in B scenes: `photograph` shows it."""
+    """Solids, textures and lights of B scenes, which `photograph` renders."""
 
     def __init__(self, solids: Solids, textures: Textures, lights: Lights, shadows: bool) -> None:
         self.solids, self.textures, self.lights, self.shadows = solids, textures, lights, shadows
 
     def photograph(self, cameras: Cameras, image_hw: tuple[int, int], supersample: int) -> tuple[Tensor, Tensor]:
-        """Pictures, (B, S, 3, H, W) in [0, 1], each pixel the mean of a grid of rays, and z-depth of the pixels'
-        centres, (B, S, H, W).
+        """Render pictures (B, S, 3, H, W) in [0, 1], each pixel the mean of a grid of rays, and z-depth
+        (B, S, H, W) of the pixels' centres.
         """
         # Rays have z = 1 in the camera, so the distance in lengths of the ray is the z-depth.
         eyes = invert_rigid(cameras.cam_from_world)[..., 3]
@@ -50,7 +50,7 @@ class LitRoom:
         facing = (to_lamp * normals).sum(-1, keepdim=True).clamp(min=0) / distance.clamp(min=1e-6)
         direct = facing * (6 / (3 + distance.square())).clamp(max=1.5)
         if self.shadows:
-            # To just off the surface, so that it doesn't shade itself.
+            # The ray ends slightly in front of the surface, which would shade itself otherwise.
             lamp = self.lights.position[:, None].expand(-1, points.shape[1], -1)
             blocked = is_blocked(self.solids, lamp, points + 2e-3 * normals)
             direct = torch.where(blocked[..., None], 0.15 * direct, direct)
@@ -61,7 +61,7 @@ class LitRoom:
 
 
 def _pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float, dy: float) -> Tensor:
-    """Directions (B, S, H·W, 3) of rays through all pixels, shifted by (dx, dy) pixels."""
+    """Return directions (B, S, H·W, 3) of rays through all pixels, shifted by (dx, dy) pixels."""
     height, width = image_hw
     k = cameras.intrinsics
     rows = torch.arange(height, device=k.device, dtype=k.dtype) + dy
@@ -71,7 +71,7 @@ def _pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float, dy: floa
 
 
 def rays_through(cameras: Cameras, coords_px: Tensor) -> Tensor:
-    """Directions (B, S, N, 3), z = 1 in the camera, of rays through (B, S, N, 2) pixels."""
+    """Return directions (B, S, N, 3), z = 1 in the camera's frame, of rays through pixels (B, S, N, 2)."""
     k = cameras.intrinsics[:, :, None]
     offset = (coords_px - k[..., :2, 2]) / torch.stack([k[..., 0, 0], k[..., 1, 1]], dim=-1)
     rays = torch.cat([offset, torch.ones_like(offset[..., :1])], dim=-1)

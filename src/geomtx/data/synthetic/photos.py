@@ -1,4 +1,4 @@
-"""Scenes as photos on disk, and their truth in the pixels that a model sees of them."""
+"""Rendered scenes as photo files, and their ground truth in pixels of the model's images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["save_photos", "truth_in_views"]
 
 
 def save_photos(images: Tensor, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
-    """Write pictures as `view_0.png`, `view_1.png`, …, all or none.
+    """Write pictures as `view_0.png`, `view_1.png`, …, either all or none.
 
     Args:
-        images: (S, 3, H, W) in [0, 1].
-        folder: Made if it doesn't exist.
-        overwrite: Whether files of these names that geomtx did not write may be replaced.
+        images: Pictures (S, 3, H, W) in [0, 1].
+        folder: Folder, which is created if it does not exist.
+        overwrite: Whether files of these names that geomtx did not write may be replaced; defaults to False.
 
     Returns:
         The paths, in order.
@@ -32,7 +32,7 @@ def save_photos(images: Tensor, folder: str | os.PathLike[str], *, overwrite: bo
     Raises:
         ValueError: For another shape.
         FileExistsError: If there are such files and `overwrite` is False.
-        OSError: If the folder can't be written.
+        OSError: If the folder cannot be written.
     """
     check_shape("images", images, ("S", 3, "H", "W"))
     folder = user_path(folder)
@@ -45,18 +45,18 @@ def save_photos(images: Tensor, folder: str | os.PathLike[str], *, overwrite: bo
 
 
 def truth_in_views(truth: SceneBatch, views: Views) -> SceneBatch:
-    """What is known of photos, told in the pixels of the model's images.
+    """Map the ground truth of photos to the pixels of the model's images.
 
     Intrinsics and tracks are mapped exactly. Depth is that of the photo's pixel nearest to the centre of the model's
-    pixel, exact where photos are larger by an odd factor: between two surfaces a mean would be no depth.
+    pixel, because a mean between two surfaces is not a depth; it is exact if photos are larger by an odd factor.
 
     Args:
-        truth: One scene, in pixels of the photos: B = 1, its pictures as large as the photos.
-        views: Of the same photos in the same order, loaded in any mode and size.
+        truth: One scene in pixels of the photos, B = 1, with pictures of the photos' size.
+        views: Views of the same photos in the same order, loaded in any mode and size.
 
     Returns:
-        `SceneBatch` on the CPU with the images of `views`, in the world and the unit of `truth`; padding and other
-        masked pixels are not known, points are None, and a track is visible where the model sees its place.
+        `SceneBatch` on the CPU with the images of `views`, in the world frame and unit of `truth`. Padding and masked
+        pixels are unknown, points are None, and tracks are visible only inside of the model's image.
 
     Raises:
         ValueError: For more than one scene, another number of views, or photos of another size.

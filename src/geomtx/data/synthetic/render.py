@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 FIRST_HELD_OUT_SEED = 2**31
-"""Training draws seeds below, validation and benchmarks count up from here."""
-# Not any higher: torch's generator of the CPU reads no more than the lower 32 bits of a seed.
+"""First seed of held-out scenes, for validation and benchmarks; training draws seeds below."""
+# It cannot be higher, because torch's generator on the CPU uses only the lower 32 bits of a seed.
 
 HELD_OUT_SCENES: dict[str, range] = {
     "validation": range(1_000_000),
@@ -68,19 +68,19 @@ HELD_OUT_SCENES: dict[str, range] = {
 
 
 def training_seed(stream: int, step: int, index: int) -> int:
-    """Seed of a scene to train on, in 0 … 2³¹ - 1.
+    """Return the seed of a training scene, in 0 … 2³¹ - 1.
 
     Args:
         stream: Seed of the run.
-        step: Of the run.
-        index: Of the scene among those of the step, over all processes.
+        step: Step of the run.
+        index: Index of the scene among those of the step, over all processes.
     """
     digest = hashlib.blake2b(f"{stream} {step} {index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % FIRST_HELD_OUT_SEED
 
 
 def held_out_seed(index: int) -> int:
-    """Seed of a scene that is never trained on, 2³¹ + `index`.
+    """Return the seed of a scene that is never trained on, 2³¹ + `index`.
 
     Raises:
         ValueError: For an index outside 0 … 2³¹ - 1.
@@ -91,7 +91,7 @@ def held_out_seed(index: int) -> int:
 
 
 def is_held_out(seed: int) -> bool:
-    """Is `seed` one that training never draws?"""
+    """Return whether training never draws `seed`."""
     return seed >= FIRST_HELD_OUT_SEED
 
 
@@ -116,17 +116,18 @@ def render_scenes(
     integers, the principal point at (W/2, H/2).
 
     Args:
-        seeds: One a scene.
-        num_views: Pictures of each scene, up to 24.
-        image_hw: Height and width of the pictures, pixels.
-        num_tracks: Points of view 0 to follow, up to 1024; visibility is exact, by another ray to each.
-        supersample: Colour rays a pixel along each axis.
-        style: What the rooms are like; None = `RoomStyle()`.
-        device: Where to render; None = the CPU.
-        dtype: Of the arithmetic and the results; float64 for a check of something else.
+        seeds: Seed of each scene.
+        num_views: Number of pictures of each scene, up to 24.
+        image_hw: Height and width of the pictures in pixels.
+        num_tracks: Number of points of view 0 to follow, up to 1024; visibility is exact, by another ray to each
+            point. Defaults to 0.
+        supersample: Number of colour rays per pixel along each axis; defaults to 1.
+        style: Ranges of the rooms' properties; defaults to `RoomStyle()`.
+        device: Device to render on; defaults to the CPU.
+        dtype: Precision of the arithmetic and the results; defaults to float32.
 
     Returns:
-        `SceneBatch` with B = len(seeds); the world is the room's own, not the first camera's, and its unit a metre.
+        `SceneBatch` with B = len(seeds); the world frame is the room's, not the first camera's, in metres.
         Every pixel has depth.
 
     Raises:
@@ -157,7 +158,7 @@ def render_scenes(
 
 
 def _follow(solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: Tensor) -> TrackLabels:
-    """Tracks of the points that view 0 sees at `picks` (B, N, 2) in [0, 1), in all views."""
+    """Track the points that view 0 sees at `picks`, (B, N, 2) in [0, 1), through all views."""
     height, width = image_hw
     num_views = cameras.intrinsics.shape[1]
     start_px = picks * picks.new_tensor([width - 1, height - 1])
@@ -174,8 +175,8 @@ def _follow(solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: 
     return TrackLabels(coords, visible, torch.ones_like(visible[:, 0]))
 
 
-_NUM_SIDES = 6  # of a room, the first of its surfaces
-_CHUNK_RAYS = 1 << 15  # what lies between two operations stays in a CPU's cache
+_NUM_SIDES = 6  # the sides of a room are its first surfaces
+_CHUNK_RAYS = 1 << 15  # rays at a time, so that intermediate results stay in a CPU's cache
 
 
 def render_videos(
@@ -196,16 +197,16 @@ def render_videos(
     beginning of a longer one. Conventions are those of `render_scenes`; without motion every frame is its view 0.
 
     Args:
-        seeds: One a video.
-        num_frames: Of each video, up to 64.
-        image_hw: Height and width of the frames, pixels.
-        num_tracks: Points to follow, up to 1024: what is seen at random pixels of random frames, equally many from
-            each frame. Each moves with its solid, or stays with the room.
-        supersample: Colour rays a pixel along each axis.
-        style: What the rooms are like; None = `RoomStyle()`.
-        motion: How they move; None = `MotionStyle()`.
-        device: Where to render; None = the CPU.
-        dtype: Of the arithmetic and the results.
+        seeds: Seed of each video.
+        num_frames: Number of frames of each video, up to 64.
+        image_hw: Height and width of the frames in pixels.
+        num_tracks: Number of points to follow, up to 1024. They are visible at random pixels of random frames, equally
+            many per frame, and move with their solid or stay with the room. Defaults to 0.
+        supersample: Number of colour rays per pixel along each axis; defaults to 1.
+        style: Ranges of the rooms' properties; defaults to `RoomStyle()`.
+        motion: Ranges of the motion; defaults to `MotionStyle()`.
+        device: Device to render on; defaults to the CPU.
+        dtype: Precision of the arithmetic and the results; defaults to float32.
 
     Returns:
         `SceneBatch` with B = len(seeds), S = num_frames. Depth, points and cameras are exact in every frame; the world
@@ -264,7 +265,7 @@ def _film(
     supersample: int,
     shadows: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures and depth (B, S, …) of B·S scenes, one a frame."""
+    """Render pictures and depth (B, S, …) of B·S scenes, one per frame."""
     num_videos, num_frames = cameras.intrinsics.shape[:2]
     singles = Cameras(*(t.flatten(0, 1)[:, None] for t in cameras))
     num_rays = _CHUNK_RAYS if cameras.intrinsics.device.type == "cpu" else 32 * _CHUNK_RAYS
@@ -279,13 +280,13 @@ def _film(
 
 
 def _take(value: Any, part: slice) -> Any:
-    """Some scenes of a named tuple of tensors."""
+    """Take some scenes of a named tuple of tensors."""
     return type(value)(*(tensor[part] for tensor in value))
 
 
 class _Points(NamedTuple):
-    """N points of each video, as they are drawn: world points (B, N, 3) at that frame, their surface (B, N), the frame
-    (B, N) and the pixel (B, N, 2).
+    """N points of each video: world points (B, N, 3) in the frame where they are drawn, surfaces (B, N), frames (B, N)
+    and pixels (B, N, 2).
     """
 
     world: Tensor
@@ -297,7 +298,7 @@ class _Points(NamedTuple):
 def _draw_points(
     solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: Tensor, order: Tensor, num_tracks: int
 ) -> _Points:
-    """What is seen at `picks` (B, MOST_TRACKS, 2) in [0, 1) of frames in random `order`."""
+    """Draw the points that are visible at `picks`, (B, MOST_TRACKS, 2) in [0, 1), of frames in random `order`."""
     num_videos, num_frames = cameras.intrinsics.shape[:2]
     # Each round takes a point from every frame, in an order of its own; the last one may end early.
     num_rounds = -(-num_tracks // num_frames)
@@ -324,7 +325,7 @@ def _draw_points(
 def _follow_moving(
     points: _Points, solids: Solids, world_from_rest: Tensor, cameras: Cameras, image_hw: tuple[int, int]
 ) -> TrackLabels:
-    """Tracks of points that move with their surfaces, (B, S, U, 3, 4)."""
+    """Track points that move with their surfaces by `world_from_rest` (B, S, U, 3, 4)."""
     num_frames = cameras.intrinsics.shape[1]
     batch = torch.arange(len(points.frame), device=points.frame.device)[:, None]
     moves = world_from_rest.transpose(1, 2)[batch, points.surface]  # (B, N, S, 3, 4)
