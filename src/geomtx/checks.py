@@ -8,9 +8,10 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "check_at_least",
@@ -61,7 +62,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 def check_mask(name: str, mask: Tensor, *shapes: Sequence[int | str]) -> None:
     """Require a bool tensor of one of several shapes; integers and probabilities are refused."""
     check_shape(name, mask, *shapes)
-    if mask.dtype != torch.bool:
+    if str(mask.dtype) != "torch.bool":
         raise ValueError(f"{name} must be bool, got {mask.dtype}")
 
 

@@ -25,7 +25,7 @@ def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "geomtx" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [[], ["draw"], ["reconstruct"], ["reconstruct", "photos"], ["demo", "--fast"]])
+@pytest.mark.parametrize("argv", [[], ["draw"], ["reconstruct"], ["demo", "--fast"]])
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
     err = capsys.readouterr().err

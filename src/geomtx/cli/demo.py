@@ -7,9 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomtx.cli.device import choose_device
+from geomtx.cli.device import check_device_name, choose_device
 from geomtx.cli.output import Stages, write_scene
 from geomtx.cli.parser import add_output, parse_name
+from geomtx.cli.weights import check_weights_name
 from geomtx.files import check_writable, list_inputs, save_picture, staged_folder
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="a rendered scene, and how far a reconstruction is from its truth",
         description="Renders photos of a scene that nano was never trained on, reconstructs it from them, writes the "
         "files of `geomtx reconstruct` and a picture of prediction and truth, and prints the errors beside those of "
-        "the best guess that doesn't look at the photos.",
+        "the best guess that knows none of the photos.",
     )
     parser.set_defaults(run=run)
     add_output(parser, "folder for the results", "geomtx-demo")
-    parser.add_argument("--views", type=int, default=8, metavar="N", help=f"photos, 2 to {_MAX_VIEWS} (8)")
+    parser.add_argument("--views", type=int, default=8, metavar="N", help=f"number of photos, 2 to {_MAX_VIEWS} (8)")
     parser.add_argument(
-        "--scene", type=int, default=_SCENE, metavar="N", help=f"which of the scenes, from 0 ({_SCENE})"
+        "--scene", type=int, default=_SCENE, metavar="N", help=f"number of the scene, from 0 ({_SCENE})"
     )
     parser.add_argument(
         "--weights", type=parse_name, default="nano", metavar="W",
@@ -54,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Render, reconstruct, compare, write."""
+    """Render photos, reconstruct the scene from them, compare it with the truth, write the results."""
     _check_arguments(arguments)
     from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
     from geomtx.models.vggt import VGGT
@@ -68,19 +69,19 @@ def run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     name = Path(arguments.weights).name
     stages = Stages(5)
-    with stages.stage("load weights"):
+    with stages.stage("load the weights"):
         model = VGGT.from_pretrained(arguments.weights, device=device)
     with staged_folder(arguments.output, owned, overwrite=arguments.overwrite) as folder:
-        with stages.stage("render photos"):
+        with stages.stage("render the photos"):
             photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")
-        with stages.stage("encode and run heads"):
+        with stages.stage("reconstruct"):
             scene, truth = _reconstruct(model, photographed, folder / "photos")
             made = {"weights": name, **scene.provenance, "photos": f"held-out scene {arguments.scene}"}
             scene = dataclasses.replace(scene, provenance=made)
         require_finite(scene)
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
-        with stages.stage("write"):
+        with stages.stage("write the results"):
             summary = write_scene(scene, folder)
             write_errors(folder / "errors.json", errors, scene=arguments.scene, weights=name)
             title = f"{name} on held-out scene {arguments.scene}: prediction against truth"
@@ -93,14 +94,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Require arguments that make sense; imports no torch."""
     if not 2 <= arguments.views <= _MAX_VIEWS:
         raise ValueError(f"--views must be in 2 … {_MAX_VIEWS}, got {arguments.views}")
     if not 0 <= arguments.scene < _NUM_SCENES:
         raise ValueError(f"--scene must be in 0 … {_NUM_SCENES - 1}, got {arguments.scene}")
+    check_device_name(arguments.device)
+    check_weights_name(arguments.weights)
 
 
 def _render_photos(index: int, num_views: int, folder: Path) -> SceneBatch:
-    """The scene in pixels of its photos, which are in `folder` then."""
+    """Render a scene and write its photos into `folder`; returns the truth in pixels of these photos."""
     from geomtx.data.synthetic.photos import save_photos
     from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed, render_scenes
     from geomtx.data.synthetic.rooms import RoomStyle
@@ -118,7 +122,7 @@ def _render_photos(index: int, num_views: int, folder: Path) -> SceneBatch:
 
 
 def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[Scene, SceneBatch]:
-    """From the files alone, but for the points to track; and the truth in the model's pixels, frame and unit."""
+    """Reconstruct the scene from its files; returns the truth in pixels, frame and unit of the result, too."""
     import torch
 
     from geomtx.data.synthetic.photos import truth_in_views
@@ -140,7 +144,7 @@ def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[S
 
 
 def _render_others(truth: SceneBatch) -> list[SceneBatch]:
-    """Other scenes of the same kind, in images of the same size: what a guess can be learned from."""
+    """Render other scenes of the same kind in images of the same size, from which a guess can be learned."""
     from geomtx.data.synthetic.render import render_scenes, training_seed
     from geomtx.data.synthetic.rooms import RoomStyle
 
@@ -158,7 +162,7 @@ def _render_others(truth: SceneBatch) -> list[SceneBatch]:
 
 
 def _truth_as_scene(scene: Scene, truth: SceneBatch) -> Scene:
-    """Of the same photos, with the truth in place of the predictions."""
+    """Return a scene of the same photos with the truth in place of the predictions."""
     import torch
 
     from geomtx.types import Cameras, DenseMap, Predictions

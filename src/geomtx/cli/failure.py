@@ -17,7 +17,7 @@ __all__ = ["describe_error", "printable_output", "run_command"]
 
 _EXPECTED = (ValueError, OSError, MemoryError, ImportError)
 _FEWER_PHOTOS = "fewer photos, a smaller --size or --view-chunk 1"
-# By command: what it has an option for.
+# What helps against too little memory, by the name of the command that has such options.
 _LESS_MEMORY = {
     "demo": "fewer --views or --device cpu",
     "train": "--set gradient_checkpointing=true, a larger accumulation or a smaller data.images",
@@ -43,7 +43,7 @@ def run_command(command: Callable[[argparse.Namespace], None], arguments: argpar
 
 
 def describe_error(error: Exception, command: str | None = None) -> str:
-    """One line; `command` is the name of the one that failed."""
+    """Return the error as one line; `command` is the name of the command that failed."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: '{error.filename}'"
@@ -55,14 +55,14 @@ def describe_error(error: Exception, command: str | None = None) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Both torch's error for accelerators and what it raises on the CPU."""
+    """Return whether memory ran out: torch has an error of its own for accelerators, and a RuntimeError on the CPU."""
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 class _Terminated(KeyboardInterrupt):
-    """A signal that asks the process to end; what cleans up after Ctrl-C does so after it."""
+    """A signal that asks the process to end. It is handled like Ctrl-C, so that the same code cleans up."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def _raise_on_signals() -> Iterator[None]:
-    """SIGTERM, a cluster's time limit, and SIGHUP, a closed terminal, end the block as Ctrl-C does.
+    """SIGTERM (a cluster's time limit) and SIGHUP (a closed terminal) end the block as Ctrl-C does.
 
-    Only where they would end the process otherwise, and in its main thread, the only one that may ask for signals.
+    They do so only where they would end the process otherwise, and in its main thread, which alone receives signals.
     """
     process = os.getpid()
 
     def stop(number: int, _: object) -> None:
-        # Cleaning up takes a moment, in which the next signal is to come too early rather than to break it off.
+        # Further signals are ignored, as one that arrives during the clean-up would break it off.
         signal.signal(number, signal.SIG_IGN)
         if os.getpid() == process:
             raise _Terminated(number)
@@ -99,7 +99,7 @@ def _raise_on_signals() -> Iterator[None]:
 
 @contextmanager
 def printable_output() -> Iterator[None]:
-    """Have stdout and stderr replace characters that their encoding lacks, which is an error otherwise."""
+    """Let stdout and stderr replace characters that their encoding lacks, which would be an error otherwise."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -114,7 +114,7 @@ def printable_output() -> Iterator[None]:
 
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Warnings and the library's log as one line each."""
+    """Print warnings and messages of the library's log as one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
     logger = logging.getLogger("geomtx")

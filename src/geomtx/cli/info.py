@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from geomtx import __version__
 from geomtx.cli.parser import parse_name
+from geomtx.cli.weights import check_weights_name
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print facts in two columns."""
-    facts = _describe_machine() + ([] if arguments.weights is None else _describe_checkpoint(arguments.weights))
-    for name, value in facts:
+    """Print facts in two columns; what is wrong with the weights is found before the machine is measured."""
+    weights = arguments.weights
+    if weights is not None:
+        check_weights_name(weights)
+    of_weights = [] if weights is None else _describe_checkpoint(weights)
+    for name, value in _describe_machine() + of_weights:
         print(f"{name:<12}{value}")
 
 
@@ -62,7 +66,7 @@ def _describe_machine() -> list[tuple[str, str]]:
 
 
 def _describe_attention(device: torch.device, installed: list[BackendName]) -> list[tuple[str, str]]:
-    """A table of times, of small sizes on a CPU."""
+    """Return a table of the backends' times, for small sizes on a CPU."""
     import torch
 
     from geomtx.layers.backend_speed import CANDIDATES, SHAPES, fastest_backend, measure_backends

@@ -1,4 +1,4 @@
-"""What commands that make a scene share: stages with a progress bar, and the files at the end."""
+"""What commands that make a scene share: a progress bar over the stages, and writing the files at the end."""
 
 from __future__ import annotations
 

@@ -1,28 +1,51 @@
-"""Arguments of the command line: errors in one line, like those of the commands."""
+"""Arguments of the command line: kinds of values that several commands take, and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from geomtx.files import user_path
+from geomtx.checks import close_matches
 
-__all__ = ["Parser", "add_output", "join_queries", "parse_name"]
+__all__ = ["Parser", "add_output", "join_queries", "parse_count", "parse_name"]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, for subcommands too, without the lines of usage before an error."""
+    """The parser of argparse, for subcommands too, whose errors are one line and suggest what was meant."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2 and one line."""
+        """Print one line and exit with code 2."""
         self.exit(2, f"geomtx: error: {' '.join(message.split())} ({self.prog} --help shows the options)\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse all arguments; an option that does not exist is an error that names those that are spelt alike."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self._parser_of(getattr(arguments, "command", None))
+            known = [name for action in parser._actions for name in action.option_strings]
+            option = next((each.partition("=")[0] for each in unknown if each.startswith("-")), "")
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{close_matches(option, known)}")
+        return arguments
+
+    def _parser_of(self, command: str | None) -> argparse.ArgumentParser:
+        """Return the parser of a command, or this one where there is no such command."""
+        choices = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((parsers[command] for parsers in choices if parsers and command in parsers), self)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Require one of the choices of an argument; the error names those that are spelt alike."""
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = close_matches(str(value), known)
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {', '.join(known)}){hint}")
 
 
 def join_queries(argv: Iterable[str]) -> list[str]:
-    """`--query -1,2,3` as `--query=-1,2,3`: argparse would take the numbers for an option."""
+    """Write `--query -1,2,3` as `--query=-1,2,3`: argparse would take the numbers for an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and joined[-1] == "--query" and re.match(r"-[\d.]", argument):
@@ -33,18 +56,31 @@ def join_queries(argv: Iterable[str]) -> list[str]:
 
 
 def parse_name(text: str) -> str:
-    """A path or a hub id; an empty one would mean the current folder."""
+    """Return a path or a hub id as it is; an empty one, which would mean the current folder, is an error."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
 
 
-def add_output(parser: argparse.ArgumentParser, what: str, default: str | None = None) -> None:
-    """Add the options of a command that writes: its folder, required without a default, and `--overwrite`."""
+def parse_count(text: str) -> int:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
+    return int(text)
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, default: str | None = None, *, rule: str = "") -> None:
+    """Add the options of a command that writes: its folder and `--overwrite`.
+
+    Args:
+        parser: Parser of the command.
+        what: What the help says of the folder.
+        default: Name of the folder where none is given; None where the command chooses one by `rule`.
+        rule: How the command chooses the folder, for the help.
+    """
     parser.add_argument(
-        "-o", "--output", required=default is None, type=_parse_folder, default=default, metavar="OUT",
-        help=what if default is None else f"{what} ({default})",
-    )  # fmt: skip
+        "-o", "--output", type=_parse_folder, default=default, metavar="OUT", help=f"{what} ({default or rule})"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files in OUT that have names of results, whoever wrote them"
     )

@@ -17,7 +17,7 @@ _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def num_processes() -> int:
-    """How many processes torchrun has started; 1 without it, whatever a cluster's jobs have of its variables."""
+    """Return how many processes torchrun has started; 1 unless all of its variables are set (clusters set some)."""
     if any(name not in os.environ for name in _VARIABLES):
         return 1
     try:
@@ -27,15 +27,15 @@ def num_processes() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes; there is always one."""
+    """Return whether this is the process that writes the results; there is always one."""
     return num_processes() == 1 or os.environ["RANK"] == "0"
 
 
 def device_of_process(device: torch.device) -> torch.device:
-    """Of several processes each gets a GPU of its own; a single one keeps `device`.
+    """Return the device of this process: a GPU of its own if there are several processes, else `device`.
 
     Raises:
-        ValueError: For devices that several processes can't work on, one GPU for all of them, more than GPUs.
+        ValueError: For several processes on a device that can't be shared, on one GPU, or on fewer GPUs than processes.
     """
     import torch
 
@@ -54,7 +54,7 @@ def device_of_process(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined_processes(device: torch.device) -> Iterator[None]:
-    """Have the default process group, if there are several processes, while the block runs."""
+    """Keep torch.distributed's default process group while the block runs, if there are several processes."""
     import torch.distributed as dist
 
     if num_processes() == 1:

@@ -6,14 +6,20 @@ import argparse
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from geomtx.checks import check_range
 from geomtx.cli import long_sequences
-from geomtx.cli.device import choose_device
+from geomtx.cli.device import check_device_name, choose_device
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
-from geomtx.cli.parser import add_output, parse_name
+from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
+from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, staged_folder, user_path
+from geomtx.checks import close_matches
+from geomtx.views.listing import list_photos
 
 if TYPE_CHECKING:
     import torch
@@ -39,84 +45,95 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     parser.add_argument(
         "photos", nargs="+", type=parse_name, metavar="PHOTOS",
-        help="a folder, or several files; the first is the reference",
+        help="a folder of photos, or several files; the first photo is the reference",
     )  # fmt: skip
-    add_output(parser, "folder for the results")
+    add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder NAME of photos")
+    _add_model_options(parser)
+    parser.add_argument(
+        "--heads", type=_parse_heads, metavar="HEADS",
+        help="predictions to make: camera, depth, points and tracks, separated by commas (all that the weights have; "
+        "tracks only with --query)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--query", type=_parse_query, action="append", metavar="VIEW,X,Y",
+        help="track the point at pixel x, y of a photo, counted from 0; can be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", choices=("fit", "crop", "pad", "square"), default="fit",
+        help="how photos become images: whole, cropped or padded to a square (fit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=parse_count, metavar="N",
+        help="longer side of the images in pixels, a multiple of the model's patch (what the model is made for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--percentile", type=float, default=20.0, metavar="P",
+        help="share of the points to leave out, least confident first, in percent (20)",
+    )  # fmt: skip
+    parser.add_argument("--max-points", type=parse_count, metavar="N", help="largest number of points to keep (all)")
+    parser.add_argument(
+        "--maps", choices=("network", "original"), default="network",
+        help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
+    )  # fmt: skip
+    long_sequences.add_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs, and how."""
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights", type=parse_name, metavar="W", help="hub id, folder, a .safetensors or .pt file, or nano"
     )
-    weights.add_argument("--preset", choices=("tiny",), help="a model with random weights instead, to try things out")
-    parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="of the random weights (0)")
+    weights.add_argument(
+        "--preset", type=_parse_preset, choices=("tiny",), help="a model with random weights instead, to try things out"
+    )
+    parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of the random weights (0)")
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (as stored)")
+    parser.add_argument("--dtype", choices=_DTYPES, help="precision of the weights (as stored)")
     parser.add_argument(
-        "--heads",
-        type=_parse_heads,
-        metavar="HEADS",
-        help="of camera, depth, points and tracks, with commas (all that the weights have; tracks only with --query)",
+        "--view-chunk", type=_parse_chunk, default="auto", metavar="N", help="number of photos decoded at once (auto)"
     )
-    parser.add_argument(
-        "--query", type=_parse_query, action="append", metavar="VIEW,X,Y",
-        help="track the point at x, y of a photo (view counts from 0); repeatable",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mode", choices=("fit", "crop", "pad", "square"), default="fit", help="photos to images (fit)"
-    )
-    parser.add_argument(
-        "--size", type=_parse_count, metavar="N",
-        help="longer side of the images, a multiple of the model's patch (what the model is made for)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--percentile", type=float, default=20.0, metavar="P", help="points left out, least sure first (20)"
-    )
-    parser.add_argument("--max-points", type=_parse_count, metavar="N", help="at most so many points")
-    parser.add_argument("--view-chunk", type=_parse_chunk, default="auto", metavar="N", help="photos decoded at once")
     parser.add_argument(
         "--memory", type=_parse_memory, default="auto", metavar="M",
-        help="of the device to use: auto (what is free), low (as little as can be), or a size: 8GiB = 8 x 2^30 bytes, "
-        "8GB = 8 x 10^9 (auto)",
+        help="memory of the device to use: auto (what is free), low (as little as can be), or a size: 8GiB = 8 x 2^30 "
+        "bytes, 8GB = 8 x 10^9 (auto)",
     )  # fmt: skip
     parser.add_argument(
-        "--quantize", choices=("int8", "fp8"), help="store the blocks' weights so, for less memory (extra quant)"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the model first; for large scenes")
-    parser.add_argument(
-        "--maps",
-        choices=("network", "original"),
-        default="network",
-        help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
-    )
-    long_sequences.add_options(parser, _parse_count)
+        "--quantize", choices=("int8", "fp8"),
+        help="store the weights of the transformer blocks in 8 bits, for less memory (needs the extra quant)",
+    )  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compile the model first, which pays for large scenes")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that is quick to check, then do the work, then write; of several processes the first writes."""
+    # Before torch is imported, which takes seconds: a mistake in the arguments is found at once.
+    arguments.output = arguments.output or _choose_output(arguments.photos)
     _check_arguments(arguments)
+    paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
     from geomtx.scene import reconstruct
     from geomtx.scene.files import SCENE_FILES
     from geomtx.scene.finite import require_finite
     from geomtx.scene.query import queries_to_model
     from geomtx.views import load_views
-    from geomtx.views.loading import default_size, list_photos
+    from geomtx.views.loading import default_size
 
     first = is_first_process()
-    paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
     if first:
         inputs = [*paths, *list_inputs(arguments.weights)]
         check_writable(arguments.output, SCENE_FILES, overwrite=arguments.overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5, show=first)
-    with stages.stage("find weights"):
+    with stages.stage("find the weights"):
         config = _read_config(arguments)
-    with stages.stage("load photos"):
+    with stages.stage("load the photos"):
         size = arguments.size or default_size(config.patch_size, config.image_size)
         views = load_views(paths, mode=arguments.mode, size=size, patch_size=config.patch_size)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
-    with stages.stage("load weights"):
+    with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
-    with stages.stage("encode and run heads"), joined_processes(device):
+    with stages.stage("reconstruct"), joined_processes(device):
         scene = reconstruct(
             model,
             views,
@@ -135,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
     scene = dataclasses.replace(scene, provenance=made)
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
-    with stages.stage("write"), staged_folder(arguments.output, SCENE_FILES, overwrite=arguments.overwrite) as folder:
+    output, overwrite = arguments.output, arguments.overwrite
+    with stages.stage("write the results"), staged_folder(output, SCENE_FILES, overwrite=overwrite) as folder:
         summary = write_scene(
             scene, folder, percentile=arguments.percentile, max_points=arguments.max_points, maps=arguments.maps
         )
@@ -145,25 +163,37 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}: {summary}, {seconds:.1f} s")
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    from geomtx.scene.points import check_percentile
+def _choose_output(photos: Sequence[str]) -> Path:
+    """Return `NAME-geomtx` in the current folder for photos NAME; beside the folder of the photos if that is here."""
+    paths = [user_path(each).absolute() for each in photos]
+    source = paths[0] if len(paths) == 1 else paths[0].parent
+    name = f"{source.name if source.is_dir() else source.stem}-geomtx"
+    inside = len(paths) == 1 and source.resolve() in (Path.cwd(), *Path.cwd().parents)
+    return source.resolve().parent / name if inside else Path(name)
 
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Require arguments that make sense by themselves and together; imports no torch."""
     if arguments.weights is None and arguments.preset is None:
         raise ValueError(
             "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
             "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
         )
-    check_percentile(arguments.percentile)
+    check_range("percentile", arguments.percentile, 0, 100)
     long_sequences.check_options(arguments)
     photos, output = user_path(arguments.photos[0]), arguments.output
     if photos.is_dir() and output.exists() and photos.samefile(output):
         raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
+    check_device_name(arguments.device)
+    check_image_side(arguments.size, arguments.weights)
+    if arguments.weights is not None:
+        check_weights_name(arguments.weights)
 
 
 def _advise(model: VGGT) -> str:
-    """What to do about predictions that are not finite."""
+    """Say what to do about predictions that are not finite."""
     import torch
 
     dtype = next(model.parameters()).dtype
@@ -178,7 +208,7 @@ def _read_config(arguments: argparse.Namespace) -> VGGTConfig:
 
 
 def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch.device) -> VGGT:
-    """The model with the heads that are needed, and no others."""
+    """Load or make the model with the heads that are needed, and no others."""
     import torch
 
     from geomtx.inference.quantize import quantize_model
@@ -195,7 +225,7 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
 
 
 def _name_weights(arguments: argparse.Namespace) -> str:
-    """What the report calls the weights: a hub id as it is, a folder or file without the way to it."""
+    """Return what the report calls the weights: a hub id as it is, a folder or a file without its path."""
     if arguments.preset:
         return f"random, {arguments.preset}, seed {arguments.random_seed}"
     path = user_path(arguments.weights)
@@ -203,14 +233,14 @@ def _name_weights(arguments: argparse.Namespace) -> str:
 
 
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
-    """Those asked for, or all there are; tracks where there is something to track."""
+    """Return the heads that were asked for, or all; tracks where there is something to track."""
     heads = available if arguments.heads is None else arguments.heads
     wanted: list[HeadName] = [head for head in heads if head != "tracks"]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 
 def random_model(config: VGGTConfig, seed: int) -> VGGT:
-    """A model with random weights, the same for the same seed."""
+    """Return a model with random weights, the same for the same seed."""
     import torch
 
     from geomtx.models.vggt import VGGT
@@ -230,8 +260,18 @@ def _parse_heads(text: str) -> tuple[str, ...]:
     heads = tuple(part.strip() for part in text.split(","))
     for head in heads:
         if head not in _HEADS:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(_HEADS)}, separated by commas, got '{head}'")
+            known = ", ".join(_HEADS)
+            raise argparse.ArgumentTypeError(
+                f"must be of {known}, separated by commas, got '{head}'{close_matches(head, _HEADS)}"
+            )
     return tuple(dict.fromkeys(heads))
+
+
+def _parse_preset(text: str) -> str:
+    """Return the text as it is, but say so where it is the name of trained weights."""
+    if text in embedded_weights():
+        raise argparse.ArgumentTypeError(f"must be a model with random weights, got '{text}'; use --weights {text}")
+    return text
 
 
 def _parse_query(text: str) -> tuple[float, float, float]:
@@ -240,12 +280,6 @@ def _parse_query(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be VIEW,X,Y, three numbers, got '{text}'") from None
     return view, x, y
-
-
-def _parse_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
-    return int(text)
 
 
 def _parse_memory(text: str) -> str | int:
@@ -259,4 +293,4 @@ def _parse_memory(text: str) -> str | int:
 
 
 def _parse_chunk(text: str) -> int | str:
-    return text if text == "auto" else _parse_count(text)
+    return text if text == "auto" else parse_count(text)

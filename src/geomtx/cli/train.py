@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomtx.cli.parser import add_output, parse_name
-from geomtx.files import check_inputs, is_own, list_inputs
+from geomtx.files import check_inputs, is_own, list_inputs, user_path
+from geomtx.checks import close_matches
 
 if TYPE_CHECKING:
     from geomtx.training.trainer import Trainer
@@ -39,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and say where the weights are."""
+    _check_config_name(arguments.config)
     from geomtx.training.config_file import load_config
     from geomtx.training.trainer import Trainer
 
@@ -57,6 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
         left_out = f", {trainer.num_left_out} scenes left out" if trainer.num_left_out else ""
         print(f"wrote {weights} after step {trainer.step} of {config.schedule.steps}{skipped}{left_out}")
     trainer.accelerator.end_training()  # no process leaves while others talk to it
+
+
+def _check_config_name(name: str) -> None:
+    """Require a file or the name of a shipped configuration; imports no torch."""
+    shipped = sorted(path.stem for path in Path(__file__).parents[1].glob("training/configs/*.yaml"))
+    if name not in shipped and not user_path(name).is_file():
+        hint = close_matches(name, shipped)
+        raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped)}, got '{name}'{hint}")
 
 
 def _check_config_stays(arguments: argparse.Namespace) -> None:

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 from geomtx.checks import check_divisible, check_option, check_positive
-from geomtx.files import is_own_picture, unique_names, user_path
-from geomtx.views.error import PhotoError
-from geomtx.views.pictures import check_file, read_picture
+from geomtx.views.listing import PathLike, list_photos, name_files
+from geomtx.views.pictures import read_picture
 from geomtx.views.transform import MODES, Mode, place_photo
 from geomtx.views.views import Views
 
-__all__ = ["EXTENSIONS", "default_size", "list_photos", "load_views"]
+__all__ = ["default_size", "load_views"]
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
-"""File name extensions of images in a folder. An image that cannot be read, or a broken link, is an error."""
-
 _SIZE = 518
 _MIN_REDUCTION = 4  # a photo reduced while it is decoded stays this many times larger than the model's image
-PathLike = str | os.PathLike[str]
 
 
 def load_views(
@@ -80,7 +68,7 @@ def load_views(
         image, transform = place_photo(photo, mode, size, patch_size, name=str(path))
         images.append(image)
         transforms.append(transform)
-    views = Views.assemble(images, transforms, _name_files(paths), paths, patch_size)
+    views = Views.assemble(images, transforms, name_files(paths), paths, patch_size)
     logger.info("loaded %d views of %dx%d pixels", len(views), views.image_hw[1], views.image_hw[0])
     return views
 
@@ -88,73 +76,3 @@ def load_views(
 def default_size(patch_size: int, image_size: int = _SIZE) -> int:
     """Return the multiple of `patch_size` nearest to a model's image size, which defaults to the published 518."""
     return max(round(image_size / patch_size), 1) * patch_size
-
-
-def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
-    """List the files that `load_views` reads, in its order.
-
-    Raises:
-        PhotoError: If there are none, or one of them does not exist.
-    """
-    if not isinstance(source, str | os.PathLike):
-        if not isinstance(source, Iterable):
-            raise PhotoError(f"source must be a folder, a file or a list of files, got {type(source).__name__}")
-        paths = []
-        for path in source:
-            if not isinstance(path, str | os.PathLike):
-                raise PhotoError(f"source must hold paths, got {type(path).__name__}; for images see Views.from_images")
-            paths.append(user_path(path))
-        if not paths:
-            raise PhotoError("source must hold at least one photo, got an empty list")
-        for path in paths:
-            check_file(path)
-        return paths
-    path = user_path(source)
-    if path.is_dir():
-        return _list_folder(path)
-    if not path.exists():
-        raise PhotoError(f"source must be an existing folder or image, got '{path}'")
-    return [path]
-
-
-def _list_folder(folder: Path) -> list[Path]:
-    try:
-        files = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
-    except OSError as error:
-        raise PhotoError(f"folder '{folder}' must be readable, got {error.strerror}") from error
-    files = sorted((file for file in files if not file.is_dir()), key=_natural_key)
-    for file in files:
-        check_file(file)
-    files = _without_own(files)
-    if not files:
-        raise PhotoError(f"folder '{folder}' must hold images (.jpg, .png, …), got none")
-    return files
-
-
-def _without_own(files: list[Path]) -> list[Path]:
-    """Leave out reports and other pictures that geomtx wrote, and log a warning that names them."""
-    own = [file for file in files if is_own_picture(file)]
-    if own:
-        names = ", ".join(f"'{file}'" for file in own)
-        logger.warning("left out %s: written by geomtx, not a photo; name the file itself to use it", names)
-    return [file for file in files if file not in own]
-
-
-def _natural_key(path: Path) -> tuple[list[str | int], str]:
-    """Sort key in which runs of digits compare as numbers; text and numbers alternate, so that types match."""
-    parts = re.split(r"(\d+)", path.name.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
-
-
-def _name_files(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Name files, with as many parent folders as make the names unique; a file listed twice gets a number."""
-    all_parts = [path.absolute().parts[1:] for path in paths]
-    depths = dict.fromkeys(all_parts, 1)
-    while True:
-        names = {parts: "/".join(parts[-depth:]) for parts, depth in depths.items()}
-        counts = Counter(names.values())
-        short = [parts for parts, depth in depths.items() if counts[names[parts]] > 1 and depth < len(parts)]
-        if not short:
-            break
-        depths.update({parts: depths[parts] + 1 for parts in short})
-    return unique_names(names[parts] for parts in all_parts)

@@ -8,7 +8,6 @@ orientation in their container, and decoders return upright pixels only.)
 from __future__ import annotations
 
 import logging
-import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from geomtx.views.color import convert_to_mask, convert_to_rgb, reduce_to_rgb
 from geomtx.views.error import PhotoError
+from geomtx.views.listing import check_file
 from geomtx.views.tiff import RAW_EXTENSIONS, find_photo_directory
 
-__all__ = ["Picture", "check_file", "open_picture", "read_mask", "read_picture"]
+__all__ = ["Picture", "open_picture", "read_mask", "read_picture"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,24 +147,6 @@ def open_picture(path: Path, *, kind: str = "photo") -> Iterator[Image.Image]:
     except _DAMAGE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PhotoError(f"{kind} '{path}' must be a whole image, got a damaged one: {reason}") from error
-
-
-def check_file(path: Path, kind: str = "photo") -> None:
-    """Require an existing file.
-
-    Raises:
-        PhotoError: If there is none, for a folder, a broken link, or a file that may not be read.
-    """
-    try:
-        mode = path.stat().st_mode
-    except PermissionError as error:
-        raise PhotoError(f"{kind} '{path}' must be readable, got no permission to read it") from error
-    except (OSError, ValueError) as error:
-        found = "a link to nothing" if path.is_symlink() else "none"
-        raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}") from error
-    if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "none"
-        raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}")
 
 
 def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:

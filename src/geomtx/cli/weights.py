@@ -1,0 +1,65 @@
+"""What can be said of weights by their name and by a `config.json`, without importing torch (which takes seconds)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from geomtx.files import user_path
+from geomtx.checks import close_matches
+
+__all__ = ["check_image_side", "check_weights_name", "embedded_weights"]
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def embedded_weights() -> dict[str, Path]:
+    """Return name → folder of the weights that come with the package."""
+    return {path.parent.name: path.parent for path in Path(__file__).parents[1].glob("weights/*/config.json")}
+
+
+def check_weights_name(name: str) -> None:
+    """Require weights that exist, or a name that may be one of the hub's, which is asked later.
+
+    Raises:
+        FileNotFoundError: Otherwise; names embedded weights that are spelt alike.
+    """
+    embedded, path = embedded_weights(), user_path(name)
+    if name in embedded or path.exists():
+        return
+    is_file = path.suffix.lower() in _SUFFIXES
+    if not is_file and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return
+    hint = "; there is no such file" if is_file else close_matches(name, embedded)
+    also = f" (or {', '.join(map(repr, embedded))}, which comes with geomtx)"
+    raise FileNotFoundError(
+        f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B'{'' if is_file else also}, "
+        f"got '{name}'{hint}"
+    )
+
+
+def check_image_side(size: int | None, weights: str | None) -> None:
+    """Require a side of whole patches, where a `config.json` says how large a patch is; otherwise it is checked later.
+
+    Args:
+        size: Longer side of the images in pixels; None for the default, which fits.
+        weights: Name of embedded weights or a folder; nothing is known of others.
+
+    Raises:
+        ValueError: If `size` is no multiple of the patch.
+    """
+    patch = None if size is None or weights is None else _read_patch_size(weights)
+    if size is not None and patch is not None and size % patch:
+        nearest = max(round(size / patch), 1) * patch
+        raise ValueError(f"size must be a multiple of {patch}, the patch of {weights}, got {size}; try {nearest}")
+
+
+def _read_patch_size(weights: str) -> int | None:
+    path = embedded_weights().get(weights, user_path(weights)) / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # found where the weights are loaded
+        return None
+    patch = config.get("patch_size") if isinstance(config, dict) else None
+    return patch if isinstance(patch, int) and patch > 0 else None

@@ -1,0 +1,114 @@
+"""Which files are photos, in which order, and what they are called; imports no torch, which takes seconds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from geomtx.files import is_own_picture, unique_names, user_path
+from geomtx.views.error import PhotoError
+
+__all__ = ["EXTENSIONS", "PathLike", "check_file", "list_photos", "name_files"]
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+"""File name extensions of images in a folder. An image that cannot be read, or a broken link, is an error."""
+
+
+def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
+    """List the files that `load_views` reads, in its order.
+
+    Raises:
+        PhotoError: If there are none, or one of them does not exist.
+    """
+    if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, Iterable):
+            raise PhotoError(f"source must be a folder, a file or a list of files, got {type(source).__name__}")
+        paths = []
+        for path in source:
+            if not isinstance(path, str | os.PathLike):
+                raise PhotoError(f"source must hold paths, got {type(path).__name__}; for images see Views.from_images")
+            paths.append(user_path(path))
+        if not paths:
+            raise PhotoError("source must hold at least one photo, got an empty list")
+        for path in paths:
+            check_file(path)
+        return paths
+    path = user_path(source)
+    if path.is_dir():
+        return _list_folder(path)
+    if not path.exists():
+        raise PhotoError(f"source must be an existing folder or image, got '{path}'")
+    return [path]
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        files = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
+    except OSError as error:
+        raise PhotoError(f"folder '{folder}' must be readable, got {error.strerror}") from error
+    files = sorted((file for file in files if not file.is_dir()), key=_natural_key)
+    for file in files:
+        check_file(file)
+    files = _without_own(files)
+    if not files:
+        raise PhotoError(f"folder '{folder}' must hold images (.jpg, .png, …), got none")
+    return files
+
+
+def _without_own(files: list[Path]) -> list[Path]:
+    """Leave out reports and other pictures that geomtx wrote, and log a warning that names them."""
+    own = [file for file in files if is_own_picture(file)]
+    if own:
+        names = ", ".join(f"'{file}'" for file in own)
+        logger.warning("left out %s: written by geomtx, not a photo; name the file itself to use it", names)
+    return [file for file in files if file not in own]
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    """Sort key in which runs of digits compare as numbers; text and numbers alternate, so that types match."""
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
+def name_files(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Name files, with as many parent folders as make the names unique; a file listed twice gets a number."""
+    all_parts = [path.absolute().parts[1:] for path in paths]
+    depths = dict.fromkeys(all_parts, 1)
+    while True:
+        names = {parts: "/".join(parts[-depth:]) for parts, depth in depths.items()}
+        counts = Counter(names.values())
+        short = [parts for parts, depth in depths.items() if counts[names[parts]] > 1 and depth < len(parts)]
+        if not short:
+            break
+        depths.update({parts: depths[parts] + 1 for parts in short})
+    return unique_names(names[parts] for parts in all_parts)
+
+
+def check_file(path: Path, kind: str = "photo") -> None:
+    """Require an existing file.
+
+    Raises:
+        PhotoError: If there is none, for a folder, a broken link, or a file that may not be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except PermissionError as error:
+        raise PhotoError(f"{kind} '{path}' must be readable, got no permission to read it") from error
+    except (OSError, ValueError) as error:
+        found = "a link to nothing" if path.is_symlink() else "none"
+        raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}") from error
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "none"
+        raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}")
