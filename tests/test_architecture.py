@@ -255,6 +255,11 @@ print(json.dumps([bare, time.perf_counter() - start, sorted(set(sys.modules) - b
     assert not {name for name in brought if name.startswith("geomtx.") and name.split(".")[1] not in INNER}
 
 
+def test_loading_a_model_does_not_import_the_compiler():
+    code = "import sys, geomtx; geomtx.VGGT.from_pretrained('nano'); print('torch._dynamo' in sys.modules)"
+    assert run(code) == "False\n"
+
+
 def test_the_network_is_not_asked_for_at_import():
     code = """
 import socket

@@ -238,6 +238,49 @@ def test_views_for_another_patch_size(model: KnownScene, views: Views) -> None:
         geomtx.reconstruct(model, dataclasses.replace(views, patch_size=28))
 
 
+def test_views_for_another_patch_are_prepared_again(views: Views) -> None:
+    nano = geomtx.VGGT(geomtx.VGGTConfig.nano(heads=("camera",))).eval()
+    folder = views.paths[0].parent
+    default = geomtx.reconstruct(nano, geomtx.load_views(folder))
+    assert default.images.shape == (2, 3, 48, 64)
+    assert torch.equal(default.images, geomtx.reconstruct(nano, folder).images)
+    assert geomtx.reconstruct(nano, geomtx.load_views(folder, patch_size=8)).images.shape[-1] == 64, "nobody chose 520"
+    assert geomtx.reconstruct(nano, views[1]).images.shape == (1, 3, 80, 112), "a chosen size stays"
+    exact = geomtx.load_views(folder, size=32, patch_size=16)
+    assert geomtx.reconstruct(nano, exact).images.shape[-1] == 32
+    views.paths[1].unlink()
+    with pytest.raises(ValueError, match="patch_size of views must be the model's 8, got 14"):
+        geomtx.reconstruct(nano, views)
+
+
+def test_large_images_are_warned_of(views: Views, caplog: pytest.LogCaptureFixture) -> None:
+    nano = geomtx.VGGT(geomtx.VGGTConfig.nano(heads=("camera",))).eval()
+    folder = views.paths[0].parent
+    assert geomtx.reconstruct(nano, geomtx.load_views(folder, model=nano, size=128)).images.shape[-1] == 128
+    assert caplog.text == ""
+    geomtx.reconstruct(nano, geomtx.load_views(folder, model=nano, size=136))
+    assert caplog.messages == [
+        "images of 136 pixels are 2.1 times as large as those that the model is made for (64 pixels): it takes long, "
+        "and the results may be worse than with smaller images (size=, --size)"
+    ]
+
+
+def test_scenes_that_do_not_fit_into_memory_are_refused(
+    model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {"cpu": 2 * 84 * 112 * (4 + 4 * 6)}  # 8-bit colours, mask, depth, points and their confidence
+    monkeypatch.setattr("geomtx.scene.memory.free_bytes", lambda device: free[device.type])
+    geomtx.reconstruct(model, views)
+    free["cpu"] -= 1
+    message = r"^size of the images must be small enough for memory, got 112x84: 2 views need at least 0.000491 GiB on "
+    with pytest.raises(ValueError, match=message):
+        geomtx.reconstruct(model, views)
+    tiny = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).eval()
+    free["cpu"] = 10 * 2**10
+    with pytest.raises(ValueError, match=r"2 views need at least 0.000\d+ GiB on cpu"):
+        geomtx.reconstruct(tiny, views)
+
+
 def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(source: object, *, size: int | None, patch_size: int) -> Views:
         assert (size, patch_size) == (None, 14)  # this model doesn't say what size it is made for

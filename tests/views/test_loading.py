@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +14,10 @@ import torch
 from PIL import Image, ImageFile
 from safetensors.torch import load_file
 
-from geomtx.views import PhotoError, Views, load_views
-from geomtx.views.loading import default_size
+import geomtx
+from geomtx.views import PhotoError, Views, load_views, loading
+from geomtx.views.loading import default_size, prepare_again
+from geomtx.views.views import Preparation
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PHOTOS = GOLDENS / "images"
@@ -291,3 +296,66 @@ def test_missing_photos_are_found_before_any_is_decoded(tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
     with pytest.raises(PhotoError, match=r"photo '.*gone\.png' must be an existing file, got none"):
         load_views([tmp_path / "broken.png", tmp_path / "gone.png"])
+
+
+# For a model, and again for another
+
+
+@pytest.fixture
+def two_photos(tmp_path: Path) -> Path:
+    """Photos of 80x60 and 60x80 pixels."""
+    for name, size in (("a.png", (80, 60)), ("b.png", (60, 80))):
+        pixels = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    return tmp_path
+
+
+def test_photos_are_sized_for_a_model(two_photos: Path) -> None:
+    config = geomtx.VGGTConfig.nano()
+    for model in (config, SimpleNamespace(config=config), SimpleNamespace(config=SimpleNamespace(vggt=config))):
+        views = load_views(two_photos, model=model)
+        assert (views.image_hw, views.patch_size) == ((64, 64), 8)
+    assert load_views(two_photos, model=config, size=32).image_hw == (32, 32)
+    with pytest.raises(ValueError, match=r"^size must be a multiple of 8, got 30$"):
+        load_views(two_photos, model=config, size=30)
+    with pytest.raises(ValueError, match=r"^patch_size must be the model's 8, got 14$"):
+        load_views(two_photos, model=config, patch_size=14)
+    with pytest.raises(ValueError, match=r"^model must be a model or its configuration, with a patch_size, got str$"):
+        load_views(two_photos, model="nano")
+
+
+def test_views_know_how_to_be_prepared_again(two_photos: Path) -> None:
+    views = load_views(two_photos, size=56)
+    assert views.preparation == Preparation("fit", 56, asked=True)
+    for same in (pickle.loads(pickle.dumps(views)), views[[1, 0]], views.with_masks(_no_masks(views))):
+        assert same.preparation == views.preparation
+    assert replace(views, images=views.images / 2).preparation is None, "its images are no longer the photos"
+    again = prepare_again(views[1], 8, 64)
+    assert again.names == views.names[1:]
+    assert torch.equal(again.images, load_views(two_photos / "b.png", size=56, patch_size=8).images)
+    default = load_views(two_photos, mode="square", patch_size=100)
+    assert prepare_again(default, 8, 64).image_hw == (64, 64)
+
+
+def test_what_is_masked_stays_masked_in_views_that_are_prepared_again(two_photos: Path) -> None:
+    masks = _no_masks(views := load_views(two_photos, size=80, patch_size=20))
+    masks[0][:30] = False
+    masks[1][:, 45:] = False
+    again = prepare_again(views.with_masks(masks), 10, None)
+    fresh = load_views(two_photos, size=80, patch_size=10)
+    assert torch.equal(again.masks, fresh.with_masks(masks).masks)
+    assert torch.equal(again.images, fresh.images)
+
+
+def _no_masks(views: Views) -> list[torch.Tensor]:
+    return [torch.ones(transform.original_hw, dtype=torch.bool) for transform in views.transforms]
+
+
+@pytest.mark.parametrize("mode", ["fit", "crop", "pad", "square"])
+def test_images_that_do_not_fit_into_memory_are_refused(
+    two_photos: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "place_photo", lambda *_, **__: pytest.fail("images were made"))
+    message = r"^size must be small enough for memory, got 1400000: 2 images need .* GiB, and .* GiB are free$"
+    with pytest.raises(ValueError, match=message):
+        load_views(two_photos, mode=mode, size=1_400_000)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from geomtx.checkpoint.key_table import KeyTable, drop_wrappers, unwrap_names
 from geomtx.checkpoint.tensor_file import PICKLE_SUFFIXES, RenamedFile, TensorFile, open_tensor_file
@@ -26,7 +27,7 @@ from geomtx.checks import check_option
 from geomtx.files import staged_folder, user_path
 from geomtx.layers.lora import merged_state
 
-__all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model", "share_parameters"]
+__all__ = ["Checkpoint", "SkippedInitialisation", "load_model", "open_checkpoint", "save_model", "share_parameters"]
 
 logger = logging.getLogger("geomtx")
 
@@ -35,8 +36,25 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 CONFIG_FORMAT = "geomtx.model"  # in a config.json, by which `is_own` knows it
 CONFIG_KEY = "geomtx_config"  # in a .safetensors file's own metadata
 SHARED_KEY = "shared"  # in a configuration: names of parameters that are another one's too
+_RANDOM_FILLS = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "orthogonal_")
 # What layers compute with; others are only for storage.
 _COMPUTING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class SkippedInitialisation(TorchFunctionMode):
+    """While this context is entered, random initialisation of tensors on the meta device does nothing.
+
+    They have no values, and drawing some would import `torch._dynamo`, which takes as long as importing torch.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, or return the tensor that a random initialisation was to fill."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _RANDOM_FILLS:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 class Checkpoint(NamedTuple):
@@ -132,7 +150,7 @@ def load_model(
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
-    with torch.device("meta"):
+    with torch.device("meta"), SkippedInitialisation():
         model = build()
     names = match_names(model, checkpoint, keys, apart)
     dtypes = _choose_dtypes(model, checkpoint, names, parts) if dtype is None else {}

@@ -129,12 +129,9 @@ def _reconstruct(model: VGGT, photographed: SceneBatch, folder: Path) -> tuple[S
     from geomtx.geometry.scene_frame import normalize_scene
     from geomtx.scene import reconstruct
     from geomtx.views import load_views
-    from geomtx.views.loading import default_size
 
     assert photographed.tracks is not None
-    config = model.config
-    size = default_size(config.patch_size, config.image_size)
-    views = load_views(folder, size=size, patch_size=config.patch_size)
+    views = load_views(folder, model=model)
     queries = None
     if "tracks" in model.heads:
         start = photographed.tracks.coords_px[0, 0]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from geomtx.files import user_path
 from geomtx.checks import close_matches
+from geomtx.files import user_path
 
 __all__ = ["Parser", "add_output", "join_queries", "parse_count", "parse_name"]
 

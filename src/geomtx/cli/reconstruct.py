@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geomtx.checks import check_range
+from geomtx.checks import check_range, close_matches
 from geomtx.cli import long_sequences
 from geomtx.cli.device import check_device_name, choose_device
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
@@ -18,7 +18,6 @@ from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, staged_folder, user_path
-from geomtx.checks import close_matches
 from geomtx.views.listing import list_photos
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from geomtx.models.vggt import VGGT, VGGTConfig
     from geomtx.models.vggt.config import HeadName
+    from geomtx.views import Views
 
 __all__ = ["add_parser"]
 
@@ -116,7 +116,6 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.scene.finite import require_finite
     from geomtx.scene.query import queries_to_model
     from geomtx.views import load_views
-    from geomtx.views.loading import default_size
 
     first = is_first_process()
     if first:
@@ -127,10 +126,10 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("find the weights"):
         config = _read_config(arguments)
     with stages.stage("load the photos"):
-        size = arguments.size or default_size(config.patch_size, config.image_size)
-        views = load_views(paths, mode=arguments.mode, size=size, patch_size=config.patch_size)
+        views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
+        _check_memory(arguments, config, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
     with stages.stage("reconstruct"), joined_processes(device):
@@ -205,6 +204,23 @@ def _read_config(arguments: argparse.Namespace) -> VGGTConfig:
     from geomtx.models.vggt import VGGT, VGGTConfig
 
     return VGGTConfig.tiny() if arguments.preset else VGGT.read_config(arguments.weights)
+
+
+def _check_memory(arguments: argparse.Namespace, config: VGGTConfig, views: Views, device: torch.device) -> None:
+    """Refuse photos that can't fit into memory before the weights are loaded, which may take minutes."""
+    from geomtx.scene.memory import check_scene_memory
+
+    if num_processes() > 1:
+        return
+    check_scene_memory(
+        config,
+        views.image_hw,
+        _choose_heads(arguments, config.heads),
+        device,
+        num_views=len(views),
+        at_once=min(len(views), arguments.window or len(views)),
+        element_size=4 if arguments.dtype == "float32" else 2,  # what is stored is not known yet
+    )
 
 
 def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch.device) -> VGGT:

@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geomtx.checks import close_matches
 from geomtx.cli.parser import add_output, parse_name
 from geomtx.files import check_inputs, is_own, list_inputs, user_path
-from geomtx.checks import close_matches
 
 if TYPE_CHECKING:
     from geomtx.training.trainer import Trainer

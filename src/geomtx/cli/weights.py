@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from geomtx.files import user_path
 from geomtx.checks import close_matches
+from geomtx.files import user_path
 
 __all__ = ["check_image_side", "check_weights_name", "embedded_weights"]
 

@@ -79,9 +79,9 @@ class CameraHead(nn.Module):
 
         From random biases, half of all fields of view would start below zero, where the rectifier has no gradient.
         """
-        start = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+        step = 1 / self.num_iterations
         with torch.no_grad():
-            self.pose_mlp.contract.bias.copy_(start / self.num_iterations)
+            self.pose_mlp.contract.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, step, step, step]))
 
     def forward(self, tokens: Tokens) -> CameraPrediction:
         """Predict the cameras of all views.

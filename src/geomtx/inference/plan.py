@@ -260,4 +260,10 @@ def _free_in_group() -> list[int]:
     if not all(path.is_file() for path in files):
         return []
     most, taken = (path.read_text(encoding="ascii").strip() for path in files)
-    return [] if most == "max" else [max(0, int(most) - int(taken))]
+    if most == "max":
+        return []
+    # Files that were read stay in memory until it is needed, and count as taken.
+    statistics = _GROUP / "memory.stat"
+    lines = statistics.read_text(encoding="ascii").splitlines() if statistics.is_file() else []
+    cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return [max(0, int(most) - int(taken) + cached)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
 from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead, RGBHead
@@ -100,7 +100,7 @@ def build_heads(
 
 def _rebuild(name: str, description: Any) -> nn.Module:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), SkippedInitialisation():
             head = _build(description)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"extra_heads must describe {name!r} by numbers that make a head, got: {error}") from error

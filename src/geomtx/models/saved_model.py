@@ -10,7 +10,14 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from geomtx.checkpoint.files import Checkpoint, load_model, open_checkpoint, save_model, share_parameters
+from geomtx.checkpoint.files import (
+    Checkpoint,
+    SkippedInitialisation,
+    load_model,
+    open_checkpoint,
+    save_model,
+    share_parameters,
+)
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.inference.quantize import is_quantized
 from geomtx.models.registry import find_weights
@@ -168,7 +175,7 @@ def load_around_vggt(
     inside = _INSIDE[kind]
     apart = [f"{inside}.{EXTRA_HEADS}.{name}." for name in added_heads(checkpoint)]
     parts = [*(f"{inside}.{head}" for head in HEAD_MODULES.values()), "tracker"]
-    with torch.device("meta"):
+    with torch.device("meta"), SkippedInitialisation():
         model = build()
     checkpoint = checkpoint.unwrapped(dict(model.named_parameters()).__contains__)
     load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from geomtx.checks import check_divisible, check_option, close_matches
 from geomtx.heads.dense import DenseHead
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.scene.finite import warn_of_nonfinite
+from geomtx.scene.memory import check_scene_memory, warn_of_size
 from geomtx.scene.progress import progress_bar
 from geomtx.scene.provenance import describe_run
 from geomtx.scene.query import queries_to_model
@@ -21,10 +23,12 @@ from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Predictions
 from geomtx.views import Views, load_views
-from geomtx.views.loading import default_size
+from geomtx.views.loading import default_size, prepare_again
 from geomtx.views.views import warn_of_range
 
 __all__ = ["reconstruct"]
+
+logger = logging.getLogger(__name__)
 
 
 def reconstruct(
@@ -44,7 +48,8 @@ def reconstruct(
             `model(images, query_points=…, patch_mask=…, heads=…)`.
         views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded with sides near
             `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the
-            patch.
+            patch. Views for another patch, or for another image size that nobody chose, are prepared again from their
+            photos.
         query_points: Points to track through all views, (N, 3) as (view, x, y) in pixels of the original photos;
             defaults to none.
         heads: Names of the heads to run; defaults to all, "tracks" only if there are query points. Of added heads
@@ -61,27 +66,37 @@ def reconstruct(
         warning in the log names views whose predictions have NaN or infinity in them.
 
     Raises:
-        ValueError: For images that are not finite or of the wrong size, views for another patch size, a query point
-            outside its photo or for a view that doesn't exist, a head that the model doesn't have, too little `memory`,
-            windows that can't be stitched; with `compile`, where there is nothing to compile, or for "graphs" a device
-            that records none or a `dtype` that isn't the model's; with `parallel`, for a model of another kind, fewer
-            views than processes, and `compile`; for dropout or batch norm in training mode.
+        ValueError: For images that are not finite, of the wrong size or too large for the memory, views for another
+            patch size whose photos are gone, a query point outside its photo or for a view that doesn't exist, a head
+            that the model doesn't have, too little `memory`, windows that can't be stitched; with `compile`, where
+            there is nothing to compile, or for "graphs" a device that records none or a `dtype` that isn't the model's;
+            with `parallel`, for a model of another kind, fewer views than processes, and `compile`; for dropout or
+            batch norm in training mode.
         TypeError: For an option that doesn't exist.
     """
     config: Any = model.config
     available = _heads_of_scenes(model)
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
+    warn_of_size(config, views.image_hw)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
     run_options = _parse_options(options)
     check_options(model, run_options)
+    windows = [range(len(views))]
     if window is not None:
         check_window_heads(heads)
         windows = place_windows(len(views), window)
-        if len(windows) > 1:
-            parts = (views[part.start : part.stop] for part in windows)
-            scenes = (reconstruct(model, part, heads=heads, progress=progress, **options) for part in parts)
-            return stitch_scenes(scenes, windows)
+    _check_memory(model, views, heads, len(windows[0]), run_options)
+    if len(windows) > 1:
+        parts = (views[part.start : part.stop] for part in windows)
+        return stitch_scenes((_run_pass(model, part, None, heads, run_options, progress) for part in parts), windows)
+    return _run_pass(model, views, queries, heads, run_options, progress)
+
+
+def _run_pass(
+    model: nn.Module, views: Views, queries: Tensor | None, heads: tuple[str, ...], options: RunOptions, progress: bool
+) -> Scene:
+    """Reconstruct views in one pass of the model; the arguments are those of `reconstruct`, checked."""
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
     inputs = {
         "images": views.images[None],
@@ -89,7 +104,7 @@ def reconstruct(
         "patch_mask": None if views.patch_mask is None else views.patch_mask[None],
     }
     with progress_bar(shown=progress) as advance:
-        predictions = run_views(model, inputs, heads, run_options._replace(progress=advance))
+        predictions = run_views(model, inputs, heads, options._replace(progress=advance))
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -98,10 +113,25 @@ def reconstruct(
         predictions=_single_scene(predictions),
         query_points=queries,
         paths=views.paths,
-        provenance=describe_run(model, views, autocast=run_options.dtype, approximation=run_options.approximation),
+        provenance=describe_run(model, views, autocast=options.dtype, approximation=options.approximation),
     )
     warn_of_nonfinite(scene)
     return scene
+
+
+def _check_memory(model: Any, views: Views, heads: tuple[str, ...], at_once: int, options: RunOptions) -> None:
+    parameter = next(model.parameters())
+    if options.parallel:  # each process has a share of the views, and of the memory
+        return
+    check_scene_memory(
+        model.config,
+        views.image_hw,
+        heads,
+        parameter.device,
+        num_views=len(views),
+        at_once=at_once,
+        element_size=parameter.element_size(),
+    )
 
 
 def _parse_options(options: dict[str, Any]) -> RunOptions:
@@ -114,14 +144,29 @@ def _parse_options(options: dict[str, Any]) -> RunOptions:
 
 def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:
     if isinstance(source, Views):
-        _check_views(source, patch_size)
-        return source
+        views = _fit_views(source, patch_size, image_size)
+        _check_views(views, patch_size)
+        return views
     if isinstance(source, Tensor):
         return Views.from_images(source, patch_size=patch_size)
     if not isinstance(source, Iterable | os.PathLike):
         raise ValueError(f"views must be Views, a tensor, a folder or photos, got {type(source).__name__}")
     size = None if image_size is None else default_size(patch_size, image_size)
     return load_views(source, size=size, patch_size=patch_size)
+
+
+def _fit_views(views: Views, patch_size: int, image_size: int | None) -> Views:
+    """Prepare views again from their photos where they are for another patch, or a size that nobody chose."""
+    made = views.preparation
+    if made is None or not all(path is not None and path.is_file() for path in views.paths):
+        return views
+    own_size = image_size is None or made.asked or made.size == default_size(patch_size, image_size)
+    if views.patch_size == patch_size and own_size:
+        return views
+    again = prepare_again(views, patch_size, image_size)
+    before, after = (f"{each.image_hw[1]}x{each.image_hw[0]}" for each in (views, again))
+    logger.info("views of %s pixels are prepared again from their photos, %s pixels, for this model", before, after)
+    return again
 
 
 def _check_views(views: Views, patch_size: int) -> None:

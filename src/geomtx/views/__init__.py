@@ -32,6 +32,5 @@ if TYPE_CHECKING:
     from geomtx.views.error import PhotoError
     from geomtx.views.listing import EXTENSIONS
     from geomtx.views.loading import load_views
-    from geomtx.views.transform import Mode
-    from geomtx.views.transform import ViewTransform
+    from geomtx.views.transform import Mode, ViewTransform
     from geomtx.views.views import Views

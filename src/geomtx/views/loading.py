@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.inference.plan import free_bytes
 from geomtx.views.listing import PathLike, list_photos, name_files
 from geomtx.views.pictures import read_picture
-from geomtx.views.transform import MODES, Mode, place_photo
-from geomtx.views.views import Views
+from geomtx.views.transform import MODES, Mode, ViewTransform, place_photo
+from geomtx.views.views import Preparation, Views
 
-__all__ = ["default_size", "load_views"]
+__all__ = ["default_size", "load_views", "prepare_again"]
 
 logger = logging.getLogger(__name__)
 
 _SIZE = 518
+_PIXEL_BYTES = 16  # of an image while views are made: 8-bit and float32 colours, mask
 _MIN_REDUCTION = 4  # a photo reduced while it is decoded stays this many times larger than the model's image
 
 
@@ -24,7 +32,8 @@ def load_views(
     *,
     mode: Mode | str = "fit",
     size: int | None = None,
-    patch_size: int = 14,
+    patch_size: int | None = None,
+    model: Any = None,
 ) -> Views:
     """Load photos for a model, with the way back to their original pixels.
 
@@ -46,31 +55,98 @@ def load_views(
             folder are read in natural order (img2 before img10), without hidden files, subfolders and pictures of
             results that geomtx wrote.
         mode: How a photo is fitted into the model's image, see the table; defaults to "fit".
-        size: Side of the model's image in pixels, a multiple of `patch_size`; defaults to the multiple nearest to 518,
-            the size of the published models. `config.image_size` is the size that a model is made for.
-        patch_size: Side of the model's patches in pixels; defaults to 14.
+        size: Side of the model's image in pixels, a multiple of the patch; defaults to that of `model`, without one to
+            the multiple nearest to 518, the size of the published models.
+        patch_size: Side of the model's patches in pixels; defaults to that of `model`, without one to 14.
+        model: Model that the views are for, or its configuration, which has a `patch_size` and, if it is made for
+            images of some size, an `image_size`.
 
     Raises:
         PhotoError: A ValueError that names the folder without images, or the file that is missing, damaged, not an
             image, a camera's raw file, too thin, or larger than 1000 megapixels (or `PIL.Image.MAX_IMAGE_PIXELS` if
             that is set).
-        ValueError: For an unknown mode, or a size that is not a multiple of `patch_size`.
+        ValueError: For an unknown mode, a size that is not a multiple of the patch, images that don't fit into memory,
+            or a `patch_size` that isn't that of `model`.
     """
     check_option("mode", mode, MODES)
+    patch_size, image_size = _choose_sizes(model, patch_size)
     check_positive("patch_size", patch_size)
-    size = default_size(patch_size) if size is None else size
-    check_positive("size", size)
-    check_divisible("size", size, patch_size)
+    side = default_size(patch_size, image_size) if size is None else size
+    check_positive("size", side)
+    check_divisible("size", side, patch_size)
     paths = list_photos(source)
-    images, transforms = [], []
-    for path in paths:  # one photo in full resolution at a time
-        photo = read_picture(path, min_side=_MIN_REDUCTION * size)
-        image, transform = place_photo(photo, mode, size, patch_size, name=str(path))
-        images.append(image)
-        transforms.append(transform)
-    views = Views.assemble(images, transforms, name_files(paths), paths, patch_size)
+    views = _prepare(paths, name_files(paths), Preparation(mode, side, size is not None), patch_size)
     logger.info("loaded %d views of %dx%d pixels", len(views), views.image_hw[1], views.image_hw[0])
     return views
+
+
+def prepare_again(views: Views, patch_size: int, image_size: int | None) -> Views:
+    """Prepare views again from their photos, for a model of another patch or image size.
+
+    What `Views.with_masks` left out stays left out.
+
+    Args:
+        views: Views with a `preparation`, whose photos are still there.
+        patch_size: Side in pixels of the model's patches.
+        image_size: Side in pixels of the images that the model is made for, which replaces a size that nobody chose;
+            None where it is made for none. A size that was chosen becomes the nearest multiple of the patch.
+
+    Raises:
+        PhotoError: As `load_views`.
+    """
+    before = views.preparation
+    paths = [path for path in views.paths if path is not None]
+    assert before is not None, "only views that were loaded can be loaded again"
+    side = before.size if before.asked else image_size or _SIZE
+    again = _prepare(paths, views.names, before._replace(size=default_size(patch_size, side)), patch_size)
+    pairs = zip(zip(views.transforms, views.masks.cpu(), strict=True), again.transforms, strict=True)
+    left_out = torch.stack([_carry_left_out(*before, after) for before, after in pairs])
+    return replace(again, masks=again.masks & ~left_out).prepared_by(again.preparation)
+
+
+def _carry_left_out(before: ViewTransform, mask: Tensor, after: ViewTransform) -> Tensor:
+    """Return where an image shows what the mask of an earlier image of the same photo left out of the photo."""
+    left_out = before.mask & ~mask
+    if not left_out.any():
+        return torch.zeros(after.image_hw, dtype=torch.bool)
+    return after.depth_from_original(before.depth_to_original(left_out, mode="nearest"), mode="nearest")
+
+
+def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patch_size: int) -> Views:
+    images, transforms = [], []
+    for path in paths:  # one photo in full resolution at a time
+        photo = read_picture(path, min_side=_MIN_REDUCTION * how.size)
+        _check_memory(len(paths), how, photo.original_hw)
+        image, transform = place_photo(photo, how.mode, how.size, patch_size, name=str(path))
+        images.append(image)
+        transforms.append(transform)
+    return Views.assemble(images, transforms, names, paths, patch_size).prepared_by(how)
+
+
+def _check_memory(num_views: int, how: Preparation, photo_hw: tuple[int, int]) -> None:
+    """Refuse images that don't fit into the host's memory where all are as large as that of one photo."""
+    height, width = photo_hw
+    share = {"fit": min(photo_hw) / max(photo_hw), "crop": min(1.0, height / width)}.get(how.mode, 1.0)
+    needed, free = num_views * how.size**2 * share * _PIXEL_BYTES, free_bytes(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise ValueError(
+            f"size must be small enough for memory, got {how.size}: {num_views} images need {needed / 2**30:.3g} GiB, "
+            f"and {free / 2**30:.3g} GiB are free"
+        )
+
+
+def _choose_sizes(model: Any, patch_size: int | None) -> tuple[int, int]:
+    """Return the side of a patch and that of the images, of a model if there is one."""
+    if model is None:
+        return 14 if patch_size is None else patch_size, _SIZE
+    config = getattr(model, "config", model)
+    config = getattr(config, "vggt", config)  # of a model with a VGGT inside
+    found = getattr(config, "patch_size", None)
+    if not isinstance(found, int):
+        raise ValueError(f"model must be a model or its configuration, with a patch_size, got {type(model).__name__}")
+    if patch_size not in (None, found):
+        raise ValueError(f"patch_size must be the model's {found}, got {patch_size}")
+    return found, getattr(config, "image_size", None) or _SIZE
 
 
 def default_size(patch_size: int, image_size: int = _SIZE) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,23 @@ from geomtx.types import Bool
 from geomtx.views.color import convert_to_rgb
 from geomtx.views.transform import ViewTransform, stack_padded
 
-__all__ = ["Views", "warn_of_range"]
+__all__ = ["Preparation", "Views", "warn_of_range"]
 
 logger = logging.getLogger(__name__)
+
+
+class Preparation(NamedTuple):
+    """How `load_views` made images of photos.
+
+    Attributes:
+        mode: How a photo was placed, see `load_views`.
+        size: Side of the images in pixels.
+        asked: Whether the caller chose the size; otherwise it is that of a model, or the default.
+    """
+
+    mode: str
+    size: int
+    asked: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +51,8 @@ class Views:
         names: S different names, those of the files, with their folders if files of several folders share a name.
         paths: S files; None for a view without a file.
         patch_size: Side of a patch in pixels.
+        preparation: How the images were made of the photos in `paths`; None where that isn't known, as for views whose
+            images were replaced. With it, `geomtx.reconstruct` can prepare them again for a model of another patch.
     """
 
     images: Tensor
@@ -45,6 +61,7 @@ class Views:
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     patch_size: int = 14
+    preparation: Preparation | None = field(default=None, init=False)  # so that dataclasses.replace drops it
 
     def __post_init__(self) -> None:
         check_shape("images", self.images, ("S", 3, "H", "W"))
@@ -116,7 +133,7 @@ class Views:
         picked = [picked] if isinstance(picked, int) else list(picked)
         if not picked:
             raise ValueError(f"index must pick at least one of {len(self)} views, got {index}")
-        return Views(
+        views = Views(
             images=self.images[picked],
             transforms=tuple(self.transforms[i] for i in picked),
             masks=self.masks[picked],
@@ -124,6 +141,13 @@ class Views:
             paths=tuple(self.paths[i] for i in picked),
             patch_size=self.patch_size,
         )
+        return views.prepared_by(self.preparation)
+
+    def prepared_by(self, preparation: Preparation | None) -> Views:
+        """Return these views with a note of how their images were made of the photos."""
+        views = replace(self)
+        object.__setattr__(views, "preparation", preparation)
+        return views
 
     def __repr__(self) -> str:
         height, width = self.image_hw
@@ -167,7 +191,8 @@ class Views:
             if mask.dtype != torch.bool:
                 raise ValueError(f"masks[{index}] must be bool, got {mask.dtype}")
             mapped.append(transform.depth_from_original(mask, mode="nearest"))
-        return replace(self, masks=self.masks & torch.stack(mapped).to(self.masks.device))
+        masks = self.masks & torch.stack(mapped).to(self.masks.device)
+        return replace(self, masks=masks).prepared_by(self.preparation)
 
     def tracks_to_original(self, coords_px: Tensor) -> Tensor:
         """Map tracks (..., S, N, 2) from the model's pixels to each view's original pixels."""
