@@ -54,13 +54,13 @@ vggt() {
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 
-[ $# -gt 0 ] || set -- exactness attention quantise shared_taps long memory small vggt
+[ $# -gt 0 ] || set -- exactness attention quantise long memory small vggt
 for part in "$@"; do
   case $part in
     exactness) step exactness exactness.py ;;
     attention) step attention attention.py ;;
     quantise) step quantise quantise.py ;;
-    shared_taps) step shared_taps shared_taps.py ;;
+   ) step.py ;;
     long) long ;;
     memory)
       step memory_small memory.py --views 8 24 100 200
@@ -70,7 +70,7 @@ for part in "$@"; do
     small) small ;;
     vggt) vggt ;;
     *)
-      echo "part must be one of exactness, attention, quantise, shared_taps, long, memory, small, vggt, got '$part'" >&2
+      echo "part must be one of exactness, attention, quantise,, long, memory, small, vggt, got '$part'" >&2
       exit 2
       ;;
   esac

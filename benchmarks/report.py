@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def make_memory() -> str:
-    """Peaks by number of views, and the line through them."""
+    """Peaks by number of views, and the line through the two largest of them."""
     text = ""
     for record in read("memory_*.json"):
         settings, results = record["settings"], record["results"]
@@ -83,6 +82,84 @@ def make_memory() -> str:
     return text or NOT_MEASURED
 
 
+def make_views() -> str:
+    """What a scene of so many views takes, on the GPU and in the host's memory, in every way to run it."""
+    head = ["images", "views", "in one pass: GPU, GiB"]
+    plans = {"offloaded": "parts", "low": "smallest parts"}
+    head += [f"in {name}: {where}, GiB" for name in plans.values() for where in ("GPU", "host")]
+    rows = []
+    for record in read("memory_*.json"):
+        settings, results = record["settings"], record["results"]
+        if "depth" not in settings["heads"]:
+            continue
+        height, width = settings["size"]
+        counts = sorted(int(key.split()[0]) for key in results["plain"] if key.endswith("views"))
+        for count in counts:
+            found = {plan: results[plan][f"{count} views"] for plan in ("plain", *plans)}
+            cells = [f"{found[plan][key]:.1f}" for plan in plans for key in ("peak_gib", "host_gib")]
+            rows.append([f"{height} × {width}", count, f"{found['plain']['peak_gib']:.1f}", *cells])
+    return table(head, rows) if rows else NOT_MEASURED
+
+
+def make_time() -> str:
+    """Seconds of a pass and the peak of the process or of the GPU's allocator; the plain candidate of each record."""
+    names = {"vggt": "VGGT-1B", "small": "nano"}
+    records = [record for name in names for record in read(f"{name}_*.json")]
+    rows = []
+    for record in records:
+        settings, found = record["settings"], record["results"]["plain"]
+        height, width = settings["size"]
+        peak = next(value for key, value in found.items() if key.startswith("peak"))
+        model = names[record["benchmark"].partition("_")[0]]
+        images = f"{settings['views']} of {height} × {width}"
+        spread = f"{found['min_s']:.2f} … {found['max_s']:.2f}"
+        device = record["machine"]["gpu"] or f"CPU, {settings['threads']} threads"
+        rows.append([model, images, settings["dtype"], device, f"{found['median_s']:.2f}", spread, f"{peak:.1f}"])
+    if not rows:
+        return NOT_MEASURED
+    head = ["model", "images", "precision", "device", "seconds, median", "seconds, range", "peak, GiB"]
+    machines = sorted({describe(record) for record in records})
+    text = table(head, rows) + "Measured on: " + "; ".join(machines) + ".\n"
+    gpu = any(record["machine"]["gpu"] for record in records)
+    return text + ("\n" if gpu else "No time on a GPU has been measured yet.\n\n")
+
+
+def make_load() -> str:
+    records = read("load.json")
+    if not records:
+        return NOT_MEASURED
+    found = records[0]["results"]
+    return (
+        f"Loading the {found['file_gib']:.1f} GiB of VGGT-1B's float32 weights from a file takes "
+        f"{found['peak_resident_gib']:.1f} GiB of the host's memory\n({describe(records[0])}).\n\n"
+    )
+
+
+def make_nano() -> str:
+    """Nano beside its opponents, on rooms of the kind that it was trained on."""
+    records = read("nano.json")
+    if not records:
+        return NOT_MEASURED
+    methods = {"model": "nano", "constant": "best constant prediction", "opencv": "SIFT, same images",
+               "opencv_enlarged": "SIFT, images 4× larger"}  # fmt: skip
+    measures = {
+        "auc_30": "pose AUC@30, %", "rra_15": "rotation within 15°, %", "rta_15": "translation direction within 15°, %",
+        "ate": "ATE", "depth_abs_rel": "depth AbsRel", "depth_delta": "depth δ < 1.25, %",
+        "head_overall": "points of the point head, overall",
+        "unprojected_overall": "points from depth and cameras, overall",
+        "track_jaccard": "tracks AJ, %", "track_delta": "tracks δ, %", "track_visibility": "tracks OA, %",
+    }  # fmt: skip
+    text = ""
+    for views, found in records[0]["results"]["recipe"].items():
+        rows = [
+            [label, *(format_mean(found[method].get(name), label.endswith("%")) for method in methods)]
+            for name, label in measures.items()
+            if name in found["model"]
+        ]
+        text += f"**{views}**\n\n" + table(["measure", *methods.values()], rows)
+    return text
+
+
 def make_exactness() -> str:
     text = ""
     for record in read("exactness_*.json"):
@@ -98,44 +175,6 @@ def make_exactness() -> str:
         ]  # fmt: skip
         text += table(["mode", "rotation, degrees", "translation", "depth", "within the gates"], rows)
     return text or NOT_MEASURED
-
-
-def make_time() -> str:
-    text = ""
-    for record in read("vggt_*.json"):
-        settings = record["settings"]
-        height, width = settings["size"]
-        text += f"{settings['views']} views of {height} × {width}, {settings['dtype']} ({describe(record)}):\n\n"
-        rows = []
-        for name, found in record["results"].items():
-            if "failed" in found:
-                rows.append([name, found["failed"], "", "", ""])
-                continue
-            peak = next(value for key, value in found.items() if key.startswith("peak"))
-            ratio = next((value for key, value in found.items() if key.startswith("times_of")), "")
-            spread = f"{1000 * found['min_s']:,.0f} … {1000 * found['max_s']:,.0f}"
-            rows.append([name, f"{1000 * found['median_s']:,.1f}", spread, ratio, peak])
-        first = next(iter(record["results"]))
-        text += table(["", "median, ms", "range, ms", f"times of {first}", "peak, GiB"], rows)
-    return text or NOT_MEASURED
-
-
-def make_small() -> str:
-    """Before and now, where there is little to do."""
-    rows = []
-    for record in read("small_*.json"):
-        settings, found = record["settings"], record["results"]
-        now, before = found["plain"], found["before"]
-        times = [f"{1000 * side['median_s']:,.1f}" for side in (before, now)]
-        ratios = [a / b for a, b in zip(now["seconds"], before["seconds"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        rows.append([settings["views"], *times, f"{middle:.3f}", f"{low:.2f} … {high:.2f}", len(ratios)])
-    if not rows:
-        return NOT_MEASURED
-    height, width = settings["size"]
-    text = f"{settings['weights']}, {height} × {width}, {settings['dtype']}, before = commit {settings['before'][:7]} "
-    head = ["views", "before, ms", "now, ms", "now / before, median", "middle half", "rounds"]
-    return text + f"({describe(record)}):\n\n" + table(head, rows)
 
 
 def make_ablations() -> str:
@@ -177,21 +216,6 @@ def make_long() -> str:
     return text or NOT_MEASURED
 
 
-def make_shared_taps() -> str:
-    records = read("shared_taps.json")
-    if not records:
-        return NOT_MEASURED
-    (record,) = records
-    rows = []
-    for views, found in record["results"]["views"].items():
-        for way, work in found["work"].items():
-            ratio = found["seconds"]["together_over_apart"] if way == "together" else 1.0
-            rows.append([f"{way}, {views}", work["operations"], work["moved_mib"], work["made_mib"], ratio])
-    errors = ", ".join(f"{way} {found['bfloat16']:.2e}" for way, found in record["results"]["error"].items())
-    head = ["and number of views", "operations", "read and written, MiB", "made, MiB", "time on a CPU, float32"]
-    return f"Error in bfloat16: {errors} ({describe(record)}):\n\n" + table(head, rows)
-
-
 def make_quantised() -> str:
     text = ""
     for record in read("quantise_*.json"):
@@ -211,13 +235,18 @@ def make_quantised() -> str:
 
 
 def make_nvs() -> str:
-    """Pictures from new places, and what became of the tasks that the model could do before."""
+    """Novel views, and what became of the tasks that the model could do before."""
     text = ""
     for record in read("nvs.json"):
         settings, results = record["settings"], record["results"]
         height, width = settings["image_hw"]
-        text += f"{settings['scenes']} held-out rooms of {height} × {width} pixels, {settings['inputs']} pictures in, "
-        text += f"{settings['targets']} out; {max(settings['steps'].values()):,} steps ({describe(record)}):\n\n"
+        first, last = settings["held_out_scenes"]
+        text += (
+            f"Held-out rooms {first:,} to {last:,}, {height} × {width} pixels, {settings['inputs']} input views and "
+        )
+        text += (
+            f"{settings['targets']} target views; {max(settings['steps'].values()):,} steps ({describe(record)}):\n\n"
+        )
         shown = {name: found["pictures"] for name, found in results.items() if "pictures" in found}
         rows = [
             [name.replace("_", " "), f"{found['psnr'][0]:.2f} ± {found['psnr'][1]:.2f}", format_error(found["ssim"], 1)]
@@ -275,6 +304,12 @@ def make_attention() -> str:
     return text or NOT_MEASURED
 
 
+def format_mean(value: Sequence[float] | None, percent: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value[0]:.1f}" if percent else f"{value[0]:.3f}"
+
+
 def format_error(value: Sequence[float] | None, factor: int) -> str:
     if value is None:
         return ""
@@ -285,9 +320,10 @@ def format_error(value: Sequence[float] | None, factor: int) -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "exactness": make_exactness,
+    "views": make_views,
     "time": make_time,
-    "small": make_small,
-    "shared_taps": make_shared_taps,
+    "load": make_load,
+    "nano": make_nano,
     "ablations": make_ablations,
     "long": make_long,
     "quantised": make_quantised,
