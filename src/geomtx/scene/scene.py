@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,6 @@ from geomtx.types import Float
 __all__ = ["Scene"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Scene(SceneContent):
     r"""S photos of one scene and what a model predicts of them, on the CPU.
 
