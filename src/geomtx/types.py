@@ -110,7 +110,7 @@ class Tokens(NamedTuple):
         num_special: Number of special tokens of a view, which come before its patches; token 0 is the camera token.
         image_hw: Height and width of the images in pixels.
         grid_hw: Number of rows and columns of patches.
-        mask: Which tokens are valid, (B, S, P) bool; None for all.
+        mask: Boolean mask of the valid tokens, (B, S, P); None for all.
     """
 
     layers: dict[int, Tensor]
@@ -166,7 +166,7 @@ class EmbeddedViews(NamedTuple):
         num_special: Number of special tokens of a view.
         image_hw: Height and width of the images in pixels.
         grid_hw: Rows and columns of patches.
-        mask: Which tokens are valid, (B, S, P) bool; None for all.
+        mask: Boolean mask of the valid tokens, (B, S, P); None for all.
         first_view: Index in its scene of the first view in `x`; above 0 where other processes hold earlier views.
     """
 
@@ -190,7 +190,7 @@ class ProjectedTokens(NamedTuple):
         maps: One map for every tap, (B·S, channels, rows, columns), on any device.
         views: Number of scenes and number of views, (B, S).
         image_hw: Height and width of the images in pixels.
-        mask: Which views are valid, (B, S, 1) bool; None for all.
+        mask: Boolean mask of the valid views, (B, S, 1); None for all.
     """
 
     maps: tuple[Tensor, ...]
@@ -407,7 +407,7 @@ class SceneBatch(NamedTuple):
     Attributes:
         images: RGB images (B, S, 3, H, W) in [0, 1].
         cameras: `cam_from_world` (B, S, 3, 4), and `intrinsics` (B, S, 3, 3) in pixels of `images`.
-        camera_mask: Which cameras are known, (B, S) bool; None for all.
+        camera_mask: Boolean mask of the known cameras, (B, S); None for all.
         depth: Depth (B, S, H, W), the z coordinate in the camera, in the unit of the cameras' translations.
         points: Points (B, S, H, W, 3) in the world of the cameras.
         mask: Where depth and points are known, (B, S, H, W) bool; elsewhere they may hold anything.

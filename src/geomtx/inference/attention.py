@@ -56,7 +56,7 @@ class KeysFirst:
     Attributes:
         rope: Rotary table of this process's S·P tokens; None for none.
         mask: Attention mask of the M keys of all processes, broadcastable to (B, 1, S·P, M); None for none.
-        keys: Which of this process's tokens are keys; None for all.
+        keys: Subset of this process's tokens that are keys; None for all.
         shares: Number of keys of every process; None in one process.
         token_chunk: Number of tokens at a time, whose output is written over the input; None for all at once, into a
             tensor of its own.
@@ -122,8 +122,8 @@ class LocalFirst:
 
     Attributes:
         num_local: Number of blocks that run on every view by itself.
-        within: How these are run.
-        across: How all others are run.
+        within: Way of running these blocks.
+        across: Way of running all others.
     """
 
     num_local: int
@@ -147,9 +147,9 @@ def attention_table(
     Args:
         encoder: The encoder, for which `check_blocks` has passed.
         views: Embedded views of this process.
-        plan: How many views and tokens are worked on at a time.
-        approximation: What global attention leaves out.
-        shares: How views are shared by processes; defaults to one process with all views.
+        plan: Numbers of views and tokens that are worked on at a time.
+        approximation: Keys that global attention leaves out.
+        shares: Division of the views among processes; defaults to one process with all views.
     """
     table: dict[Scope, Attend] = encoder.attention(views)
     within, across = table["frame"], table["global"]
@@ -201,7 +201,7 @@ def check_blocks(blocks: Iterable[nn.Module], reason: str) -> None:
 
     Args:
         blocks: Blocks of an encoder.
-        reason: What they are for, for the error.
+        reason: Purpose of the requirement, for the error.
 
     Raises:
         ValueError: For a block that is no `TransformerBlock`.

@@ -43,9 +43,9 @@ class Execution(NamedTuple):
     """How a forward pass is executed. All but an approximation gives the plain pass's result up to rounding.
 
     Attributes:
-        plan: How many views and tokens are worked on at a time; all by default.
-        approximation: What global attention leaves out; nothing by default.
-        shares: How views are shared by processes; None for one process with all views.
+        plan: Numbers of views and tokens that are worked on at a time; all by default.
+        approximation: Keys that global attention leaves out; nothing by default.
+        shares: Division of the views among processes; None for one process with all views.
         run_block: Function from a block to what is called in its place; None for the block itself.
         progress: Called with the share of the pass that is done since the last call; None for no report.
     """
@@ -73,11 +73,11 @@ def predict(
     Args:
         model: A model with one pass over all views, for instance `geomtx.VGGT`.
         images: Images as for the model; with a plan they may be on another device and in another precision.
-        query_points: As for the model.
-        patch_mask: As for the model.
-        heads: As for the model.
+        query_points: Query points, as for the model's `forward`.
+        patch_mask: Mask of patches, as for the model's `forward`.
+        heads: Names of heads, as for the model's `forward`.
         plan: Work on some views or tokens at a time, without gradients, see `MemoryPlan`; defaults to all at once.
-        approximation: What global attention leaves out, see `GlobalApproximation`; defaults to nothing.
+        approximation: Keys that global attention leaves out, see `GlobalApproximation`; defaults to nothing.
         recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
             checkpointing, Chen et al. 2016). Not with a plan.
 
@@ -106,7 +106,7 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
     Args:
         model: The model.
         inputs: Checked inputs, of all views, on any device.
-        execution: How the pass is executed.
+        execution: Way of executing the pass.
 
     Returns:
         Predictions; with `shares`, cameras and tracks of all views, and maps of this process's views.

@@ -112,7 +112,7 @@ def run_captured(model: nn.Module, run: Callable[..., Any], inputs: dict[str, Te
         model: The model that `run` runs, on a device for which `check_can_capture` passes.
         run: The pass, without autocast and gradients, never waiting for a value; called with `inputs` as keywords.
         inputs: Tensors on the model's device; None is left out.
-        options: What else the pass depends on.
+        options: Hashable value of all else that the pass depends on.
 
     Returns:
         Outputs with memory of their own.

@@ -49,7 +49,8 @@ class KeySubset(NamedTuple):
     Attributes:
         tokens: Indices of the M tokens, (B, M).
         rope: Rotary table of the M tokens; None without rotary positions.
-        valid: Which of them are keys, (B, M) bool; the others fill up rows of scenes with fewer keys. None for all.
+        valid: Boolean mask of the tokens that are keys, (B, M); the others fill up rows of scenes with fewer keys. None
+            for all.
         shares: Number of keys in every process; None in one process.
     """
 
@@ -92,9 +93,9 @@ def choose_keys(
 
     Args:
         views: Embedded views of this process.
-        approximation: What to leave out.
+        approximation: Keys to leave out.
         rope: Rotary table of the P tokens of a view.
-        shares: How views are shared by processes; defaults to one process with all views.
+        shares: Division of the views among processes; defaults to one process with all views.
 
     Returns:
         The keys; None where nothing is left out.
@@ -143,7 +144,7 @@ def _own_views(chosen: Tensor, shares: Shares) -> tuple[Tensor, Tensor | None, t
 
     Args:
         chosen: Indices among the views of all processes, (B, K).
-        shares: How views are shared.
+        shares: Division of the views among processes.
 
     Returns:
         This process's key views as indices among its own views, (B, k), filled up where a scene has fewer; which of
@@ -174,7 +175,7 @@ def choose_views(
     Args:
         patches: Patch tokens, (B, S, P, C).
         num_views: Number of views to choose, K ≤ S.
-        mask: Which patches are valid, (B, S, P) bool; defaults to all.
+        mask: Boolean mask of the valid patches, (B, S, P); defaults to all.
 
     Returns:
         Indices of K different views in the order of choice, (B, K).

@@ -27,7 +27,7 @@ class LayerReader:
     Args:
         heads: Name → head that will read.
         taps: Layers that a head of another class reads, whole.
-        plan: Where projections wait, and how many views are projected at a time.
+        plan: Device where projections wait, and number of views that are projected at a time.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module], taps: tuple[int, ...], plan: MemoryPlan) -> None:

@@ -103,7 +103,7 @@ def estimate_bytes(config: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     Args:
         config: Configuration of the model: `dim`, `patch_size`, `num_registers`, `taps`, `dpt_features`,
             `dpt_channels`.
-        plan: How the pass is divided; None for all at once, with `size.view_chunk` views at a time in the dense heads.
+        plan: Division of the pass; None for all at once, with `size.view_chunk` views at a time in the dense heads.
         size: Sizes of the pass.
     """
     num_views, image_hw, heads, element_size, view_chunk, num_processes, device = size

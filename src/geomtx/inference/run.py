@@ -37,7 +37,7 @@ class RunOptions(NamedTuple):
             don't fit into what is free; "low" always, with the least memory; or bytes of the model's device, weights
             included. Tracks are not counted.
         dtype: None for the precision of the model's parameters. A half precision runs a float32 model under autocast.
-        approximation: What global attention leaves out, for many views; None for nothing.
+        approximation: Keys that global attention leaves out, for many views; None for nothing.
         compile: True runs the transformer blocks compiled by `torch.compile`, with one program for all numbers of
             views and the same result up to rounding. "graphs" records the pass once a size on the GPU, which holds its
             memory, and replays it with the same result; for few views, where launching operations takes the time.

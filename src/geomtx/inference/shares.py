@@ -104,7 +104,7 @@ def exchange_heads(
 
     Args:
         core: The attention backend within a process.
-        shares: How tokens are shared.
+        shares: Division of the tokens among processes.
         q: Queries of this process's n tokens, (B, H, n, D); H must be a multiple of the number of processes.
         k: Keys of the same tokens.
         v: Values of the same tokens.

@@ -61,7 +61,8 @@ class FeatureExtractor(nn.Module):
 
         Args:
             images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene.
-            patch_mask: Which patches are valid, (B, S, rows, columns) bool; maps are zero elsewhere. Defaults to all.
+            patch_mask: Boolean mask of the valid patches, (B, S, rows, columns); maps are zero elsewhere. Defaults to
+                all.
 
         Returns:
             Layer → (B, S, C, rows, columns), always with the B axis.

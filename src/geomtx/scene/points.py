@@ -71,7 +71,7 @@ def select_points(
         points: Points (S, H, W, 3).
         confidence: Confidences (S, H, W).
         images: Images (S, 3, H, W) that give the colours.
-        valid: Which pixels may be kept, (S, H, W) bool. Pixels that are not finite never are.
+        valid: Boolean mask of the pixels that may be kept, (S, H, W). Pixels that are not finite never are.
         percentile: Keep valid pixels with a confidence at or above this percentile of all valid pixels' confidences.
             Ties are kept, so at least one is.
         max_points: Largest number of points, chosen at random but the same in every call; defaults to no limit.

@@ -119,7 +119,7 @@ def fit_points(source: DenseMap, target: DenseMap, mask: Tensor) -> Similarity:
     Args:
         source: `value` (..., 3) and `confidence` (...).
         target: Points and confidences of the other scene, of the same shapes.
-        mask: Which pairs count, (...) bool. Pairs that are not finite never do.
+        mask: Boolean mask of the pairs that count, (...). Pairs that are not finite never do.
 
     Raises:
         ValueError: If there are fewer than 100 pairs, or they determine no similarity, such as points on a line.

@@ -57,7 +57,7 @@ class _IsolatedViews:
     Attributes:
         num_isolated: Number of isolated views, 1 to S - 1.
         rope: Rotary table of the tokens of a view; None for none.
-        mask: Which tokens are valid, (B, S, P) bool; None for all.
+        mask: Boolean mask of the valid tokens, (B, S, P); None for all.
     """
 
     num_isolated: int
@@ -150,7 +150,7 @@ class VGGTForNVS(nn.Module):
                 the same whichever other targets are asked for; otherwise targets attend to one another.
             input_cameras: Cameras of `images`, (B, S, …), for a model with `config.known_cameras` or
                 `config.input_rays`; defaults to unknown cameras.
-            input_mask: Which input cameras are known, (B, S) bool; defaults to all.
+            input_mask: Boolean mask of the known input cameras, (B, S); defaults to all.
             scene_images: Images of any scenes, (B, S, 3, H, W), for which the VGGT inside predicts in the same call,
                 as distributed training needs it; defaults to none.
             query_points: Query points for that, see `VGGT.forward`.
@@ -245,9 +245,9 @@ class VGGTForNVS(nn.Module):
 
         Args:
             source: A model, which becomes part of this one, or as for `VGGT.from_pretrained`.
-            device: Where to; None = where the model is, else the CPU.
-            dtype: Of all parameters; None = the model's, that of its encoder for what is new.
-            numbers: Of `NVSConfig`, except `vggt`.
+            device: Device of the model; defaults to that of `source`, or to the CPU.
+            dtype: Precision of all parameters; defaults to that of `source`, and to its encoder's for what is new.
+            numbers: Values of `NVSConfig`, except `vggt`.
 
         Raises:
             ValueError: For numbers that aren't the configuration's, and as `VGGT.from_pretrained`.
@@ -275,10 +275,10 @@ class VGGTForNVS(nn.Module):
         Args:
             source: A folder or file of `save_pretrained`; or those of a plain VGGT, as for `VGGT.from_pretrained`:
                 then as `from_vggt`.
-            device: Where to; None = the CPU.
-            dtype: Of all parameters; None = as stored.
-            extra_heads: Of the VGGT inside, as for `VGGT.from_pretrained`.
-            numbers: Of `NVSConfig`, for what a plain VGGT doesn't have.
+            device: Device of the model; defaults to the CPU.
+            dtype: Precision of all parameters; defaults to that of the files.
+            extra_heads: Added heads of the VGGT inside, as for `VGGT.from_pretrained`.
+            numbers: Values of `NVSConfig` for what a plain VGGT doesn't have.
 
         Raises:
             ValueError: For numbers where the weights bring theirs; for missing, unexpected or misshapen tensors, a

@@ -55,7 +55,7 @@ class VGGTConfig:
         dim: Number of channels of the tokens; the heads see twice as many, a frame block's output beside a global
             block's.
         depth: Number of pairs of alternating blocks.
-        scopes: What the two blocks of a pair attend to: "frame", "global" or "cross", see `AlternatingEncoder`.
+        scopes: Scopes of the two blocks of a pair, each "frame", "global" or "cross", see `AlternatingEncoder`.
         num_heads: Number of attention heads of these blocks; dim / num_heads must be a multiple of 4.
         layer_scale: Initial factor of the residual branches of these blocks and of the camera head's.
         similarity_gain: Initial weight of the norms of the global blocks' queries and keys, which then start alike, see

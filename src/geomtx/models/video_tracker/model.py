@@ -200,9 +200,9 @@ class VideoTracker(nn.Module):
 
         Args:
             source: The model, which becomes part of this one; or what `VGGT.from_pretrained` takes.
-            device: Where to; None = where the model is, else the CPU.
-            dtype: Of all parameters; None = the model's.
-            numbers: Of `VideoTrackerConfig`, except `vggt`.
+            device: Device of the model; defaults to that of `source`, or to the CPU.
+            dtype: Precision of all parameters; defaults to that of `source`.
+            numbers: Values of `VideoTrackerConfig`, except `vggt`.
 
         Returns:
             The tracker, in evaluation mode, what is new in the precision of the VGGT's encoder; its decoder begins as
@@ -243,9 +243,9 @@ class VideoTracker(nn.Module):
             source: A folder, a .safetensors file or a hub id.
             features: The source of feature maps, where the saved model had one of another kind than the
                 configuration's; its weights are loaded too. A VGGT of its has no added heads yet.
-            device: Where to; None = the CPU.
-            dtype: Of all parameters; None = as stored.
-            extra_heads: Of the VGGT inside, as for `VGGT.from_pretrained`.
+            device: Device of the model; defaults to the CPU.
+            dtype: Precision of all parameters; defaults to that of the files.
+            extra_heads: Added heads of the VGGT inside, as for `VGGT.from_pretrained`.
 
         Raises:
             ValueError: For weights of another model, and of one whose `features` or added heads have to be given.
