@@ -26,7 +26,7 @@ import torch
 import geomtx
 from common import RESULTS, write_result
 from geomtx.layers.backends import available_backends
-from geomtx.models.registry import find_weights
+from geomtx.models.published import find_weights
 
 WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")

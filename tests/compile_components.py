@@ -106,7 +106,7 @@ def with_heads(model: geomtx.VGGT) -> geomtx.VGGT:
     """A copy with two added heads."""
     model = copy.deepcopy(model)
     decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(16, 16, 32, 32), taps=model.config.taps)
-    model.add_head("normals", geomtx.DenseHead(decoder, 3).double(), detach=True)
+    model.add_head("normals", geomtx.DenseHead(decoder, 3).double())
     model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=4).double())
     return model.eval()
 

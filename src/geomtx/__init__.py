@@ -12,6 +12,8 @@ __version__ = "0.2.0"
 
 # Public name -> module that defines it. `tests/test_public_api.py` holds the inventory.
 _HOMES = {
+    "load_model": "models.registry",
+    "list_models": "models.registry",
     "VGGT": "models.vggt",
     "VGGTConfig": "models.vggt",
     "VGGTForNVS": "models.nvs",
@@ -119,6 +121,8 @@ if TYPE_CHECKING:
     from geomtx.models.features import FeatureExtractor as FeatureExtractor
     from geomtx.models.nvs import NVSConfig as NVSConfig
     from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
+    from geomtx.models.registry import list_models as list_models
+    from geomtx.models.registry import load_model as load_model
     from geomtx.models.vggt import VGGT as VGGT
     from geomtx.models.vggt import VGGTConfig as VGGTConfig
     from geomtx.models.video_tracker import VideoTracker as VideoTracker

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geomtx import VGGT, VGGTConfig
 from geomtx.checkpoint.tensor_file import PickleFile, SafetensorsFile
-from geomtx.models import registry
+from geomtx.models import published as known
 from geomtx.models.vggt.keys import VGGT_KEYS
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -556,7 +556,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    registry.state_licence.cache_clear()
+    known.state_licence.cache_clear()
     return cache
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from geomtx import (
     VGGT,
     DenseHead,
+    DPTDecoder,
     NVSConfig,
     VGGTConfig,
     VGGTForNVS,
@@ -177,7 +178,7 @@ def test_added_heads_of_a_wrapped_model(whole_model, images, tmp_path: Path):
     config = json.loads((folder / "config.json").read_text())
     config["shared"] = {f"module.{a}": f"module.{b}" for a, b in config["shared"].items()}
     (folder / "config.json").write_text(json.dumps(config))
-    loaded = VGGT.from_pretrained(folder)
+    loaded = VGGT.from_pretrained(folder, extra_heads={"mine": dense_head(2)})
     assert torch.equal(loaded(images).extra["mine"].value, whole_model(images).extra["mine"].value)
 
 
@@ -283,6 +284,11 @@ def test_types_that_are_only_for_storage(tiny_model, tmp_path: Path):
 # Shared tensors
 
 
+def dense_head(num_values: int = 3, **options) -> DenseHead:
+    """With a decoder of its own, as large as the tiny model's."""
+    return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), num_values, **options)
+
+
 class Tied(nn.Module):
     """Two layers with the same weight, and a part of it as a view."""
 
@@ -305,7 +311,8 @@ def test_shared_parts_are_saved_once_and_shared_again(whole_model, images, tmp_p
     stored = load_file(folder / "model.safetensors")
     assert not any(name.startswith(("extra_heads.normals.decoder", "extra_heads.colours.decoder")) for name in stored)
     for source in (folder, folder / "model.safetensors"):
-        loaded = VGGT.from_pretrained(source, extra_heads={"tied": Tied()})
+        given = {"normals": dense_head(), "colours": dense_head(hidden_dim=8), "tied": Tied()}
+        loaded = VGGT.from_pretrained(source, extra_heads=given)
         expected, found = named_tensors(whole_model(images)), named_tensors(loaded(images))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert len(list(loaded.parameters())) == len(list(whole_model.parameters()))
@@ -314,7 +321,8 @@ def test_shared_parts_are_saved_once_and_shared_again(whole_model, images, tmp_p
         assert len({id(weights[f"{path}.project.0.weight"]) for path in shared}) == 1
         assert weights["extra_heads.tied.one.weight"] is weights["extra_heads.tied.two.weight"]
     # Without the head that had it first, the others still share.
-    some = VGGT.from_pretrained(folder, heads=("camera", "normals", "colours"))
+    given = {"normals": dense_head(), "colours": dense_head(hidden_dim=8)}
+    some = VGGT.from_pretrained(folder, heads=("camera", "normals", "colours"), extra_heads=given)
     assert torch.equal(some(images).extra["normals"].value, expected["extra.normals.value"])
     weights = dict(some.named_parameters(remove_duplicate=False))
     assert weights[f"{shared[1]}.project.0.weight"] is weights[f"{shared[2]}.project.0.weight"]

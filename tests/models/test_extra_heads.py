@@ -10,7 +10,6 @@ from geomtx import VGGT, CameraHead, DenseHead, DPTDecoder, MultitaskLoss, Scene
 from geomtx.heads import RGBHead
 from geomtx.heads.track import check_track_images
 from geomtx.inference import LEAN_PLAN, PLANS, MemoryPlan, predict
-from geomtx.losses.multitask import DEPTH
 from geomtx.losses.terms import HeadTerm
 from reference import named_tensors
 
@@ -230,28 +229,26 @@ def point_error(prediction, batch: SceneBatch) -> Tensor | None:
 
 
 def test_the_loss_of_a_head_joins_the_others(tiny_model, images):
-    tiny_model.add_head("normals", dense(), loss=point_error, weight=0.25)
+    tiny_model.add_head("normals", dense())
     tiny_model.add_head("mean", Mean())
-    assert tiny_model.head_losses == {"normals": HeadTerm("normals", point_error, 0.25)}
-    loss = MultitaskLoss(others=tiny_model.head_losses)
     batch = labels(images)
     predictions = tiny_model(images, heads=("depth", "normals"))
-    report = loss(predictions, batch)
-    assert report.tasks.keys() == {"depth", "normals"}
     error = point_error(predictions.extra["normals"], batch)
-    torch.testing.assert_close(report.tasks["normals"], 0.25 * error)
-    torch.testing.assert_close(report.terms["loss_normals"], error)
+    for given, weight in ((point_error, 1.0), (HeadTerm("normals", point_error, 0.25), 0.25)):
+        loss = MultitaskLoss(others={"normals": given})
+        report = loss(predictions, batch)
+        assert report.tasks.keys() == {"depth", "normals"}
+        torch.testing.assert_close(report.tasks["normals"], weight * error)
+        torch.testing.assert_close(report.terms["loss_normals"], error)
     # Without labels or prediction, it takes no part.
     assert loss(predictions, batch._replace(points=None)).tasks.keys() == {"depth"}
     assert loss(tiny_model(images, heads=("depth",)), batch).tasks.keys() == {"depth"}
 
 
-def test_a_term_brings_its_weight(tiny_model):
-    tiny_model.add_head("more", dense(), loss=DEPTH)
-    assert tiny_model.head_losses == {"more": DEPTH}
-    with pytest.raises(ValueError, match=r"^weight must be left out for a Term, which has 1 of its own, got 0.5$"):
-        tiny_model.add_head("again", dense(), loss=DEPTH, weight=0.5)
-    assert "again" not in tiny_model.heads
+@pytest.mark.usefixtures("unchecked")
+def test_losses_that_are_none():
+    with pytest.raises(ValueError, match=r"^others must be terms or functions of a prediction and a batch, got 'l1'$"):
+        MultitaskLoss(others={"normals": "l1"})
 
 
 def learning(model: VGGT) -> set[str]:
@@ -259,35 +256,22 @@ def learning(model: VGGT) -> set[str]:
     return {".".join(name.split(".")[: 2 if name.startswith("extra") else 1]) for name in parts}
 
 
-@pytest.mark.parametrize("detach", [False, True])
-def test_gradients_reach_the_head_and_the_encoder_unless_it_is_a_probe(tiny_model, images, detach):
-    tiny_model.add_head("normals", dense(), loss=point_error, detach=detach)
+def test_gradients_reach_the_head_and_the_encoder(tiny_model, images):
+    tiny_model.add_head("normals", dense())
     tiny_model.add_head("mean", Mean())
-    loss = MultitaskLoss(depth=None, points=None, others=tiny_model.head_losses)
+    loss = MultitaskLoss(depth=None, points=None, others={"normals": point_error})
     loss(tiny_model(images), labels(images)).total.backward()
-    assert learning(tiny_model) == {"extra_heads.normals"} | (set() if detach else {"encoder"})
-    with torch.no_grad():  # a probe runs in pieces, too
-        predict(tiny_model, images, heads=("normals",), plan=LEAN_PLAN)
-
-
-def test_a_probe_that_is_taken_off_is_none_any_more(tiny_model, images):
-    tiny_model.add_head("mean", Mean(), detach=True, loss=lambda mean, _: mean.sum())
-    head = tiny_model.remove_head("mean")
-    assert tiny_model.head_losses == {}
-    assert "mean" not in tiny_model.heads
-    tiny_model.add_head("mean", head)
-    tiny_model(images, heads=("mean",)).extra["mean"].sum().backward()
-    assert "encoder" in learning(tiny_model)
+    assert learning(tiny_model) == {"extra_heads.normals", "encoder"}
 
 
 def test_copies_have_heads_of_their_own(tiny_model, images):
-    tiny_model.add_head("mean", Mean(), loss=lambda mean, _: mean.sum(), detach=True)
+    tiny_model.add_head("mean", Mean())
     copied = copy.deepcopy(tiny_model)
     tiny_model.remove_head("mean")
     assert copied.heads[-1] == "mean"
-    assert copied.head_losses.keys() == {"mean"}
-    copied(images).extra["mean"].sum().backward()
-    assert learning(copied) == {"extra_heads.mean"}
+    copied(images, heads=("mean",)).extra["mean"].sum().backward()
+    assert learning(tiny_model) == set()
+    assert "extra_heads.mean" in learning(copied)
 
 
 # Structure
@@ -335,62 +319,12 @@ def test_names(tiny_model, name, message):
     assert list(tiny_model.extra_heads) == ["normals"]
 
 
-@pytest.mark.parametrize(
-    ("head", "reason"),
-    [
-        (lambda: dense(32), r"DenseHead that fails with: tokens must have shape \(B, S, P, 32\), got \(1, 2, 30, 64\)"),
-        (lambda: dense(64, (0, 1, 2, 5)), r"DenseHead that fails with: layer must be one of .*\[0, 1, 2, 3\], got 5"),
-        (lambda: CameraHead(48, 1, num_heads=4), r"CameraHead that fails with: tokens must have shape \(B, S, P, 48\)"),
-        (lambda: Mean(20), r"Mean that fails with: .*64.*20"),
-        (lambda: nn.Linear(64, 1), r"Linear that fails with: .*Tokens"),
-        (lambda: dense(32).to("meta"), r"DenseHead that fails with: tokens must have shape \(B, S, P, 32\)"),
-    ],
-)
-def test_heads_that_do_not_fit(tiny_model, head, reason):
-    message = rf"^head 'mine' must take the encoder's tokens, 64 wide, of the layers \(0, 1, 2, 3\), got {reason}"
-    with pytest.raises(ValueError, match=message):
-        tiny_model.add_head("mine", head())
-    assert tiny_model.heads == tiny_model.config.heads
-
-
-def test_trying_a_head_leaves_it_and_the_random_numbers_alone(tiny_model):
-    class Noisy(Mean):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
-
-        def forward(self, tokens: Tokens) -> Tensor:
-            return self.drop(self.norm(tokens.layer(3).flatten(0, 2))).mean()
-
-    head = Noisy()
-    before, random = copy.deepcopy(head.state_dict()), torch.get_rng_state()
-    tiny_model.add_head("noisy", head)
-    assert head.training
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
-    assert {type(tensor) for tensor in head.state_dict().values()} == {Tensor}
-
-
-def test_what_depends_on_values_can_not_be_tried(tiny_model, images):
-    class Chooser(Mean):
-        def forward(self, tokens: Tokens) -> Tensor:
-            mean = super().forward(tokens)
-            return mean if mean.sum().item() > 0 else -mean
-
-    tiny_model.add_head("chooser", Chooser())
-    assert tiny_model(images).extra["chooser"].shape == (2, 3)
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_other_things_that_are_no_heads(tiny_model):
     with pytest.raises(ValueError, match=r"^head must be a torch.nn.Module, got function$"):
         tiny_model.add_head("mine", lambda tokens: tokens)
     with pytest.raises(ValueError, match=r"^head must be no part of the model yet, got one that is, DenseHead$"):
         tiny_model.add_head("mine", tiny_model.depth_head)
-    with pytest.raises(ValueError, match=r"^loss must be a Term or a function of prediction and batch, got str$"):
-        tiny_model.add_head("mine", Mean(), loss="l1")
-    with pytest.raises(ValueError, match=r"^weight must be at least 0, got -1$"):
-        tiny_model.add_head("mine", Mean(), loss=lambda *_: None, weight=-1)
     assert tiny_model.heads == tiny_model.config.heads
     tiny_model.add_head("mine", Mean())
     with pytest.raises(ValueError, match=r"^name of an added head must be one of 'mine', got 'depth'$"):

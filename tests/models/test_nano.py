@@ -8,7 +8,7 @@ from geomtx.data import RoomStyle, held_out_seed, render_scenes
 from geomtx.data.synthetic.render import HELD_OUT_SCENES
 from geomtx.geometry import normalize_scene
 from geomtx.metrics import evaluate_predictions, fit_constant_guess, summarize
-from geomtx.models.registry import find_weights
+from geomtx.models.published import find_weights
 from geomtx.types import SceneBatch
 
 IMAGE_HW = (48, 64)

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import geomtx
+from geomtx.losses import HeadTerm
 from geomtx.losses.multitask import LossReport, MultitaskLoss
+from geomtx.training.prepare import build_loss
 from geomtx.training.trainer import Trainer
 from geomtx.types import Predictions, SceneBatch
 from training.small_run import NUMBERS, is_equal, small_config, weights_of
@@ -95,7 +97,7 @@ def _plain_loss(outputs: Any, batch: SceneBatch) -> LossReport:
 def with_a_head_of_grey() -> geomtx.VGGT:
     model = build_vggt()
     decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(8, 8, 16, 16), taps=model.config.taps)
-    model.add_head("grey", geomtx.DenseHead(decoder, 1, hidden_dim=8), loss=_grey_error, weight=2.0)
+    model.add_head("grey", geomtx.DenseHead(decoder, 1, hidden_dim=8))
     return model
 
 
@@ -114,8 +116,10 @@ def test_an_added_head_is_trained_with_the_others_saved_and_resumed(tmp_path: Pa
     }
 
     def run(folder: str, *, resume: bool = False) -> Trainer:
+        config = small_config(**options)
+        loss = build_loss(config.loss, others={"grey": HeadTerm("grey", _grey_error, weight=2.0)})
         model = with_a_head_of_grey()
-        return Trainer(small_config(**options), tmp_path / folder, model=model, resume=resume, cpu=True, progress=False)
+        return Trainer(config, tmp_path / folder, model=model, loss=loss, resume=resume, cpu=True, progress=False)
 
     whole = run("whole")
     before = weights_of(whole)
@@ -127,7 +131,8 @@ def test_an_added_head_is_trained_with_the_others_saved_and_resumed(tmp_path: Pa
     resumed = run("parts", resume=True)
     resumed.train()
     assert is_equal(after, weights_of(resumed))
-    loaded = geomtx.VGGT.from_pretrained(weights)
+    head = with_a_head_of_grey().extra_heads["grey"]
+    loaded = geomtx.VGGT.from_pretrained(weights, extra_heads={"grey": head})
     assert set(loaded.heads) == {"depth", "grey"}
     averages = whole.average.averages
     named = {name: p for name, p in loaded.named_parameters() if name in averages}

@@ -8,7 +8,7 @@ import geomtx
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.terms import ConsistencyTerm, DenseTerm
 from geomtx.training.config_file import parse_config
-from geomtx.training.prepare import add_head_losses, build_loss, check_rehearsal, prepare_model
+from geomtx.training.prepare import build_loss, check_rehearsal, prepare_model
 from geomtx.training.tasks.nvs import NvsTask
 from geomtx.training.tasks.rehearsal import Rehearsal
 from geomtx.training.tasks.vggt import VggtTask
@@ -26,14 +26,9 @@ def test_presets():
 
 
 def test_losses_of_added_heads_go_with_the_others():
-    class Headed(torch.nn.Module):
-        head_losses = {"sky": DenseTerm("depth", weight=3.0)}  # noqa: RUF012
-
-    before = loss(terms={"tracks": None, "depth": {"weight": 2.0}})
-    after = add_head_losses(before, Headed())
-    assert after.tasks == {**before.tasks, **Headed.head_losses}
-    assert add_head_losses(before, torch.nn.Linear(1, 1)) is before
-    assert add_head_losses(math.sin, Headed()) is math.sin
+    section = parse_config({"loss": {"terms": {"tracks": None, "depth": {"weight": 2.0}}}}).loss
+    sky = DenseTerm("depth", weight=3.0)
+    assert build_loss(section, others={"sky": sky}).tasks == {**build_loss(section).tasks, "sky": sky}
 
 
 def test_heads_within_a_model_run_in_float32(tiny_model: geomtx.VGGT):

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -126,7 +126,7 @@ def load_model(
     apart: Sequence[str] = (),
     parts: Sequence[str] = (),
 ) -> Model:
-    """Build a model on the meta device and fill it.
+    """Build a model on the meta device and fill it; parts of it may be elsewhere, with values that are replaced.
 
     Parameters that a module names in `unused_parameters`, because no prediction depends on them, may be missing; they
     are zero then. Weights of several precisions are brought to the widest of them, each of `parts` and the rest of the
@@ -138,7 +138,7 @@ def load_model(
         keys: Names, published ↔ geomtx; a checkpoint may have either.
         device: Of the parameters; None = the CPU.
         dtype: Of the parameters; None = as stored.
-        apart: Prefixes of names that are passed over, because the caller reads them itself or leaves them out.
+        apart: Prefixes of names that are passed over, because the caller leaves them out.
         parts: Names of modules that run in a precision of their own.
 
     Returns:
@@ -153,18 +153,34 @@ def load_model(
     with torch.device("meta"), SkippedInitialisation():
         model = build()
     names = match_names(model, checkpoint, keys, apart)
+    ties = _ties(model, names.values())
     dtypes = _choose_dtypes(model, checkpoint, names, parts) if dtype is None else {}
     for file in checkpoint.files:
         for stored, tensor in file.read([name for name in file.shapes if name in names]):
             # A copy, in memory of its own: what `tensor` shows may be the file.
-            wanted = dtype or dtypes[_part_of(names[stored], parts)]
+            wanted = dtype or dtypes.get(_part_of(names[stored], parts), tensor.dtype)
+            if not tensor.is_floating_point():  # a counter
+                wanted = tensor.dtype
             copy = torch.empty_like(tensor, device=device or "cpu", dtype=wanted).copy_(tensor)
-            fill_parameter(model, names[stored], copy)
+            fill_tensor(model, names[stored], copy)
     for name in sorted(_unused(model) - set(names.values())):
         logger.warning("%s has no %s, which no prediction depends on; it is zero.", checkpoint.source, name)
         wanted = dtype or dtypes[_part_of(name, parts)]
-        fill_parameter(model, name, torch.zeros_like(model.get_parameter(name), device=device or "cpu", dtype=wanted))
-    return model.eval()
+        fill_tensor(model, name, torch.zeros_like(model.get_parameter(name), device=device or "cpu", dtype=wanted))
+    share_parameters(model, {**ties, **checkpoint.shared})
+    return model.to(device=device or "cpu", dtype=dtype).eval()  # what isn't saved, such as tables of constants
+
+
+def _ties(model: nn.Module, filled: Container[str]) -> dict[str, str]:
+    """Other name → name of each tensor that a model has under several names; the one that is filled, if any is."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        groups.setdefault(id(tensor), []).append(name)
+    ties = {}
+    for names in groups.values():
+        owner = next((name for name in names if name in filled), names[0])
+        ties |= {name: owner for name in names if name != owner}
+    return ties
 
 
 def _unused(model: nn.Module) -> set[str]:
@@ -185,9 +201,9 @@ def _choose_dtypes(
 ) -> dict[str, torch.dtype]:
     """Part → precision that holds all of its tensors' numbers; "" is what is in no part."""
     found: dict[str, dict[torch.dtype, None]] = {part: {} for part in ("", *parts)}
-    unused, stored_dtypes = _unused(model), checkpoint.dtypes
+    unused, stored_dtypes, tensors = _unused(model), checkpoint.dtypes, model.state_dict(keep_vars=True)
     for stored, ours in names.items():
-        if ours not in unused:
+        if ours not in unused and isinstance(tensors[ours], nn.Parameter):
             found[_part_of(ours, parts)][stored_dtypes[stored]] = None
     for dtypes in found.values():
         for dtype in dtypes:
@@ -208,23 +224,25 @@ def _choose_dtypes(
     return chosen
 
 
-def fill_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put `value` in place of a parameter that is still on the meta device."""
+def fill_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put `value` in place of a parameter, which may still be on the meta device, or of a buffer."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    requires_grad = getattr(module, leaf).requires_grad
-    setattr(module, leaf, nn.Parameter(value, requires_grad=requires_grad))
+    old = getattr(module, leaf)
+    is_parameter = isinstance(old, nn.Parameter)
+    setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
 
 
 def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart: Sequence[str] = ()) -> dict[str, str]:
-    """Stored name → our name of every parameter.
+    """Stored name → our name of every parameter, and of every buffer that is saved.
 
     Tensors of parts that the model leaves out (None), and of those that are `apart`, are passed over.
 
     Raises:
         ValueError: Naming the first ten tensors that are missing, unexpected or misshapen.
     """
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    expected = model.state_dict(keep_vars=True)
+    plain = {drop_wrappers(name, private=True): name for name in expected}
     matched: dict[str, str] = {}
     found: set[str] = set()
     problems = []
@@ -232,19 +250,20 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart:
         if stored.startswith(tuple(apart)):
             continue
         ours = stored if stored in expected else keys.to_geomtx(stored) or stored
+        ours = plain.get(drop_wrappers(ours, private=True), ours)
         if ours in expected:
             if ours in found:
                 problems.append(f"{stored} is {ours} a second time")
             found.add(ours)
             matched[stored] = ours
-            if shape != expected[ours]:
-                problems.append(f"{stored} has shape {shape} instead of {expected[ours]}")
-            if not checkpoint.dtypes[stored].is_floating_point:
+            if shape != tuple(expected[ours].shape):
+                problems.append(f"{stored} has shape {shape} instead of {tuple(expected[ours].shape)}")
+            if expected[ours].is_floating_point() and not checkpoint.dtypes[stored].is_floating_point:
                 problems.append(f"{stored} has numbers of type {checkpoint.dtypes[stored]}")
         elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
-    unused = _unused(model)
-    problems += [f"{name} is missing" for name in expected if name not in found and name not in unused]
+    unused, ties = _unused(model), _ties(model, found)
+    problems += [f"{name} is missing" for name in expected if ties.get(name, name) not in found | unused]
     if problems:
         rest = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         hint = "; does it need a config of its own?" if len(problems) > len(expected) / 2 else ""
@@ -350,7 +369,7 @@ def download(repo: str) -> Path:
     Raises:
         FileNotFoundError: If `repo` is no hub id, or the hub doesn't have it or can't be reached.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.endswith((".safetensors", *PICKLE_SUFFIXES)):
         raise FileNotFoundError(f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B', got '{repo}'")
     from huggingface_hub import snapshot_download
 
@@ -359,9 +378,17 @@ def download(repo: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repo, allow_patterns=[*(f"*{s}" for s in PICKLE_SUFFIXES), "*.json"]))
     except Exception as error:  # the hub's client lets many kinds through, its transport's included
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"'{repo}' is no local path, and the hub gave: {reason}") from error
+        raise hub_error(repo, error) from error
     return folder
+
+
+def hub_error(repo: str, error: Exception) -> FileNotFoundError:
+    """Say in one line what the hub's client said, and how to go on without it."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return FileNotFoundError(
+        f"'{repo}' is no local path, and the hub gave: {reason}; without a network, download its model.safetensors and "
+        "config.json elsewhere and pass their folder"
+    )
 
 
 def save_model(

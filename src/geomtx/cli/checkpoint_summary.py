@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geomtx.checkpoint.key_table import unwrap_names
-from geomtx.models.registry import LICENCES, find_weights
+from geomtx.models.published import PUBLISHED, find_weights
 from geomtx.models.vggt.config import HEAD_MODULES
 from geomtx.models.vggt.keys import VGGT_KEYS
 
@@ -55,7 +55,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=_naming(names),
         heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts),
-        licence=LICENCES.get(source),
+        licence=PUBLISHED[source].licence if source in PUBLISHED else None,
         prefix=unwrapped.prefix,
     )
 
@@ -76,6 +76,8 @@ def _read_hub(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """From the local cache, else the headers that the hub gives."""
     import huggingface_hub
 
+    from geomtx.checkpoint import hub_error
+
     try:
         return _read_local(huggingface_hub.snapshot_download(source, local_files_only=True))
     except Exception:  # not in the cache, or not all of it; the hub's client raises many kinds
@@ -83,8 +85,7 @@ def _read_hub(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         files = huggingface_hub.get_safetensors_metadata(source).files_metadata.values()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileNotFoundError(f"'{source}' is no local path, and the hub gave: {reason}") from error
+        raise hub_error(source, error) from error
     return {name: (tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items()}
 
 

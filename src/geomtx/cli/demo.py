@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Render photos, reconstruct the scene from them, compare it with the truth, write the results."""
     _check_arguments(arguments)
     from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
+    from geomtx.models.registry import load_model
     from geomtx.models.vggt import VGGT
     from geomtx.report import draw_comparison
     from geomtx.scene.files import SCENE_FILES
@@ -70,7 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
     name = Path(arguments.weights).name
     stages = Stages(5)
     with stages.stage("load the weights"):
-        model = VGGT.from_pretrained(arguments.weights, device=device)
+        model = load_model(arguments.weights, device=device)
+        if not isinstance(model, VGGT):
+            raise ValueError(f"--weights must be of a VGGT, got those of a {type(model).__name__}")
     with staged_folder(arguments.output, owned, overwrite=arguments.overwrite) as folder:
         with stages.stage("render the photos"):
             photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")

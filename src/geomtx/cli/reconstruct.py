@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
 from geomtx.cli import long_sequences
@@ -228,15 +228,15 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
     import torch
 
     from geomtx.inference.quantize import quantize_model
-    from geomtx.models.vggt import VGGT
+    from geomtx.models.registry import load_model
 
     heads = _choose_heads(arguments, config.heads)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
-        return VGGT.from_pretrained(
-            arguments.weights, heads=heads, device=device, dtype=dtype, quantize=arguments.quantize
-        )
-    model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed).to(device=device, dtype=dtype)
+        model: Any = load_model(arguments.weights, heads=heads, device=device, dtype=dtype)
+    else:
+        model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed)
+        model = model.to(device=device, dtype=dtype)
     return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
 
 

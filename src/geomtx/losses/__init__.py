@@ -12,7 +12,7 @@ from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss, VGGFeatures
 from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
-from geomtx.losses.terms import CameraTerm, ConsistencyTerm, DenseTerm, Term, TermLoss, TrackTerm
+from geomtx.losses.terms import CameraTerm, ConsistencyTerm, DenseTerm, HeadTerm, Term, TermLoss, TrackTerm
 from geomtx.losses.track import TrackLoss, WindowLoss, confident_window_loss, track_loss, window_loss
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "CameraTerm",
     "ConsistencyTerm",
     "DenseTerm",
+    "HeadTerm",
     "LossReport",
     "MultitaskLoss",
     "PerceptualLoss",

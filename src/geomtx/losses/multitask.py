@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from geomtx.geometry.pose_encoding import POSE_DIM
 from geomtx.losses.reduce import count_scope, counting, is_counting, over_batch, weigh
-from geomtx.losses.terms import CameraTerm, CountSource, DenseTerm, Term, TrackTerm
+from geomtx.losses.terms import CameraTerm, CountSource, DenseTerm, HeadLoss, HeadTerm, Term, TrackTerm
 from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations, show_shapes
 
 __all__ = ["LossReport", "MultitaskLoss", "compare_part", "count_labels"]
@@ -64,7 +64,8 @@ class MultitaskLoss(nn.Module):
         points: Term of the points.
         tracks: Term of the tracks.
         consistency: Losses across views, off unless asked for: `ConsistencyTerm()`.
-        others: Any further terms by task name, see `geomtx.losses.terms.Term`.
+        others: Any further terms by task name, see `geomtx.losses.Term`. A function (prediction, batch) → scalar, under
+            the name of a head that was added to the model, is the loss of that head, see `geomtx.losses.HeadTerm`.
 
     Source: VGGT (arXiv 2503.11651), section 3.4, and the released training configuration. The paper states neither
     Huber's δ nor α; they are this library's (0.1) and the released code's (0.2).
@@ -78,14 +79,20 @@ class MultitaskLoss(nn.Module):
         points: Term | None = POINTS,
         tracks: Term | None = TRACKS,
         consistency: Term | None = None,
-        others: Mapping[str, Term] | None = None,
+        others: Mapping[str, Term | HeadLoss] | None = None,
     ) -> None:
         super().__init__()
         terms = {"camera": camera, "depth": depth, "points": points, "tracks": tracks, "consistency": consistency}
         for name in others or {}:
             if name in terms:
                 raise ValueError(f"others must be named differently than {', '.join(terms)}, got {name!r}")
-        self.tasks = {name: term for name, term in {**terms, **(others or {})}.items() if term is not None}
+        for name, term in (others or {}).items():
+            if not callable(term):
+                raise ValueError(
+                    f"others must be terms or functions of prediction and batch, got {term!r} for {name!r}"
+                )
+            terms[name] = term if isinstance(term, Term) else HeadTerm(name, term)
+        self.tasks = {name: term for name, term in terms.items() if term is not None}
 
     @property
     def counts_from(self) -> CountSource:

@@ -34,6 +34,7 @@ __all__ = [
     "ConsistencyTerm",
     "CountSource",
     "DenseTerm",
+    "HeadLoss",
     "HeadTerm",
     "Term",
     "TermLoss",
@@ -42,6 +43,10 @@ __all__ = [
 
 # What the counts that a loss divides by depend on, if it divides by those of the whole batch (`over_batch`).
 CountSource = Literal["labels", "predictions"]
+
+
+HeadLoss = Callable[[Any, SceneBatch], Tensor | None]
+"""(what a head predicts, labels) → a scalar, or None where the labels that it compares are not there."""
 
 
 @show_shapes
@@ -410,7 +415,7 @@ class HeadTerm:
     """
 
     head: str
-    loss: Callable[[Any, SceneBatch], Tensor | None]
+    loss: HeadLoss
     weight: float = 1.0
     num_values: Callable[[SceneBatch], Tensor | int] = count_scenes
 

@@ -1,33 +1,116 @@
-"""Weights by name: those that come with geomtx, under its own licence, and published ones, under theirs."""
+"""All families of models: which class some weights are for, and which weights are known by name."""
 
 from __future__ import annotations
 
-import functools
-import logging
+import fnmatch
 import os
-from pathlib import Path
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
-__all__ = ["EMBEDDED", "LICENCES", "find_weights", "state_licence"]
+import torch
+from torch import nn
 
-logger = logging.getLogger("geomtx")
+from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.key_table import drop_wrappers
+from geomtx.models.nvs import VGGTForNVS
+from geomtx.models.published import PUBLISHED, PublishedWeights, open_weights
+from geomtx.models.saved_model import stored_kind
+from geomtx.models.vggt import VGGT
+from geomtx.models.vggt.keys import VGGT_KEYS
+from geomtx.models.video_tracker import VideoTracker
 
-LICENCES = {
-    "nano": "Apache-2.0, as geomtx",
-    "facebook/VGGT-1B": "CC BY-NC 4.0: no commercial use",
-    "facebook/VGGT-1B-Commercial": "the VGGT licence: commercial use but for military purposes; access on request",
-}
-
-EMBEDDED = ("nano",)
-"""Weights within the package, stored in half precision to be small, made for float32."""
-
-
-def find_weights(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The folder of embedded weights; any other source as it is. A folder of your own named so is "./nano"."""
-    return Path(__file__).parents[1] / "weights" / source if source in EMBEDDED else source
+__all__ = ["FAMILIES", "Family", "find_family", "list_models", "load_model"]
 
 
-@functools.cache
-def state_licence(source: str) -> None:
-    """Log, once a process, the licence of known weights."""
-    if source in LICENCES:
-        logger.warning("The weights %s have a licence of their own, %s.", source, LICENCES[source])
+class Family(NamedTuple):
+    """A class of models, as `load_model` finds it.
+
+    Attributes:
+        model: Class with `from_pretrained(source, device=…, dtype=…)`; its name is the "kind" in a `config.json`.
+        recognises: Whether the names of a checkpoint's tensors are this family's, for files that say no kind.
+        has_heads: Whether `from_pretrained` takes `heads`, the names of the heads to load.
+    """
+
+    model: Any
+    recognises: Callable[[Collection[str]], bool]
+    has_heads: bool = False
+
+
+def _has_part(*parts: str) -> Callable[[Collection[str]], bool]:
+    """Whether each of some modules is among those that the names lead through."""
+    return lambda names: all(any(part in name.split(".")[:-1] for name in names) for part in parts)
+
+
+def _is_vggt(names: Collection[str]) -> bool:
+    parts = (name.split(".") for name in map(drop_wrappers, names))
+    return any(".".join(each[start:]) in VGGT_KEYS for each in parts for start in range(min(len(each), 4)))
+
+
+# The first that recognises a file takes it, so a model that has another inside comes before that.
+FAMILIES = (
+    Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
+    Family(VideoTracker, _has_part("features", "refiner")),
+    Family(VGGT, _is_vggt, has_heads=True),
+)
+"""The families that geomtx has; a new one is a line here, and one for each of its weights in `published.PUBLISHED`."""
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    heads: tuple[str, ...] | None = None,
+) -> nn.Module:
+    """Load a model of any family; its class comes from the weights.
+
+    Args:
+        source: Name in `list_models()`, hub id, folder or file, see [Weights](../weights.md).
+        device: Device of the parameters; defaults to the CPU.
+        dtype: Type of the parameters; defaults to that in the file.
+        heads: Names of the heads to load; defaults to all. For families with heads that can be left out.
+
+    Returns:
+        The model in evaluation mode, for instance a `VGGT`.
+
+    Raises:
+        ValueError: For weights of no family that geomtx knows, `heads` for a family that loads whole, and as
+            `from_pretrained` of the class.
+        FileNotFoundError: If there are no such weights.
+    """
+    family = find_family(source)
+    options = {} if heads is None else {"heads": heads}
+    if options and not family.has_heads:
+        raise ValueError(f"heads must be None for weights of a {family.model.__name__}, got {heads!r}")
+    model: nn.Module = family.model.from_pretrained(source, device=device, dtype=dtype, **options)
+    return model
+
+
+def find_family(source: str | os.PathLike[str]) -> Family:
+    """Return the family of some weights: by their configuration, else by the names of their tensors.
+
+    Raises:
+        ValueError: If it is none that geomtx knows.
+        FileNotFoundError: If there are no such weights.
+    """
+    checkpoint = open_weights(source)
+    kind = stored_kind(checkpoint)
+    for family in FAMILIES:
+        if family.model.__name__ == kind or (kind is None and family.recognises(checkpoint.shapes)):
+            return family
+    families = ", ".join(family.model.__name__ for family in FAMILIES)
+    raise ValueError(f"weights must be of one of {families}, got '{source}' {_describe(checkpoint, kind)}")
+
+
+def _describe(checkpoint: Checkpoint, kind: str | None) -> str:
+    first = ", ".join(list(checkpoint.shapes)[:3])
+    return f"of a {kind}" if kind is not None else f"with tensors of other names, such as {first}"
+
+
+def list_models(pattern: str = "*") -> list[PublishedWeights]:
+    """Return the weights that are known by name, with class, number of parameters, size and licence.
+
+    Args:
+        pattern: Pattern of names as of a shell, such as "facebook/*"; letters of either case match.
+    """
+    return [each for name, each in PUBLISHED.items() if fnmatch.fnmatchcase(name.lower(), pattern.lower())]

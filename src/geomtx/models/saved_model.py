@@ -1,35 +1,30 @@
-"""What a model's files say of it: its kind and its numbers; `saved_heads` has the heads that were added."""
+"""What a model's files say of it: its kind, its configuration, and the heads that were added to it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
-from geomtx.checkpoint.files import (
-    Checkpoint,
-    SkippedInitialisation,
-    load_model,
-    open_checkpoint,
-    save_model,
-    share_parameters,
-)
+from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_model, save_model
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.inference.quantize import is_quantized
-from geomtx.models.registry import find_weights
-from geomtx.models.saved_heads import EXTRA_HEADS, describe_heads, fill_heads
+from geomtx.models.published import open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
 
 __all__ = [
     "NO_OTHER_NAMES",
+    "HeadSource",
     "Kind",
     "added_heads",
     "check_can_save",
+    "choose_heads",
     "config_of_checkpoint",
     "describe_model",
     "kind_of",
@@ -37,6 +32,7 @@ __all__ = [
     "open_vggt",
     "parse_stored",
     "save_around_vggt",
+    "stored_kind",
 ]
 
 Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker"]
@@ -46,30 +42,84 @@ Model = TypeVar("Model", bound=nn.Module)
 NO_OTHER_NAMES = KeyTable(())
 """Of models that nobody else publishes."""
 
+HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
+"""An added head to fill, or a function that makes it; None leaves it out."""
+
 _KIND = "kind"  # key in a `config.json`
+_EXTRA_HEADS = "extra_heads"  # the mapping of added heads in a VGGT; older configurations describe them under this key
 
 # Where a model of a kind has its VGGT.
 _INSIDE: dict[Kind, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
-    """A `Kind`, as the files say; where they don't, by the numbers, as before there was such a field."""
-    stored = _stored(checkpoint) or {}
+    """A `Kind`, see `stored_kind`; a VGGT where there is no configuration."""
+    return stored_kind(checkpoint) or "VGGT"
+
+
+def stored_kind(checkpoint: Checkpoint) -> str | None:
+    """A `Kind`, as the files say; where they don't, by the numbers, as before there was such a field.
+
+    None if there is no configuration.
+    """
+    stored = _stored(checkpoint)
+    if stored is None:
+        return None
     if _KIND in stored:
         return str(stored[_KIND])
     return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
 
 
-def added_heads(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Name → description of the heads that were added, see `describe_heads`.
+def added_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the added heads that a checkpoint has tensors of."""
+    found = (re.search(rf"(?:^|\.){_EXTRA_HEADS}\.(\w+)\.", name) for name in checkpoint.shapes)
+    return tuple(dict.fromkeys(match[1] for match in found if match))
+
+
+def choose_heads(
+    checkpoint: Checkpoint,
+    given: Mapping[str, HeadSource] | None,
+    config: VGGTConfig,
+    *,
+    inside: str = "",
+    asked: Sequence[str] | None = None,
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return the added heads that a checkpoint's tensors are for, and the prefixes of tensors that are left out.
+
+    Args:
+        checkpoint: Under the names of the model.
+        given: Name → module, a function that makes it from the configuration, or None to leave it out.
+        config: Configuration of the VGGT.
+        inside: Name of the VGGT in the model.
+        asked: Names of the heads that are wanted; defaults to all.
 
     Raises:
-        ValueError: If what is stored of them is no mapping.
+        ValueError: For a head that is given but not stored, or stored and wanted but not given.
     """
-    described = (_stored(checkpoint) or {}).get(EXTRA_HEADS, {})
-    if not isinstance(described, dict):
-        raise ValueError(_useless(checkpoint, f"{EXTRA_HEADS} must be a mapping, got {described!r}"))
-    return described
+    given, path = given or {}, f"{inside}.{_EXTRA_HEADS}.".removeprefix(".")
+    tails = (name.removeprefix(path) for name in checkpoint.shapes if name.startswith(path))
+    stored = tuple(dict.fromkeys(tail.partition(".")[0] for tail in tails))
+    for name, source in given.items():
+        if source is not None and name not in stored:
+            there = ", ".join(map(repr, stored)) or "none"
+            raise ValueError(f"extra_heads must be among those of the weights, {there}, got {name!r}")
+    heads = {}
+    for name in stored:
+        if asked is not None and name not in asked:
+            continue
+        if name not in given:
+            raise ValueError(
+                f"extra_heads must have a module for the head {name!r} of '{checkpoint.source}', got none; "
+                f"from_pretrained(…, extra_heads={{{name!r}: module}}), or None in its place to do without"
+            )
+        source = given[name]
+        if source is None:
+            continue
+        head = source if isinstance(source, nn.Module) else source(config)
+        if not isinstance(head, nn.Module):
+            raise ValueError(f"extra_heads must be modules, got {type(head).__name__} for {name!r}")
+        heads[name] = head
+    return heads, [f"{path}{name}." for name in stored if name not in heads]
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -78,39 +128,32 @@ def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return embedded if embedded is not None and (not stored or is_published_config(stored)) else stored
 
 
-def _useless(checkpoint: Checkpoint, reason: object) -> str:
-    return f"{checkpoint.source} has a configuration that makes no model: {reason}"
-
-
 def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:
     """Open the weights of a VGGT, embedded ones too; tensors have a VGGT's names, see `Checkpoint.unwrapped`."""
-    return open_checkpoint(find_weights(source)).unwrapped(VGGT_KEYS.__contains__)
+    return open_weights(source).unwrapped(VGGT_KEYS.__contains__)
 
 
-def config_of_checkpoint(checkpoint: Checkpoint) -> tuple[VGGTConfig, dict[str, Any]]:
-    """The stored configuration and extra heads; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
+def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
+    """The stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
     if _stored(checkpoint) is not None:
         return parse_stored(checkpoint, "VGGT", parse_config)
     parts = {name.partition(".")[0] for name in checkpoint.shapes}
-    return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts)), {}
+    return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
 
 
-def parse_stored(
-    checkpoint: Checkpoint, wanted: Kind, parse: Callable[[dict[str, Any]], Config]
-) -> tuple[Config, dict[str, Any]]:
-    """The configuration of stored numbers, and `added_heads`.
+def parse_stored(checkpoint: Checkpoint, wanted: Kind, parse: Callable[[dict[str, Any]], Config]) -> Config:
+    """The configuration of stored numbers.
 
     Raises:
         ValueError: For weights of another kind, naming the call that takes them; if `parse` refuses the numbers, saying
             whose they are.
     """
     _check_kind(checkpoint, wanted)
-    described = added_heads(checkpoint)
-    numbers = {key: value for key, value in (_stored(checkpoint) or {}).items() if key not in (_KIND, EXTRA_HEADS)}
+    numbers = {key: value for key, value in (_stored(checkpoint) or {}).items() if key not in (_KIND, _EXTRA_HEADS)}
     try:
-        return parse(numbers), described
+        return parse(numbers)
     except (TypeError, ValueError) as error:
-        raise ValueError(_useless(checkpoint, error)) from error
+        raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
 
 
 def _check_kind(checkpoint: Checkpoint, wanted: Kind) -> None:
@@ -136,25 +179,21 @@ def check_can_save(model: nn.Module) -> None:
         raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
 
 
-def describe_model(kind: Kind, numbers: dict[str, Any], heads: nn.ModuleDict) -> dict[str, Any]:
-    """What is stored of a model: its kind, its numbers, the heads that were added."""
-    return {_KIND: kind, **numbers, **({EXTRA_HEADS: describe_heads(heads)} if heads else {})}
+def describe_model(kind: Kind, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of a model: its kind and its numbers."""
+    return {_KIND: kind, **numbers}
 
 
 def save_around_vggt(
     model: nn.Module, kind: Kind, numbers: dict[str, Any], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write a model that has a VGGT inside into a folder, with the heads that were added to that, see `save_model`.
+    """Write a model that has a VGGT inside into a folder, added heads too, see `save_model`.
 
     Raises:
-        ValueError: For quantised weights, and for added heads of a VGGT elsewhere in the model.
+        ValueError: For quantised weights.
     """
     check_can_save(model)
-    added = {path: heads for path, part in model.named_modules() if (heads := getattr(part, EXTRA_HEADS, None))}
-    here = added.pop(_INSIDE[kind], nn.ModuleDict())
-    for path, heads in added.items():
-        raise ValueError(f"added heads must be those of model.{_INSIDE[kind]}, got {', '.join(heads)} of model.{path}")
-    stored = describe_model(kind, numbers, here)
+    stored = describe_model(kind, numbers)
     return save_model(model, folder, NO_OTHER_NAMES, config=stored, published_config=stored, overwrite=overwrite)
 
 
@@ -162,26 +201,24 @@ def load_around_vggt(
     checkpoint: Checkpoint,
     kind: Kind,
     build: Callable[[], Model],
-    heads: dict[str, nn.Module],
+    heads: Mapping[str, HeadSource] | None,
     *,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Model:
-    """The inverse of `save_around_vggt`: see `load_model`, and `build_heads` for what `heads` are.
+    """The inverse of `save_around_vggt`, see `load_model` and, for the heads, `choose_heads`.
 
     Raises:
         ValueError: If the tensors don't fit.
     """
     inside = _INSIDE[kind]
-    apart = [f"{inside}.{EXTRA_HEADS}.{name}." for name in added_heads(checkpoint)]
-    parts = [*(f"{inside}.{head}" for head in HEAD_MODULES.values()), "tracker"]
     with torch.device("meta"), SkippedInitialisation():
         model = build()
     checkpoint = checkpoint.unwrapped(dict(model.named_parameters()).__contains__)
-    load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)
-    filled = fill_heads(heads, checkpoint, device, dtype, inside=inside)
-    if filled:
-        vggt: Any = model.get_submodule(inside)
-        vggt.extra_heads.update(filled)
-    share_parameters(model, checkpoint.shared)
-    return model
+    vggt: Any = dict(model.named_modules()).get(inside)
+    added, apart = ({}, []) if vggt is None else choose_heads(checkpoint, heads, vggt.config, inside=inside)
+    if vggt is not None:
+        vggt.extra_heads.update(added)
+    parts = [*(f"{inside}.{head}" for head in (*HEAD_MODULES.values(), *(f"{_EXTRA_HEADS}.{n}" for n in added)))]
+    parts.append("tracker")
+    return load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.heads.probe import make_probe
 from geomtx.layers.lora import add_lora
 from geomtx.losses.multitask import CAMERA, DEPTH, POINTS, TRACKS, MultitaskLoss
-from geomtx.losses.terms import ConsistencyTerm
+from geomtx.losses.terms import ConsistencyTerm, HeadLoss, Term
 from geomtx.models.extra_heads import head_modules
 from geomtx.models.vggt import VGGT
 from geomtx.training.config import LoraSection, LossSection, MonitorSection, TrainingConfig
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
-    "add_head_losses",
     "build_loss",
     "build_monitor",
     "check_rehearsal",
@@ -212,17 +211,12 @@ def build_monitor(model: nn.Module, section: MonitorSection, accelerator: Accele
     )
 
 
-def add_head_losses(loss: Any, model: nn.Module) -> Any:
-    """A `MultitaskLoss` with the losses of the heads that were added to a model; another loss, or none, as it is."""
-    others = getattr(model, "head_losses", {})
-    if not others or not isinstance(loss, MultitaskLoss):
-        return loss
-    own: dict[str, Any] = {name: loss.tasks.get(name) for name in _TERMS}
-    return MultitaskLoss(**own, others={name: term for name, term in loss.tasks.items() if name not in own} | others)
-
-
-def build_loss(section: LossSection) -> MultitaskLoss:
+def build_loss(section: LossSection, others: Mapping[str, Term | HeadLoss] | None = None) -> MultitaskLoss:
     """The preset with other numbers.
+
+    Args:
+        section: The section `loss` of a configuration.
+        others: Losses that no configuration can say, see `MultitaskLoss`, for instance those of added heads.
 
     Raises:
         ValueError: For a task or a number that there isn't, one out of its range, or if nothing is left to minimise.
@@ -246,7 +240,7 @@ def build_loss(section: LossSection) -> MultitaskLoss:
         except ValueError as error:
             raise ValueError(f"loss.terms.{task}.{error}") from error
         check_at_least(f"loss.terms.{task}.weight", terms[task].weight, 0)
-    loss = presets[section.preset](**terms)
+    loss = presets[section.preset](**terms, others=others)
     if not any(term.weight for term in loss.tasks.values()):
         got = ", ".join(f"{task} with weight 0" for task in loss.tasks) or "none"
         raise ValueError(f"loss.terms must leave a task with a weight above 0, got {got}")

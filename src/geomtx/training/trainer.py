@@ -47,7 +47,7 @@ from geomtx.training.optim import (
     learning_rate,
     set_learning_rates,
 )
-from geomtx.training.prepare import add_head_losses, build_monitor, check_rehearsal, check_track_labels, prepare_model
+from geomtx.training.prepare import build_monitor, check_rehearsal, check_track_labels, prepare_model
 from geomtx.training.step import VGGT_TASK, StepReport, TrainingStep, predict
 from geomtx.training.tasks.task import Task, build_task, start_model
 from geomtx.types import SceneBatch
@@ -177,7 +177,8 @@ class Trainer:
         task: What is trained, in place of what `config.model.kind` and `config.task` say.
         model: To train, in place of the one that `config.model` asks for; changed in place. To go on, give one like it
             again. If it has no `save_pretrained`, its weights are `weights/model.safetensors`.
-        loss: (outputs, batch) → `LossReport`, in place of the task's, which has the losses of `model.add_head`, too.
+        loss: (outputs, batch) → `LossReport`, in place of the task's. For the configuration's loss and those of added
+            heads: `build_loss(config.loss, others={name: …})`.
 
     Attributes:
         step: Steps done, those that were skipped too; also which batch comes next.
@@ -232,7 +233,7 @@ class Trainer:
             check_track_labels(model, config.data.num_tracks)
         check_rehearsal(model, self.task, self.accelerator.num_processes)
         self.blueprint = copy_to_meta(model)
-        self._set_up(model, add_head_losses(self.task.build_loss(config.loss), model) if loss is None else loss)
+        self._set_up(model, self.task.build_loss(config.loss) if loss is None else loss)
         self._open_scenes(draw)
         # From here on, every process draws its own numbers.
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)

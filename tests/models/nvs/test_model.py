@@ -227,12 +227,15 @@ def test_weights_of_another_kind(tmp_path: Path):
 
 
 def test_added_heads_of_the_vggt_inside(images, tiny_model, tmp_path: Path):
-    tiny_model.add_head("normals", DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), 3))
+    def build() -> DenseHead:
+        return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), 3)
+
+    tiny_model.add_head("normals", build())
     tiny_model.save_pretrained(tmp_path / "vggt")
     VGGTForNVS.from_vggt(tiny_model).save_pretrained(tmp_path / "nvs")
     targets, expected = make_cameras(2, 2), tiny_model(images).extra["normals"].value
-    loaded = VGGTForNVS.from_pretrained(tmp_path / "nvs")
-    for model in (loaded, VGGTForNVS.from_pretrained(tmp_path / "vggt"), VGGTForNVS.from_vggt(tmp_path / "vggt")):
+    for source in ("nvs", "vggt"):
+        model = VGGTForNVS.from_pretrained(tmp_path / source, extra_heads={"normals": build()})
         assert torch.equal(model(images, targets, scene_images=images).scenes.extra["normals"].value, expected)
     bare = VGGTForNVS.from_pretrained(tmp_path / "vggt", extra_heads={"normals": None}, rgb_features=8)
     assert bare.vggt.heads == tiny_model.config.heads

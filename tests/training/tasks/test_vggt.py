@@ -36,7 +36,11 @@ def test_models_by_numbers_and_of_weights(model: geomtx.VGGT, tmp_path: Path):
 
 
 class Nothing(torch.nn.Module):
-    """A head that geomtx can't build."""
+    """A head of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, tokens: geomtx.Tokens) -> torch.Tensor:
         return tokens.layer(max(tokens.layers)).mean()

@@ -12,7 +12,6 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
@@ -24,9 +23,8 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.layers.attention import key_mask
 from geomtx.layers.rope import RotaryTable
 from geomtx.models.nvs.config import NVSConfig
-from geomtx.models.registry import find_weights
-from geomtx.models.saved_heads import HeadSource, build_heads
-from geomtx.models.saved_model import kind_of, load_around_vggt, parse_stored, save_around_vggt
+from geomtx.models.published import open_weights
+from geomtx.models.saved_model import HeadSource, kind_of, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt.config import check_numbers
 from geomtx.models.vggt.model import VGGT
 from geomtx.types import Bool, Cameras, EmbeddedViews, Float, Predictions, Tokens, show_shapes
@@ -285,15 +283,14 @@ class VGGTForNVS(nn.Module):
                 configuration that makes no model, or an added head that has to be given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(find_weights(source))
+        checkpoint = open_weights(source)
         if kind_of(checkpoint) == "VGGT":
             vggt = VGGT.from_pretrained(source, device=device, dtype=dtype, extra_heads=extra_heads)
             return cls.from_vggt(vggt, **numbers)
-        config, described = parse_stored(checkpoint, "VGGTForNVS", NVSConfig.from_dict)
+        config = parse_stored(checkpoint, "VGGTForNVS", NVSConfig.from_dict)
         if numbers:
             raise ValueError(f"numbers must be none for weights that bring theirs, got {', '.join(numbers)}")
-        heads = build_heads(described, extra_heads or {}, config.vggt)
-        return load_around_vggt(checkpoint, "VGGTForNVS", lambda: cls(config), heads, device=device, dtype=dtype)
+        return load_around_vggt(checkpoint, "VGGTForNVS", lambda: cls(config), extra_heads, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `model.safetensors` and `config.json` into a folder, both or none; with heads added to the VGGT inside.

@@ -6,29 +6,32 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import load_model, save_model, share_parameters
+from geomtx.checkpoint.files import load_model, save_model
 from geomtx.checks import check_option, check_shape
-from geomtx.heads.probe import make_probe, unmake_probe
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
-from geomtx.models.extra_heads import HeadLoss, as_term, check_fits, check_new_head, head_modules
-from geomtx.models.registry import EMBEDDED, state_licence
-from geomtx.models.saved_heads import EXTRA_HEADS, HeadSource, build_heads, fill_heads
-from geomtx.models.saved_model import check_can_save, config_of_checkpoint, describe_model, open_vggt
+from geomtx.models.extra_heads import check_new_head, head_modules
+from geomtx.models.published import EMBEDDED, state_licence
+from geomtx.models.saved_model import (
+    HeadSource,
+    added_heads,
+    check_can_save,
+    choose_heads,
+    config_of_checkpoint,
+    describe_model,
+    open_vggt,
+)
 from geomtx.models.vggt.config import HEAD_MODULES, HEADS, VGGTConfig, check_heads
 from geomtx.models.vggt.keys import VGGT_KEYS, published_config
 from geomtx.models.vggt.parts import build_camera_head, build_dense_head, build_encoder, build_track_head
 from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.types import Bool, Float, Predictions, ProjectedTokens, Tokens
-
-if TYPE_CHECKING:
-    from geomtx.losses.terms import Term
 
 __all__ = ["VGGT", "VGGTConfig"]
 
@@ -51,50 +54,33 @@ class VGGT(nn.Module):
         self.point_head = build_dense_head(config, 3, "signed_expm1") if "points" in config.heads else None
         self.track_head = build_track_head(config) if "tracks" in config.heads else None
         self.extra_heads = nn.ModuleDict()
-        self._head_losses: dict[str, Term] = {}
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the heads of this model, its own first and then the added ones."""
         return (*self.config.heads, *self.extra_heads)
 
-    @property
-    def head_losses(self) -> dict[str, Any]:
-        """Name → loss of the added heads that have one, for `MultitaskLoss(others=model.head_losses)`."""
-        return dict(self._head_losses)
+    def add_head(self, name: str, head: nn.Module) -> None:
+        """Add a head of your own, which reads the tokens that all heads read and gives `Predictions.extra[name]`.
 
-    def add_head(
-        self, name: str, head: nn.Module, *, loss: HeadLoss | None = None, weight: float = 1.0, detach: bool = False
-    ) -> None:
-        """Add a head of your own. It reads the tokens that all heads read, and gives `Predictions.extra[name]`.
-
-        `save_pretrained` writes it with the model, but not what is for training: loss, weight and `detach`.
+        `save_pretrained` writes its weights with the model's; `from_pretrained` takes `extra_heads={name: module}`.
+        Its loss is given where the loss is built, `MultitaskLoss(others={name: …})`.
 
         Args:
-            name: Of the head; an identifier.
-            head: `head(tokens)`, see `Tokens`, on the encoder's device where the model runs. A `TrackHead` runs where
-                there are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
+            name: Name of the head, an identifier.
+            head: Module called as `head(tokens)`, see `Tokens`, on the encoder's device. A `TrackHead` runs where there
+                are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
                 `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
                 parameters, which may be float32 where the encoder is in bfloat16.
-            loss: (prediction, `SceneBatch`) → a scalar, or None where labels are missing; or a
-                `geomtx.losses.terms.Term`. See `head_losses`.
-            weight: Of the loss; a Term has one of its own.
-            detach: The encoder learns nothing from this head (a probe).
 
         Raises:
-            ValueError: For a name that is taken or no identifier, a head that the encoder's tokens don't fit, a loss
-                that is none.
+            ValueError: For a name that is taken or no identifier, and for what is no module or is part of the model.
         """
         check_new_head(name, head, self)
-        check_fits(name, head, self.encoder, self.config.image_size)
-        if loss is not None:
-            self._head_losses[name] = as_term(name, loss, weight)
-        if detach:
-            make_probe(head)
         self.extra_heads[name] = head
 
     def remove_head(self, name: str) -> nn.Module:
-        """Take an added head off, with its loss.
+        """Take an added head off.
 
         Returns:
             The head.
@@ -103,10 +89,7 @@ class VGGT(nn.Module):
             ValueError: If no head was added by this name.
         """
         check_option("name of an added head", name, tuple(self.extra_heads))
-        self._head_losses.pop(name, None)
-        head = self.extra_heads.pop(name)
-        unmake_probe(head)
-        return head
+        return self.extra_heads.pop(name)
 
     def forward(
         self,
@@ -240,8 +223,8 @@ class VGGT(nn.Module):
             dtype: Of all parameters; None = as stored, for "nano" float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
             quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
-            extra_heads: By name, added heads that are of no class of geomtx's: a module, which is filled, or a function
-                from the `VGGTConfig` to one; None leaves a head out.
+            extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function
+                from the `VGGTConfig` to one; None leaves a head out. Defaults to none.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
@@ -252,27 +235,26 @@ class VGGT(nn.Module):
         checkpoint = open_vggt(source)
         if source in EMBEDDED and dtype is None:
             dtype = torch.float32
-        stored, described = config_of_checkpoint(checkpoint)
-        numbers = stored if config is None else config
-        apart = [f"{EXTRA_HEADS}.{name}." for name in described]
+        numbers = config_of_checkpoint(checkpoint) if config is None else config
         if heads is not None:
-            check_heads(heads, (*numbers.heads, *described))
-            described = {name: each for name, each in described.items() if name in heads}
+            check_heads(heads, (*numbers.heads, *added_heads(checkpoint)))
             numbers = dataclasses.replace(numbers, heads=tuple(head for head in heads if head in numbers.heads))
-        extra = build_heads(described, extra_heads or {}, numbers)
-        parts = tuple(HEAD_MODULES.values())
-        model = load_model(
-            checkpoint, lambda: cls(numbers), VGGT_KEYS, device=device, dtype=dtype, apart=apart, parts=parts
-        )
-        model.extra_heads.update(fill_heads(extra, checkpoint, device, dtype))
-        share_parameters(model, checkpoint.shared)
+        added, apart = choose_heads(checkpoint, extra_heads, numbers, asked=heads)
+
+        def build() -> VGGT:
+            model = cls(numbers)
+            model.extra_heads.update(added)
+            return model
+
+        parts = (*HEAD_MODULES.values(), *(f"extra_heads.{name}" for name in added))
+        model = load_model(checkpoint, build, VGGT_KEYS, device=device, dtype=dtype, apart=apart, parts=parts)
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)
 
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return config_of_checkpoint(open_vggt(source))[0]
+        return config_of_checkpoint(open_vggt(source))
 
     def save_pretrained(
         self,
@@ -296,7 +278,7 @@ class VGGT(nn.Module):
             FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
         """
         check_can_save(self)
-        ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
+        ours = describe_model("VGGT", self.config.to_dict())
         published = published_config(self.config)
         return save_model(
             self, folder, VGGT_KEYS, config=ours, published_config=published, names=names, overwrite=overwrite

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_count, check_floating, check_shape
-from geomtx.models.registry import find_weights
-from geomtx.models.saved_heads import HeadSource, build_heads
-from geomtx.models.saved_model import load_around_vggt, parse_stored, save_around_vggt
+from geomtx.models.published import open_weights
+from geomtx.models.saved_model import HeadSource, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt.config import check_numbers
 from geomtx.models.vggt.model import VGGT
 from geomtx.models.video_tracker.config import VideoTrackerConfig
@@ -251,9 +249,8 @@ class VideoTracker(nn.Module):
             ValueError: For weights of another model, and of one whose `features` or added heads have to be given.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        checkpoint = open_checkpoint(find_weights(source))
-        config, described = parse_stored(checkpoint, "VideoTracker", VideoTrackerConfig.from_dict)
-        heads = build_heads(described, extra_heads or {}, config.vggt)
+        checkpoint = open_weights(source)
+        config = parse_stored(checkpoint, "VideoTracker", VideoTrackerConfig.from_dict)
 
         def build() -> VideoTracker:
             model = cls(config, features=features)
@@ -266,7 +263,7 @@ class VideoTracker(nn.Module):
                 )
             return model
 
-        return load_around_vggt(checkpoint, "VideoTracker", build, heads, device=device, dtype=dtype)
+        return load_around_vggt(checkpoint, "VideoTracker", build, extra_heads, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `model.safetensors` and `config.json` into a folder, with heads added to the VGGT inside.
@@ -275,7 +272,6 @@ class VideoTracker(nn.Module):
             The folder; nothing is left half-written.
 
         Raises:
-            ValueError: For a quantised model, whose own numbers are lost, and for heads added to a VGGT that isn't
-                `model.vggt`.
+            ValueError: For a quantised model, whose own numbers are lost.
         """
         return save_around_vggt(self, "VideoTracker", self.config.to_dict(), folder, overwrite=overwrite)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_at_least, check_count, check_option, check_range
 from geomtx.geometry.scene_frame import RelativeCameras, known_pixels, normalize_scene, relate_cameras
 from geomtx.losses.multitask import LossReport, MultitaskLoss
@@ -21,7 +20,7 @@ from geomtx.losses.rendering import RenderingLoss, count_pictures, gaussian_simi
 from geomtx.losses.terms import CountSource
 from geomtx.metrics.image import psnr, read_vgg
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
-from geomtx.models.registry import find_weights
+from geomtx.models.published import open_weights
 from geomtx.models.saved_model import kind_of
 from geomtx.models.vggt.config import check_numbers
 from geomtx.training.config import LossSection, ModelSection
@@ -86,7 +85,7 @@ class NvsTask:
         """With random weights, with those of a model of this kind, or around those of a VGGT; in float32."""
         if section.weights is None:
             return VGGTForNVS(NVSConfig(vggt=section.model_config(), **self.numbers))
-        checkpoint = open_checkpoint(find_weights(section.weights))
+        checkpoint = open_weights(section.weights)
         if section.heads is None and kind_of(checkpoint) != "VGGT":
             without = leave_out_heads(checkpoint)
             return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, extra_heads=without, **self.numbers)

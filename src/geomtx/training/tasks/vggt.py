@@ -79,7 +79,7 @@ def load_vggt(section: ModelSection) -> VGGT:
     for head in section.heads or ():
         check_option("model.heads", head, HEADS)
     checkpoint = open_vggt(section.weights)
-    numbers, _ = config_of_checkpoint(checkpoint)
+    numbers = config_of_checkpoint(checkpoint)
     if section.heads is None:
         leave_out_heads(checkpoint)
     return VGGT.from_pretrained(section.weights, heads=section.heads or numbers.heads, dtype=torch.float32)

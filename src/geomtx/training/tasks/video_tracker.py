@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import open_checkpoint
 from geomtx.checks import check_at_least, check_count, check_option, check_range
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.reduce import count_scope, select
 from geomtx.losses.terms import CountSource
 from geomtx.losses.track import confident_window_loss, window_loss
 from geomtx.metrics.tracking import scale_to_raster, track_scores
-from geomtx.models.registry import find_weights
+from geomtx.models.published import open_weights
 from geomtx.models.saved_model import kind_of
 from geomtx.models.vggt.config import check_numbers
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
@@ -74,7 +73,7 @@ class VideoTask:
         """Random, from weights of a `VideoTracker`, or a random tracker on the weights of a VGGT; in float32."""
         if section.weights is None:
             return VideoTracker(VideoTrackerConfig.from_dict(self._numbers(section, section.model_config().to_dict())))
-        checkpoint = open_checkpoint(find_weights(section.weights))
+        checkpoint = open_weights(section.weights)
         if kind_of(checkpoint) != "VGGT":
             if self.tracker:
                 raise ValueError(f"task.tracker must be empty for weights of a VideoTracker, got {self.tracker}")

@@ -1,0 +1,83 @@
+"""Weights by name: those that come with geomtx, under its own licence, and published ones, under theirs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from geomtx.checkpoint.files import Checkpoint, open_checkpoint
+from geomtx.checks import close_matches
+
+__all__ = ["EMBEDDED", "PUBLISHED", "PublishedWeights", "find_weights", "open_weights", "state_licence"]
+
+logger = logging.getLogger("geomtx")
+
+
+class PublishedWeights(NamedTuple):
+    """Weights that `geomtx.load_model` knows by name.
+
+    Attributes:
+        name: What to load them by, a hub id or the name of weights that come with geomtx.
+        kind: Name of the class that they are weights of.
+        num_parameters: Number of parameters.
+        size: Bytes of the file.
+        licence: Licence of the weights, in short.
+    """
+
+    name: str
+    kind: str
+    num_parameters: int
+    size: int
+    licence: str
+
+
+PUBLISHED = {
+    weights.name: weights
+    for weights in (
+        PublishedWeights("nano", "VGGT", 2_436_588, 4_924_792, "Apache-2.0, as geomtx"),
+        PublishedWeights(
+            "facebook/VGGT-1B", "VGGT", 1_256_537_516, 4 * 1_256_537_516, "CC BY-NC 4.0: no commercial use"
+        ),
+        PublishedWeights(
+            "facebook/VGGT-1B-Commercial",
+            "VGGT",
+            1_256_537_516,
+            4 * 1_256_537_516,
+            "the VGGT licence: commercial use but for military purposes; access on request",
+        ),
+    )
+}
+"""Known weights by name."""
+
+EMBEDDED = ("nano",)
+"""Weights within the package, stored in half precision to be small, made for float32."""
+
+
+def find_weights(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the folder of embedded weights, or any other source as it is. A folder named so is given as "./nano"."""
+    return Path(__file__).parents[1] / "weights" / source if source in EMBEDDED else source
+
+
+def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
+    """Open weights by name, hub id, folder or file, see `open_checkpoint`.
+
+    Raises:
+        ValueError: For a broken file.
+        FileNotFoundError: If there are none; names known weights that are spelt alike.
+    """
+    try:
+        return open_checkpoint(find_weights(source))
+    except FileNotFoundError as error:
+        if Path(source).exists() or source in PUBLISHED:
+            raise
+        raise FileNotFoundError(f"{error}{close_matches(str(source), PUBLISHED)}") from error
+
+
+@functools.cache
+def state_licence(source: str) -> None:
+    """Log, once a process, the licence of known weights."""
+    if source in PUBLISHED:
+        logger.warning("The weights %s have a licence of their own, %s.", source, PUBLISHED[source].licence)

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import geomtx
+from geomtx import VGGT, NVSConfig, VGGTConfig, VGGTForNVS, VideoTracker, VideoTrackerConfig, list_models, load_model
+from geomtx.models.published import EMBEDDED, find_weights
+from geomtx.models.registry import FAMILIES, find_family
+
+MODELS = {
+    "VGGT": lambda: VGGT(VGGTConfig.tiny(heads=("camera",))),
+    "VGGTForNVS": lambda: VGGTForNVS(NVSConfig.tiny()),
+    "VideoTracker": lambda: VideoTracker(VideoTrackerConfig.tiny()),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_class_comes_from_the_configuration_or_the_names(kind, tmp_path: Path):
+    model = MODELS[kind]()
+    folder = model.save_pretrained(tmp_path)
+    for source in (folder, str(folder / "model.safetensors")):
+        loaded = load_model(source, dtype=torch.float64)
+        assert type(loaded) is type(model)
+        assert not loaded.training
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+    # A file of others has names only.
+    tensors = load_file(folder / "model.safetensors")
+    for prefix in ("", "module."):
+        save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "bare.safetensors")
+        assert find_family(tmp_path / "bare.safetensors").model is type(model)
+
+
+def test_published_names_are_a_vggts(tmp_path: Path):
+    MODELS["VGGT"]().save_pretrained(tmp_path, names="published")
+    assert type(load_model(tmp_path)) is VGGT
+
+
+def test_some_heads(tmp_path: Path):
+    assert load_model("nano", heads=("depth",)).heads == ("depth",)
+    MODELS["VideoTracker"]().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^heads must be None for weights of a VideoTracker, got \('depth',\)$"):
+        load_model(tmp_path, heads=("depth",))
+
+
+def test_weights_of_no_family(tmp_path: Path):
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    wanted = r"^weights must be of one of VGGTForNVS, VideoTracker, VGGT, got '.*' with tensors of other names, s"
+    with pytest.raises(ValueError, match=wanted):
+        load_model(tmp_path / "w.safetensors")
+
+
+def test_known_weights():
+    names = [weights.name for weights in list_models()]
+    assert names == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
+    assert [weights.name for weights in list_models("*vggt*commercial")] == names[-1:]
+    assert list_models("nothing") == []
+    assert {weights.kind for weights in list_models()} <= {family.model.__name__ for family in FAMILIES}
+    with torch.device("meta"):
+        large = VGGT(VGGTConfig())
+    assert [w.num_parameters for w in list_models("*VGGT-1B*")] == 2 * [sum(p.numel() for p in large.parameters())]
+    for name in EMBEDDED:
+        (weights,) = list_models(name)
+        assert weights.size == (Path(find_weights(name)) / "model.safetensors").stat().st_size
+        assert weights.num_parameters == sum(p.numel() for p in geomtx.load_model(name).parameters())
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("nanoo", r"^weights must be a file, a folder or a hub id .*, got 'nanoo'; did you mean 'nano'\?$"),
+        ("some/w.safetensors", r"^weights must be a file, a folder or a hub id .*, got 'some/w.safetensors'$"),
+        ("some/w.pt", r"^weights must be a file, a folder or a hub id .*, got 'some/w.pt'$"),
+        ("a/b/c", r"^weights must be a file, a folder or a hub id .*, got 'a/b/c'$"),
+        (
+            "facebook/VGGT-1b",
+            r"; without a network, download .* their folder; did you mean 'facebook/VGGT-1B' or",
+        ),
+    ],
+)
+def test_names_that_are_not_there(source, wanted, monkeypatch, tmp_path: Path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=wanted):
+        load_model(source)
