@@ -13,6 +13,8 @@ from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_model, save_model
 from geomtx.checkpoint.key_table import KeyTable
+from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
 from geomtx.models.published import open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
@@ -45,8 +47,15 @@ NO_OTHER_NAMES = KeyTable(())
 HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
 """An added head to fill, or a function that makes it; None leaves it out."""
 
+# What builds a part again: the arguments of its constructor, which are attributes of it. Other heads are given.
+_NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
+    DenseHead: ("decoder", "value_dim", "activation", "hidden_dim"),
+    RGBHead: ("decoder", "hidden_dim"),
+    DPTDecoder: ("dim", "features", "channels", "taps", "out_channels", "stride", "position_signal"),
+}
+
 _KIND = "kind"  # key in a `config.json`
-_EXTRA_HEADS = "extra_heads"  # the mapping of added heads in a VGGT; older configurations describe them under this key
+_EXTRA_HEADS = "extra_heads"  # the mapping of added heads in a VGGT; in a configuration, what builds them
 
 # Where a model of a kind has its VGGT.
 _INSIDE: dict[Kind, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
@@ -98,14 +107,19 @@ def choose_heads(
     """
     given, path = given or {}, f"{inside}.{_EXTRA_HEADS}.".removeprefix(".")
     tails = (name.removeprefix(path) for name in checkpoint.shapes if name.startswith(path))
-    stored = tuple(dict.fromkeys(tail.partition(".")[0] for tail in tails))
+    described = (_stored(checkpoint) or {}).get(_EXTRA_HEADS) or {}
+    there = dict.fromkeys(tail.partition(".")[0] for tail in tails)
+    stored = tuple(dict.fromkeys((*(name for name in described if name in there), *there)))
     for name, source in given.items():
         if source is not None and name not in stored:
-            there = ", ".join(map(repr, stored)) or "none"
-            raise ValueError(f"extra_heads must be among those of the weights, {there}, got {name!r}")
-    heads = {}
+            names = ", ".join(map(repr, stored)) or "none"
+            raise ValueError(f"extra_heads must be among those of the weights, {names}, got {name!r}")
+    heads: dict[str, nn.Module] = {}
     for name in stored:
         if asked is not None and name not in asked:
+            continue
+        if name not in given and (built := _build_part(described.get(name))) is not None:
+            heads[name] = built
             continue
         if name not in given:
             raise ValueError(
@@ -179,9 +193,37 @@ def check_can_save(model: nn.Module) -> None:
         raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
 
 
-def describe_model(kind: Kind, numbers: dict[str, Any]) -> dict[str, Any]:
-    """What is stored of a model: its kind and its numbers."""
-    return {_KIND: kind, **numbers}
+def describe_model(kind: Kind, numbers: dict[str, Any], heads: nn.ModuleDict | None = None) -> dict[str, Any]:
+    """What is stored of a model: its kind, its numbers, and its added heads in their order."""
+    described = {name: _describe_part(head) for name, head in (heads or {}).items()}
+    return {_KIND: kind, **numbers, **({_EXTRA_HEADS: described} if described else {})}
+
+
+def _describe_part(part: nn.Module) -> dict[str, Any]:
+    """What builds a part again, see `_NUMBERS`; of other classes only their names."""
+    kind = type(part)
+    if kind not in _NUMBERS:
+        return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    values = {name: getattr(part, name) for name in _NUMBERS[kind]}
+    numbers = {name: _describe_part(v) if isinstance(v, nn.Module) else v for name, v in values.items()}
+    return {"class": kind.__name__, "numbers": numbers}
+
+
+def _build_part(described: Any) -> nn.Module | None:
+    """Build what `_describe_part` described, on the meta device; None for anything else."""
+    if not isinstance(described, dict):
+        return None
+    kind = next((kind for kind in _NUMBERS if kind.__name__ == described.get("class")), None)
+    numbers = described.get("numbers")
+    if kind is None or not isinstance(numbers, dict) or numbers.keys() != set(_NUMBERS[kind]):
+        return None
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
+    if "decoder" in values:
+        values["decoder"] = _build_part(values["decoder"])
+        if values["decoder"] is None:
+            return None
+    with torch.device("meta"):
+        return kind(**values)
 
 
 def save_around_vggt(
@@ -193,7 +235,8 @@ def save_around_vggt(
         ValueError: For quantised weights.
     """
     check_can_save(model)
-    stored = describe_model(kind, numbers)
+    vggt = dict(model.named_modules()).get(_INSIDE[kind])
+    stored = describe_model(kind, numbers, getattr(vggt, _EXTRA_HEADS, None))
     return save_model(model, folder, NO_OTHER_NAMES, config=stored, published_config=stored, overwrite=overwrite)
 
 

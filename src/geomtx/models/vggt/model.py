@@ -63,7 +63,8 @@ class VGGT(nn.Module):
     def add_head(self, name: str, head: nn.Module) -> None:
         """Add a head of your own, which reads the tokens that all heads read and gives `Predictions.extra[name]`.
 
-        `save_pretrained` writes its weights with the model's; `from_pretrained` takes `extra_heads={name: module}`.
+        `save_pretrained` writes its weights with the model's; for a head that is no `DenseHead` or `RGBHead`,
+        `from_pretrained` takes `extra_heads={name: module}`.
         Its loss is given where the loss is built, `MultitaskLoss(others={name: …})`.
 
         Args:
@@ -224,7 +225,7 @@ class VGGT(nn.Module):
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
             quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
             extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function
-                from the `VGGTConfig` to one; None leaves a head out. Defaults to none.
+                from the `VGGTConfig` to one; None leaves a head out. A `DenseHead` or `RGBHead` need not be given.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
@@ -278,7 +279,7 @@ class VGGT(nn.Module):
             FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
         """
         check_can_save(self)
-        ours = describe_model("VGGT", self.config.to_dict())
+        ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
         published = published_config(self.config)
         return save_model(
             self, folder, VGGT_KEYS, config=ours, published_config=published, names=names, overwrite=overwrite
