@@ -176,7 +176,7 @@ def _ties(model: nn.Module, filled: Container[str]) -> dict[str, str]:
     groups: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         groups.setdefault(id(tensor), []).append(name)
-    ties = {}
+    ties: dict[str, str] = {}
     for names in groups.values():
         owner = next((name for name in names if name in filled), names[0])
         ties |= {name: owner for name in names if name != owner}
