@@ -78,7 +78,7 @@ def test_a_checkpoint(tmp_path: Path, names: str, capsys: pytest.CaptureFixture[
 def test_another_checkpoint(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(1).half()}, tmp_path / "x.safetensors")
     summary = summarize_checkpoint(str(tmp_path / "x.safetensors"))
-    assert summary == (2, 7, {"float32": 1, "float16": 1}, "unknown", (), None)
+    assert summary == (2, 7, {"float32": 1, "float16": 1}, "unknown", (), None, "")
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "nowhere"])

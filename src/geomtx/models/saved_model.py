@@ -222,7 +222,7 @@ def _build_part(described: Any) -> nn.Module | None:
         values["decoder"] = _build_part(values["decoder"])
         if values["decoder"] is None:
             return None
-    with torch.device("meta"):
+    with torch.device("meta"), SkippedInitialisation():
         return kind(**values)
 
 
