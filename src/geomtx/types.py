@@ -75,7 +75,7 @@ def show_shapes(cls: _Class) -> _Class:
         class Result(NamedTuple):
             total: Tensor
     """
-    cls.__repr__ = _describe_fields
+    cls.__repr__ = _describe_fields  # type: ignore[method-assign, assignment]
     return cls
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def explain_tracks(axes: Axes) -> None:
     from matplotlib.lines import Line2D
 
     axes.set(facecolor="none")
-    common = {"linestyle": "none", "color": view_color(0, 3), "markersize": 9}
+    common: dict[str, Any] = {"linestyle": "none", "color": view_color(0, 3), "markersize": 9}
     entries = [
         Line2D([], [], marker="o", markeredgecolor="white", label="seen", **common),
         Line2D(

@@ -176,7 +176,7 @@ def _draw_label(axes: Axes, index: int, apex: np.ndarray, front: np.ndarray, col
     length = np.linalg.norm(back)
     offset = 10 * back / length if length > 1e-9 else (0.0, 10.0)
     axes.annotate(
-        str(index), apex[[0, 2]], offset, textcoords="offset points", ha="center", va="center", color=color,
+        str(index), (apex[0], apex[2]), offset, textcoords="offset points", ha="center", va="center", color=color,
         weight="bold", fontsize=10, path_effects=[withStroke(linewidth=2.5, foreground=BACKGROUND)],
     )  # fmt: skip
 
@@ -224,8 +224,8 @@ def draw_cloud(
     _, depth = viewpoint.project(points.xyz)
     radius = 0.9 * points.size * viewpoint.intrinsics[1, 1] / np.maximum(depth, 1e-9)
     radius = np.where(points.size > 0, radius, np.sqrt(wh[0] * wh[1] / len(depth)) / 2).clip(0.7, _MAX_RADIUS * wh[0])
-    background = tuple(int(BACKGROUND[n : n + 2], 16) for n in (1, 3, 5))
-    image = render_points(points.xyz, points.rgb, viewpoint, wh, radius=radius, background=background)
+    red, green, blue = (int(BACKGROUND[n : n + 2], 16) for n in (1, 3, 5))
+    image = render_points(points.xyz, points.rgb, viewpoint, wh, radius=radius, background=(red, green, blue))
     axes.imshow(np.asarray(image), aspect="auto", interpolation="nearest")
     axes.set(xlim=(-0.5, wh[0] - 0.5), ylim=(wh[1] - 0.5, -0.5))
     poses, corners = _cameras(scene, points.xyz)
