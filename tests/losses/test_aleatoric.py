@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from geomtx import aleatoric_loss
-from geomtx.losses import quantile_filter
+from geomtx.losses import Outliers, quantile_filter
 
 SHAPE = (2, 3, 5, 6)
 
@@ -68,7 +68,7 @@ def test_at_the_truth_only_confidence_is_left():
 
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -1e30])
-@pytest.mark.parametrize("options", [{}, {"clamp": 100.0, "nan_to_zero": True, "quantile": 0.98}])
+@pytest.mark.parametrize("options", [{}, {"outliers": Outliers.released()}])
 def test_what_the_mask_hides_has_no_influence(channels, garbage, options):
     value, confidence, target, mask = random_maps(channels, (2, 40, 50))
     per_channel = mask if channels is None else mask[..., None]
@@ -91,7 +91,9 @@ def test_what_the_mask_hides_has_no_influence(channels, garbage, options):
 def test_an_empty_mask_gives_a_zero_with_a_graph(quantile, reduction):
     value, confidence = (torch.full((40, 50), float("nan"), requires_grad=True) for _ in range(2))
     mask = torch.zeros(40, 50, dtype=torch.bool)
-    loss = aleatoric_loss(value, confidence, torch.zeros(40, 50), mask, quantile=quantile, reduction=reduction)
+    loss = aleatoric_loss(
+        value, confidence, torch.zeros(40, 50), mask, outliers=Outliers(quantile), reduction=reduction
+    )
     assert (torch.cat([x.flatten() for x in loss]) == 0).all()
     (loss.confidence + loss.regression).sum().backward()
     assert (value.grad == 0).all()
@@ -124,18 +126,18 @@ def test_an_over_confident_error_is_unlearned():
 
 
 def test_it_is_not_with_the_published_clamp():
-    assert over_confident_gradients(clamp=100.0) == [0, 0]
+    assert over_confident_gradients(outliers=Outliers(clamp=100.0)) == [0, 0]
 
 
 def test_targets_beyond_100_count_in_full():
     value, target = torch.zeros(2), torch.tensor([1000.0, 0.0])
     assert aleatoric_loss(value, torch.ones(2), target).regression == 500
-    assert aleatoric_loss(value, torch.ones(2), target, clamp=100.0).regression == 50
+    assert aleatoric_loss(value, torch.ones(2), target, outliers=Outliers(clamp=100.0)).regression == 50
 
 
 def test_clamp_bounds_the_error_and_then_the_weighted_error():
     value, confidence = torch.tensor([150.0, 60.0, 1.0]), torch.tensor([1.0, 3.0, 3.0])
-    loss = aleatoric_loss(value, confidence, torch.zeros(3), clamp=100.0, reduction="none")
+    loss = aleatoric_loss(value, confidence, torch.zeros(3), outliers=Outliers(clamp=100.0), reduction="none")
     torch.testing.assert_close(loss.regression, torch.tensor([100.0, 60.0, 1.0]))
     torch.testing.assert_close(loss.confidence, torch.tensor([100.0, 100.0, 3 - 0.2 * math.log(3)]))
 
@@ -145,7 +147,7 @@ def test_a_known_nan_is_not_hushed_up():
     loss = aleatoric_loss(value, torch.ones(3), torch.zeros(3), reduction="none")
     assert loss.regression.isfinite().tolist() == [False, True, False]
     assert aleatoric_loss(value, torch.ones(3), torch.zeros(3)).confidence.isnan()
-    zeroed = aleatoric_loss(value, torch.ones(3), torch.zeros(3), nan_to_zero=True, reduction="none")
+    zeroed = aleatoric_loss(value, torch.ones(3), torch.zeros(3), outliers=Outliers(nan_to_zero=True), reduction="none")
     assert zeroed.regression.tolist() == zeroed.confidence.tolist() == [0, 1, 0]
 
 
@@ -156,7 +158,9 @@ def test_a_nan_taken_for_zero_leaves_no_gradient(channels, bad):
     mask[0, 0] = True
     value[0, 0, 0, 0] = bad
     value.requires_grad_(), confidence.requires_grad_()
-    torch.stack(aleatoric_loss(value, confidence, target, mask, clamp=100.0, nan_to_zero=True)).sum().backward()
+    torch.stack(
+        aleatoric_loss(value, confidence, target, mask, outliers=Outliers(clamp=100.0, nan_to_zero=True))
+    ).sum().backward()
     assert value.grad.isfinite().all()
     assert confidence.grad.isfinite().all()
     assert (value.grad[0, 0, 0, 0] == 0).all()
@@ -166,7 +170,7 @@ def test_a_nan_taken_for_zero_leaves_no_gradient(channels, bad):
 def test_a_nan_is_no_outlier_to_drop():
     value = torch.rand(3000)
     value[7] = float("nan")
-    assert aleatoric_loss(value, torch.ones(3000), torch.zeros(3000), quantile=0.9).regression.isnan()
+    assert aleatoric_loss(value, torch.ones(3000), torch.zeros(3000), outliers=Outliers(0.9)).regression.isnan()
 
 
 @pytest.mark.parametrize("channels", [None, 3])
@@ -174,7 +178,7 @@ def test_gradcheck(channels):
     value, confidence, target, mask = random_maps(channels)
 
     def total(value: Tensor, confidence: Tensor) -> tuple[Tensor, ...]:
-        return tuple(aleatoric_loss(value, confidence, target, mask, quantile=0.9, reduction="none"))
+        return tuple(aleatoric_loss(value, confidence, target, mask, outliers=Outliers(0.9), reduction="none"))
 
     torch.autograd.gradcheck(total, (value.requires_grad_(), confidence.requires_grad_()))
 
@@ -253,7 +257,7 @@ def test_ceiling_of_the_threshold():
 
 def test_each_term_is_filtered_by_itself():
     value, confidence, target, mask = random_maps(None, (2, 40, 50))
-    loss = aleatoric_loss(value, confidence, target, mask, quantile=0.9)
+    loss = aleatoric_loss(value, confidence, target, mask, outliers=Outliers(0.9))
     each = aleatoric_loss(value, confidence, target, mask, reduction="none")
     for filtered, term in zip(loss, each, strict=True):
         threshold = term[mask].sort().values[round(0.9 * (int(mask.sum()) - 1))]
@@ -262,7 +266,7 @@ def test_each_term_is_filtered_by_itself():
 
 def test_no_gradient_from_what_is_dropped():
     value = torch.arange(1, 4001).double().requires_grad_()
-    aleatoric_loss(value, torch.ones(4000), torch.zeros(4000), quantile=0.98).regression.backward()
+    aleatoric_loss(value, torch.ones(4000), torch.zeros(4000), outliers=Outliers(0.98)).regression.backward()
     assert torch.equal(value.grad != 0, torch.arange(4000) < 3919)
 
 
@@ -273,9 +277,9 @@ def test_bad_options():
         aleatoric_loss(*maps, reduction="sum")
     for quantile in (0.0, -1.0, 1.5):
         with pytest.raises(ValueError, match=rf"^quantile must be in \(0, 1\], got {quantile}$"):
-            aleatoric_loss(*maps, quantile=quantile)
+            Outliers(quantile)
     with pytest.raises(ValueError, match=r"^clamp must be positive, got 0$"):
-        aleatoric_loss(*maps, clamp=0)
+        Outliers(clamp=0)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomtx import camera_loss, encode_pose
-from geomtx.losses import depth_to_camera_mask
+from geomtx.losses import Penalty, depth_to_camera_mask
 from geomtx.losses.reduce import average_stages
 
 KINDS = ("l1", "l2", "huber")
@@ -40,9 +40,9 @@ def by_loops(predicted: Tensor, target: Tensor, kind: str, decay: float = 0.6, d
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_loops(kind):
     predicted, target = random_encodings(3, 2, 4), random_encodings(2, 4)
-    options = {"decay": 0.7, "delta": 0.4}
-    loss = camera_loss(predicted, target, kind=kind, sign_invariant=False, weights=(0.3, 2.0, 1.5), **options)
-    expected = by_loops(predicted, target, kind, **options)
+    weights, penalty = (0.3, 2.0, 1.5), Penalty(kind, delta=0.4)
+    loss = camera_loss(predicted, target, kind=penalty, decay=0.7, sign_invariant=False, weights=weights)
+    expected = by_loops(predicted, target, kind, decay=0.7, delta=0.4)
     torch.testing.assert_close(torch.stack(loss[1:]), torch.tensor(expected, dtype=torch.float64))
     total = 0.3 * expected[0] + 2.0 * expected[1] + 1.5 * expected[2]
     torch.testing.assert_close(loss.total, torch.tensor(total, dtype=torch.float64))
@@ -122,7 +122,7 @@ def test_no_known_camera_is_a_zero_with_a_graph(reduction):
 def test_a_nan_that_counts_is_not_hidden():
     predicted = random_encodings(2, 1, 3)
     predicted[-1, 0, 1, 0] = float("nan")
-    loss = camera_loss(predicted, random_encodings(1, 3), clamp=100.0)
+    loss = camera_loss(predicted, random_encodings(1, 3), kind=Penalty(clamp=100.0))
     assert loss.translation.isnan()
     assert loss.rotation.isfinite()
 
@@ -150,7 +150,7 @@ def test_clamp_is_for_translations_alone_and_stops_their_gradient():
     predicted = torch.full((1, 1, 2, 9), 300.0, dtype=torch.float64)
     predicted[..., 1, :3] = 50.0
     predicted.requires_grad_()
-    loss = camera_loss(predicted, target, clamp=100.0)
+    loss = camera_loss(predicted, target, kind=Penalty(clamp=100.0))
     assert [loss.translation.item(), loss.rotation.item(), loss.fov.item()] == [75, 300, 300]
     (gradient,) = torch.autograd.grad(loss.translation, predicted)
     assert (gradient[0, 0, 0] == 0).all()
@@ -185,7 +185,7 @@ def test_float64_stays():
 def test_gradcheck(kind):
     predicted, target = random_encodings(2, 1, 3).requires_grad_(), random_encodings(1, 3).requires_grad_()
     mask = torch.tensor([[True, False, True]])
-    torch.autograd.gradcheck(lambda p, t: camera_loss(p, t, mask, kind=kind, clamp=5.0), (predicted, target))
+    torch.autograd.gradcheck(lambda p, t: camera_loss(p, t, mask, kind=Penalty(kind, clamp=5.0)), (predicted, target))
 
 
 def test_descent_reaches_the_truth():
@@ -227,11 +227,9 @@ def test_published_choice_of_cameras():
         ({"kind": "L1"}, r"^kind must be one of 'l1', 'l2', 'huber', got 'L1'$"),
         ({"reduction": "sum"}, r"^reduction must be one of 'mean', 'none', got 'sum'$"),
         ({"decay": 0.0}, r"^decay must be positive, got 0.0$"),
-        ({"delta": -1.0}, r"^delta must be positive, got -1.0$"),
-        ({"clamp": 0.0}, r"^clamp must be positive, got 0.0$"),
         (
             {"weights": (1.0, 1.0)},
-            r"^weights must be three, of translation, rotation and field of view, got \(1.0, 1.0\)$",
+            r"^weights must be three numbers \(translation, rotation, field of view\), got \(1.0, 1.0\)$",
         ),
     ],
 )
@@ -239,6 +237,13 @@ def test_wrong_arguments(change, message):
     arguments = {"pose_encodings": torch.zeros(4, 2, 3, 9), "target": torch.zeros(2, 3, 9)} | change
     with pytest.raises(ValueError, match=message):
         camera_loss(arguments.pop("pose_encodings"), arguments.pop("target"), arguments.pop("mask", None), **arguments)
+
+
+def test_wrong_penalties():
+    with pytest.raises(ValueError, match=r"^delta must be positive, got -1.0$"):
+        Penalty("huber", delta=-1.0)
+    with pytest.raises(ValueError, match=r"^clamp must be positive, got 0.0$"):
+        Penalty(clamp=0.0)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from geomtx import gradient_loss, normal_loss
+from geomtx.losses import ConfidenceWeighting
 
 H, W = 9, 11
 
@@ -48,8 +49,8 @@ def gradient_by_loops(
 def test_gradient_by_loops(channels, weighted, unmasked):
     value, target, mask, confidence = random_maps(channels)
     confidence = confidence if weighted else None
-    options = {"num_scales": 4, "gamma": 0.7, "alpha": 0.3, "legacy_unmasked_log": unmasked, "reduction": "none"}
-    loss = gradient_loss(value, target, mask, confidence, **options)
+    weighting = ConfidenceWeighting(0.7, 0.3, unmasked_log=unmasked)
+    loss = gradient_loss(value, target, mask, confidence, weighting=weighting, reduction="none")
     assert loss.shape == (2, 3)
     for b in range(2):
         for s in range(3):
@@ -190,7 +191,7 @@ def test_small_maps(size):
     value, target, mask, confidence = random_maps(3, size)
     mask = torch.ones_like(mask)
     expected = gradient_by_loops(value, target, mask, confidence, 4)
-    loss = gradient_loss(value, target, mask, confidence, gamma=0.7, alpha=0.3)
+    loss = gradient_loss(value, target, mask, confidence, weighting=ConfidenceWeighting(0.7, 0.3))
     assert loss.item() == pytest.approx(expected, abs=1e-12)
     # One pixel less than 10 normals: a scale of 2 by 2 has four.
     assert normal_loss(value, target, mask, confidence) == 0
@@ -212,7 +213,7 @@ def test_confidence_is_not_pushed_where_there_is_no_data():
     gradient_loss(value, target, mask, confidence).backward()
     assert (confidence.grad[~mask] == 0).all()
     confidence.grad = None
-    gradient_loss(value, target, mask, confidence, legacy_unmasked_log=True).backward()
+    gradient_loss(value, target, mask, confidence, weighting=ConfidenceWeighting(unmasked_log=True)).backward()
     assert confidence.grad[~mask].abs().sum() > 5 * confidence.grad[mask].abs().sum()
 
 
@@ -276,7 +277,7 @@ def test_vectors_of_gradients():
     assert [loss.item() for loss in scales] == [0.875, 1.5, 2, 0]
     confidence = torch.full((8, 8), 2.0)
     for legacy in (False, True):
-        loss = gradient_loss(value, target, mask, confidence, legacy_unmasked_log=legacy)
+        loss = gradient_loss(value, target, mask, confidence, weighting=ConfidenceWeighting(unmasked_log=legacy))
         assert loss.item() == pytest.approx(2.040206, abs=1e-6)
     mask = mask.clone()
     mask[:, 4:] = False

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from geomtx import track_loss
+from geomtx.losses import Penalty, TrackWeights
 from geomtx.types import TrackIterations, TrackLabels
 
 NUM, B, S, N = 3, 2, 4, 5
@@ -52,7 +53,7 @@ def by_loops(iterations: TrackIterations, labels: TrackLabels, decay: float, thr
 
 def test_by_loops():
     iterations, labels = random_iterations(), random_labels()
-    loss = track_loss(iterations, labels, decay=0.7, threshold_px=6.0, visibility_weight=0.3, confidence_weight=2.0)
+    loss = track_loss(iterations, labels, decay=0.7, threshold_px=6.0, weights=TrackWeights(0.3, 2.0))
     expected = by_loops(iterations, labels, 0.7, 6.0)
     torch.testing.assert_close(torch.stack(loss[1:]), torch.tensor(expected, dtype=torch.float64))
     total = expected[0] + 0.3 * expected[1] + 2.0 * expected[2]
@@ -135,8 +136,10 @@ def test_hidden_places_that_nobody_knows_teach_nothing(visible_boost, unknown):
     gone = ~labels.visible & (torch.rand(B, S, N) < 0.5)
     target = torch.where(gone[..., None], unknown, labels.coords_px)
     inputs = [tensor.requires_grad_() for tensor in iterations]
-    loss = track_loss(TrackIterations(*inputs), labels._replace(coords_px=target), visible_boost=visible_boost)
-    cells = track_loss(iterations, labels, visible_boost=visible_boost, reduction="none")
+    loss = track_loss(
+        TrackIterations(*inputs), labels._replace(coords_px=target), weights=TrackWeights(visible_boost=visible_boost)
+    )
+    cells = track_loss(iterations, labels, weights=TrackWeights(visible_boost=visible_boost), reduction="none")
     taught = counted(labels) & ~gone
     assert (gone & counted(labels)).any()
     torch.testing.assert_close(loss.confidence, cells.confidence[taught].mean())
@@ -187,6 +190,8 @@ def test_huber_is_squared_below_delta_and_linear_above():
     for offset, expected in ((4.0, 8.0), (30.0, 10 * (30 - 5))):
         iterations = random_iterations()._replace(coords_px=labels.coords_px[None] + offset)
         assert track_loss(iterations, labels, kind="huber").position.item() == pytest.approx(expected)
+        wide = track_loss(iterations, labels, kind=Penalty("huber", delta=40.0))
+        assert wide.position.item() == pytest.approx(offset**2 / 2)
 
 
 def test_all_views_of_a_track_may_count_with_more_weight_where_it_is_seen():
@@ -195,9 +200,10 @@ def test_all_views_of_a_track_may_count_with_more_weight_where_it_is_seen():
     plain = track_loss(iterations, everywhere, reduction="none").position
     weight = torch.where(labels.visible, 1.25, 1.0).double() * counted(labels)
     torch.testing.assert_close(
-        track_loss(iterations, labels, visible_boost=0.25, reduction="none").position, weight * plain
+        track_loss(iterations, labels, weights=TrackWeights(visible_boost=0.25), reduction="none").position,
+        weight * plain,
     )
-    loss = track_loss(iterations, labels, visible_boost=0.25)
+    loss = track_loss(iterations, labels, weights=TrackWeights(visible_boost=0.25))
     torch.testing.assert_close(loss.position, (weight * plain).sum() / weight.sum())
     torch.testing.assert_close(loss.visibility, track_loss(iterations, labels).visibility)
 
@@ -246,7 +252,10 @@ def test_gradcheck(kind, visible_boost):
     labels = random_labels(1)
     inputs = tuple(tensor.requires_grad_() for tensor in random_iterations(1))
     torch.autograd.gradcheck(
-        lambda *tensors: track_loss(TrackIterations(*tensors), labels, kind=kind, visible_boost=visible_boost), inputs
+        lambda *tensors: track_loss(
+            TrackIterations(*tensors), labels, kind=kind, weights=TrackWeights(visible_boost=visible_boost)
+        ),
+        inputs,
     )
 
 
@@ -294,12 +303,15 @@ def test_wrong_shapes_of_labels(change, message):
         ({"kind": "l2"}, r"^kind must be one of 'l1', 'huber', got 'l2'$"),
         ({"reduction": "sum"}, r"^reduction must be one of 'mean', 'none', got 'sum'$"),
         ({"decay": -1.0}, r"^decay must be positive, got -1.0$"),
-        ({"delta": 0.0}, r"^delta must be positive, got 0.0$"),
         ({"threshold_px": 0.0}, r"^threshold_px must be positive, got 0.0$"),
         ({"min_points": 0}, r"^min_points must be positive, got 0$"),
-        ({"visible_boost": -0.1}, r"^visible_boost must be None or at least 0, got -0.1$"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         track_loss(random_iterations(), random_labels(), **options)
+
+
+def test_wrong_weights():
+    with pytest.raises(ValueError, match=r"^visible_boost must be None or at least 0, got -0.1$"):
+        TrackWeights(visible_boost=-0.1)

@@ -1,10 +1,11 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from geomtx.losses import confident_window_loss, window_loss
+from geomtx.losses import ConfidentWindowSettings, confident_window_loss, window_loss
 from geomtx.types import TrackLabels, TrackWindows
 
 K, NUM, B, W, N, S = 2, 3, 2, 4, 3, 6
@@ -234,7 +235,11 @@ def test_errors(loss):
         loss(windows, labels, queries[:, :2])
     with pytest.raises(ValueError, match=r"^known must have shape \(2, 6, 3\), got \(2, 6, 2\)$"):
         loss(windows, labels, queries, known=labels.visible[..., :2])
-    with pytest.raises(ValueError, match=r"^decay must be positive, got 0$"):
-        loss(windows, labels, queries, decay=0)
     with pytest.raises(ValueError, match=r"^reduction must be one of 'mean', 'none', got 'sum'$"):
         loss(windows, labels, queries, reduction="sum")
+
+
+@pytest.mark.parametrize("make", [partial(window_loss, *draw()), ConfidentWindowSettings])
+def test_wrong_decay(make):
+    with pytest.raises(ValueError, match=r"^decay must be positive, got 0$"):
+        make(decay=0)

@@ -1,4 +1,8 @@
-"""Two views of a point: fundamental matrices and how far two pixels are from satisfying one."""
+"""Epipolar geometry of two views: fundamental matrices and the Sampson distance.
+
+kornia has both functions. Across the versions that are allowed (0.8 and later) its distance is not finite, or has no
+finite gradient, where it is undefined, and its matrix needs a general inverse; the tests of this module need neither.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,17 @@ def fundamental_matrix(
     intrinsics_b: Float[Tensor, "*#batch 3 3"],
     b_from_a: Float[Tensor, "*#batch 3 4"],
 ) -> Float[Tensor, "*out 3 3"]:
-    """F with x_bᵀ F x_a = 0 for the pixels (x, y, 1) of one point in cameras a and b.
+    """Compute the matrix F with x_bᵀ F x_a = 0 for the pixels (x, y, 1) of one point in cameras a and b.
 
     F = K_b⁻ᵀ [t]ₓ R K_a⁻¹ (Hartley & Zisserman, section 9.2). Its scale is that of t: without a baseline it is 0.
 
     Args:
-        intrinsics_a: (..., 3, 3), pixels.
-        intrinsics_b: (..., 3, 3), pixels.
-        b_from_a: (..., 3, 4), [R | t] from the frame of camera a to that of camera b.
+        intrinsics_a: Intrinsics of camera a, (…, 3, 3), pixels.
+        intrinsics_b: Intrinsics of camera b, (…, 3, 3), pixels.
+        b_from_a: Pose [R | t] from the frame of camera a to that of camera b, (…, 3, 4).
 
     Returns:
-        (..., 3, 3), float32 or better.
+        Fundamental matrix, (…, 3, 3), float32 or float64.
 
     Raises:
         ValueError: For other shapes.
@@ -43,7 +47,7 @@ def fundamental_matrix(
 
 
 def _inverse(intrinsics: Tensor) -> Tensor:
-    """In closed form: a general inverse makes the host wait for its error code."""
+    """Return K⁻¹ in closed form; a general inverse makes the host wait for the device's error code."""
     f_x, f_y, skew = intrinsics[..., 0, 0], intrinsics[..., 1, 1], intrinsics[..., 0, 1]
     c_x, c_y = intrinsics[..., 0, 2], intrinsics[..., 1, 2]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)
@@ -61,19 +65,19 @@ def sampson_distance(
     coords_b: Float[Tensor, "*#batch n 2"],
     fundamental: Float[Tensor, "*#batch 3 3"],
 ) -> Float[Tensor, "*out n"]:
-    """First-order distance of pairs of pixels from the nearest pairs that satisfy a fundamental matrix, in pixels.
+    """Compute the first-order distance of pixel pairs from the nearest pairs that satisfy a fundamental matrix.
 
-    |x_bᵀ F x_a| over the norm of its gradient by the four coordinates (Hartley & Zisserman, section 11.4.3): the root
-    of what is often called the Sampson error, so that it is a length.
+    The distance is |x_bᵀ F x_a| over the norm of its gradient with respect to the four coordinates (Hartley &
+    Zisserman, section 11.4.3): a length, the root of what is often called the Sampson error.
 
     Args:
-        coords_a: (..., N, 2), pixels of camera a.
-        coords_b: (..., N, 2), pixels of camera b.
-        fundamental: (..., 3, 3), of any scale.
+        coords_a: Pixels of camera a, (…, N, 2).
+        coords_b: Pixels of camera b, (…, N, 2).
+        fundamental: Fundamental matrix, (…, 3, 3), of any scale.
 
     Returns:
-        (..., N), float32 or better. 0, with a gradient of 0, where it has no value: for F = 0, or with both pixels on
-        the epipoles.
+        Distance, (…, N), pixels, float32 or float64. Where it is undefined, for F = 0 or with both pixels on the
+        epipoles, it is 0 with a gradient of 0.
 
     Raises:
         ValueError: For other shapes.
@@ -82,13 +86,13 @@ def sampson_distance(
     check_shape("coords_b", coords_b, ("...", "N", 2))
     check_shape("fundamental", fundamental, ("...", 3, 3))
     a, b = (torch.cat([coords, torch.ones_like(coords[..., :1])], dim=-1) for coords in (coords_a, coords_b))
-    # The distance does not depend on the matrix's scale, the squares below do: a short baseline makes small numbers.
+    # The distance doesn't depend on the scale of the matrix, but the squares below do and would underflow.
     size = fundamental.detach().abs().amax((-2, -1), keepdim=True)
     fundamental = fundamental / torch.where(size > 0, size, 1.0)
     line_b, line_a = a @ fundamental.transpose(-1, -2), b @ fundamental
     residual = (b * line_b).sum(-1)
     slope_sq = line_a[..., :2].square().sum(-1) + line_b[..., :2].square().sum(-1)
-    # Below that, the slopes are what rounding left of zero.
+    # Smaller slopes are zero up to rounding.
     has_value = slope_sq > torch.finfo(slope_sq.dtype).eps ** 2
     distance = torch.where(has_value, residual, 0.0).abs() * torch.where(has_value, slope_sq, 1.0).rsqrt()
     return torch.where(has_value, distance, 0.0)

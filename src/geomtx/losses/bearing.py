@@ -1,4 +1,4 @@
-"""Where predicted points lie as seen from the first camera, whatever their distance."""
+"""Loss on the directions of predicted points from the first camera, independent of their distance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geomtx.types import Bool, Float
 
 __all__ = ["bearing_loss"]
 
-MIN_LENGTH = 1e-3  # scene units: nearer points have no stable direction
+MIN_LENGTH = 1e-3  # units of the scene; nearer points have no stable direction
 
 
 def bearing_loss(
@@ -24,20 +24,22 @@ def bearing_loss(
     *,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """‖p/‖p‖ − t/‖t‖‖ of points in the first camera's frame, 2 sin(θ/2) of the angle θ between their directions.
+    """Compute ‖p/‖p‖ − t/‖t‖‖ of points in the first camera's frame: 2 sin(θ/2) for an angle θ between directions.
 
-    A pixel's direction from the first camera is where that camera sees its point: dense correspondence, without the
-    depth, whose errors drown it in the points' loss. For models that are trained from random weights.
+    The direction of a pixel's point from the first camera is the position at which that camera sees it: a dense
+    correspondence without the depth, whose errors dominate the loss of the points. It helps models that are trained
+    from random weights.
 
     Args:
-        points: Prediction, (…, H, W, 3), in the frame of the first view's camera; any leading axes, any unit.
-        target: As `points`. A point within 1e-3 of the first camera has no direction and doesn't count.
-        mask: (…, H, W) bool, True = known. What it hides may be NaN. None = everything.
-        reduction: "mean" over the points that count, or "none".
+        points: Predicted points, (…, H, W, 3), in the frame of the first view's camera; any leading axes, any unit.
+        target: True points, same shape and frame. Points within 1e-3 of the first camera have no direction and don't
+            count.
+        mask: Whether the true point is known, (…, H, W) bool; masked points may be NaN. Defaults to all points.
+        reduction: "mean" for the mean over the points that count, "none" for a map. Defaults to "mean".
 
     Returns:
-        A scalar in [0, 2], or (…, H, W) with 0 where nothing counts; float32 or better. Of no point, a zero with a
-        graph. A prediction at the origin has error 1, and a gradient from there.
+        A scalar in [0, 2], or (…, H, W) with 0 where nothing counts; float32 or float64. If no point counts, a zero
+        with a graph. A prediction at the origin has error 1 and a gradient.
 
     Raises:
         ValueError: For shapes that don't match, a mask that isn't bool or an unknown reduction.
@@ -57,5 +59,6 @@ def bearing_loss(
 
 
 def _direction(points: Tensor) -> Tensor:
-    # No division by less than the least length: a prediction at the origin is pulled outwards, not thrown.
+    """Return points over their distance from the origin, or over the least length where they are nearer."""
+    # The least length bounds the gradient of a prediction near the origin.
     return points / torch.linalg.vector_norm(points, dim=-1, keepdim=True).clamp(min=MIN_LENGTH)

@@ -1,4 +1,4 @@
-"""Perceptual loss: the distance of two pictures in the features of VGG-16 or VGG-19 (Simonyan & Zisserman 2015)."""
+"""Perceptual loss: distance of two images in the features of VGG-16 or VGG-19 (Simonyan & Zisserman 2015)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class VGGFeatures(nn.Module):
-    """Feature maps after chosen rectified layers; without weights of its own: `load_weights` takes them.
+    """Feature maps of VGG after chosen rectified layers. `load_weights` loads pretrained weights.
 
-    Parameters have their common names, `features.0.weight` and so on, and never a gradient.
+    Parameters have their common names (`features.0.weight`, …) and no gradient.
 
     Args:
-        num_layers: 16 or 19.
-        taps: (stage, convolution), both from 1: (3, 2) is the layer "relu3_2".
+        num_layers: Number of layers of the network, 16 or 19.
+        taps: Layers to return as (stage, convolution), both counted from 1: (3, 2) is the layer "relu3_2".
 
     Raises:
-        ValueError: For another number of layers, or a tap that is no layer.
+        ValueError: For another number of layers, or a tap that isn't a layer.
     """
 
     def __init__(self, num_layers: Literal[16, 19], taps: tuple[tuple[int, int], ...]) -> None:
@@ -48,7 +48,7 @@ class VGGFeatures(nn.Module):
         index, channels = 0, 3
         for stage, i in self.layers:
             if i == 1 and stage > 1:
-                index += 1  # the pooling
+                index += 1  # index of the pooling layer
             width = _WIDTHS[stage - 1]
             convolutions[str(index)] = nn.Conv2d(channels, width, 3, padding=1)
             index, channels = index + 2, width
@@ -57,10 +57,13 @@ class VGGFeatures(nn.Module):
         self.requires_grad_(requires_grad=False)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights by their common names; those of later layers, and of a classifier, are passed over.
+        """Copy weights by their common names; those of later layers and of the classifier are ignored.
+
+        Args:
+            weights: Tensors by name, `features.0.weight` and so on.
 
         Raises:
-            ValueError: For one that is missing or has another shape; then nothing has changed.
+            ValueError: For a tensor that is missing or has another shape; then no weight is changed.
         """
         parameters = dict(self.named_parameters())
         for name, parameter in parameters.items():
@@ -71,13 +74,16 @@ class VGGFeatures(nn.Module):
             parameter.data.copy_(weights[name])
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, ...]:
-        """Feature maps of the taps, from early to late.
+        """Compute the feature maps of the taps.
 
         Args:
-            x: (N, 3, H, W), normalised as the weights want it; sides of at least 16 pixels.
+            x: Images, (N, 3, H, W), normalised as the weights require, at least 16 pixels high and wide.
+
+        Returns:
+            One feature map (N, C, H', W') for every tap, in the order of the layers.
 
         Raises:
-            ValueError: For other shapes and smaller pictures.
+            ValueError: For other shapes or smaller images.
         """
         check_shape("x", x, ("N", 3, "H", "W"))
         if min(x.shape[-2:]) < 16:
@@ -92,18 +98,19 @@ class VGGFeatures(nn.Module):
         return tuple(maps)
 
 
-# relu1_2 … relu5_2, and by what the difference of each is divided.
+# Layers relu1_2 … relu5_2, and the divisor of the difference of each.
 PERCEPTUAL_TAPS = ((1, 2), (2, 2), (3, 2), (4, 2), (5, 2))
 DIVISORS = (2.6, 4.8, 3.7, 5.6, 0.15)
-MEANS = (123.68, 116.779, 103.939)  # of red, green and blue in 0 … 255
+MEANS = (123.68, 116.779, 103.939)  # means of red, green and blue in 0 … 255
 
 
 class PerceptualLoss(nn.Module):
-    """Mean absolute difference of the pixels and of VGG-19's features, over 255 (LVSM's, Jin et al. 2025).
+    """Mean absolute difference of pixels and of VGG-19 features, divided by 255 (LVSM, Jin et al. 2025).
 
     Args:
-        features: VGG-19 with the taps `PERCEPTUAL_TAPS` and weights that want 255 · (x - mean), red first: those of the
-            original network, not the ones for pictures of unit variance. `geomtx.metrics.read_vgg` makes it of a file.
+        features: VGG-19 with the taps `PERCEPTUAL_TAPS` and the weights of the original network, which expects
+            255 · (x - mean) in RGB order, not the weights for images of unit variance. `geomtx.metrics.read_vgg` loads
+            it from a file.
 
     Raises:
         ValueError: For other taps.
@@ -117,17 +124,17 @@ class PerceptualLoss(nn.Module):
     def forward(
         self, predicted: Float[Tensor, "*batch 3 h w"], true: Float[Tensor, "*batch 3 h w"]
     ) -> Float[Tensor, "*batch"]:
-        """One number a picture.
+        """Compute the perceptual distance of image pairs.
 
         Args:
-            predicted: (..., 3, H, W) in [0, 1], at least 16 pixels a side.
-            true: Likewise; no gradient flows to it.
+            predicted: Predicted images in [0, 1], (…, 3, H, W), at least 16 pixels high and wide.
+            true: True images, same shape. No gradient flows to them.
 
         Returns:
-            (...), float32 or better.
+            Distance of every pair, (…), float32 or float64.
 
         Raises:
-            ValueError: For other shapes, smaller or integer pictures.
+            ValueError: For other shapes, smaller or integer images.
         """
         check_shape("predicted", predicted, ("...", 3, "H", "W"))
         check_shape("true", true, tuple(predicted.shape))
@@ -143,6 +150,7 @@ class PerceptualLoss(nn.Module):
             return (total / 255).reshape(batch)
 
     def _centre(self, x: Tensor) -> Tensor:
+        """Return images in 0 … 255 minus the channel means of the original network."""
         channels = at_least_float32(x).unbind(-3)
-        # Channel by channel: a tensor of constants would be copied from the host in every call.
+        # A tensor of the means would be copied from the host in every call.
         return torch.stack([255 * channel - mean for channel, mean in zip(channels, MEANS, strict=True)], dim=-3)

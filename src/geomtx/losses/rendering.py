@@ -1,4 +1,4 @@
-"""Losses of pictures that a model makes."""
+"""Losses of rendered images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geomtx.checks import check_at_least, check_floating, check_mask, check_shape
 from geomtx.layers.precision import at_least_float32
@@ -17,74 +16,67 @@ from geomtx.types import Bool, Float
 
 __all__ = ["RenderingLoss", "gaussian_similarity"]
 
-WINDOW, SIGMA = 11, 1.5
-C1, C2 = 0.01**2, 0.03**2
+WINDOW = 11
 
 
 def gaussian_similarity(
     predicted: Float[Tensor, "*batch c h w"], true: Float[Tensor, "*batch c h w"]
 ) -> Float[Tensor, "*batch"]:
-    """SSIM with Gaussian windows of 11x11 pixels, σ = 1.5 (Wang et al. 2004); differentiable.
+    """Compute the SSIM with Gaussian windows of 11×11 pixels and σ = 1.5 (Wang et al. 2004); differentiable.
 
-    Mean over channels and over the windows that lie inside. `geomtx.metrics.ssim` is this in float64.
+    The result is the mean over channels and over the windows inside the image. `geomtx.metrics.ssim` computes it in
+    float64.
 
     Args:
-        predicted: (..., C, H, W) in [0, 1], H and W at least 11.
-        true: (..., C, H, W).
+        predicted: Predicted images in [0, 1], (…, C, H, W), at least 11 pixels high and wide.
+        true: True images, same shape.
 
     Returns:
-        (...) in [-1, 1], float32 or better.
+        SSIM of every image, (…), in [-1, 1], float32 or float64.
 
     Raises:
-        ValueError: For other shapes, smaller or integer pictures.
+        ValueError: For other shapes, smaller or integer images.
     """
     check_shape("predicted", predicted, ("...", "C", "H", "W"))
     check_shape("true", true, tuple(predicted.shape))
     check_floating("true", true)
     if min(predicted.shape[-2:]) < WINDOW:
         raise ValueError(f"predicted must have at least {WINDOW} pixels a side, got {tuple(predicted.shape[-2:])}")
+    # Imported here, as kornia takes about two seconds to import.
+    from kornia.metrics import ssim
+
     batch = predicted.shape[:-3]
     with torch.autocast(predicted.device.type, enabled=False):
         a, b = (at_least_float32(x).reshape(-1, 1, *x.shape[-2:]) for x in (predicted, true))
-        mean_a, mean_b = _blur(a), _blur(b)
-        var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-        covariance = _blur(a * b) - mean_a * mean_b
-        similarity = (2 * mean_a * mean_b + C1) * (2 * covariance + C2)
-        similarity = similarity / ((mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2))
-        return similarity.reshape(*batch, -1).mean(-1)
-
-
-def _blur(x: Tensor) -> Tensor:
-    """Gaussian means of (N, 1, H, W) over the windows that lie inside."""
-    offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
-    kernel = torch.exp(-offsets.square() / (2 * SIGMA**2))
-    kernel = kernel / kernel.sum()
-    return F.conv2d(F.conv2d(x, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+        return ssim(a, b, WINDOW, eps=0.0, padding="valid").reshape(*batch, -1).mean(-1)
 
 
 def _chroma(images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 2 h w"]:
-    """What pictures have beside light and dark: r - g and (r + g) / 2 - b."""
+    """Return the chroma of RGB images, r - g and (r + g) / 2 - b."""
     red, green, blue = images.unbind(-3)
     return torch.stack([red - green, (red + green) / 2 - blue], dim=-3)
 
 
 def count_pictures(pictures: Tensor, mask: Tensor | None) -> Tensor:
-    """How many of the pictures (B, T, 3, H, W) count, a scalar."""
+    """Return the number of images (B, T, 3, H, W) that count, a scalar."""
     return torch.tensor(pictures.shape[:2].numel(), device=pictures.device) if mask is None else mask.sum()
 
 
 class RenderingLoss(nn.Module):
-    """Mean squared error, how different the pictures look and, on demand, the error of hue once more.
+    """Sum of mean squared error, perceptual or structural dissimilarity and, optionally, chroma error.
 
-    With a `PerceptualLoss`, MSE + w · perceptual, as LVSM and LagerNVS train. Its weights are files that don't come
-    with geomtx; WITHOUT one, MSE + v · (1 - SSIM) takes its place, which is another loss.
+    With a `PerceptualLoss` the loss is MSE + w · perceptual, as in LVSM and LagerNVS. The weights of its network are
+    not part of geomtx; without them the loss is MSE + v · (1 - SSIM), which is a different loss.
 
     Args:
-        perceptual: None = the fallback.
-        perceptual_weight: w; 0.5 for scenes, reportedly 1 for single objects.
-        similarity_weight: v, of the fallback alone.
-        chroma_weight: Of the squared error of r - g and (r + g) / 2 - b. Light and dark make most of the variance of
-            pictures; a small model in a short training then learns nothing else, unless hue counts more.
+        perceptual: Perceptual loss. Defaults to None: the structural dissimilarity 1 - SSIM takes its place.
+        perceptual_weight: Weight w ≥ 0 of the perceptual loss; 0.5 for scenes, reportedly 1 for single objects.
+            Defaults to 0.5.
+        similarity_weight: Weight v ≥ 0 of the structural dissimilarity, used without a perceptual loss only. Defaults
+            to 0.2.
+        chroma_weight: Weight ≥ 0 of the squared error of the chroma r - g and (r + g) / 2 - b. Luminance has most of
+            the variance of images, so that a small model in a short training learns no colours without this term.
+            Defaults to 0.
 
     Raises:
         ValueError: For a weight below 0.
@@ -113,20 +105,21 @@ class RenderingLoss(nn.Module):
         true: Float[Tensor, "b t 3 h w"],
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> TermLoss:
-        """Compare.
+        """Compare rendered images with the true ones.
 
         Args:
-            predicted: (B, T, 3, H, W) in [0, 1].
-            true: Likewise.
-            mask: (B, T), True = the picture counts, for instance as its camera is known; what another one holds has no
-                influence. None = all count.
+            predicted: Rendered images in [0, 1], (B, T, 3, H, W).
+            true: True images, same shape.
+            mask: Whether an image counts, (B, T) bool, for instance because its camera is known; masked images have no
+                influence. Defaults to all images.
 
         Returns:
-            The total, and "mse", "psnr" of the mean error, "perceptual" or "dissimilarity", and "chroma" if that has a
-            weight, scalars before weights.
+            The total, and scalars before weights: "mse", "psnr" (of the mean squared error), "perceptual" or
+            "dissimilarity", and "chroma" if it has a weight.
 
         Raises:
-            ValueError: For other shapes, a mask that isn't bool, pictures too small for the second part.
+            ValueError: For other shapes, a mask that isn't bool, or images too small for the perceptual or structural
+                dissimilarity.
         """
         check_shape("predicted", predicted, ("B", "T", 3, "H", "W"))
         check_shape("true", true, tuple(predicted.shape))
@@ -149,7 +142,7 @@ class RenderingLoss(nn.Module):
             means = {part: masked_mean(error, mask) for part, error in errors.items()}
         mse = means.pop("mse")
         parts = {"mse": mse, "psnr": -10 / math.log(10) * mse.detach().clamp(min=1e-10).log(), **means}
-        # All means are over the pictures.
+        # All means are over images.
         parts = {part: weigh(mean, count, number) for part, mean in parts.items()}
         total = parts["mse"] + weight * parts[name]
         if self.chroma_weight:
@@ -157,7 +150,7 @@ class RenderingLoss(nn.Module):
         return TermLoss(total, parts)
 
     def extra_repr(self) -> str:
-        """What goes with the error of the pixels."""
+        """Return the weights of the terms beside the mean squared error."""
         chroma = f", chroma_weight={self.chroma_weight}" if self.chroma_weight else ""
         if self.perceptual is not None:
             return f"perceptual_weight={self.perceptual_weight}{chroma}"

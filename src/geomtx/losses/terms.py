@@ -16,7 +16,7 @@ from geomtx.geometry.pose_encoding import encode_pose
 from geomtx.geometry.projection import unproject
 from geomtx.geometry.scene_frame import known_pixels
 from geomtx.layers.precision import at_least_float32
-from geomtx.losses.aleatoric import aleatoric_loss
+from geomtx.losses.aleatoric import ConfidenceWeighting, Outliers, aleatoric_loss
 from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import camera_loss, depth_to_camera_mask
 from geomtx.losses.consistency.depth import depth_consistency_loss
@@ -25,8 +25,9 @@ from geomtx.losses.consistency.pairs import ViewPairs, choose_cameras, draw_pair
 from geomtx.losses.consistency.photometric import photometric_loss
 from geomtx.losses.consistency.track_points import track_point_loss
 from geomtx.losses.gradient import gradient_loss, normal_loss
+from geomtx.losses.penalty import Penalty
 from geomtx.losses.reduce import has_enough
-from geomtx.losses.track import track_loss
+from geomtx.losses.track import TrackWeights, track_loss
 from geomtx.types import Cameras, Predictions, SceneBatch, show_shapes
 
 __all__ = [
@@ -124,12 +125,10 @@ class CameraTerm:
             predictions.pose_encodings,
             encode_pose(cam_from_world, intrinsics, (height, width)),
             self._mask(batch),
-            kind=self.kind,
+            kind=Penalty(self.kind, self.delta, self.clamp),
             decay=self.decay,
-            delta=self.delta,
             sign_invariant=self.sign_invariant,
             weights=self.part_weights,
-            clamp=self.clamp,
         )
         parts = {
             "loss_camera": loss.total,
@@ -216,9 +215,7 @@ class DenseTerm:
             mask,
             gamma=self.gamma,
             alpha=self.alpha,
-            quantile=self.quantile,
-            clamp=self.clamp,
-            nan_to_zero=self.nan_to_zero,
+            outliers=Outliers(self.quantile, self.clamp, self.nan_to_zero),
         )
         parts = {f"loss_conf_{name}": pair.confidence}
         if self.regression:
@@ -240,10 +237,8 @@ class DenseTerm:
             target,
             mask,
             weighting,
-            gamma=self.gamma,
-            alpha=self.alpha,
+            weighting=ConfidenceWeighting(self.gamma, self.alpha, self.legacy_unmasked_log),
             clamp=self.clamp,
-            legacy_unmasked_log=self.legacy_unmasked_log,
         )
 
 
@@ -279,12 +274,9 @@ class TrackTerm:
             predictions.track_iterations,
             batch.tracks,
             decay=self.decay,
-            kind=self.kind,
-            delta=self.delta,
+            kind=Penalty(self.kind, self.delta),
             threshold_px=self.threshold_px,
-            visibility_weight=self.visibility_weight,
-            confidence_weight=self.confidence_weight,
-            visible_boost=self.visible_boost,
+            weights=TrackWeights(self.visibility_weight, self.confidence_weight, self.visible_boost),
             min_points=self.min_points,
         )
         parts = {

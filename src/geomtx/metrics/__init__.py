@@ -1,4 +1,4 @@
-"""What predictions are measured by: poses, depth, point clouds, tracks, images."""
+"""Metrics of predicted poses, depth maps, point clouds, tracks and images."""
 
 from geomtx.metrics.constant_guess import ConstantGuess, fit_constant_guess
 from geomtx.metrics.depth import DepthScores, depth_scores

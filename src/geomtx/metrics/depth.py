@@ -1,4 +1,4 @@
-"""Errors of depth maps, after the scale that a scene's prediction leaves open."""
+"""Errors of depth maps after alignment of their scale."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ DepthAlignment = Literal["median", "least_squares", "none"]
 
 @show_shapes
 class DepthScores(NamedTuple):
-    """Of every scene, over all known pixels of its views; d predicted and aligned, g true.
+    """Scores of every scene over all known pixels of its views, with d the aligned prediction and g the truth; (…)
+    each.
 
     Attributes:
-        abs_rel: (...), mean of |d - g| / g.
-        rmse: (...), root of the mean of (d - g)², in the unit of the truth.
-        delta_1: (...), share with max(d / g, g / d) < 1.25.
-        delta_2: (...), share below 1.25².
-        delta_3: (...), share below 1.25³.
-        inlier_103: (...), share below 1.03.
-        scale: (...), what the prediction was multiplied by.
+        abs_rel: Mean of |d - g| / g.
+        rmse: Root of the mean of (d - g)², in the unit of the truth.
+        delta_1: Share of pixels with max(d / g, g / d) < 1.25, in [0, 1].
+        delta_2: Share of pixels with max(d / g, g / d) < 1.25².
+        delta_3: Share of pixels with max(d / g, g / d) < 1.25³.
+        inlier_103: Share of pixels with max(d / g, g / d) < 1.03.
+        scale: Factor by which the prediction was multiplied.
     """
 
     abs_rel: Float[Tensor, "*batch"]
@@ -46,20 +47,20 @@ def depth_scores(
     *,
     align: DepthAlignment = "median",
 ) -> DepthScores:
-    """Compare depth maps, with one scale a scene (all its S views together).
+    """Compare depth maps with the truth, with one scale for all S views of a scene.
 
     Args:
-        predicted: (..., S, H, W), z-depth. On known pixels, a value that is not finite counts as outside all shares
-            and makes `abs_rel` and `rmse` NaN; one that is not positive is outside all shares, and the alignment is
-            made without it.
-        true: (..., S, H, W). Pixels that are not finite or not positive are not known.
-        mask: (..., S, H, W) bool, True = the truth is known; None = wherever it is finite and positive.
-        align: "median" multiplies the prediction by median(g) / median(d); "least_squares" by the s of least
-            Σ (s d - g)², both over the positive predictions; "none" compares lengths as they are.
+        predicted: Predicted z-depth, (…, S, H, W). On known pixels, a value that isn't finite counts against all shares
+            and makes `abs_rel` and `rmse` NaN; a value that isn't positive counts against all shares and is left out of
+            the alignment.
+        true: True z-depth, (…, S, H, W). Pixels that are not finite or not positive are unknown.
+        mask: Whether the truth is known, (…, S, H, W) bool. Defaults to wherever it is finite and positive.
+        align: "median" multiplies the prediction by median(g) / median(d), "least_squares" by the s that minimises
+            Σ (s d - g)², both over the positive predictions; "none" doesn't align. Defaults to "median".
 
     Returns:
-        `DepthScores` in float64. All NaN for a scene without a known pixel. Where no prediction is positive there is no
-        scale to align by: `scale`, `abs_rel` and `rmse` are NaN, and the shares 0.
+        `DepthScores` in float64. All are NaN for a scene without a known pixel. Where no prediction is positive, the
+        scale is undefined: `scale`, `abs_rel` and `rmse` are NaN and the shares are 0.
 
     Raises:
         ValueError: For other shapes, or another `align`.
@@ -71,16 +72,16 @@ def depth_scores(
     if mask is not None:
         check_mask("mask", mask, tuple(predicted.shape))
         known = known & mask
-    # One row a scene. Truth that is not known becomes 1, prediction 1: no quotient is ever 0 / 0.
+    # One row for each scene. Unknown pixels become 1 in both maps, so that no quotient is 0 / 0.
     known, predicted, true = (x.flatten(-3) for x in (known, predicted.double(), true.double()))
     predicted, true = torch.where(known, predicted, 1.0), torch.where(known, true, 1.0)
-    # Asked of the prediction as it came: a negative scale would bring what is behind the camera before it.
+    # Determined before alignment, since a negative scale would move depth from behind the camera to the front.
     is_positive = predicted > 0
     scale = _alignment_scale(predicted, true, known & predicted.isfinite(), align)
     predicted = predicted * scale[..., None]
 
     difference = predicted - true
-    # A prediction that is not positive has no ratio.
+    # The ratio is undefined where the prediction is not positive.
     positive = torch.where(is_positive, predicted, torch.nan)
     ratio = torch.maximum(positive / true, true / positive)
     delta_1, delta_2, delta_3, inlier = (_mean((ratio < t).double(), known) for t in (1.25, 1.25**2, 1.25**3, 1.03))
@@ -89,23 +90,25 @@ def depth_scores(
 
 
 def median_scale(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """median(true) / median(predicted) over the last axis, where `mask` is True and the prediction positive.
+    """Compute median(true) / median(predicted) over the last axis, where `mask` is True and the prediction positive.
 
-    NaN where that is nowhere: a scale that is not positive would turn depth behind the camera into depth before it.
+    Predictions that aren't positive are left out, as they could give a negative scale, which would move depth from
+    behind the camera to the front.
 
     Args:
-        predicted: (..., N), depth.
-        true: (..., N).
-        mask: (..., N) bool.
+        predicted: Predicted depth, (…, N).
+        true: True depth, (…, N).
+        mask: Whether a value takes part, (…, N) bool.
 
     Returns:
-        (...).
+        Scale, (…); NaN where no value takes part.
     """
     mask = mask & (predicted > 0)
     return masked_median(true, mask) / masked_median(predicted, mask)
 
 
 def _alignment_scale(predicted: Tensor, true: Tensor, mask: Tensor, align: DepthAlignment) -> Tensor:
+    """Return the factor that aligns the prediction with the truth over the last axis, (…)."""
     if align == "median":
         return median_scale(predicted, true, mask)
     if align == "none":
@@ -116,5 +119,5 @@ def _alignment_scale(predicted: Tensor, true: Tensor, mask: Tensor, align: Depth
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Over the last axis where `mask` is True; NaN of none."""
+    """Return the mean over the last axis where `mask` is True; NaN if it nowhere is."""
     return torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1)

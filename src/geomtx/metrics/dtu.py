@@ -1,4 +1,4 @@
-"""Accuracy and completeness on DTU (Aanæs et al., 2016; Jensen et al., 2014); lengths are millimetres."""
+"""Accuracy and completeness on DTU (Aanæs et al. 2016; Jensen et al. 2014); all lengths are in millimetres."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from geomtx.types import Bool, Float, Int, show_shapes
 
 __all__ = ["DTUScan", "DTUScores", "dtu_scores", "thin_points"]
 
-# How far points may lie outside the observed box, below and above, and the distance that no longer counts.
+# Margins below and above the observed box, and the distance from which on points don't count.
 _MARGIN_MM = (60.0, 120.0)
 _MAX_DISTANCE_MM = 20.0
 
 
 @show_shapes
 class DTUScan(NamedTuple):
-    """The truth of a scan, from the data set's files.
+    """Ground truth of a scan, from the files of the data set.
 
     Attributes:
-        points: (M, 3), the structured-light cloud.
-        box: (2, 3), least and greatest corner of the observed volume (`BB`).
-        observed: (X, Y, Z) bool, voxels of the observed volume (`ObsMask`).
-        voxel_size: Of `observed` (`Res`).
-        ground: (4,), points above the table have ground · (x, y, z, 1) > 0 (`P`).
+        points: Structured-light point cloud, (M, 3).
+        box: Least and greatest corner of the observed volume, (2, 3); `BB` in the files.
+        observed: Whether a voxel of the volume is observed, (X, Y, Z) bool; `ObsMask` in the files.
+        voxel_size: Side of a voxel of `observed`; `Res` in the files.
+        ground: Plane of the table, (4,): points above it have ground · (x, y, z, 1) > 0; `P` in the files.
     """
 
     points: Float[Tensor, "m 3"]
@@ -41,7 +41,15 @@ class DTUScan(NamedTuple):
 
 @show_shapes
 class DTUScores(NamedTuple):
-    """Scalars in float64, millimetres: accuracy, completeness and their mean, and medians of the former two."""
+    """Output of `dtu_scores`: scalars in float64, millimetres.
+
+    Attributes:
+        accuracy: Mean distance of predicted points from the nearest true ones.
+        completeness: Mean distance of true points from the nearest predicted ones.
+        overall: Mean of accuracy and completeness.
+        accuracy_median: Median distance of predicted points.
+        completeness_median: Median distance of true points.
+    """
 
     accuracy: Tensor
     completeness: Tensor
@@ -58,19 +66,19 @@ def dtu_scores(
     spacing: float = 0.2,
     generator: torch.Generator | None = None,
 ) -> DTUScores:
-    """The data set's evaluation of a cloud that is in the scan's frame already.
+    """Evaluate a point cloud in the frame of the scan by the protocol of the data set.
 
-    The prediction is thinned and cut to the observed box with a margin. Accuracy is over its points in observed voxels;
-    completeness over true points above the table. Distances of 20 mm and more are left out of both.
+    The prediction is thinned and cropped to the observed box with a margin. Accuracy is measured at its points in
+    observed voxels, completeness at true points above the table. Distances of 20 mm or more are left out of both.
 
     Args:
-        predicted: (N, 3).
-        scan: The truth.
-        spacing: No two points closer than this are kept; 0 keeps all.
-        generator: For the order in which points are thinned.
+        predicted: Predicted points, (N, 3), millimetres.
+        scan: Ground truth.
+        spacing: Least distance of two points after thinning, millimetres; 0 keeps all points. Defaults to 0.2.
+        generator: Random generator of the order in which points are thinned. Defaults to torch's global one.
 
     Returns:
-        `DTUScores`; NaN where nothing is left to average.
+        `DTUScores`; NaN where no point is left.
 
     Raises:
         ValueError: For another shape, points that are not finite, or a negative spacing.
@@ -91,15 +99,15 @@ def dtu_scores(
 def thin_points(
     points: Float[Tensor, "n 3"], spacing: float, *, generator: torch.Generator | None = None
 ) -> Int[Tensor, " k"]:
-    """Go through the points in random order and drop all that lie within `spacing` of one that was kept.
+    """Thin a point cloud: in random order, drop every point within `spacing` of a point that was kept before.
 
     Args:
-        points: (N, 3).
-        spacing: In the points' unit.
-        generator: For the order, on the CPU.
+        points: Points, (N, 3).
+        spacing: Largest distance at which a point is dropped, in the unit of the points, positive.
+        generator: Random generator of the order, on the CPU. Defaults to torch's global one.
 
     Returns:
-        Indices of the points kept, ascending.
+        Indices of the points that are kept, (K,), ascending.
 
     Raises:
         ValueError: For another shape, points that are not finite, or a spacing that is not positive.
@@ -110,7 +118,7 @@ def thin_points(
     earlier_first = rank[pairs[0]] < rank[pairs[1]]
     earlier = torch.where(earlier_first, pairs[0], pairs[1])
     later = torch.where(earlier_first, pairs[1], pairs[0])
-    # All points without an earlier neighbour in doubt are decided at once: the same result as one after the other.
+    # Points whose earlier neighbours are all decided are decided together; the result is that of one after the other.
     kept = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     in_doubt = ~kept
     while in_doubt.any():
@@ -126,6 +134,7 @@ def thin_points(
 
 
 def _in_observed_voxel(points: Tensor, scan: DTUScan) -> Tensor:
+    """Return whether points are in observed voxels, (N,) bool."""
     voxels = ((points - scan.box[0]) / scan.voxel_size).round().long()
     size = torch.tensor(scan.observed.shape, device=points.device)
     inside = ((voxels >= 0) & (voxels < size)).all(-1)
@@ -134,6 +143,7 @@ def _in_observed_voxel(points: Tensor, scan: DTUScan) -> Tensor:
 
 
 def _distances(source: Tensor, target: Tensor) -> Tensor:
+    """Return the distances from `source` to the nearest points of `target` that are small enough to count."""
     if len(source) == 0 or len(target) == 0:
         return source.new_empty(0, dtype=torch.float64)
     distances = nearest_points(source, target)[0].double()

@@ -1,4 +1,4 @@
-"""Everything that geomtx measures about a model's predictions, in one call."""
+"""Evaluation of all predictions of a model in one call."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _NAN = float("nan")
 
 @show_shapes
 class Evaluation(NamedTuple):
-    """One number a scene, (B,), float64; NaN where it can't be had. Lengths are in units of the scene.
+    """Scores of every scene, (B,), float64; NaN where one is undefined. Lengths are in units of the scene.
 
     Attributes:
-        auc_5: AUC of the pairwise pose errors at 5 degrees, in [0, 1]; see `pose_auc`.
-        auc_15: At 15.
-        auc_30: At 30.
-        rra_5: Share of pairs with a rotation error below 5 degrees.
-        rra_15: Below 15.
-        rra_30: Below 30.
-        rta_5: Share of pairs with a translation error below 5 degrees.
-        rta_15: Below 15.
-        rta_30: Below 30.
-        ate: Root mean square distance of the camera centres after a similarity; from three views on.
-        depth_abs_rel: Mean of |d - g| / g after alignment by the medians.
-        depth_delta: Share with max(d / g, g / d) < 1.25.
-        head_accuracy: Of the point head's points after a similarity; see `PointCloudScores`.
-        head_completeness: Of the same.
-        head_overall: Mean of both.
-        unprojected_accuracy: Of the predicted depth, unprojected with the predicted cameras.
-        unprojected_completeness: Of the same.
-        unprojected_overall: Mean of both.
-        track_jaccard: TAP-Vid's AJ with images scaled to 256×256, from the queries of view 0 to all others.
-        track_delta: TAP-Vid's δ_avg.
-        track_visibility: TAP-Vid's OA.
-        failed: (B,) bool, True = a prediction is not finite, of a camera or a pixel whose truth is known or of a track,
-            or no depth of known pixels is positive. Pose and track measures count it as an error; depth and point
-            measures of the scene are NaN, but for the share of right depths, which is 0 where none is positive.
+        auc_5: Area under the curve of the pairwise pose errors up to 5 degrees, in [0, 1]; see `pose_auc`.
+        auc_15: Area under the curve up to 15 degrees.
+        auc_30: Area under the curve up to 30 degrees.
+        rra_5: Share of pairs of views with a rotation error below 5 degrees, in [0, 1].
+        rra_15: Share of pairs with a rotation error below 15 degrees.
+        rra_30: Share of pairs with a rotation error below 30 degrees.
+        rta_5: Share of pairs of views with a translation direction error below 5 degrees, in [0, 1].
+        rta_15: Share of pairs with a translation direction error below 15 degrees.
+        rta_30: Share of pairs with a translation direction error below 30 degrees.
+        ate: Root mean square distance of the camera centres after a similarity; needs three views.
+        depth_abs_rel: Mean of |d - g| / g of predicted depth d and true depth g after median alignment.
+        depth_delta: Share of pixels with max(d / g, g / d) < 1.25, in [0, 1].
+        head_accuracy: Accuracy of the points of the point head after a similarity; see `PointCloudScores`.
+        head_completeness: Completeness of the points of the point head.
+        head_overall: Mean of accuracy and completeness of the point head.
+        unprojected_accuracy: Accuracy of the predicted depth unprojected with the predicted cameras.
+        unprojected_completeness: Completeness of the unprojected depth.
+        unprojected_overall: Mean of accuracy and completeness of the unprojected depth.
+        track_jaccard: Average Jaccard of TAP-Vid with images scaled to 256×256, queries in view 0, all other views.
+        track_delta: Average share of visible points within 1, 2, 4, 8 and 16 pixels (δ_avg of TAP-Vid).
+        track_visibility: Occlusion accuracy of TAP-Vid.
+        failed: Whether a prediction isn't finite (of a track, or of a camera or pixel whose truth is known) or no depth
+            of a known pixel is positive, (B,) bool. Pose and track scores count it as an error; depth and point scores
+            of the scene are NaN, except for `depth_delta`, which is 0 where no depth is positive.
     """
 
     auc_5: Float[Tensor, " b"]
@@ -86,15 +86,16 @@ def evaluate_predictions(
     visibility_threshold: float = 0.5,
     max_queries: int | None = 20_000,
 ) -> Evaluation:
-    """Measure a batch of scenes.
+    """Evaluate the predictions for a batch of scenes.
 
-    What the predictions or the batch don't hold is NaN; so are poses of a scene with one view.
+    Scores of what the predictions or the batch don't contain are NaN, as are pose scores of scenes with one view.
 
     Args:
-        predictions: Of a model for `batch.images`; tracks of the queries `batch.tracks.coords_px[:, 0]`.
-        batch: The truth, in any world and unit: `normalize_scene` is applied to it.
-        visibility_threshold: A predicted visibility above it means that the point is seen.
-        max_queries: Points of each cloud from which nearest points are searched; None = all. See `pointcloud_scores`.
+        predictions: Predictions of a model for `batch.images`; tracks of the queries `batch.tracks.coords_px[:, 0]`.
+        batch: Ground truth in any world frame and unit; `normalize_scene` is applied to it.
+        visibility_threshold: Predicted visibility above which a point counts as visible, in [0, 1]. Defaults to 0.5.
+        max_queries: Number of points of each cloud from which nearest points are searched, see `pointcloud_scores`;
+            None searches from all. Defaults to 20000.
 
     Returns:
         `Evaluation`.
@@ -119,14 +120,15 @@ def evaluate_predictions(
 
 
 def summarize(evaluations: Iterable[Evaluation]) -> dict[str, float]:
-    """Means over all scenes of several batches.
+    """Average the scores of all scenes of several batches.
 
     Args:
-        evaluations: Of batches of any size.
+        evaluations: Evaluations of batches of any size.
 
     Returns:
-        Every measure's mean over the scenes that have it (NaN if none has), `scenes`, how many there were, and
-        `failed`, how many of them had predictions that can't be measured: with any, depth and point measures flatter.
+        Mean of every score over the scenes in which it is defined (NaN if there are none), `scenes`, the number of
+        scenes, and `failed`, the number of scenes with predictions that couldn't be evaluated. With failed scenes, the
+        depth and point scores are too optimistic.
     """
     parts = list(evaluations)
     summary = {}
@@ -139,7 +141,7 @@ def summarize(evaluations: Iterable[Evaluation]) -> dict[str, float]:
 
 
 def measure_poses(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """The measures of `Evaluation` that concern cameras, (B,) each; nothing where there are no cameras."""
+    """Return the pose scores of `Evaluation`, (B,) each, or an empty mapping without cameras."""
     if predictions.cameras is None or batch.cameras is None:
         return {}
     predicted, true, mask = predictions.cameras.cam_from_world, batch.cameras.cam_from_world, batch.camera_mask
@@ -161,7 +163,7 @@ def measure_poses(predictions: Predictions, batch: SceneBatch) -> dict[str, Tens
 
 
 def measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """The measures of `Evaluation` that concern depth, (B,) each; nothing where there is no depth."""
+    """Return the depth scores of `Evaluation`, (B,) each, or an empty mapping without depth."""
     if predictions.depth is None or batch.depth is None:
         return {}
     predicted = predictions.depth.value
@@ -175,6 +177,7 @@ def measure_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tens
 
 
 def _measure_points(predictions: Predictions, batch: SceneBatch, max_queries: int | None) -> dict[str, Tensor]:
+    """Return the point cloud scores of `Evaluation`, (B,) each, or an empty mapping without points."""
     if batch.points is None:
         return {}
     measured: dict[str, Tensor] = {}
@@ -199,6 +202,7 @@ def _measure_points(predictions: Predictions, batch: SceneBatch, max_queries: in
 def _measure_tracks(
     predictions: Predictions, batch: SceneBatch, image_hw: tuple[int, int], visibility_threshold: float
 ) -> dict[str, Tensor]:
+    """Return the track scores of `Evaluation`, (B,) each, or an empty mapping without tracks."""
     if predictions.tracks is None or batch.tracks is None:
         return {}
     predicted, true = predictions.tracks, batch.tracks
@@ -221,7 +225,7 @@ def _measure_tracks(
 
 
 def _measured_pixels(batch: SceneBatch) -> Tensor:
-    """Of the known pixels those that can be measured, (B, S, H, W): no error is relative to a depth of 0."""
+    """Return the known pixels with finite points and positive depth, (B, S, H, W): errors are relative to the depth."""
     known = known_pixels(batch)
     if batch.depth is not None:
         known = known & known_pixels(batch._replace(mask=None))
@@ -229,10 +233,12 @@ def _measured_pixels(batch: SceneBatch) -> Tensor:
 
 
 def _head_points(predictions: Predictions) -> Tensor | None:
+    """Return the points of the point head, (B, S, H, W, 3), if there are any."""
     return None if predictions.points is None else predictions.points.value
 
 
 def _unprojected_points(predictions: Predictions) -> Tensor | None:
+    """Return predicted depth unprojected with predicted cameras, (B, S, H, W, 3), if there are both."""
     if predictions.depth is None or predictions.cameras is None:
         return None
     cameras = predictions.cameras

@@ -1,4 +1,4 @@
-"""Similarity of pictures: PSNR, SSIM and LPIPS (Zhang et al. 2018), whose weights are read from files."""
+"""Image similarity: PSNR, SSIM and LPIPS (Zhang et al. 2018), whose weights are read from files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 def psnr(
     predicted: Float[Tensor, "*batch c h w"], true: Float[Tensor, "*batch c h w"], *, max_value: float = 1.0
 ) -> Float[Tensor, "*batch"]:
-    """Peak signal-to-noise ratio of every image, decibels: 10 · log₁₀(max_value² / mean squared error).
+    """Compute the peak signal-to-noise ratio of every image, 10 · log₁₀(max_value² / mean squared error).
 
     Args:
-        predicted: (..., C, H, W) in [0, max_value].
-        true: (..., C, H, W).
-        max_value: White.
+        predicted: Predicted images in [0, max_value], (…, C, H, W).
+        true: True images, same shape.
+        max_value: Value of white, positive. Defaults to 1.
 
     Returns:
-        (...), one number an image (a mean over images is not the PSNR of a mean); inf for equal images, NaN where an
-        image has NaN.
+        PSNR of every image, (…), decibels, float64; infinite for equal images, NaN where an image has NaN. The mean
+        over images is not the PSNR of the mean error.
 
     Raises:
         ValueError: For other shapes, integer images, or a `max_value` that is not positive.
@@ -49,17 +49,17 @@ def psnr(
 def ssim(
     predicted: Float[Tensor, "*batch c h w"], true: Float[Tensor, "*batch c h w"], *, max_value: float = 1.0
 ) -> Float[Tensor, "*batch"]:
-    """Structural similarity of every image (Wang et al., 2004): Gaussian window of 11×11 pixels with σ = 1.5.
+    """Compute the SSIM of every image with a Gaussian window of 11×11 pixels and σ = 1.5 (Wang et al. 2004).
 
-    The mean over channels and over the windows that lie inside the image, as in the published code.
+    The result is the mean over channels and over the windows inside the image, as in the published code.
 
     Args:
-        predicted: (..., C, H, W) in [0, max_value], H and W at least 11.
-        true: (..., C, H, W).
-        max_value: White.
+        predicted: Predicted images in [0, max_value], (…, C, H, W), at least 11 pixels high and wide.
+        true: True images, same shape.
+        max_value: Value of white, positive. Defaults to 1.
 
     Returns:
-        (...) in [-1, 1], one number an image, float64; NaN where an image has NaN.
+        SSIM of every image, (…), in [-1, 1], float64; NaN where an image has NaN.
 
     Raises:
         ValueError: For other shapes, smaller or integer images, or a `max_value` that is not positive.
@@ -69,6 +69,7 @@ def ssim(
 
 
 def _check_images(predicted: Tensor, true: Tensor, max_value: float) -> None:
+    """Check the shapes, dtypes and value range of two images."""
     check_shape("predicted", predicted, ("...", "C", "H", "W"))
     check_shape("true", true, tuple(predicted.shape))
     check_floating("predicted", predicted)
@@ -77,32 +78,41 @@ def _check_images(predicted: Tensor, true: Tensor, max_value: float) -> None:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file or a pickle without code, by name, on the CPU.
+    """Read all tensors of a .safetensors file, or of a pickle that runs no code.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Tensors on the CPU by name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is broken or something else.
+        ValueError: If the file is damaged or of another format.
     """
     if not user_path(path).is_file():
         raise FileNotFoundError(f"weights must be a file, got '{path}', which is none")
     file = open_tensor_file(user_path(path))
-    # Copies: what is read may be the file itself.
+    # Tensors may be memory maps of the file, hence the copies.
     return {name: tensor.clone() for name, tensor in file.read(list(file.shapes))}
 
 
 def read_vgg(
     path: str | os.PathLike[str], num_layers: Literal[16, 19], taps: tuple[tuple[int, int], ...]
 ) -> VGGFeatures:
-    """VGG-16 or VGG-19 with the weights of a file, `features.0.weight` and so on.
+    """Load VGG-16 or VGG-19 with the weights of a file.
 
     Args:
-        path: A .safetensors file or a pickle without code.
-        num_layers: 16 or 19.
-        taps: See `VGGFeatures`.
+        path: Path of a .safetensors file, or of a pickle that runs no code, with tensors named `features.0.weight`, ….
+        num_layers: Number of layers of the network, 16 or 19.
+        taps: Layers to return as (stage, convolution), see `VGGFeatures`.
+
+    Returns:
+        The network in evaluation mode, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is broken, or not of that network.
+        ValueError: If the file is damaged or belongs to another network.
     """
     network = VGGFeatures(num_layers, taps)
     try:
@@ -114,22 +124,22 @@ def read_vgg(
 
 TAPS = ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))
 WIDTHS = (64, 128, 256, 512, 512)
-# What the published code takes ImageNet's mean and deviation for, on pictures in -1 … 1.
+# ImageNet's mean and standard deviation in the published code, for images in -1 … 1.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """Weighted squared distances of VGG-16's features, each of unit length, averaged over the picture; version 0.1.
+    """Learned perceptual similarity: weighted squared distance of normalised VGG-16 features, version 0.1.
 
     Args:
-        vgg: File of VGG-16 as trained on ImageNet with pictures of unit variance, `features.0.weight` and so on.
-        linear: File of the weights of the channels, `lin0.model.1.weight` to `lin4.model.1.weight`; `vgg.pth` in the
-            package lpips.
+        vgg: Path of the weights of VGG-16, trained on ImageNet with images of unit variance (`features.0.weight`, …).
+        linear: Path of the weights of the channels, `lin0.model.1.weight` to `lin4.model.1.weight`; the file `vgg.pth`
+            of the package lpips.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If one is broken or of something else.
+        ValueError: If a file is damaged or holds other weights.
     """
 
     def __init__(self, vgg: str | os.PathLike[str], linear: str | os.PathLike[str]) -> None:
@@ -148,11 +158,14 @@ class LPIPS(nn.Module):
     def forward(
         self, predicted: Float[Tensor, "*batch 3 h w"], true: Float[Tensor, "*batch 3 h w"]
     ) -> Float[Tensor, "*batch"]:
-        """One number a picture, 0 for equal ones; differentiable.
+        """Compute the distance of image pairs; differentiable.
 
         Args:
-            predicted: (..., 3, H, W) in [0, 1], at least 16 pixels a side.
-            true: Likewise.
+            predicted: Predicted images in [0, 1], (…, 3, H, W), at least 16 pixels high and wide.
+            true: True images, same shape.
+
+        Returns:
+            Distance of every pair, (…), 0 for equal images.
 
         Raises:
             ValueError: For other shapes.
@@ -168,8 +181,9 @@ class LPIPS(nn.Module):
         return total.reshape(batch)
 
     def _describe(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps of images (N, 3, H, W), normalised to length 1 over the channels."""
         channels = (2 * images.float() - 1).unbind(1)
         scaled = [(x - shift) / scale for x, shift, scale in zip(channels, SHIFT, SCALE, strict=True)]
         maps = self.features(torch.stack(scaled, dim=1))
-        # A map of nothing stays nothing, with a finite gradient.
+        # A zero feature stays zero, with a finite gradient.
         return [x / (torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1e-10)) for x in maps]

@@ -1,8 +1,8 @@
 """Accuracy and completeness of point clouds, and nearest neighbours between them.
 
 Accuracy is the distance from the prediction to the truth, completeness from the truth to the prediction. Both
-depend on how the clouds were cropped and aligned, so a published number names its function; `geomtx.metrics.dtu` is
-another protocol.
+depend on how the clouds are cropped and aligned, so a reported number must name the function that computed it;
+`geomtx.metrics.dtu` has another protocol.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "pointcloud_scores",
 ]
 
-# Without scipy every pair of points is compared: at most so many pairs, and so many at once.
+# Without scipy every pair of points is compared: largest number of pairs in total, and at once.
 _MOST_PAIRS = 2**33
 _PAIRS_AT_ONCE = 2**22
 
@@ -44,12 +44,12 @@ def nearest_points(
     same distances and takes minutes beyond 10^5 points.
 
     Args:
-        source: Points to search from, (N, 3).
-        target: Points to search in, (M, 3), at least one.
+        source: Query points, (N, 3).
+        target: Points among which the nearest is searched, (M, 3), at least one.
 
     Returns:
-        Distances (N,), in float32 or better, and indices into `target` (N,), on the device of `source`. Among points at
-        equal distance any index may be returned.
+        Distances (N,), float32 or float64, and indices into `target` (N,), on the device of `source`. Among points at
+        equal distances any index may be returned.
 
     Raises:
         ValueError: For other shapes, integer points, points that are not finite, or an empty target.
@@ -70,7 +70,14 @@ def nearest_points(
 
 
 def pairs_within(points: Float[Tensor, "n 3"], radius: float) -> Int[Tensor, "2 pairs"]:
-    """Find all pairs i < j of points no farther apart than `radius`, (2, pairs) in ascending order.
+    """Find all pairs i < j of points whose distance is at most `radius`.
+
+    Args:
+        points: Points, (N, 3).
+        radius: Largest distance, in the unit of the points.
+
+    Returns:
+        Indices of the points of every pair, (2, pairs), in ascending order.
 
     Raises:
         ValueError: For another shape, integer points, or points that are not finite.
@@ -82,7 +89,7 @@ def pairs_within(points: Float[Tensor, "n 3"], radius: float) -> Int[Tensor, "2 
 
 
 def check_points(name: str, points: Tensor) -> None:
-    """Require (N, 3) floating point numbers, all finite. This waits for the points' device."""
+    """Check that points are (N, 3), floating point and finite. The host waits for the device."""
     check_shape(name, points, ("N", 3))
     check_floating(name, points)
     if not points.isfinite().all():
@@ -90,6 +97,7 @@ def check_points(name: str, points: Tensor) -> None:
 
 
 def _build_tree(points: Tensor) -> Any:
+    """Return scipy's k-d tree of points (N, 3) on the CPU."""
     try:
         from scipy.spatial import cKDTree
     except ModuleNotFoundError as error:
@@ -99,7 +107,10 @@ def _build_tree(points: Tensor) -> Any:
 
 
 def _search_all(source: Tensor, target: Tensor) -> Tensor:
-    """Index of the nearest point by comparing all pairs: the least |t|² - 2 s · t, about the centre of the cloud."""
+    """Return the index of the nearest point of every query, (N,), by comparing all pairs.
+
+    The nearest point has the least |t|² - 2 s · t; coordinates are relative to the centre of the cloud for precision.
+    """
     center = target.mean(0)
     source, target = source - center, target - center
     squares, products = target.square().sum(1), -2 * target.mT
@@ -109,15 +120,16 @@ def _search_all(source: Tensor, target: Tensor) -> Tensor:
 
 @show_shapes
 class PointCloudScores(NamedTuple):
-    """Distances in the unit of the true points; scalars in float64.
+    """Scores of a point cloud: scalars in float64, distances in the unit of the true points.
 
     Attributes:
         accuracy: Mean distance from a predicted point to the nearest true one.
         completeness: Mean distance from a true point to the nearest predicted one.
-        overall: Mean of both.
-        accuracy_median: Median instead of mean.
-        completeness_median: Median instead of mean.
-        normal_consistency: Mean of |n · n'| between nearest points, both ways alike, in [0, 1]; NaN without normals.
+        overall: Mean of accuracy and completeness.
+        accuracy_median: Median distance from a predicted point to the nearest true one.
+        completeness_median: Median distance from a true point to the nearest predicted one.
+        normal_consistency: Mean of |n · n'| between nearest points, averaged over both directions, in [0, 1]; NaN
+            without normals.
     """
 
     accuracy: Tensor
@@ -137,16 +149,18 @@ def pointcloud_scores(
     max_distance: float = float("inf"),
     max_queries: int | None = None,
 ) -> PointCloudScores:
-    """Compare two clouds as they are; `fit_similarity` and `align_by_nearest` align them before.
+    """Compare two point clouds without alignment; see `fit_similarity` and `align_by_nearest` for aligning them.
 
     Args:
-        predicted: (N, 3).
-        true: (M, 3).
-        predicted_normals: (N, 3) of any length; where it is 0, the point has none.
-        true_normals: (M, 3).
-        max_distance: Distances that reach it are left out of all means and medians.
-        max_queries: Look from at most so many points of each cloud, evenly spread over their order; always *to* all.
-            None = from all.
+        predicted: Predicted points, (N, 3).
+        true: True points, (M, 3), in the same frame and unit.
+        predicted_normals: Normals of the predicted points, (N, 3), of any length; a normal of length 0 is unknown.
+            Defaults to no comparison of normals.
+        true_normals: Normals of the true points, (M, 3).
+        max_distance: Distance from which on pairs are left out of all means and medians, positive. Defaults to no
+            limit.
+        max_queries: Largest number of query points of each cloud, evenly spaced in their order; nearest points are
+            searched among all points of the other cloud. Defaults to all points.
 
     Returns:
         `PointCloudScores`; all NaN if a cloud is empty, or holds a point that is not finite.
@@ -165,8 +179,8 @@ def pointcloud_scores(
     nan = torch.full((), torch.nan, dtype=torch.float64, device=predicted.device)
     if not (len(predicted) and len(true) and predicted.isfinite().all() and true.isfinite().all()):
         return PointCloudScores(*[nan] * 6)
-    there, there_cosines = _look(predicted, true, predicted_normals, true_normals, max_distance, max_queries)
-    back, back_cosines = _look(true, predicted, true_normals, predicted_normals, max_distance, max_queries)
+    there, there_cosines = _compare(predicted, true, predicted_normals, true_normals, max_distance, max_queries)
+    back, back_cosines = _compare(true, predicted, true_normals, predicted_normals, max_distance, max_queries)
     accuracy, completeness = there.mean(), back.mean()
     return PointCloudScores(
         accuracy,
@@ -187,18 +201,18 @@ def point_map_scores(
     with_normals: bool = False,
     max_queries: int | None = None,
 ) -> PointCloudScores:
-    """Compare the point maps of one scene, all its views together (VGGT, section 4.3; ETH3D protocol).
+    """Compare the point maps of all views of one scene with the truth (VGGT, section 4.3; ETH3D protocol).
 
-    The similarity of least squares between the points of the same pixels aligns the prediction first; there is no
-    search for nearest points in it.
+    The prediction is first aligned by the least-squares similarity between the points of the same pixels, without a
+    search for nearest points.
 
     Args:
-        predicted: (..., H, W, 3), any number of views.
-        true: (..., H, W, 3).
-        mask: (..., H, W) bool, True = the truth is known, and finite; None = wherever it is finite.
-        align: False compares the points where they are.
-        with_normals: Compare the surfaces' normals too, made from neighbouring pixels.
-        max_queries: See `pointcloud_scores`.
+        predicted: Predicted points, (…, H, W, 3), any number of views.
+        true: True points, (…, H, W, 3).
+        mask: Whether the truth is known, (…, H, W) bool. Defaults to wherever it is finite; elsewhere it never is.
+        align: Whether to align the prediction. Defaults to True.
+        with_normals: Whether to compare the normals of the surfaces, see `point_map_normals`. Defaults to False.
+        max_queries: Largest number of query points of each cloud, see `pointcloud_scores`. Defaults to all points.
 
     Returns:
         `PointCloudScores`; all NaN without a known pixel, or if a prediction on one is not finite.
@@ -231,14 +245,14 @@ def point_map_scores(
 def point_map_normals(
     points: Float[Tensor, "*batch h w 3"], mask: Tensor | None = None
 ) -> Float[Tensor, "*batch h w 3"]:
-    """Unit normals of a surface seen in pixels: the cross product of the differences across each pixel's neighbours.
+    """Compute the unit normals of point maps: cross products of the central differences along rows and columns.
 
     Args:
-        points: (..., H, W, 3).
-        mask: (..., H, W) bool, True = the point is known.
+        points: Points, (…, H, W, 3).
+        mask: Whether a point is known, (…, H, W) bool. Defaults to wherever it is finite; elsewhere it never is.
 
     Returns:
-        (..., H, W, 3), float32 or better; 0 where one of the four neighbours is missing, not known, or not finite.
+        Normals, (…, H, W, 3), float32 or float64; 0 where one of the four neighbours is outside the image or unknown.
 
     Raises:
         ValueError: For another shape.
@@ -265,21 +279,22 @@ def align_by_nearest(
     max_distance: float,
     num_iterations: int = 30,
 ) -> Similarity:
-    """Refine an alignment by iterated closest points (Besl and McKay, 1992): a rotation and a translation, scale 1.
+    """Refine a rigid alignment by iterative closest points (Besl and McKay 1992).
 
-    Several published evaluations do this after `fit_similarity`, with 100 mm on DTU and 0.1 elsewhere.
+    Several published evaluations do this after `fit_similarity`, with a largest distance of 100 mm on DTU and of 0.1
+    elsewhere.
 
     Args:
-        source: (N, 3), roughly in place.
-        target: (M, 3), at least one.
-        max_distance: Pairs farther apart take no part.
-        num_iterations: At most; ends early once nothing moves.
+        source: Roughly aligned points, (N, 3).
+        target: Points to align with, (M, 3), at least one.
+        max_distance: Distance above which nearest points are not paired, positive.
+        num_iterations: Largest number of iterations, positive; stops early once the points don't move. Defaults to 30.
 
     Returns:
-        `Similarity` of scale 1 to apply to `source`; the identity if no pair is near enough.
+        `Similarity` of scale 1 to apply to `source`; the identity if there are no pairs.
 
     Raises:
-        ValueError: For what `nearest_points` refuses, or numbers that are not positive.
+        ValueError: For points that `nearest_points` rejects, or numbers that are not positive.
     """
     check_positive("max_distance", max_distance)
     check_positive("num_iterations", num_iterations)
@@ -300,7 +315,7 @@ def align_by_nearest(
     return Similarity(torch.ones(()).to(source), rotation, translation)
 
 
-def _look(
+def _compare(
     source: Tensor,
     target: Tensor,
     source_normals: Tensor | None,
@@ -308,7 +323,7 @@ def _look(
     max_distance: float,
     max_queries: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Distances from `source` to `target`, and |cosines| of their normals."""
+    """Return distances from `source` to the nearest points of `target`, and absolute cosines between their normals."""
     chosen = _spread(len(source), max_queries, source.device)
     distances, indices = nearest_points(source[chosen], target)
     near = distances < max_distance
@@ -321,6 +336,7 @@ def _look(
 
 
 def _spread(count: int, limit: int | None, device: torch.device) -> Tensor:
+    """Return at most `limit` evenly spaced indices below `count`."""
     if limit is None or limit >= count:
         return torch.arange(count, device=device)
     check_positive("max_queries", limit)

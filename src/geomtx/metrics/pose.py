@@ -1,7 +1,7 @@
-"""Errors of camera poses.
+"""Errors of camera poses, computed in float64.
 
-`pairwise_pose_errors` and `pose_auc` are the protocol of Co3Dv2, RealEstate10K and IMC; `exact_pose_auc` is that of
-ScanNet-1500, whose numbers are not comparable with the former. All compute in float64.
+`pairwise_pose_errors` and `pose_auc` are the protocol of Co3Dv2, RealEstate10K and IMC; `exact_pose_auc` is the
+protocol of ScanNet-1500, whose numbers are not comparable with those of the former.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 FAILED_DEG = 1e6
-"""The error of a pose that is not a number, degrees: above every threshold."""
+"""Error of a pose that is not finite, degrees; above every threshold."""
 
-# Of 1 - cos²: keeps acos off its end, where rounding gives NaN.
+# Lower limit of 1 - cos², which keeps the argument of acos below 1, where rounding gives NaN.
 _FLOOR = 1e-15
 
 
@@ -42,10 +42,9 @@ class PairErrors(NamedTuple):
     """Errors of relative poses, for the pairs of views (0, 1), (0, 2), …, (1, 2), …; P = S (S - 1) / 2.
 
     Attributes:
-        rotation_deg: (..., P) geodesic angle, degrees.
-        translation_deg: (..., P) angle between the directions of the translations, in [0, 90] degrees: their sign
-            and length count for nothing.
-        mask: (..., P) bool, True = both true cameras are known, and finite.
+        rotation_deg: Geodesic angle between the rotations, (…, P), degrees.
+        translation_deg: Angle between the directions of the translations up to sign, (…, P), in [0, 90] degrees.
+        mask: Whether both true cameras are known and finite, (…, P) bool.
     """
 
     rotation_deg: Float[Tensor, "*batch p"]
@@ -53,7 +52,7 @@ class PairErrors(NamedTuple):
     mask: Bool[Tensor, "*batch p"]
 
     def larger_deg(self) -> Tensor:
-        """The larger of both errors, (..., P): what `pose_auc` wants."""
+        """Return the larger of both errors, (…, P), degrees: the input of `pose_auc`."""
         return torch.maximum(self.rotation_deg, self.translation_deg)
 
 
@@ -62,10 +61,10 @@ class TrajectoryErrors(NamedTuple):
     """Distances of camera centres after alignment, in the unit of the true cameras.
 
     Attributes:
-        rmse: (...), the absolute trajectory error (ATE).
-        mean: (...).
-        median: (...).
-        alignment: The similarity from the predicted to the true world.
+        rmse: Root mean square distance, (…): the absolute trajectory error (ATE).
+        mean: Mean distance, (…).
+        median: Median distance, (…).
+        alignment: Similarity from the predicted to the true world frame.
     """
 
     rmse: Float[Tensor, "*batch"]
@@ -77,15 +76,15 @@ class TrajectoryErrors(NamedTuple):
 def pairwise_pose_errors(
     predicted: Float[Tensor, "*batch s 3 4"], true: Float[Tensor, "*batch s 3 4"], mask: Tensor | None = None
 ) -> PairErrors:
-    """Errors of the relative poses T_ij = E_i · E_j⁻¹ of all pairs i < j; neither world frame nor scale matters.
+    """Compute the errors of the relative poses T_ij = E_i · E_j⁻¹ of all pairs of views i < j.
 
-    A translation of length 0 has no direction: its error is 90 degrees. A predicted pose that is not finite has the
-    errors `FAILED_DEG`, so that it is counted as a failure and not left out.
+    The errors don't depend on the world frames and scales. A translation of length 0 has no direction: its error is 90
+    degrees. A predicted pose that isn't finite has the errors `FAILED_DEG`, so that it counts as a failure.
 
     Args:
-        predicted: (..., S, 3, 4) `cam_from_world`.
-        true: (..., S, 3, 4).
-        mask: (..., S) bool, True = the true camera is known; None = wherever it is finite. Elsewhere it never is.
+        predicted: Predicted poses `cam_from_world`, (…, S, 3, 4), at least two views.
+        true: True poses, (…, S, 3, 4).
+        mask: Whether the true camera is known, (…, S) bool. Defaults to wherever it is finite; elsewhere it never is.
 
     Returns:
         `PairErrors` in float64.
@@ -110,20 +109,20 @@ def pairwise_pose_errors(
 def pose_auc(
     errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[int] = (5, 15, 30), mask: Tensor | None = None
 ) -> Float[Tensor, "*batch t"]:
-    """Area under the recall curve, in bins of one degree.
+    """Compute the area under the recall curve in bins of one degree.
 
-    AUC@T is the mean over k = 1 … T of the share of pairs with an error below k (the last bin holds T itself).
+    AUC@T is the mean over k = 1 … T of the share of pairs with an error below k (the last bin includes T itself).
 
     Args:
-        errors_deg: (..., P), usually `PairErrors.larger_deg()`. NaN counts as a failure.
-        thresholds: Whole degrees T.
-        mask: (..., P) bool, True = the pair counts.
+        errors_deg: Errors of pairs, (…, P), degrees, usually `PairErrors.larger_deg()`. NaN counts as a failure.
+        thresholds: Thresholds T, positive integers, degrees. Default to (5, 15, 30).
+        mask: Whether a pair counts, (…, P) bool. Defaults to all pairs.
 
     Returns:
-        (..., T) in [0, 1], float64; NaN where no pair counts.
+        AUC for every threshold, (…, T), in [0, 1], float64; NaN where no pair counts.
 
     Raises:
-        ValueError: For a threshold that is not a whole number above 0, or another shape of the mask.
+        ValueError: For a threshold that isn't a positive integer, or another shape of the mask.
     """
     areas = []
     for threshold in thresholds:
@@ -138,15 +137,15 @@ def pose_auc(
 def pose_recall(
     errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[float] = (5, 15, 30), mask: Tensor | None = None
 ) -> Float[Tensor, "*batch t"]:
-    """Share of pairs with an error below each threshold: RRA of rotation errors, RTA of translation errors.
+    """Compute the share of pairs with an error below each threshold: RRA for rotation, RTA for translation errors.
 
     Args:
-        errors_deg: (..., P). NaN counts as a failure.
-        thresholds: Degrees.
-        mask: (..., P) bool, True = the pair counts.
+        errors_deg: Errors of pairs, (…, P), degrees. NaN counts as a failure.
+        thresholds: Thresholds, degrees. Default to (5, 15, 30).
+        mask: Whether a pair counts, (…, P) bool. Defaults to all pairs.
 
     Returns:
-        (..., T) in [0, 1], float64; NaN where no pair counts.
+        Share for every threshold, (…, T), in [0, 1], float64; NaN where no pair counts.
 
     Raises:
         ValueError: For another shape of the mask.
@@ -162,20 +161,21 @@ def pose_recall(
 def exact_pose_auc(
     errors_deg: Float[Tensor, "*batch p"], thresholds: Sequence[float] = (5, 10, 20)
 ) -> Float[Tensor, "*batch t"]:
-    """Exact area under the recall curve of ScanNet-1500 and MegaDepth-1500, by trapezoids.
+    """Compute the exact area under the recall curve by trapezoids (protocol of ScanNet-1500 and MegaDepth-1500).
 
-    The curve runs through (0, 0) and the points (i-th smallest error, i / P), stays level from the last error below
-    the threshold on, and its area is divided by the threshold.
+    The curve runs through (0, 0) and the points (i-th smallest error, i / P) and is constant from the last error below
+    the threshold on; its area is divided by the threshold.
 
     Args:
-        errors_deg: (..., P). A pair without an estimate counts with 90, NaN as a failure.
-        thresholds: Degrees.
+        errors_deg: Errors of pairs, (…, P), degrees. The protocol gives pairs without an estimate an error of 90; NaN
+            counts as a failure.
+        thresholds: Thresholds, degrees, positive. Default to (5, 10, 20).
 
     Returns:
-        (..., T) in [0, 1], float64.
+        AUC for every threshold, (…, T), in [0, 1], float64.
 
     Raises:
-        ValueError: Without pairs, or for a threshold that is not above 0.
+        ValueError: Without pairs, or for a threshold that is not positive.
     """
     if errors_deg.shape[-1] == 0:
         raise ValueError(f"errors_deg must hold at least 1 pair, got {tuple(errors_deg.shape)}")
@@ -186,7 +186,7 @@ def exact_pose_auc(
     areas = []
     for threshold in thresholds:
         check_positive("thresholds", threshold)
-        # `searchsorted` of the published protocol: an error equal to the threshold is cut off.
+        # As in the published protocol, an error equal to the threshold is excluded.
         below = errors < threshold
         below[..., 0] = True
         widths = torch.where(below[..., 1:], errors.diff(dim=-1), 0.0)
@@ -200,16 +200,16 @@ def exact_pose_auc(
 def trajectory_errors(
     predicted: Float[Tensor, "*batch s 3 4"], true: Float[Tensor, "*batch s 3 4"], mask: Tensor | None = None
 ) -> TrajectoryErrors:
-    """Absolute trajectory error (ATE): distances of the camera centres after the best similarity.
+    """Compute the absolute trajectory error (ATE): distances of the camera centres after a least-squares similarity.
 
     Args:
-        predicted: (..., S, 3, 4) `cam_from_world`.
-        true: (..., S, 3, 4).
-        mask: (..., S) bool, True = the true camera is known; None = wherever it is finite. Elsewhere it never is.
+        predicted: Predicted poses `cam_from_world`, (…, S, 3, 4), at least three views.
+        true: True poses, (…, S, 3, 4).
+        mask: Whether the true camera is known, (…, S) bool. Defaults to wherever it is finite; elsewhere it never is.
 
     Returns:
-        `TrajectoryErrors` in float64. NaN for a scene with fewer than three known cameras, which a similarity always
-        brings together, or with a predicted pose that is not finite.
+        `TrajectoryErrors` in float64. NaN for a scene with fewer than three known cameras, which a similarity aligns
+        exactly, or with a predicted pose that isn't finite.
 
     Raises:
         ValueError: For other shapes, or fewer than three views.
@@ -230,7 +230,7 @@ def trajectory_errors(
 
 
 def _known_cameras(predicted: Tensor, true: Tensor, mask: Tensor | None, *, least: int) -> Tensor:
-    """Checks the poses of at least so many views; (..., S) bool, where the truth is known and finite."""
+    """Check poses of at least `least` views; return whether the truth is known and finite, (…, S) bool."""
     check_shape("predicted", predicted, ("...", "S", 3, 4))
     check_shape("true", true, tuple(predicted.shape))
     if predicted.shape[-3] < least:
@@ -243,13 +243,13 @@ def _known_cameras(predicted: Tensor, true: Tensor, mask: Tensor | None, *, leas
 
 
 def _rotation_error(got: Tensor, want: Tensor) -> Tensor:
-    """acos(1 - 2 (1 - ⟨q, q'⟩²)) degrees."""
+    """Return the angle acos(1 - 2 (1 - ⟨q, q'⟩²)) between rotations, degrees."""
     cosine = (matrix_to_quat(got) * matrix_to_quat(want)).sum(-1)
     return torch.acos(1 - 2 * (1 - cosine.square()).clamp(min=_FLOOR, max=1.0)).rad2deg()
 
 
 def _translation_error(got: Tensor, want: Tensor) -> Tensor:
-    """acos(|⟨t, t'⟩|) degrees for unit t, t'; a zero vector stays zero, which gives 90."""
+    """Return the angle acos(|⟨t, t'⟩|) between directions, degrees; 90 if a vector is zero."""
     units = []
     for vector in (got, want):
         length = vector.norm(dim=-1, keepdim=True)
@@ -260,4 +260,5 @@ def _translation_error(got: Tensor, want: Tensor) -> Tensor:
 
 
 def _failed_if_not_finite(errors_deg: Tensor) -> Tensor:
+    """Return the errors with `FAILED_DEG` in place of NaN and infinity."""
     return torch.where(errors_deg.isfinite(), errors_deg, FAILED_DEG)

@@ -1,4 +1,4 @@
-"""How stable a model is with few views: do its poses, and its depth maps with each other, hold as views are added?"""
+"""Evaluation with few views: pose accuracy and mutual consistency of depth maps by number of views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.losses.consistency.depth import depth_consistency_loss
+from geomtx.losses.consistency.depth import DepthConsistencySettings, depth_consistency_loss
 from geomtx.losses.consistency.pairs import ViewPairs
 from geomtx.losses.consistency.warp import warp_pixels
 from geomtx.metrics.evaluate import measure_poses
@@ -16,18 +16,20 @@ from geomtx.types import Cameras, Predictions, SceneBatch
 
 __all__ = ["SparseViewScores", "sparse_view_report"]
 
+EVERY_PIXEL = DepthConsistencySettings(min_pixels=1)
+
 
 class SparseViewScores(NamedTuple):
-    """Means over the scenes of one number of views.
+    """Means over the scenes with one number of views.
 
     Attributes:
         pose_auc_30: Area under the curve of pairwise pose errors up to 30 degrees, in [0, 1]; NaN without known
             cameras.
-        depth_inconsistency: `depth_consistency_loss` of predicted depth by predicted cameras between all pairs of
-            views; 0 = the maps are one surface. Differences that pass for occlusions don't count.
-        fragmentation: Of the pixels that lie in another view, the share that no view's depth map agrees with to 5 %:
-            shards beside the surface.
-        scenes: How many there were.
+        depth_inconsistency: `depth_consistency_loss` of predicted depth with predicted cameras over all pairs of
+            views; 0 if the maps describe one surface. Differences large enough to be occlusions don't count.
+        fragmentation: Share, among the pixels inside another view, of those whose depth agrees with no other view's
+            depth map to within 5 %: duplicated surfaces.
+        scenes: Number of scenes.
     """
 
     pose_auc_30: float
@@ -40,16 +42,17 @@ class SparseViewScores(NamedTuple):
 def sparse_view_report(
     predict: Callable[[SceneBatch], Predictions], scenes: Mapping[int, Iterable[SceneBatch]]
 ) -> dict[int, SparseViewScores]:
-    """Score a model that predicts cameras and depth at several numbers of views, for instance 2, 3, 4 and 8.
-
-    Of two models, prefer the smaller unless its scores at 2 to 4 views are worse.
+    """Evaluate a model that predicts cameras and depth with several numbers of views, for instance 2, 3, 4 and 8.
 
     Args:
-        predict: A batch of scenes to predictions, for instance `lambda batch: model(batch.images)`.
-        scenes: Number of views, at least 2, → batches of scenes with so many, with or without known cameras.
+        predict: Function from a batch of scenes to predictions, for instance `lambda batch: model(batch.images)`.
+        scenes: Batches of scenes, with or without known cameras, for every number of views, at least 2.
+
+    Returns:
+        `SparseViewScores` for every number of views.
 
     Raises:
-        ValueError: For a scene with another number of views, a number below 2, none at all, or predictions without
+        ValueError: For a scene with another number of views, a number below 2, no scenes, or predictions without
             cameras or depth.
     """
     return {num_views: _score(predict, num_views, batches) for num_views, batches in scenes.items()}
@@ -58,9 +61,10 @@ def sparse_view_report(
 def _score(
     predict: Callable[[SceneBatch], Predictions], num_views: int, batches: Iterable[SceneBatch]
 ) -> SparseViewScores:
+    """Return the mean scores of all scenes with `num_views` views."""
     if num_views < 2:
         raise ValueError(f"scenes must have at least 2 views, got {num_views}")
-    # Row i: all views but i.
+    # Row i holds all views but view i.
     others = torch.arange(num_views).expand(num_views, -1)[~torch.eye(num_views, dtype=torch.bool)]
     pairs = ViewPairs(others.unflatten(0, (num_views, num_views - 1)))
     columns: list[Tensor] = []
@@ -76,14 +80,16 @@ def _score(
 
 
 def _measure(predictions: Predictions, batch: SceneBatch, pairs: ViewPairs) -> Tensor:
-    """(3, B): the measures of every scene, NaN where one can't be had."""
+    """Return the scores of every scene, (3, B), NaN where one is undefined."""
     if predictions.cameras is None or predictions.depth is None:
         raise ValueError("predictions must have cameras and depth, got none of one")
     depth = predictions.depth.value
     nothing = torch.full((depth.shape[0],), torch.nan, dtype=torch.float64)
     auc = measure_poses(predictions, batch).get("auc_30", nothing)
     inconsistency = [
-        depth_consistency_loss(depth[one], Cameras(*(part[one] for part in predictions.cameras)), pairs, min_pixels=1)
+        depth_consistency_loss(
+            depth[one], Cameras(*(part[one] for part in predictions.cameras)), pairs, settings=EVERY_PIXEL
+        )
         for one in (slice(i, i + 1) for i in range(depth.shape[0]))
     ]
     warp = warp_pixels(depth, predictions.cameras, pairs, max_error=1.0)

@@ -1,5 +1,5 @@
-"""The TAP-Vid benchmark of point tracking (Doersch et al., 2022): its files, which are read without running the
-code in a pickle, and its scores.
+"""TAP-Vid, a benchmark of point tracking (Doersch et al. 2022): reading its files without running code in pickles, and
+evaluation.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class TapVidVideo(NamedTuple):
     """A video with true tracks.
 
     Attributes:
-        frames: (S, H, W, 3) uint8, RGB.
-        points: (N, S, 2), x and y, 0 and 1 being the centres of the first and the last pixel; what it holds where the
-            point is occluded counts for nothing.
-        occluded: (N, S) bool.
-        name: For the results.
+        frames: RGB frames, (S, H, W, 3) uint8.
+        points: Positions x and y, (N, S, 2), with 0 and 1 at the centres of the first and last pixel; positions of
+            occluded points have no influence.
+        occluded: Whether a point is occluded, (N, S) bool.
+        name: Name of the video in the results. Defaults to its index.
     """
 
     frames: Tensor
@@ -50,13 +50,12 @@ class TapVidVideo(NamedTuple):
 
 @show_shapes
 class TapVidScores(NamedTuple):
-    """What `evaluate_tapvid` found; multiply by 100 for the numbers of papers.
+    """Output of `evaluate_tapvid`, in [0, 1]; papers state percentages.
 
     Attributes:
-        mean: `TrackScores` of the data set, plain means over the videos; one without a number, since nothing of it
-            can be scored, doesn't count.
-        videos: `TrackScores` of each video, (V,) and (V, 5).
-        names: Of the V videos.
+        mean: `TrackScores` of the data set: means over the videos in which a score is defined.
+        videos: `TrackScores` of every video, (V,) and (V, 5).
+        names: Names of the V videos.
     """
 
     mean: TrackScores
@@ -66,17 +65,17 @@ class TapVidScores(NamedTuple):
 
 @runtime_checkable
 class TrackPoints(Protocol):
-    """A tracker: finds points of a video in all its frames."""
+    """Interface of a tracker, which finds points of a video in all its frames."""
 
     def __call__(self, frames: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Track.
+        """Track points.
 
         Args:
-            frames: (S, 3, H, W) in [0, 1].
-            queries: (Q, 3), frame, x and y; pixels of `frames`, pixel centres at integers.
+            frames: Frames in [0, 1], (S, 3, H, W).
+            queries: Frame index, x and y of every query, (Q, 3), in pixels of `frames`, pixel centres at integers.
 
         Returns:
-            Coordinates (S, Q, 2) in those pixels, and whether the points are visible, (S, Q) bool.
+            Positions (S, Q, 2) in the same pixels, and whether the points are visible, (S, Q) bool.
         """
         ...
 
@@ -89,19 +88,24 @@ def evaluate_tapvid(
     stride: int = 5,
     image_hw: tuple[int, int] = (RASTER, RASTER),
 ) -> TapVidScores:
-    """Run a tracker on videos, without gradients, and score it.
+    """Evaluate a tracker on videos, without gradients.
 
     Args:
-        track: See `TrackPoints`.
-        videos: One is held at a time, so that they may be read as they are asked for (`load_tapvid`).
-        mode: "first": a query where a track is first visible, scored on the frames after it. "strided": one in every
-            `stride`-th frame where it is visible, scored on all other frames.
-        stride: Frames between queries of "strided".
-        image_hw: Height and width to which frames are resized for the tracker; scores are measured on 256×256, whatever
-            it is.
+        track: Tracker, see `TrackPoints`.
+        videos: Videos, of which one at a time is held in memory (see `load_tapvid`).
+        mode: "first" for one query in the first frame in which a track is visible, scored on the frames after it;
+            "strided" for a query in every `stride`-th frame in which it is visible, scored on all other frames.
+            Defaults to "first".
+        stride: Number of frames between queries of "strided", positive. Defaults to 5.
+        image_hw: Height and width to which frames are resized for the tracker, pixels. Defaults to 256×256, on which
+            scores are always measured.
+
+    Returns:
+        Scores of the data set and of every video.
 
     Raises:
-        ValueError: If there is no video, one is not as `TapVidVideo` says, or the tracker returns other shapes.
+        ValueError: If there is no video, a video differs from the description of `TapVidVideo`, or the tracker returns
+            other shapes.
     """
     check_option("mode", mode, ("first", "strided"))
     check_positive("stride", stride)
@@ -118,7 +122,13 @@ def evaluate_tapvid(
 
 
 def labels_to_tapvid(videos: SceneBatch) -> list[TapVidVideo]:
-    """Videos with labels, such as rendered ones, as TAP-Vid has them: frames of 8 bits, valid tracks only.
+    """Convert videos with known tracks, such as rendered ones, to TAP-Vid's format: 8-bit frames and valid tracks only.
+
+    Args:
+        videos: Batch of B videos with tracks.
+
+    Returns:
+        One `TapVidVideo` for each video.
 
     Raises:
         ValueError: If the tracks are not known.
@@ -140,6 +150,7 @@ def labels_to_tapvid(videos: SceneBatch) -> list[TapVidVideo]:
 
 
 def _check_video(video: TapVidVideo, name: str) -> None:
+    """Check the shapes and dtypes of a video."""
     check_shape(f"frames of '{name}'", video.frames, ("S", "H", "W", 3))
     if video.frames.dtype != torch.uint8:
         raise ValueError(f"frames of '{name}' must be uint8, got {video.frames.dtype}")
@@ -153,12 +164,13 @@ def _check_video(video: TapVidVideo, name: str) -> None:
 def _score_video(
     track: TrackPoints, video: TapVidVideo, mode: QueryMode, stride: int, image_hw: tuple[int, int]
 ) -> TrackScores:
+    """Return the scores of a tracker on one video."""
     true_px = video.points.double().transpose(0, 1) * (RASTER - 1)
     visible = ~video.occluded.transpose(0, 1)
     tracks, query_frames = select_queries(visible, mode=mode, stride=stride)
     frames = _resize(video.frames, image_hw)
     size = video.points.new_tensor([image_hw[1] - 1, image_hw[0] - 1])
-    # A visible point may be on the outer half of a pixel at the edge, where many trackers take no query.
+    # A visible point may be on the outer half of a border pixel, where many trackers reject queries.
     start = video.points[tracks, query_frames].clamp(0, 1) * size
     queries = torch.cat([query_frames[:, None].to(start), start], dim=-1).to(frames)
     shape = (len(frames), len(queries))
@@ -175,13 +187,14 @@ def _score_video(
 
 
 def _check_result(result: object) -> tuple[Tensor, Tensor]:
+    """Check that a tracker returned two tensors, and return them."""
     if isinstance(result, tuple | list) and [isinstance(part, Tensor) for part in result] == [True, True]:
         return result[0], result[1]
     raise ValueError(f"track must return coordinates and visibility, two tensors, got {type(result).__name__}")
 
 
 def _resize(frames: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """(S, H, W, 3) of bytes → (S, 3, *image_hw) in [0, 1]; frame by frame, since long videos are large."""
+    """Resize uint8 frames (S, H, W, 3) to (S, 3, *image_hw) in [0, 1], one by one to save memory."""
     resized = [
         torch.nn.functional.interpolate(
             frame.movedim(-1, 0)[None].float() / 255, image_hw, mode="bilinear", antialias=True, align_corners=False
@@ -192,19 +205,19 @@ def _resize(frames: Tensor, image_hw: tuple[int, int]) -> Tensor:
 
 
 def load_tapvid(path: str | os.PathLike[str]) -> Iterator[TapVidVideo]:
-    """Videos of TAP-Vid, one after the other, decoded when they are asked for.
+    """Load videos of TAP-Vid one after the other; each is decoded when the iterator reaches it.
 
     Args:
-        path: A published file: a mapping of names to videos (DAVIS) or a list of videos (RGB-Stacking, a part of
-            Kinetics), each a mapping with `video`, frames or JPEG files of frames, `points` and `occluded`. Or a folder
-            of such .pkl files (Kinetics), read in the order of their names. They are pickles; anything in one but
-            arrays, bytes and plain containers is refused, so that reading one runs none of its code.
+        path: Path of a published .pkl file, which holds a mapping from names to videos (DAVIS) or a list of videos
+            (RGB-Stacking, parts of Kinetics), each a mapping with `video` (frames, or JPEG files of frames), `points`
+            and `occluded`; or a folder of such files (Kinetics), read in the order of their names. The files are
+            pickles; anything other than arrays, bytes and plain containers is rejected, so that no code in them runs.
 
     Returns:
-        An iterator; a broken file raises when it is reached.
+        Iterator over the videos. It raises when it reaches a damaged file.
 
     Raises:
-        ValueError: If there is no such file, or one is broken or of another kind.
+        ValueError: If there is no such file, or a file is damaged or of another format.
     """
     path = user_path(path)
     files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
@@ -214,6 +227,7 @@ def load_tapvid(path: str | os.PathLike[str]) -> Iterator[TapVidVideo]:
 
 
 def _read_videos(file: Path) -> Iterator[TapVidVideo]:
+    """Yield the videos of one file."""
     content = _unpickle(file)
     if isinstance(content, dict):
         items = list(content.items())
@@ -235,7 +249,7 @@ def _read_videos(file: Path) -> Iterator[TapVidVideo]:
 
 
 def _decode_frames(video: Any) -> np.ndarray:
-    """(S, H, W, 3) uint8 of an array, or of JPEG files."""
+    """Return the frames of an array or of JPEG files, (S, H, W, 3) uint8."""
     if len(video) and all(isinstance(frame, bytes) for frame in video):
         from PIL import Image
 
@@ -247,17 +261,18 @@ def _decode_frames(video: Any) -> np.ndarray:
 
 
 def _unpickle(file: Path) -> Any:
+    """Return the content of a pickle of plain arrays and containers."""
     try:
         with file.open("rb") as stream:
             return _PlainUnpickler(stream).load()
-    # What a damaged pickle raises is whatever its opcodes run into.
+    # A damaged pickle may raise any exception.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"'{file}' must be a whole pickle of plain arrays, got another file: {reason}") from error
 
 
 class _EncodeLatin:
-    """Bytes of old protocols, which are text in latin1. No attribute of it can be set by a pickle."""
+    """Decoder of the bytes of old protocols, which are latin1 text. A pickle can't set attributes of it."""
 
     __slots__ = ()
 
@@ -268,7 +283,7 @@ class _EncodeLatin:
 
 
 class _BufferToArray:
-    """An array of protocol 5."""
+    """Constructor of arrays of protocol 5. A pickle can't set attributes of it."""
 
     __slots__ = ()
 
@@ -276,7 +291,7 @@ class _BufferToArray:
         return _FROM_BUFFER(*arguments)
 
 
-# numpy's own, by asking it: where they are defined differs between its versions.
+# Taken from numpy objects, since the modules that define them differ between versions.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -293,10 +308,10 @@ _ADMITTED = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes numpy's arrays and numbers, and nothing else that has a name."""
+    """Unpickler that admits numpy arrays and numbers and rejects every other named object."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle asks for by name. UnpicklingError if it isn't admitted."""
+        """Return the object of a name in a pickle; raise UnpicklingError if it isn't admitted."""
         key = (module.replace("numpy._core.", "numpy.").replace("numpy.core.", "numpy."), name)
         if key not in _ADMITTED:
             raise pickle.UnpicklingError(f"'{module}.{name}' is refused")

@@ -1,4 +1,4 @@
-"""Point tracks, scored as in TAP-Vid (Doersch et al., 2022)."""
+"""Scores of point tracks, as in TAP-Vid (Doersch et al. 2022)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ __all__ = ["RASTER", "THRESHOLDS_PX", "QueryMode", "TrackScores", "scale_to_rast
 QueryMode = Literal["first", "strided"]
 
 RASTER = 256
-"""The side of the square raster on which TAP-Vid measures distances, pixels."""
+"""Side of the square raster on which TAP-Vid measures distances, pixels."""
 
 THRESHOLDS_PX = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @show_shapes
 class TrackScores(NamedTuple):
-    """Of every video, in [0, 1]; a data set's score is the plain mean over its videos.
+    """Scores of every video in [0, 1]; the score of a data set is the mean over its videos.
+
+    A cell is a track in a frame.
 
     Attributes:
-        average_jaccard: (...), AJ, the mean of `jaccard`.
-        average_delta: (...), δ_avg, the mean of `delta`.
-        occlusion_accuracy: (...), OA, share of cells whose visibility is right.
-        jaccard: (..., 5), true positives / (visible cells + false positives), for the thresholds 1, 2, 4, 8, 16 px.
-        delta: (..., 5), share of the visible cells whose distance is below the threshold, seen or not.
+        average_jaccard: Mean of `jaccard`, (…); AJ of TAP-Vid.
+        average_delta: Mean of `delta`, (…); δ_avg of TAP-Vid.
+        occlusion_accuracy: Share of cells whose visibility is predicted correctly, (…); OA of TAP-Vid.
+        jaccard: True positives over visible cells plus false positives, (…, 5), for thresholds of 1, 2, 4, 8 and 16
+            pixels.
+        delta: Share of visible cells with an error below the threshold, whether predicted visible or not, (…, 5).
     """
 
     average_jaccard: Float[Tensor, "*batch"]
@@ -50,23 +53,23 @@ def track_scores(
     mode: QueryMode = "first",
     valid: Tensor | None = None,
 ) -> TrackScores:
-    """Compare tracks.
+    """Compare predicted tracks with the true ones.
 
-    A cell is a track in a frame. With "first", the cells after a track's query frame count; with "strided", all but
-    the query frame's. A predicted position that is not finite is a miss.
+    A cell is a track in a frame. With "first", the cells after the query frame of a track count; with "strided", all
+    cells except those of the query frame. A predicted position that isn't finite is a miss.
 
     Args:
-        predicted_px: (..., S, N, 2), on the raster of 256×256 (`scale_to_raster`).
-        predicted_visible: (..., S, N) bool, a probability compared with a threshold.
-        true_px: (..., S, N, 2), on the same raster; what it holds where the point is not visible counts for nothing.
-        true_visible: (..., S, N) bool.
-        query_frames: (..., N) integer, the frame in which each track's query is.
-        mode: Which cells count.
-        valid: (..., N) bool, False = the slot is empty; None = all tracks count.
+        predicted_px: Predicted positions on the raster of 256×256 pixels (`scale_to_raster`), (…, S, N, 2).
+        predicted_visible: Whether a point is predicted visible, (…, S, N) bool.
+        true_px: True positions on the same raster, (…, S, N, 2); positions of occluded points have no influence.
+        true_visible: Whether a point is visible, (…, S, N) bool.
+        query_frames: Index of the frame with the query of each track, (…, N).
+        mode: Query mode, "first" or "strided", which selects the cells that count. Defaults to "first".
+        valid: Whether a slot holds a track, (…, N) bool. Defaults to all slots.
 
     Returns:
         `TrackScores` in float64; NaN for a video without a cell that counts (`occlusion_accuracy`), or without a
-        visible one (`delta`; `jaccard` too unless there are false positives).
+        visible cell (`delta`, and `jaccard` unless there are false positives).
 
     Raises:
         ValueError: For other shapes, visibility that isn't bool, or another mode.
@@ -99,14 +102,14 @@ def track_scores(
 
 @float32_island
 def scale_to_raster(coords_px: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 2"]:
-    """Coordinates in an image of `image_hw` → on the 256×256 raster: corner pixels' centres become corner pixels'.
+    """Scale image coordinates to the raster of 256×256 pixels, so that centres of corner pixels map to each other.
 
     Args:
-        coords_px: (..., 2), x and y, pixel centres at integers.
-        image_hw: Height and width, pixels.
+        coords_px: Positions x and y, (…, 2), pixels, pixel centres at integers.
+        image_hw: Height and width of the image, pixels, at least 2.
 
     Returns:
-        (..., 2), float32 or better.
+        Positions on the raster, (…, 2), pixels, float32 or float64.
 
     Raises:
         ValueError: For another shape, or an image of fewer than 2 rows or columns.
@@ -119,16 +122,17 @@ def scale_to_raster(coords_px: Float[Tensor, "*batch 2"], image_hw: tuple[int, i
 
 
 def select_queries(visible: Tensor, *, mode: QueryMode = "first", stride: int = 5) -> tuple[Tensor, Tensor]:
-    """The queries of a video: "first", each track's first visible frame; "strided", every fifth where it is visible.
+    """Select the queries of a video.
 
     Args:
-        visible: (S, N) bool.
-        mode: Which.
-        stride: Frames between queries of "strided".
+        visible: Whether a track is visible in a frame, (S, N) bool.
+        mode: "first" for the first visible frame of each track, "strided" for every `stride`-th frame in which it is
+            visible. Defaults to "first".
+        stride: Number of frames between queries of "strided", positive. Defaults to 5.
 
     Returns:
-        Index of the track and index of the frame, (Q,) each. A track that is never visible has no query, and with
-        "strided" one track may have several.
+        Indices of the track and of the frame of every query, (Q,) each. A track that is never visible has no query;
+        with "strided" a track may have several.
 
     Raises:
         ValueError: For another shape, mode, or a stride that is not positive.
@@ -144,6 +148,7 @@ def select_queries(visible: Tensor, *, mode: QueryMode = "first", stride: int = 
 
 
 def _evaluated_cells(query_frames: Tensor, num_frames: int, mode: QueryMode) -> Tensor:
+    """Return whether a cell counts, (…, S, N) bool."""
     frames = torch.arange(num_frames, device=query_frames.device)[:, None]
     queries = query_frames[..., None, :]
     return frames > queries if mode == "first" else frames != queries

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geomtx.losses import ViewPairs, depth_consistency_loss
+from geomtx.losses import DepthConsistencySettings, ViewPairs, depth_consistency_loss
 from losses.consistency.plane_scene import shifted_views, turned_views
 
 PAIRS = ViewPairs(torch.tensor([[1, 2], [0, 2], [0, 1]]))
@@ -33,17 +33,22 @@ def test_a_larger_error_is_an_occlusion():
     _, depth, cameras = shifted_views()
     depth[0, 1] *= 1.1
     pairs = ViewPairs(torch.tensor([[1], [0], [1]]))
-    assert depth_consistency_loss(depth, cameras, pairs, max_error=0.4 / 8.4 + 1e-9) > 0
-    assert depth_consistency_loss(depth, cameras, pairs, max_error=0.4 / 8.4 - 1e-9) == 0
+    assert (
+        depth_consistency_loss(depth, cameras, pairs, settings=DepthConsistencySettings(max_error=0.4 / 8.4 + 1e-9)) > 0
+    )
+    assert (
+        depth_consistency_loss(depth, cameras, pairs, settings=DepthConsistencySettings(max_error=0.4 / 8.4 - 1e-9))
+        == 0
+    )
 
 
 def test_huber_is_squared_below_delta_and_linear_above():
     _, depth, cameras = shifted_views()
     depth[0, 1] *= 1.1
     pairs, error = ViewPairs(torch.tensor([[1], [0], [1]])), 0.4 / 8.4
-    loss = depth_consistency_loss(depth, cameras, pairs, kind="huber")
+    loss = depth_consistency_loss(depth, cameras, pairs, settings=DepthConsistencySettings("huber"))
     assert loss.item() == pytest.approx(error**2 / 2)
-    loss = depth_consistency_loss(depth, cameras, pairs, kind="huber", delta=0.01)
+    loss = depth_consistency_loss(depth, cameras, pairs, settings=DepthConsistencySettings("huber", delta=0.01))
     assert loss.item() == pytest.approx(0.01 * (error - 0.005))
 
 
@@ -53,7 +58,9 @@ def test_pairs_with_few_pixels_are_left_out():
     mask = torch.ones_like(depth, dtype=torch.bool)
     mask[0, 2] = False
     mask[0, 2, 10:20, 10:19] = True  # 90 pixels, those of pairs with view 2
-    each = depth_consistency_loss(depth, cameras, PAIRS, mask=mask, min_pixels=1, reduction="none")[0]
+    each = depth_consistency_loss(
+        depth, cameras, PAIRS, mask=mask, settings=DepthConsistencySettings(min_pixels=1), reduction="none"
+    )[0]
     few = depth_consistency_loss(depth, cameras, PAIRS, mask=mask, reduction="none")[0]
     assert each[1, 1].any()
     assert not few[1, 1].any()
@@ -62,7 +69,7 @@ def test_pairs_with_few_pixels_are_left_out():
     assert depth_consistency_loss(depth, cameras, PAIRS, mask=mask).item() == pytest.approx(0.4 / 8.4)
     count = int((each[0, 0] > 0).sum())
     for min_pixels, kept in ((count, True), (count + 1, False)):
-        options = {"mask": mask, "min_pixels": min_pixels, "reduction": "none"}
+        options = {"mask": mask, "settings": DepthConsistencySettings(min_pixels=min_pixels), "reduction": "none"}
         assert depth_consistency_loss(depth, cameras, PAIRS, **options)[0, 0, 0].any() == kept
 
 
@@ -83,7 +90,9 @@ def test_descent_makes_depth_maps_agree():
     optimizer = torch.optim.SGD([log_factor], lr=0.3)
     for _ in range(60):
         optimizer.zero_grad()
-        depth_consistency_loss(truth * log_factor.exp(), cameras, frozen, kind="huber").backward()
+        depth_consistency_loss(
+            truth * log_factor.exp(), cameras, frozen, settings=DepthConsistencySettings("huber")
+        ).backward()
         optimizer.step()
     assert depth_consistency_loss(truth * log_factor.exp(), cameras, PAIRS) < 0.2 * depth_consistency_loss(
         truth * factor, cameras, PAIRS
@@ -95,13 +104,18 @@ def test_descent_makes_depth_maps_agree():
     ("options", "message"),
     [
         ({"kind": "l2"}, r"^kind must be one of 'l1', 'huber', got 'l2'$"),
-        ({"reduction": "sum"}, r"^reduction must be one of 'mean', 'none', got 'sum'$"),
         ({"delta": 0.0}, r"^delta must be positive, got 0.0$"),
         ({"max_error": -0.1}, r"^max_error must be positive, got -0.1$"),
         ({"min_pixels": 0}, r"^min_pixels must be positive, got 0$"),
     ],
 )
-def test_wrong_options(options, message):
-    _, depth, cameras = shifted_views()
+def test_wrong_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        depth_consistency_loss(depth, cameras, PAIRS, **options)
+        DepthConsistencySettings(**options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_reduction():
+    _, depth, cameras = shifted_views()
+    with pytest.raises(ValueError, match=r"^reduction must be one of 'mean', 'none', got 'sum'$"):
+        depth_consistency_loss(depth, cameras, PAIRS, reduction="sum")

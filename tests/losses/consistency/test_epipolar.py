@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from geomtx import Cameras, project
-from geomtx.losses import ViewPairs, epipolar_loss
+from geomtx.losses import EpipolarSettings, ViewPairs, epipolar_loss
 from losses.consistency.plane_scene import intrinsics, moved_camera
 
 PAIRS = ViewPairs(torch.tensor([[1], [0]]))
@@ -26,7 +26,9 @@ def test_error_by_hand(rows):
     distance = abs(rows) / 2**0.5
     expected = distance**2 / 2 if distance < 1 else distance - 0.5
     assert epipolar_loss(coords, cameras, PAIRS).item() == pytest.approx(expected)
-    assert epipolar_loss(coords, cameras, PAIRS, delta=5.0).item() == pytest.approx(distance**2 / 2)
+    assert epipolar_loss(coords, cameras, PAIRS, settings=EpipolarSettings(delta=5.0)).item() == pytest.approx(
+        distance**2 / 2
+    )
 
 
 def test_correspondences_get_no_gradient():
@@ -43,7 +45,7 @@ def test_cameras_in_one_place_do_not_count():
     coords, cameras = stereo(1e-4)
     coords[0, 1, :, 1] += 3
     assert epipolar_loss(coords, cameras, PAIRS) == 0
-    assert epipolar_loss(coords, cameras, PAIRS, min_baseline=1e-5) > 1
+    assert epipolar_loss(coords, cameras, PAIRS, settings=EpipolarSettings(min_baseline=1e-5)) > 1
     same = Cameras(cameras.cam_from_world[:, [0, 0]].requires_grad_(), cameras.intrinsics)
     loss = epipolar_loss(coords, same, PAIRS)
     (gradient,) = torch.autograd.grad(loss, same.cam_from_world)
@@ -57,7 +59,9 @@ def test_pairs_with_few_points_do_not_count():
     visible = torch.zeros(1, 2, 30, dtype=torch.bool)
     visible[0, 0, :20] = visible[0, 1, 13:] = True  # 7 in both
     assert epipolar_loss(coords, cameras, PAIRS, visible=visible) == 0
-    assert epipolar_loss(coords, cameras, PAIRS, visible=visible, min_points=7).item() == pytest.approx(0.25)
+    assert epipolar_loss(
+        coords, cameras, PAIRS, visible=visible, settings=EpipolarSettings(min_points=7)
+    ).item() == pytest.approx(0.25)
 
 
 def test_unreduced():
@@ -80,6 +84,6 @@ def test_wrong_arguments():
         epipolar_loss(coords, cameras, PAIRS, visible=torch.ones(2, 30) > 0)
     for name, value in (("delta", 0.0), ("min_baseline", -1.0), ("min_points", 0)):
         with pytest.raises(ValueError, match=rf"^{name} must be positive, got {value}$"):
-            epipolar_loss(coords, cameras, PAIRS, **{name: value})
+            EpipolarSettings(**{name: value})
     with pytest.raises(ValueError, match=r"^reduction must be one of 'mean', 'none', got 'sum'$"):
         epipolar_loss(coords, cameras, PAIRS, reduction="sum")

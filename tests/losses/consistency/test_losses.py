@@ -9,6 +9,7 @@ from torch import Tensor
 from geometry.random_cameras import rodrigues
 from geomtx import Cameras, invert_rigid, project, unproject
 from geomtx.losses import (
+    PhotometricSettings,
     ViewPairs,
     depth_consistency_loss,
     draw_pairs,
@@ -118,8 +119,8 @@ def test_exact_geometry_has_no_loss(name):
 def test_exact_geometry_has_no_photometric_loss(auto_mask):
     """Where pictures move by whole pixels; elsewhere what remains is the interpolation of colours."""
     scene = shifted_views()
-    assert photometric(scene, auto_mask=auto_mask) < 1e-5
-    assert photometric(turned_views(), auto_mask=auto_mask) < 2e-3
+    assert photometric(scene, settings=PhotometricSettings(auto_mask=auto_mask)) < 1e-5
+    assert photometric(turned_views(), settings=PhotometricSettings(auto_mask=auto_mask)) < 2e-3
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
@@ -166,7 +167,9 @@ def test_what_is_hidden_in_the_other_view_does_not_contribute(name):
         """Of view 0, which is compared with view 1 alone."""
         pairs = ViewPairs(torch.tensor([[1], [0], [0]]))
         if name == "photometric":
-            loss = photometric_loss(images, depth, scene.cameras, pairs, auto_mask=False, reduction="none")
+            loss = photometric_loss(
+                images, depth, scene.cameras, pairs, settings=PhotometricSettings(auto_mask=False), reduction="none"
+            )
         else:
             loss = depth_consistency_loss(depth, scene.cameras, pairs, reduction="none")[:, :, 0]
         return loss[0, 0]

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from geomtx import Cameras
-from geomtx.losses import ViewPairs, photometric_loss, smoothness_loss, structural_similarity
+from geomtx.losses import PhotometricSettings, ViewPairs, photometric_loss, smoothness_loss, structural_similarity
 from losses.consistency.plane_scene import HEIGHT, WIDTH, shifted_views, turned_views
 
+UNMASKED = PhotometricSettings(auto_mask=False)
 PAIRS = ViewPairs(torch.tensor([[1, 2], [0, 2], [0, 1]]))
 
 
@@ -38,9 +39,8 @@ def test_difference_of_pictures_by_hand():
     images[0, 1] += 0.1
     pairs = ViewPairs(torch.tensor([[1], [2], [1]]))
     for weight in (0.0, 0.85, 1.0):
-        each = photometric_loss(
-            images, depth, cameras, pairs, similarity_weight=weight, auto_mask=False, reduction="none"
-        )
+        settings = PhotometricSettings(weight, auto_mask=False)
+        each = photometric_loss(images, depth, cameras, pairs, settings=settings, reduction="none")
         a, b = images[0, 0, :, :, 7:-5], images[0, 0, :, :, 7:-5] + 0.1
         expected = weight * (1 - structural_similarity(a, b)) / 2 + (1 - weight) * 0.1
         # A pixel (x, y) is at (x - 5, y) in view 1; its neighbours must be one pixel inside, too.
@@ -53,7 +53,7 @@ def test_of_several_views_the_one_that_fits_best_counts():
     images, depth, cameras = turned_views()
     images[0, 2] = torch.rand_like(images[0, 2])
     each, first, second = (
-        photometric_loss(images, depth, cameras, ViewPairs(torch.tensor(s)), auto_mask=False, reduction="none")[0, 0]
+        photometric_loss(images, depth, cameras, ViewPairs(torch.tensor(s)), settings=UNMASKED, reduction="none")[0, 0]
         for s in ([[1, 2], [0, 2], [0, 1]], [[1], [0], [0]], [[2], [0], [0]])
     )
     seen_in_both = (first > 0) & (second > 0)
@@ -67,10 +67,10 @@ def test_auto_mask_leaves_out_what_fits_better_without_warping():
     images, depth, cameras = turned_views()
     images = images[:, :1].expand(-1, 3, -1, -1, -1).contiguous()
     assert photometric_loss(images, depth, cameras, PAIRS) == 0
-    assert photometric_loss(images, depth, cameras, PAIRS, auto_mask=False) > 1e-3
+    assert photometric_loss(images, depth, cameras, PAIRS, settings=UNMASKED) > 1e-3
     truth = turned_views()
     each = photometric_loss(truth.images, depth, cameras, PAIRS, reduction="none")
-    free = photometric_loss(truth.images, depth, cameras, PAIRS, auto_mask=False, reduction="none")
+    free = photometric_loss(truth.images, depth, cameras, PAIRS, settings=UNMASKED, reduction="none")
     kept = each > 0
     assert kept.sum() > 0.8 * (free > 0).sum()
     assert torch.equal(each[kept], free[kept])
@@ -85,7 +85,9 @@ def test_auto_mask_by_hand():
     images[0, 0, :, 10:13, 15:18] = 0.0
     pairs = ViewPairs(torch.tensor([[1], [0], [0]]))
     each, free = (
-        photometric_loss(images, depth, cameras, pairs, mask=mask, auto_mask=auto, reduction="none")[0, 0]
+        photometric_loss(
+            images, depth, cameras, pairs, mask=mask, settings=PhotometricSettings(auto_mask=auto), reduction="none"
+        )[0, 0]
         for auto in (True, False)
     )
     a, b = images[0, 0], images[0, 1]
@@ -104,20 +106,23 @@ def test_pairs_with_few_pixels_are_left_out():
     mask = torch.zeros_like(depth, dtype=torch.bool)
     mask[0, :2, 5:-5, 5:-5] = True
     count = int(
-        (photometric_loss(images, depth, cameras, PAIRS, mask=mask, auto_mask=False, reduction="none") > 0)[0, 0].sum()
+        (photometric_loss(images, depth, cameras, PAIRS, mask=mask, settings=UNMASKED, reduction="none") > 0)[
+            0, 0
+        ].sum()
     )
     assert count > 20
-    options = {"mask": mask, "auto_mask": False, "reduction": "none"}
-    assert photometric_loss(images, depth, cameras, PAIRS, min_pixels=count, **options)[0, 0].any()
-    assert not photometric_loss(images, depth, cameras, PAIRS, min_pixels=count + 1, **options)[0, 0].any()
+    for min_pixels, kept in ((count, True), (count + 1, False)):
+        settings = PhotometricSettings(auto_mask=False, min_pixels=min_pixels)
+        each = photometric_loss(images, depth, cameras, PAIRS, mask=mask, settings=settings, reduction="none")
+        assert each[0, 0].any() == kept
 
 
 def test_mean_is_over_views_of_means_over_pixels():
     images, depth, cameras = turned_views()
     images = images + 0.05 * torch.rand_like(images)
-    each = photometric_loss(images, depth, cameras, PAIRS, auto_mask=False, reduction="none")[0]
+    each = photometric_loss(images, depth, cameras, PAIRS, settings=UNMASKED, reduction="none")[0]
     expected = torch.stack([view[view > 0].mean() for view in each]).mean()
-    torch.testing.assert_close(photometric_loss(images, depth, cameras, PAIRS, auto_mask=False), expected)
+    torch.testing.assert_close(photometric_loss(images, depth, cameras, PAIRS, settings=UNMASKED), expected)
 
 
 def test_smoothness_by_loops():
@@ -193,9 +198,19 @@ def test_wrong_arguments():
     )
     refuse(r"^images must be floating point, got torch.uint8$", torch.ones(1, 3, 3, HEIGHT, WIDTH, dtype=torch.uint8))
     refuse(r"^reduction must be one of 'mean', 'none', got 'sum'$", reduction="sum")
-    refuse(r"^max_depth_error must be positive, got 0.0$", max_depth_error=0.0)
-    refuse(r"^min_pixels must be positive, got 0$", min_pixels=0)
-    refuse(r"^similarity_weight must be in \[0, 1\], got 1.1$", similarity_weight=1.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_depth_error": 0.0}, r"^max_depth_error must be positive, got 0.0$"),
+        ({"min_pixels": 0}, r"^min_pixels must be positive, got 0$"),
+        ({"similarity_weight": 1.1}, r"^similarity_weight must be in \[0, 1\], got 1.1$"),
+    ],
+)
+def test_wrong_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        PhotometricSettings(**options)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -216,8 +231,8 @@ def test_wrong_shapes_for_smoothness():
 def test_pictures_of_another_precision_than_depth():
     scene = shifted_views()
     depth = 1.1 * scene.depth
-    mixed = photometric_loss(scene.images.float(), depth, scene.cameras, PAIRS, auto_mask=False)
-    same = photometric_loss(scene.images, depth, scene.cameras, PAIRS, auto_mask=False)
+    mixed = photometric_loss(scene.images.float(), depth, scene.cameras, PAIRS, settings=UNMASKED)
+    same = photometric_loss(scene.images, depth, scene.cameras, PAIRS, settings=UNMASKED)
     assert mixed.dtype == torch.float64
     assert same > 1e-3
     torch.testing.assert_close(mixed, same, rtol=1e-3, atol=0)

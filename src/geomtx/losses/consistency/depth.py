@@ -1,7 +1,8 @@
-"""Depth consistency: a point that one view sees is where another view's depth map has it."""
+"""Depth consistency: depth maps of different views describe the same surface."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +15,36 @@ from geomtx.losses.consistency.warp import relative_error, warp_pixels
 from geomtx.losses.reduce import select
 from geomtx.types import Bool, Cameras, Float
 
-__all__ = ["depth_consistency_loss"]
+__all__ = ["DepthConsistencySettings", "depth_consistency_loss"]
+
+
+@dataclass(frozen=True)
+class DepthConsistencySettings:
+    """Settings of `depth_consistency_loss`.
+
+    Attributes:
+        kind: "l1" or "huber". Defaults to "l1".
+        delta: Relative error at which "huber" turns from squared to linear, positive. Defaults to 0.05.
+        max_error: Relative error above which a point is considered occluded and doesn't count, positive. Defaults to
+            0.2.
+        min_pixels: Number of valid pixels below which a pair of views is left out, positive. Defaults to 100.
+
+    Raises:
+        ValueError: For another `kind`, or a number that is not positive.
+    """
+
+    kind: Literal["l1", "huber"] = "l1"
+    delta: float = 0.05
+    max_error: float = 0.2
+    min_pixels: int = 100
+
+    def __post_init__(self) -> None:
+        check_option("kind", self.kind, ("l1", "huber"))
+        for name in ("delta", "max_error", "min_pixels"):
+            check_positive(name, getattr(self, name))
+
+
+SETTINGS = DepthConsistencySettings()
 
 
 def depth_consistency_loss(
@@ -24,43 +54,36 @@ def depth_consistency_loss(
     *,
     mask: Bool[Tensor, "b s h w"] | None = None,
     camera_mask: Bool[Tensor, "b s"] | None = None,
-    kind: Literal["l1", "huber"] = "l1",
-    delta: float = 0.05,
-    max_error: float = 0.2,
-    min_pixels: int = 100,
+    settings: DepthConsistencySettings = SETTINGS,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
     """Compare the depth maps of views with each other.
 
-    The error of a pixel is |z - D| / (z + D), with z the depth of its point in the other view and D what that view's
-    map has there. It has no unit. The inverse of D is interpolated, which is exact on planes. Weight among other
-    losses: 0.1.
+    The error of a pixel is |z - D| / (z + D), with z the depth of its point in the other view and D the depth of that
+    view's map there. It has no unit. The inverse of D is interpolated, which is exact on planes. Suggested weight among
+    other losses: 0.1.
 
     Args:
-        depth: (B, S, H, W), z-depth in scene units.
-        cameras: (B, S, 3, 4) and (B, S, 3, 3), see `choose_cameras`; the gradient reaches them and depth.
-        pairs: See `draw_pairs`. In `frozen` ones, D gets no gradient.
-        mask: (B, S, H, W), True = the pixel takes part, in whichever role; what others hold counts for nothing. None =
-            all do.
-        camera_mask: (B, S), True = the camera is known. None = all are.
-        kind: "l1" or "huber".
-        delta: Where "huber" turns from squared to linear.
-        max_error: A larger error is taken for an occlusion and doesn't count.
-        min_pixels: Pairs with fewer valid pixels are left out.
-        reduction: "mean" over the pairs of the mean over each one's pixels, or "none".
+        depth: Predicted z-depth, (B, S, H, W), in units of the scene.
+        cameras: Cameras of the views, (B, S, 3, 4) and (B, S, 3, 3), see `choose_cameras`. Gradients flow to cameras
+            and depth.
+        pairs: Pairs of views, see `draw_pairs`. In `frozen` pairs D gets no gradient.
+        mask: Whether a pixel takes part in either role, (B, S, H, W) bool; masked pixels have no influence. Defaults to
+            all pixels.
+        camera_mask: Whether a camera is known, (B, S) bool. Defaults to all cameras.
+        settings: Error function and limits.
+        reduction: "mean" for the mean over the pairs of the mean over the pixels of each, "none" for maps. Defaults to
+            "mean".
 
     Returns:
-        A scalar, or (B, S, K, H, W) with 0 for pixels that don't count; float32 or better. Without any a zero that has
+        A scalar, or (B, S, K, H, W) with 0 for pixels that don't count; float32 or float64. If none counts, a zero with
         a graph.
 
     Raises:
-        ValueError: For shapes that don't fit, other options, and for `delta`, `max_error` or `min_pixels` that are not
-            positive.
+        ValueError: For shapes that don't match, or another `reduction`.
     """
-    check_option("kind", kind, ("l1", "huber"))
     check_option("reduction", reduction, ("mean", "none"))
-    for name, value in (("delta", delta), ("max_error", max_error), ("min_pixels", min_pixels)):
-        check_positive(name, value)
+    kind, delta, max_error, min_pixels = settings.kind, settings.delta, settings.max_error, settings.min_pixels
     with torch.autocast(depth.device.type, enabled=False):
         warp = warp_pixels(depth, cameras, pairs, mask=mask, camera_mask=camera_mask, max_error=max_error)
         valid = warp.valid & (warp.valid.sum((-2, -1), keepdim=True) >= min_pixels)

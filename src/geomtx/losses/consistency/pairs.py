@@ -1,4 +1,4 @@
-"""Which views are compared with which, and means over such pairs."""
+"""Pairs of views for cross-view losses, and means over the pairs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ViewPairs(NamedTuple):
     """K other views for each of S views, the same in all scenes of a batch.
 
     Attributes:
-        sources: (S, K) integers: row i holds the views that view i is compared with.
-        frozen: (S, K) bool, True = the pair's second depth map gets no gradient. Depth maps that only agree with each
-            other would be pulled towards a plane; one that stands still is an anchor. None = none.
+        sources: Indices of views, (S, K): row i holds the views that view i is compared with.
+        frozen: Whether the second depth map of a pair gets no gradient, (S, K) bool. Depth maps that only have to agree
+            with each other tend towards a plane; a constant one is an anchor. Defaults to none.
     """
 
     sources: Int[Tensor, "s k"]
@@ -31,13 +31,17 @@ class ViewPairs(NamedTuple):
 def draw_pairs(
     num_views: int, num_sources: int = 2, *, freeze: float = 0.5, generator: torch.Generator | None = None
 ) -> ViewPairs:
-    """Compare every view with a few others at random.
+    """Draw a few other views at random for every view.
 
     Args:
-        num_views: S.
-        num_sources: K, distinct and never the view itself; with fewer other views, all of them.
-        freeze: Probability of a pair to be `frozen`, in [0, 1].
-        generator: Where the numbers come from, and the device that the pairs are on; None = torch's own, on the CPU.
+        num_views: Number S of views, positive.
+        num_sources: Number K of distinct other views for each view, positive; with fewer other views, all of them.
+            Defaults to 2.
+        freeze: Probability that a pair is `frozen`, in [0, 1]. Defaults to 0.5.
+        generator: Random generator, whose device the pairs are on. Defaults to torch's global one, on the CPU.
+
+    Returns:
+        `ViewPairs` of (S, K) sources, which are the same in all scenes of a batch.
 
     Raises:
         ValueError: If `num_views` or `num_sources` is not positive, or `freeze` no probability.
@@ -53,13 +57,17 @@ def draw_pairs(
 
 
 def choose_cameras(predicted: Cameras, true: Cameras, *, geometry: Literal["pred", "mixed", "gt"] = "pred") -> Cameras:
-    """Cameras for a cross-view loss on predicted depth.
+    """Choose between predicted and true cameras for a cross-view loss on predicted depth.
 
     Args:
-        predicted: Of a model.
-        true: In the same world and unit.
-        geometry: "pred": depth, poses and intrinsics are pulled together. "mixed": predicted poses, true intrinsics.
-            "gt": the loss reaches depth alone.
+        predicted: Predicted cameras.
+        true: True cameras in the same world frame and unit.
+        geometry: "pred" for predicted cameras, so that gradients flow to depth, poses and intrinsics; "mixed" for
+            predicted poses and true intrinsics; "gt" for true cameras, so that gradients flow to depth only. Defaults
+            to "pred".
+
+    Returns:
+        The chosen cameras.
 
     Raises:
         ValueError: For another `geometry`.
@@ -71,7 +79,7 @@ def choose_cameras(predicted: Cameras, true: Cameras, *, geometry: Literal["pred
 
 
 def check_cameras(cameras: Cameras, camera_mask: Tensor | None, views: tuple[int, int]) -> None:
-    """Require the cameras of (B, S) views."""
+    """Check that cameras and mask have the shape of (B, S) views."""
     check_shape("cameras.cam_from_world", cameras.cam_from_world, (*views, 3, 4))
     check_shape("cameras.intrinsics", cameras.intrinsics, (*views, 3, 3))
     if camera_mask is not None:
@@ -79,22 +87,22 @@ def check_cameras(cameras: Cameras, camera_mask: Tensor | None, views: tuple[int
 
 
 def check_pairs(pairs: ViewPairs, num_views: int) -> None:
-    """Require pairs of S views."""
+    """Check that the pairs are those of S views."""
     check_shape("pairs.sources", pairs.sources, (num_views, "K"))
     if pairs.frozen is not None:
         check_mask("pairs.frozen", pairs.frozen, tuple(pairs.sources.shape))
 
 
 def mean_over_pairs(errors: Tensor, valid: Tensor, min_count: int) -> Tensor:
-    """Mean over the pairs that have at least `min_count` valid errors, of the mean over the valid errors of each.
+    """Return the mean over pairs of the mean over their valid errors.
 
     Args:
-        errors: (…, M), M errors a pair.
-        valid: (…, M) bool.
-        min_count: At least 1.
+        errors: M errors of every pair, (…, M).
+        valid: Whether an error counts, (…, M) bool.
+        min_count: Number of valid errors, at least 1, below which a pair is left out.
 
     Returns:
-        A scalar; without such a pair a zero that has a graph.
+        A scalar; a zero with a graph if no pair counts.
     """
     count = valid.sum(-1)
     means = select(errors, valid).sum(-1) / count.clamp(min=1)

@@ -1,7 +1,8 @@
-"""Photometric consistency: a view looks like the others, warped by its depth (Godard et al. 2019, Monodepth2)."""
+"""Photometric consistency: a view equals other views warped by its depth (Monodepth2, Godard et al. 2019)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +16,38 @@ from geomtx.losses.consistency.warp import MIN_DEPTH, sample_maps, warp_pixels
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.types import Bool, Cameras, Float
 
-__all__ = ["photometric_loss", "smoothness_loss", "structural_similarity"]
+__all__ = ["PhotometricSettings", "photometric_loss", "smoothness_loss", "structural_similarity"]
+
+
+@dataclass(frozen=True)
+class PhotometricSettings:
+    """Settings of `photometric_loss`; the defaults are those of Monodepth2.
+
+    Attributes:
+        similarity_weight: Weight w of the structural dissimilarity against L1, in [0, 1]. Defaults to 0.85.
+        auto_mask: Whether pixels are left out that fit another view better without warping, such as those of objects
+            that move with the camera. Defaults to True.
+        max_depth_error: Relative difference |z - D| / (z + D) between the depth z of a point and the other view's depth
+            D above which the point is considered occluded, positive. Defaults to 0.2.
+        min_pixels: Number of valid pixels below which a pair of views is left out, positive. Defaults to 100.
+
+    Raises:
+        ValueError: For a `similarity_weight` outside [0, 1], or another number that is not positive.
+    """
+
+    similarity_weight: float = 0.85
+    auto_mask: bool = True
+    max_depth_error: float = 0.2
+    min_pixels: int = 100
+
+    def __post_init__(self) -> None:
+        check_positive("max_depth_error", self.max_depth_error)
+        check_positive("min_pixels", self.min_pixels)
+        if not 0 <= self.similarity_weight <= 1:
+            raise ValueError(f"similarity_weight must be in [0, 1], got {self.similarity_weight}")
+
+
+SETTINGS = PhotometricSettings()
 
 
 def photometric_loss(
@@ -26,59 +58,51 @@ def photometric_loss(
     *,
     mask: Bool[Tensor, "b s h w"] | None = None,
     camera_mask: Bool[Tensor, "b s"] | None = None,
-    similarity_weight: float = 0.85,
-    auto_mask: bool = True,
-    max_depth_error: float = 0.2,
-    min_pixels: int = 100,
+    settings: PhotometricSettings = SETTINGS,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Compare every view with others that are warped into it.
+    """Compare every view with other views warped into it.
 
-    A pixel's error is w · (1 - SSIM) / 2 + (1 - w) · L1, of the view that fits best. It counts where its 3x3
-    neighbourhood is seen in both views: in front, one pixel inside, not hidden. Weight among other losses: 0.1.
+    The error of a pixel is w · (1 - SSIM) / 2 + (1 - w) · L1, taken from the view that fits best. A pixel counts where
+    its 3×3 neighbourhood is visible in both views: in front of the other camera, at least one pixel inside its image
+    and not occluded. Suggested weight among other losses: 0.1.
 
     Args:
-        images: (B, S, 3, H, W) in [0, 1], before any change of colour, which would break constancy.
-        depth: (B, S, H, W), z-depth in scene units.
-        cameras: (B, S, 3, 4) and (B, S, 3, 3), see `choose_cameras`; the gradient reaches them and depth.
-        pairs: See `draw_pairs`.
-        mask: (B, S, H, W), True = the pixel takes part, in whichever role; what others hold, in depth and image,
-            counts for nothing. None = all do.
-        camera_mask: (B, S), True = the camera is known. None = all are.
-        similarity_weight: w, in [0, 1].
-        auto_mask: Leave out pixels that fit another view better without warping: nothing is learned of them.
-        max_depth_error: Largest |z - D| / (z + D) of the point's depth z and that of the other view, D, above which
-            the point is taken for hidden.
-        min_pixels: Pairs with fewer valid pixels are left out.
-        reduction: "mean" over the views of the mean over each one's pixels, or "none".
+        images: Images in [0, 1], (B, S, 3, H, W), before colour augmentation, which breaks colour constancy.
+        depth: Predicted z-depth, (B, S, H, W), in units of the scene.
+        cameras: Cameras of the views, (B, S, 3, 4) and (B, S, 3, 3), see `choose_cameras`. Gradients flow to cameras
+            and depth.
+        pairs: Pairs of views, see `draw_pairs`.
+        mask: Whether a pixel takes part in either role, (B, S, H, W) bool; depth and colour of masked pixels have no
+            influence. Defaults to all pixels.
+        camera_mask: Whether a camera is known, (B, S) bool. Defaults to all cameras.
+        settings: Weights and limits.
+        reduction: "mean" for the mean over the views of the mean over the pixels of each, "none" for maps. Defaults to
+            "mean".
 
     Returns:
-        A scalar, or (B, S, H, W) with 0 for pixels that don't count; float32 or better. Without any a zero that has a
+        A scalar, or (B, S, H, W) with 0 for pixels that don't count; float32 or float64. If none counts, a zero with a
         graph.
 
     Raises:
-        ValueError: For shapes that don't fit, integer images, other options, a `similarity_weight` outside [0, 1], and
-            for `max_depth_error` or `min_pixels` that are not positive.
+        ValueError: For shapes that don't match, integer images, or another `reduction`.
     """
     check_shape("depth", depth, ("B", "S", "H", "W"))
     check_shape("images", images, (*depth.shape[:2], 3, *depth.shape[2:]))
     check_floating("images", images)
     check_option("reduction", reduction, ("mean", "none"))
-    check_positive("max_depth_error", max_depth_error)
-    check_positive("min_pixels", min_pixels)
-    if not 0 <= similarity_weight <= 1:
-        raise ValueError(f"similarity_weight must be in [0, 1], got {similarity_weight}")
+    similarity_weight, max_error = settings.similarity_weight, settings.max_depth_error
     with torch.autocast(images.device.type, enabled=False):
         images = select(at_least_float32(images), None if mask is None else mask[:, :, None])
-        warp = warp_pixels(depth, cameras, pairs, mask=mask, camera_mask=camera_mask, max_error=max_depth_error)
+        warp = warp_pixels(depth, cameras, pairs, mask=mask, camera_mask=camera_mask, max_error=max_error)
         others, target = images[:, pairs.sources], images[:, :, None]
         valid = _erode(warp.valid)
-        valid = valid & (valid.sum((-2, -1), keepdim=True) >= min_pixels)
-        # Where there is nothing to compare, the view itself: windows stay finite.
+        valid = valid & (valid.sum((-2, -1), keepdim=True) >= settings.min_pixels)
+        # Pixels without a valid warp are replaced by the view itself, which keeps all SSIM windows finite.
         warped = torch.where(warp.valid[:, :, :, None], sample_maps(others, warp.coords_px), target)
         best = _smallest(_difference(warped, target, similarity_weight), valid)
         counts = valid.any(2)
-        if auto_mask:
+        if settings.auto_mask:
             both = None if mask is None else _erode(mask[:, pairs.sources] & mask[:, :, None])
             unwarped = _smallest(_difference(others, target, similarity_weight), both)
             counts = counts & (best <= unwarped).detach()
@@ -87,14 +111,14 @@ def photometric_loss(
 
 
 def _smallest(errors: Tensor, valid: Tensor | None) -> Tensor:
-    """The smallest valid error over K, (B, S, K, H, W) → (B, S, H, W); infinite without one."""
+    """Return the smallest valid error over K, (B, S, K, H, W) → (B, S, H, W); infinite if none is valid."""
     infinite = errors.new_full((*errors.shape[:2], 1, *errors.shape[3:]), float("inf"))
     errors = errors if valid is None else torch.where(valid, errors, infinite)
     return torch.cat([errors, infinite], dim=2).amin(2)
 
 
 def _difference(a: Tensor, b: Tensor, similarity_weight: float) -> Tensor:
-    """Dissimilarity and L1 of (..., 3, H, W) together, means over the channels: (..., H, W)."""
+    """Return the weighted sum of dissimilarity and L1 of images (…, 3, H, W), averaged over channels: (…, H, W)."""
     b = b.expand_as(a)
     dissimilarity = ((1 - structural_similarity(a, b)) / 2).clamp(0, 1)
     return (similarity_weight * dissimilarity + (1 - similarity_weight) * (a - b).abs()).mean(-3)
@@ -103,15 +127,15 @@ def _difference(a: Tensor, b: Tensor, similarity_weight: float) -> Tensor:
 def structural_similarity(
     a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w"]
 ) -> Float[Tensor, "*batch h w"]:
-    """SSIM of images in [0, 1] over windows of 3x3 pixels (Wang et al. 2004), at every pixel.
+    """Compute the SSIM of images in [0, 1] over windows of 3×3 pixels (Wang et al. 2004) at every pixel.
 
     Args:
-        a: (..., H, W).
-        b: (..., H, W).
+        a: First image, (…, H, W).
+        b: Second image, (…, H, W).
 
     Returns:
-        (..., H, W), 1 where the windows are equal; float32 or better. At the border, windows hold only pixels of the
-        image.
+        SSIM, (…, H, W), 1 where the windows are equal; float32 or float64. At the border, windows contain only pixels
+        inside the image.
 
     Raises:
         ValueError: For shapes that differ, or integer images.
@@ -130,12 +154,13 @@ def structural_similarity(
 
 
 def _window_mean(x: Tensor) -> Tensor:
+    """Return the means of (…, H, W) over 3×3 windows, at the border over the pixels inside the image."""
     flat = x.reshape(-1, 1, *x.shape[-2:])
     return F.avg_pool2d(flat, 3, stride=1, padding=1, count_include_pad=False).reshape(x.shape)
 
 
 def _erode(mask: Tensor) -> Tensor:
-    """True where all of the 3x3 neighbourhood is, none of it outside; (..., H, W) bool."""
+    """Return whether all of the 3×3 neighbourhood is True and inside the image, (…, H, W) bool."""
     rows = F.pad(mask, (1, 1, 1, 1), value=False)
     rows = rows[..., :-2, :] & rows[..., 1:-1, :] & rows[..., 2:, :]
     return rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
@@ -146,22 +171,23 @@ def smoothness_loss(
     images: Float[Tensor, "*batch 3 h w"],
     mask: Bool[Tensor, "*batch h w"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Inverse depth changes where the picture does, and little elsewhere (Godard et al. 2017).
+    """Compute the edge-aware smoothness of the inverse depth (Godard et al. 2017).
 
-    Mean over neighbouring pixels of |∂d| · exp(-|∂I|), along rows and along columns, with d the inverse depth over its
-    mean in the view. Regularises `photometric_loss`; weight among other losses: 1e-3 · 0.1.
+    The loss is the mean over neighbouring pixels of |∂d| · exp(-|∂I|), along rows plus along columns, with d the
+    inverse depth divided by its mean in the view. It regularises `photometric_loss`; suggested weight among other
+    losses: 1e-3 · 0.1.
 
     Args:
-        depth: (..., H, W), z-depth.
-        images: (..., 3, H, W) in [0, 1].
-        mask: (..., H, W), True = the pixel takes part. Depth that isn't above a thousandth of the scene's unit never
-            does. None = all do.
+        depth: Predicted z-depth, (…, H, W), in units of the scene.
+        images: Images in [0, 1], (…, 3, H, W).
+        mask: Whether a pixel takes part, (…, H, W) bool. Pixels with a depth of at most 1e-3 never do. Defaults to all
+            pixels.
 
     Returns:
-        A scalar, float32 or better; without neighbours that count a zero that has a graph.
+        A scalar, float32 or float64. If no pair of neighbours counts, a zero with a graph.
 
     Raises:
-        ValueError: For shapes that don't fit, or integer images.
+        ValueError: For shapes that don't match, or integer images.
     """
     check_shape("depth", depth, ("...", "H", "W"))
     check_shape("images", images, (*depth.shape[:-2], 3, *depth.shape[-2:]))

@@ -1,4 +1,4 @@
-"""Track-point consistency: along a track, predicted points move as the true ones do."""
+"""Track-point consistency: predicted points move along a track as the true points do."""
 
 from __future__ import annotations
 
@@ -26,28 +26,27 @@ def track_point_loss(
     min_samples: int = 100,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Compare differences of points along tracks: P(view 0) - P(view s), predicted and true, by L1.
+    """Compare differences of points along tracks, P(view 0) - P(view s), predicted and true, by L1.
 
-    In a scene that stands still, both are the same point, and true differences are 0 but for the interpolation, which
-    is the same for both maps. Weight among other losses: 5.
+    In a static scene both views see the same point, and the true differences are 0 up to interpolation, which is the
+    same for both maps. Suggested weight among other losses: 5.
 
     Args:
-        points: (B, S, H, W, 3), predicted points in the world, or `unproject` of predicted depth by predicted cameras.
-        target: (B, S, H, W, 3), true points in the same world and unit.
-        labels: True tracks. A sample counts where the track is valid and seen, in view 0 and in view s.
-        mask: (B, S, H, W), True = the true point is known; a sample counts where its four pixels are. What others hold,
-            in both maps, counts for nothing. None = all are.
-        clamp: Largest difference that counts, a coordinate. What is above has no gradient, so None, no limit, is the
-            default; 1000 is published.
-        min_samples: With fewer samples in the batch, the loss is zero.
-        reduction: "mean" over the samples and coordinates, or "none".
+        points: Predicted points in the world, (B, S, H, W, 3), or predicted depth unprojected with predicted cameras.
+        target: True points in the same world frame and unit, (B, S, H, W, 3).
+        labels: True tracks. A sample counts where the track is valid and visible in view 0 and in view s.
+        mask: Whether the true point is known, (B, S, H, W) bool. A sample counts where its four pixels are known;
+            masked pixels of both maps have no influence. Defaults to all pixels.
+        clamp: Largest difference of a coordinate that counts, positive, in units of the scene; larger ones have no
+            gradient. The published value is 1000. Defaults to no limit.
+        min_samples: Number of samples in the batch below which the loss is 0, positive. Defaults to 100.
+        reduction: "mean" for the mean over samples and coordinates, "none" for one value a sample. Defaults to "mean".
 
     Returns:
-        A scalar, or (B, S, N) with 0 for what doesn't count; float32 or better. Without samples a zero that has a
-        graph.
+        A scalar, or (B, S, N) with 0 for what doesn't count; float32 or float64. Without samples, a zero with a graph.
 
     Raises:
-        ValueError: For shapes that don't fit, another `reduction`, and for `clamp` or `min_samples` that are not
+        ValueError: For shapes that don't match, another `reduction`, or a `clamp` or `min_samples` that is not
             positive.
     """
     check_shape("points", points, ("B", "S", "H", "W", 3))
@@ -69,7 +68,7 @@ def track_point_loss(
         last = coords.new_tensor([width - 1, height - 1])
         seen = labels.visible & labels.valid[:, None] & ((coords >= 0) & (coords <= last)).all(-1)
         coords = select(coords, seen[..., None])
-        # One look-up for both maps and the mask: the channels of one picture.
+        # Both maps and the mask are channels of one image, so that one lookup serves all.
         maps = torch.cat([points - target, known[..., None].to(points.dtype)], dim=-1).movedim(-1, 2)
         samples = sample_maps(maps, coords[:, :, None])[:, :, :, 0].movedim(2, -1)
         seen = seen & (samples[..., 3] > 1 - 1e-4)

@@ -1,4 +1,4 @@
-"""The pixels of one view in another: unproject with the depth of one, project into the other, look up its depth."""
+"""Warping of pixels between views: unprojection by the depth of one view, projection into another, depth lookup."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from geomtx.types import Cameras, show_shapes
 
 __all__ = ["MIN_DEPTH", "Warp", "known_cameras", "sample_maps", "warp_pixels"]
 
-MIN_DEPTH = 1e-3  # scene units: nearer points have no stable image
+MIN_DEPTH = 1e-3  # units of the scene; nearer points have no stable projection
 
 
 @show_shapes
 class Warp(NamedTuple):
-    """Every pixel of S views in K others.
+    """Positions of all pixels of S views in K other views.
 
     Attributes:
-        coords_px: (B, S, K, H, W, 2) in the other view, finite everywhere.
-        depth_ratio: (B, S, K, H, W), z-depth of the pixel's point in the other view over the depth which that view has
-            there; 1 where they agree, above 1 where the point is hidden.
-        valid: (B, S, K, H, W) bool, True = both views know their depth and camera, and the point is inside the other
-            view and not hidden in it.
+        coords_px: Positions in the other view, (B, S, K, H, W, 2), pixels, finite everywhere.
+        depth_ratio: Z-depth of the pixel's point in the other view divided by the depth of that view's map there,
+            (B, S, K, H, W); 1 where they agree, above 1 where the point is occluded.
+        valid: Whether depth and cameras of both views are known and the point is inside the other view and not occluded
+            there, (B, S, K, H, W) bool.
     """
 
     coords_px: Tensor
@@ -49,21 +49,26 @@ def warp_pixels(
     margin: float = 1.0,
     max_error: float = 0.2,
 ) -> Warp:
-    """Find every pixel in other views; differentiable in depth and cameras.
+    """Warp every pixel into other views; differentiable with respect to depth and cameras.
 
-    Depth is looked up by interpolating its inverse, which on a plane is exact: in an image, 1/z of a plane is affine.
+    The inverse of the other view's depth is interpolated, which is exact on planes: 1/z of a plane is affine in pixels.
 
     Args:
-        depth: (B, S, H, W), z-depth in scene units, pixel centres at integers.
-        cameras: (B, S, 3, 4) and (B, S, 3, 3).
-        pairs: Of S views.
-        mask: (B, S, H, W) bool, True = the pixel takes part. Depth that isn't above `MIN_DEPTH` never does.
-        camera_mask: (B, S) bool, True = the camera is known.
-        margin: How far inside the other view a point must be, pixels.
-        max_error: Largest relative difference of depths, |z - D| / (z + D), that isn't an occlusion.
+        depth: Z-depth, (B, S, H, W), in units of the scene; pixel centres at integers.
+        cameras: Cameras of the views, (B, S, 3, 4) and (B, S, 3, 3).
+        pairs: Pairs of the S views.
+        mask: Whether a pixel takes part, (B, S, H, W) bool. Pixels with a depth of at most `MIN_DEPTH` never do.
+            Defaults to all pixels.
+        camera_mask: Whether a camera is known, (B, S) bool. Defaults to all cameras.
+        margin: Least distance of a point from the border of the other view, pixels. Defaults to 1.
+        max_error: Relative difference of depths |z - D| / (z + D) above which a point is considered occluded. Defaults
+            to 0.2.
+
+    Returns:
+        `Warp`, float32 or float64.
 
     Raises:
-        ValueError: For shapes that don't fit.
+        ValueError: For shapes that don't match.
     """
     check_shape("depth", depth, ("B", "S", "H", "W"))
     height, width = depth.shape[-2:]
@@ -81,7 +86,7 @@ def warp_pixels(
     other = Cameras(*(values[:, pairs.sources] for values in cameras))
     points_cam = transform_points(other.cam_from_world, points)
     in_front = known.flatten(2)[:, :, None] & (points_cam[..., 2] > MIN_DEPTH)
-    # Selected before the division, whose gradient is not finite for points beside the camera.
+    # Selecting before the division keeps its gradient finite for points in the plane of the camera.
     ahead = points_cam.new_tensor([0.0, 0.0, 1.0])
     coords, z = project(torch.where(in_front[..., None], points_cam, ahead), other.intrinsics)
     last = coords.new_tensor([width - 1 - margin, height - 1 - margin])
@@ -91,23 +96,23 @@ def warp_pixels(
 
     inverse = 1 / depth[:, pairs.sources]
     if pairs.frozen is not None:
-        # Pairs are drawn on the CPU; an index may stay there, a condition may not.
+        # Pairs may be on the CPU: indices may stay there, a condition of `where` may not.
         frozen = pairs.frozen.to(depth.device)[:, :, None, None]
         inverse = torch.where(frozen, inverse.detach(), inverse)
     ratio = z * sample_maps(inverse[:, :, :, None], coords)[:, :, :, 0]
     all_known = sample_maps(known[:, pairs.sources][:, :, :, None].to(coords.dtype), coords.detach())[:, :, :, 0]
-    # Bilinear weights add up to 1 but for rounding; a neighbour that isn't known takes away more, or nothing.
+    # Bilinear weights add up to 1 up to rounding; a neighbour of unknown depth with a weight reduces the sum by more.
     valid = inside & (all_known > 1 - 1e-4) & (relative_error(ratio).detach() <= max_error)
     return Warp(coords, ratio, valid)
 
 
 def relative_error(ratio: Tensor) -> Tensor:
-    """|z - D| / (z + D) of z / D, in [0, 1) for positive depths."""
+    """Return |z - D| / (z + D) of the ratio z / D, in [0, 1) for positive depths."""
     return (ratio - 1).abs() / (ratio + 1)
 
 
 def known_cameras(cameras: Cameras, camera_mask: Tensor | None) -> Cameras:
-    """Float32 or better, and the identity where the camera is not known."""
+    """Return cameras in float32 or float64, with the identity in place of unknown ones."""
     extrinsics, intrinsics = map(at_least_float32, cameras)
     if camera_mask is None:
         return Cameras(extrinsics, intrinsics)
@@ -118,14 +123,14 @@ def known_cameras(cameras: Cameras, camera_mask: Tensor | None) -> Cameras:
 
 @float32_island
 def sample_maps(maps: Tensor, coords_px: Tensor) -> Tensor:
-    """Bilinear look-up, zero outside.
+    """Sample maps by bilinear interpolation, with 0 outside.
 
     Args:
-        maps: (*, C, H, W), finite, floating point.
-        coords_px: (*, H', W', 2), pixel centres at integers.
+        maps: Finite floating point maps, (…, C, H, W).
+        coords_px: Positions, (…, H', W', 2), pixels, pixel centres at integers.
 
     Returns:
-        (*, C, H', W'), in the wider precision of both, float32 at least.
+        Samples, (…, C, H', W'), in the wider dtype of both, at least float32.
     """
     batch, (height, width) = maps.shape[:-3], maps.shape[-2:]
     scale = coords_px.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
