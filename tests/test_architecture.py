@@ -48,6 +48,7 @@ INNER = {
 OTHERS = {
     "torch": INNER.keys(),
     "einops": INNER.keys(),
+    "kornia": {"losses"},
     "roma": {"geometry"},
     "jaxtyping": {"types"},
     "safetensors": {"checkpoint"},
