@@ -1,12 +1,20 @@
+import dataclasses
+import functools
+import inspect
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
+import geomtx
 from geomtx.checks import (
     check_divisible,
     check_floating,
+    check_images,
     check_mask,
+    check_name,
     check_option,
     check_positive,
     check_shape,
@@ -128,3 +136,37 @@ def test_names_within_a_part():
     assert close_matches("blocks.1", NAMES) == "; did you mean 'encoder.blocks.1'?"
     names = ["model.vggt.encoder.0.qkv", "vggt.encoder.0.qkv", "vggt.encoder.1.qkv"]
     assert close_matches("encoder.*.qkv", names) == "; did you mean 'vggt.encoder.*.qkv'?"
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.zeros((2, 3)), "numpy.ndarray"), ([1.0], "list"), (None, "NoneType")])
+def test_what_is_no_tensor_is_named(value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"^x must be a tensor, got {kind}$"):
+        check_shape("x", value, ("N", 3))
+
+
+def test_images() -> None:
+    check_images("images", torch.rand(2, 3, 4, 4))
+    check_images("images", torch.rand(1, 2, 3, 4, 4).half())
+    with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
+        check_images("images", torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_names_that_are_spelt_alike_are_suggested() -> None:
+    check_name("head", "depth", ("camera", "depth"))
+    with pytest.raises(
+        ValueError, match=r"^head must be one of 'camera', 'depth', got 'dept'; did you mean 'depth'\?$"
+    ):
+        check_name("head", "dept", ("camera", "depth"))
+    with pytest.raises(ValueError, match=r"^head must be one of 'camera', got 'sky'$"):
+        check_name("head", "sky", ("camera",))
+
+
+@pytest.mark.parametrize("config", [geomtx.VGGTConfig, geomtx.NVSConfig, geomtx.VideoTrackerConfig])
+def test_keywords_of_configurations_are_suggested(config: type) -> None:
+    name = dataclasses.fields(config)[0].name
+    message = rf"^{config.__name__} has no field '{name}z'; did you mean '{name}'"
+    for make in (config, functools.partial(dataclasses.replace, config())):
+        with pytest.raises(TypeError, match=message):
+            make(**{f"{name}z": 1})
+    assert next(iter(inspect.signature(config).parameters)) == name
+    assert pickle.loads(pickle.dumps(config())) == config()

@@ -248,7 +248,7 @@ def test_packages_need_no_import_of_their_own(name):
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(AttributeError, match=r"^module 'geomtx' has no attribute 'VGGTT'$"):
+    with pytest.raises(AttributeError, match=r"^module 'geomtx' has no attribute 'VGGTT'; did you mean 'VGGT'"):
         geomtx.VGGTT  # noqa: B018
     assert not hasattr(geomtx, "anything")
 
@@ -278,3 +278,9 @@ def test_version_is_written_once():
     assert 'dynamic = ["version"]' in project
     assert '[tool.hatch.version]\npath = "src/geomtx/__init__.py"' in project
     assert re.fullmatch(r"\d+\.\d+\.\d+", geomtx.__version__)
+
+
+def test_a_misspelt_package_is_suggested():
+    with pytest.raises(AttributeError, match=r"did you mean 'losses'\?$"):
+        geomtx.loses  # noqa: B018
+    assert not hasattr(geomtx, "__path_")

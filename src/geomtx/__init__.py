@@ -78,10 +78,18 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"geomtx.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'geomtx' has no attribute {name!r}")
+        # With an object of its own, Python adds no second suggestion in a traceback.
+        raise AttributeError(f"module 'geomtx' has no attribute {name!r}{_suggest(name)}", name=name, obj=None)
     value = getattr(importlib.import_module(f"geomtx.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _suggest(name: str) -> str:
+    from geomtx.checks import close_matches
+
+    # Python itself looks for names such as __path__.
+    return "" if name.startswith("_") else close_matches(name, (*_HOMES, *_PACKAGES))
 
 
 def __dir__() -> list[str]:

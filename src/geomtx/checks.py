@@ -5,13 +5,16 @@ misspelt names.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Kind = TypeVar("Kind")
 
 __all__ = [
     "check_at_least",
@@ -19,13 +22,16 @@ __all__ = [
     "check_divisible",
     "check_finite_positive",
     "check_floating",
+    "check_images",
     "check_mask",
+    "check_name",
     "check_option",
     "check_positive",
     "check_range",
     "check_shape",
     "close_matches",
     "match_names",
+    "suggest_keywords",
 ]
 
 
@@ -40,6 +46,7 @@ def check_shape(name: str, tensor: Tensor, *shapes: Sequence[int | str]) -> None
         shapes: Shapes that are allowed. A number is the exact size of an axis, a string an axis of any size, and "..."
             in front any number of axes.
     """
+    _check_tensor(name, tensor)
     if any(_matches(tuple(tensor.shape), tuple(shape)) for shape in shapes):
         return
     wanted = " or ".join("(" + ", ".join(map(str, shape)) + ")" for shape in shapes)
@@ -53,10 +60,25 @@ def _matches(got: tuple[int, ...], want: tuple[int | str, ...]) -> bool:
     return len(got) == len(want) and all(isinstance(w, str) or g == w for g, w in zip(got, want, strict=True))
 
 
+def _check_tensor(name: str, value: object) -> None:
+    """Require a tensor, known by what it can do, as torch is not imported here."""
+    if not hasattr(value, "is_floating_point"):
+        kind = type(value)
+        found = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"{name} must be a tensor, got {found}")
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     """Require a floating point tensor, as images are in [0, 1] and not in 0 … 255."""
+    _check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """Require floating point images (B, S, 3, H, W), or (S, 3, H, W) of one scene."""
+    check_shape(name, images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
+    check_floating(name, images)
 
 
 def check_mask(name: str, mask: Tensor, *shapes: Sequence[int | str]) -> None:
@@ -71,6 +93,30 @@ def check_option(name: str, value: object, options: Iterable[object]) -> None:
     options = tuple(options)
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def check_name(name: str, value: str, known: Iterable[str]) -> None:
+    """Require a known name; the error suggests names that are spelt alike."""
+    known = tuple(known)
+    if value not in known:
+        hint = close_matches(str(value), known)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{hint}")
+
+
+def suggest_keywords(cls: type[Kind]) -> type[Kind]:
+    """Decorate a dataclass, so that a keyword that it does not have is an error with names that are spelt alike."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        known = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        for name in values:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no field {name!r}{close_matches(name, known)}")
+        init(self, *args, **values)
+
+    cls.__init__ = checked  # type: ignore[method-assign]
+    return cls
 
 
 def check_positive(name: str, value: float) -> None:

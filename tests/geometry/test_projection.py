@@ -135,3 +135,16 @@ def test_wrong_shapes():
         unproject(torch.ones(4), torch.eye(3))
     with pytest.raises(ValueError, match=r"^points_world must have shape \(\.\.\., N, 3\), got \(4, 2\)$"):
         project(torch.ones(4, 2), torch.eye(3))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_leading_axes_that_do_not_broadcast_are_named() -> None:
+    depth, intrinsics, cameras = torch.ones(2, 4, 5), torch.eye(3).expand(3, 3, 3), torch.eye(3, 4).expand(1, 3, 4)
+    message = (
+        r"^leading axes of depth, intrinsics, cam_from_world must be the same or 1, got \(2,\) and \(3,\) and \(1,\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        unproject(depth, intrinsics, cameras)
+    with pytest.raises(ValueError, match=r"^leading axes of points_world, intrinsics must be the same or 1"):
+        project(torch.ones(7, 2, 6, 3), torch.eye(3).expand(4, 3, 3))
+    assert unproject(depth, intrinsics[:1], cameras[0]).shape == (2, 4, 5, 3)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_floating, check_option, check_positive, check_shape
+from geomtx.checks import check_images, check_option, check_positive, check_shape
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.scopes import (
     AcrossViews,
@@ -157,9 +157,8 @@ class AlternatingEncoder(nn.Module):
         Raises:
             ValueError: For other shapes, sides that are no multiples of the patch, or no view.
         """
+        check_images("images", images)
         images = images[None] if images.ndim == 4 else images
-        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
-        check_floating("images", images)
         check_positive("number of views", images.shape[1])
         image_hw = (images.shape[-2], images.shape[-1])
         grid_hw = grid_of(image_hw, self.backbone.patch_size)

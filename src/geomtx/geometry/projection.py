@@ -37,12 +37,10 @@ def unproject(
         (..., H, W, 3) points in world coordinates (or the camera's), in scene units; float32 or better. Differentiable.
 
     Raises:
-        ValueError: For other shapes.
+        ValueError: For other shapes, and leading axes that do not broadcast.
     """
     check_shape("depth", depth, ("...", "H", "W"))
-    check_shape("intrinsics", intrinsics, ("...", 3, 3))
-    if cam_from_world is not None:
-        check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+    _check_cameras("depth", depth, intrinsics, cam_from_world)
     height, width = depth.shape[-2:]
     rows = torch.arange(height, device=depth.device, dtype=intrinsics.dtype) + pixel_center
     columns = torch.arange(width, device=depth.device, dtype=intrinsics.dtype) + pixel_center
@@ -75,12 +73,10 @@ def project(
         but mean nothing, so test the depth.
 
     Raises:
-        ValueError: For other shapes.
+        ValueError: For other shapes, and leading axes that do not broadcast.
     """
     check_shape("points_world", points_world, ("...", "N", 3))
-    check_shape("intrinsics", intrinsics, ("...", 3, 3))
-    if cam_from_world is not None:
-        check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+    _check_cameras("points_world", points_world, intrinsics, cam_from_world)
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
     depth = points_cam[..., 2]
     # Selected, not clamped: points in front keep their exact quotient and gradient, as far as both, x / z and x / z²,
@@ -91,3 +87,24 @@ def project(
     rays = points_cam / safe_depth[..., None]
     coords = rays @ intrinsics.transpose(-1, -2)
     return coords[..., :2], depth
+
+
+def _check_cameras(name: str, values: Tensor, intrinsics: Tensor, cam_from_world: Tensor | None) -> None:
+    """Require cameras whose leading axes broadcast with those of depth (..., H, W) or points (..., N, 3)."""
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
+    given = {name: values, "intrinsics": intrinsics}
+    if cam_from_world is not None:
+        check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+        given["cam_from_world"] = cam_from_world
+    axes = [tuple(tensor.shape[:-2]) for tensor in given.values()]
+    for sizes in zip(*_pad(axes), strict=True):
+        if len({size for size in sizes if size != 1}) > 1:
+            raise ValueError(
+                f"leading axes of {', '.join(given)} must be the same or 1, got {' and '.join(map(str, axes))}"
+            )
+
+
+def _pad(axes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return axes of the same number, with ones in front as broadcasting has them."""
+    length = max(len(each) for each in axes)
+    return [(1,) * (length - len(each)) + each for each in axes]

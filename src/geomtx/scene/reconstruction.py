@@ -11,7 +11,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from geomtx.checks import check_divisible, check_option, close_matches
+from geomtx.checks import check_divisible, check_name, check_option, close_matches
 from geomtx.heads.dense import DenseHead
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.scene.finite import warn_of_nonfinite
@@ -207,7 +207,7 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
     if isinstance(asked, str):
         raise ValueError(f"heads must be a sequence of names, got {asked!r}")
     for head in asked:
-        check_option("head", head, available)
+        check_name("head", head, available)
     if has_queries != ("tracks" in asked):
         raise ValueError(
             f"heads and query_points must come together: tracks {'is not' if has_queries else 'is'} among the heads, "

@@ -1,13 +1,16 @@
 import copy
 import io
 import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from geomtx import VGGT, Attention, CameraHead, DPTDecoder, Predictions, VGGTConfig
 from geomtx.geometry import rotation_angle
+from geomtx.inference import predict
 from reference import named_tensors, relative_error, without_gradient
 
 HEADS = ("camera", "depth", "points", "tracks")
@@ -615,3 +618,15 @@ def test_global_blocks_start_by_similarity_on_request():
         weight = block.attention.qkv.weight
         assert not torch.equal(weight[:dim], weight[dim : 2 * dim])
         assert (block.attention.q_norm.weight == 1).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_that_are_none_are_named_at_the_door(tiny_model: VGGT) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    for call in (tiny_model, tiny_model.encoder, partial(predict, tiny_model)):
+        with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
+            call(pixels)
+        with pytest.raises(ValueError, match=r"^images must be a tensor, got numpy.ndarray$"):
+            call(pixels.numpy() / np.float32(255))
+        with pytest.raises(ValueError, match=r"^images must be a tensor, got list$"):
+            call(list(pixels / 255))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_args
 
-from geomtx.checks import check_count, check_option, check_range
+from geomtx.checks import check_count, check_option, check_range, suggest_keywords
 from geomtx.geometry.rays import RayOrder
 from geomtx.models.vggt.config import VGGTConfig, check_inner_config, parse_around_vggt
 
 __all__ = ["NVSConfig"]
 
 
+@suggest_keywords
 @dataclasses.dataclass(frozen=True)
 class NVSConfig:
     """Configuration of a `VGGTForNVS`; the defaults are for VGGT-1B.

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from geomtx.checks import check_mask, check_shape
+from geomtx.checks import check_images, check_mask, check_shape
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
 from geomtx.encoder.patches import PatchEmbedding
@@ -177,9 +177,9 @@ class VGGTForNVS(nn.Module):
         Arguments and errors are those of `forward`. `encoder.collect(views, attend)` runs the blocks, `decode` makes
         images of the result.
         """
+        check_images("images", images)
         single = images.ndim == 4
         images = images[None] if single else images
-        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         targets = _check_cameras("target_cameras", target_cameras, images, single=single)
         shifts = self._describe_inputs(images, input_cameras, input_mask, single=single)
         rays = self._embed_rays(targets, (images.shape[-2], images.shape[-1]))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
 
-from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.checks import check_divisible, check_name, check_option, check_positive, suggest_keywords
 from geomtx.encoder.alternating import Scope
 from geomtx.layers.backends import BackendName
 
@@ -43,9 +43,10 @@ def check_heads(heads: tuple[str, ...], available: tuple[str, ...] = HEADS) -> N
     if isinstance(heads, str):
         raise ValueError(f"heads must be a tuple of names, got {heads!r}")
     for head in heads:
-        check_option("head", head, available)
+        check_name("head", head, available)
 
 
+@suggest_keywords
 @dataclasses.dataclass(frozen=True)
 class VGGTConfig:
     """Configuration of a VGGT; the defaults are those of VGGT-1B.

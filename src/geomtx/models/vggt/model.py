@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint.files import load_model, save_model
-from geomtx.checks import check_option, check_shape
+from geomtx.checks import check_images, check_option
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
@@ -191,8 +191,8 @@ class VGGT(nn.Module):
                     raise ValueError(f"query_points must be given for the head {head!r}, got None")
         heads = self.heads if heads is None else heads
         heads = tuple(head for head in heads if head not in trackers or query_points is not None)
+        check_images("images", images)
         images = images[None] if images.ndim == 4 else images
-        check_shape("images", images, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
         if patch_mask is not None and patch_mask.ndim == 3:
             patch_mask = patch_mask[None]
         if query_points is not None:

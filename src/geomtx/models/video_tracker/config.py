@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from geomtx.checks import check_count, check_divisible, check_option, check_range
+from geomtx.checks import check_count, check_divisible, check_option, check_range, suggest_keywords
 from geomtx.models.vggt.config import VGGTConfig, check_inner_config, parse_around_vggt
 
 __all__ = ["FeatureSource", "VideoTrackerConfig"]
@@ -13,6 +13,7 @@ __all__ = ["FeatureSource", "VideoTrackerConfig"]
 FeatureSource = Literal["vggt", "images"]
 
 
+@suggest_keywords
 @dataclasses.dataclass(frozen=True)
 class VideoTrackerConfig:
     """Configuration of a `VideoTracker`; the defaults are CoTracker2's on VGGT-1B.

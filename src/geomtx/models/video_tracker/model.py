@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_count, check_floating, check_shape
+from geomtx.checks import check_count, check_images, check_shape
 from geomtx.models.published import open_weights
 from geomtx.models.saved_model import HeadSource, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt.config import check_numbers
@@ -126,9 +126,8 @@ class VideoTracker(nn.Module):
             ValueError: For wrong shapes, a single frame, a video too small for the pyramid, features of another stride,
                 and queries outside the video, also on an accelerator, which is waited for.
         """
+        check_images("video", video)
         video = video[None] if video.ndim == 4 else video
-        check_shape("video", video, ("B", "S", 3, "H", "W"), ("S", 3, "H", "W"))
-        check_floating("video", video)
         query_points = batch_queries(query_points, video.shape[0], 3)
         if video.shape[1] < 2:
             raise ValueError(f"video must have at least 2 frames to track in, got {video.shape[1]}")
