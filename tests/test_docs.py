@@ -87,3 +87,26 @@ def test_tables_of_options_are_those_of_the_commands() -> None:
         assert [option for option in options if f"`{option}" not in section] == ["-h", "--help"]
         assert all(len(line) <= 88 for line in section.partition("```\n")[2].partition("```")[0].splitlines())
     assert "`video_tracker_nano`" in page
+
+
+def test_the_architecture_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    source = ROOT / "src" / "geomtx"
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", page))
+    missing = [name for name in named if not (source / name).exists() and not (ROOT / name).exists()]
+    assert missing == []
+    assert len(named) > 20
+    folders = {path.parent.name for path in source.glob("*/*") if path.is_file() and path.suffix != ".pyc"}
+    assert [name for name in sorted(folders) if f"── {name}/ " not in page] == []
+
+
+def test_code_fits_the_page() -> None:
+    """Longer lines are cut off on the site and scroll on a phone."""
+    wide = [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in PAGES
+        for block in FENCE.finditer(page.read_text(encoding="utf-8"))
+        for line in block["code"].splitlines()
+        if len(line) > 88
+    ]
+    assert wide == []
