@@ -14,7 +14,7 @@
 #   STEP_S      seconds that one measurement may take of these (420)
 #   WAIT_S      seconds that `train` waits for the training before it leaves it to itself (480)
 #   WHEELS      folder of wheels of what PYTHON lacks, installed under STATE without asking a registry (none)
-#   PYTHON      needs torch with CUDA, roma, safetensors, tqdm, for training also accelerate and pyyaml, for the tests
+#   PYTHON      needs torch with CUDA, einops, roma, safetensors, tqdm, matplotlib, for training also accelerate and pyyaml, for the tests
 #               kornia, pytest, pytest-timeout, jaxtyping and beartype, for SIFT opencv-python-headless, and torchao for
 #               quantised weights (python3)
 #   TRAIN_ARGS  for `geomtx train nano_gpu`, like "--set schedule.steps=4000": the schedule has to fit into the time
