@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pydoc
 import re
 import subprocess
 import sys
@@ -110,3 +111,9 @@ def test_code_fits_the_page() -> None:
         if len(line) > 88
     ]
     assert wide == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda page: page.stem)
+def test_names_of_the_api_pages_exist(page: Path) -> None:
+    for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert pydoc.locate(name) is not None, name
