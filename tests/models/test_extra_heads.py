@@ -121,7 +121,7 @@ def test_only_the_heads_asked_for(model, images):
     }  # no queries, no tracks
     with pytest.raises(ValueError, match=r"^query_points must be given for the head 'my_track', got None$"):
         model(images.double(), heads=("my_track",))
-    with pytest.raises(ValueError, match=r"^head must be one of .*'my_foreign', got 'my_dens'; did you mean 'my_dense'\?$"):
+    with pytest.raises(ValueError, match=r"^head must be one of .*, got 'my_dens'; did you mean 'my_dense'\?$"):
         model(images.double(), heads=("my_dens",))
 
 
