@@ -1,4 +1,4 @@
-"""Pyramidal Lucas-Kanade tracking (Bouguet, 2001), OpenCV's: the classical baseline of point tracking."""
+"""Pyramidal Lucas-Kanade tracking (Bouguet 2001) with OpenCV: the classical baseline of point tracking."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ def track_lucas_kanade(
     num_levels: int = 3,
     max_error_px: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Follow points from frame to frame, from their query frame to both ends of the video.
+    """Track points from frame to frame, from their query frame to both ends of the video.
 
-    A point is visible as long as each step, taken back, leads to where it began, within the frame; once lost, it stays
-    lost, as nothing here could recognise it. The result is the same every time.
+    A point is visible as long as every step stays in the frame and, tracked backwards, returns to its start. A lost
+    point stays lost, since it can't be recognised. The result is deterministic.
 
     Args:
-        frames: (S, 3, H, W) in [0, 1].
-        queries: (Q, 3), frame, x and y; pixels of `frames`, pixel centres at integers.
-        window: Side of the square that is compared, pixels.
-        num_levels: Halvings of the frames beside the frames themselves.
-        max_error_px: How far a step taken back may miss.
+        frames: Frames in [0, 1], (S, 3, H, W).
+        queries: Frame index, x and y of every query, (Q, 3), in pixels of `frames`, pixel centres at integers.
+        window: Side of the square window that is compared, pixels, at least 3. Defaults to 15.
+        num_levels: Number of pyramid levels beside the frames themselves, each half as large. Defaults to 3.
+        max_error_px: Largest forward-backward error of a step, pixels, positive. Defaults to 1.
 
     Returns:
-        Coordinates (S, Q, 2) in pixels and visibility (S, Q) bool, on the frames' device, as `evaluate_tapvid` wants.
+        Positions (S, Q, 2), pixels, and visibility (S, Q) bool, on the device of the frames, as `evaluate_tapvid`
+        requires.
 
     Raises:
         ImportError: Without OpenCV: `pip install "geomtx[bench]"`.
@@ -66,7 +67,7 @@ def track_lucas_kanade(
 
 
 class _Step:
-    """From one picture to another, and back."""
+    """One step of tracking between two frames, with a check backwards."""
 
     def __init__(self, window: int, num_levels: int, max_error_px: float) -> None:
         try:
@@ -81,7 +82,7 @@ class _Step:
     def __call__(
         self, here: NDArray[np.uint8], there: NDArray[np.uint8], points: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Where (N, 2) points of `here` are in `there`, and whether that can be believed."""
+        """Return the positions in `there` of points (N, 2) of `here`, and whether the backward check holds, (N,)."""
         moved, found, _ = self.flow(here, there, points[:, None], None, **self.numbers)
         back, found_back, _ = self.flow(there, here, moved, None, **self.numbers)
         moved, miss = moved[:, 0], np.linalg.norm(back[:, 0] - points, axis=-1)
@@ -99,7 +100,7 @@ def _advance(
     here: int,
     there: int,
 ) -> None:
-    """The step of the active points that are not lost; those that are stay where they were last."""
+    """Track the active points that are not lost; lost points keep their last position."""
     coords[there, active] = coords[here, active]
     followed = np.flatnonzero(active & visible[here])
     if len(followed):

@@ -1,4 +1,4 @@
-"""All losses of a model in one (VGGT, section 3.4)."""
+"""Weighted sum of the losses of all heads of a model (VGGT, section 3.4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LossReport", "MultitaskLoss", "compare_part", "count_labels"]
 
 Result = TypeVar("Result")
 
-# What the library trains with.
+# Terms that this library trains with by default.
 CAMERA = CameraTerm()
 DEPTH = DenseTerm("depth")
 POINTS = DenseTerm("points", gradient="normal")
@@ -30,9 +30,9 @@ class LossReport(NamedTuple):
     """Output of `MultitaskLoss`.
 
     Attributes:
-        total: The sum of `tasks`, a scalar with a graph.
-        tasks: Task → its loss times its weight, with a graph; for what looks at the gradients of tasks.
-        terms: Name to log → scalar before weights, with a graph: `detach()` what is kept.
+        total: Sum of `tasks`, a scalar with a graph.
+        tasks: Weighted loss of every task, with a graph, from which gradients of tasks can be computed.
+        terms: Scalars to log by name, before weights, with a graph; detach them before keeping them.
     """
 
     total: Tensor
@@ -41,34 +41,36 @@ class LossReport(NamedTuple):
 
 
 class MultitaskLoss(nn.Module):
-    """Compare a model's predictions with normalized ground truth, task by task.
+    """Weighted sum of losses between the predictions of a model and normalized ground truth.
 
-    A task takes part if the model predicted it and the batch has labels of it, so that batches of cameras only, or
-    models without a head, need nothing said.
+    A task takes part if the model predicts it and the batch has labels for it, so that batches with cameras only, or
+    models without a head, need no configuration.
 
     | | default | `paper()` | `released()` |
     |---|---|---|---|
-    | camera | weight 5, L1, q as -q | weight 1, Huber | weight 5, L1, error clamped at 100, scenes with depth |
-    | depth | weight 1 | weight 1 | weight 1, clamped at 100, NaN is 0, 98 % of the pixels |
+    | camera | weight 5, L1, q equals -q | weight 1, Huber | weight 5, L1, error clamped at 100, scenes with depth |
+    | depth | weight 1 | weight 1 | weight 1, clamped at 100, NaN counts as 0, 98 % of the pixels |
     | points | weight 1, normals | weight 1 | off |
     | tracks | weight 0.05 | weight 0.05 | off |
-    | plain error | yes | no | yes |
-    | gradient term | unweighted | weighted by confidence | unweighted |
+    | unweighted error | yes | no | yes |
+    | gradient loss | unweighted | weighted by confidence | unweighted |
 
-    The default is the released loss without what keeps errors from being unlearned: no clamp, no NaN taken for 0, no
-    pixel dropped for its loss. For labels with outliers, set `DenseTerm("depth", quantile=0.98)`.
+    The default is the released loss without the parts that stop the gradient of large errors: no clamp, no replacement
+    of NaN by 0, no pixel dropped because of its loss. For labels with outliers, use `DenseTerm("depth",
+    quantile=0.98)`.
 
     Args:
-        camera: Term of the cameras; None = off. So for the next ones.
-        depth: Term of the depth.
-        points: Term of the points.
-        tracks: Term of the tracks.
-        consistency: Losses across views, off unless asked for: `ConsistencyTerm()`.
-        others: Any further terms by task name, see `geomtx.losses.Term`. A function (prediction, batch) → scalar, under
-            the name of a head that was added to the model, is the loss of that head, see `geomtx.losses.HeadTerm`.
+        camera: Term of the cameras. Defaults to `CameraTerm()`; None disables it, as for all terms.
+        depth: Term of the depth. Defaults to `DenseTerm("depth")`.
+        points: Term of the points. Defaults to `DenseTerm("points", gradient="normal")`.
+        tracks: Term of the tracks. Defaults to `TrackTerm()`.
+        consistency: Term of cross-view losses, such as `ConsistencyTerm()`. Defaults to none.
+        others: Further terms by task name, see `geomtx.losses.Term`. A function from prediction and batch to a scalar,
+            under the name of a head that was added to the model, is the loss of that head, see
+            `geomtx.losses.HeadTerm`. Defaults to none.
 
     Source: VGGT (arXiv 2503.11651), section 3.4, and the released training configuration. The paper states neither
-    Huber's δ nor α; they are this library's (0.1) and the released code's (0.2).
+    Huber's δ nor α; δ = 0.1 is the choice of this library, α = 0.2 that of the released code.
     """
 
     def __init__(
@@ -96,14 +98,17 @@ class MultitaskLoss(nn.Module):
 
     @property
     def counts_from(self) -> CountSource:
-        """What the numbers of values depend on that the means of the terms are taken over."""
+        """Whether the counts that the means divide by depend on labels only or also on predictions."""
         sources = [getattr(term, "counts_from", "labels") for term in self.tasks.values()]
         return "predictions" if "predictions" in sources else "labels"
 
     def count_labels(self, batch: SceneBatch) -> None:
-        """Collect the counts of a batch within `counting`, where `counts_from` is "labels".
+        """Collect the counts of a batch within `counting`; requires that `counts_from` is "labels".
 
-        The labels take the place of the predictions: what is predicted makes no difference to what is counted.
+        The labels serve as predictions, since the predictions don't affect the counts.
+
+        Args:
+            batch: Ground truth of a chunk of the batch.
         """
         predictions = _predict_labels(batch)
         for name, term in self.tasks.items():
@@ -115,12 +120,12 @@ class MultitaskLoss(nn.Module):
 
     @classmethod
     def paper(cls, **changes: Any) -> MultitaskLoss:
-        """What the paper describes, with means over pixels and views in place of sums.
+        """Return the loss of the paper, with means over pixels and views in place of sums.
 
         Args:
-            changes: Arguments of the constructor, in place of the paper's.
+            changes: Arguments of the constructor that replace those of the paper.
         """
-        # Means over 3, 4 and 2 components, weighted so, are the sum over all nine.
+        # With these weights the means over 3, 4 and 2 components add up to the sum over all nine.
         terms: dict[str, Term | None] = {
             "camera": CameraTerm(weight=1.0, kind="huber", sign_invariant=False, part_weights=(3.0, 4.0, 2.0)),
             "depth": DenseTerm("depth", regression=False, gradient_confidence=True),
@@ -130,10 +135,10 @@ class MultitaskLoss(nn.Module):
 
     @classmethod
     def released(cls, **changes: Any) -> MultitaskLoss:
-        """What was published for fine-tuning, defects included.
+        """Return the loss of the released fine-tuning code, including its defects.
 
         Args:
-            changes: Arguments of the constructor, in place of the published ones.
+            changes: Arguments of the constructor that replace the released ones.
         """
         terms: dict[str, Term | None] = {
             "camera": CameraTerm(sign_invariant=False, clamp=100.0, min_depth_pixels=100),
@@ -144,14 +149,14 @@ class MultitaskLoss(nn.Module):
         return cls(**(terms | changes))
 
     def forward(self, predictions: Predictions, batch: SceneBatch) -> LossReport:
-        """Compare.
+        """Compute the loss.
 
         Args:
-            predictions: Of a model in training.
-            batch: Ground truth of `normalize_scene`, on the same device, of images as large as the predictions.
+            predictions: Predictions of a model in training mode.
+            batch: Ground truth, normalized by `normalize_scene`, on the same device, with images of the same size.
 
         Returns:
-            The sum, and what it is made of; within `counting`, a chunk's part of each.
+            Total, tasks and terms; within `counting`, the contribution of a chunk to each.
 
         Raises:
             ValueError: If no task has both a prediction and labels, or for shapes that don't match.
@@ -174,15 +179,23 @@ class MultitaskLoss(nn.Module):
         return LossReport(torch.stack(list(tasks.values())).sum(), tasks, terms)
 
     def extra_repr(self) -> str:
-        """The terms, one a line."""
+        """Return the terms, one on each line."""
         return "\n".join(f"{name}: {term}" for name, term in self.tasks.items())
 
 
 def compare_part(compare: Callable[[Any, Any], Result], predictions: Any, batch: Any) -> Result:
-    """Run a loss or a term; within `counting`, return a chunk's part of the result for the whole batch.
+    """Compute a loss or a term; within `counting`, return the contribution of a chunk to that of the whole batch.
 
-    A loss without `counts_from`, one of the user's, is weighted by its method `num_values(batch)`, if it has one, else
+    A user's loss without `counts_from` is weighted by the result of its method `num_values(batch)`, if it has one, or
     by the number of scenes.
+
+    Args:
+        compare: Loss or term, a function from predictions and batch to its result.
+        predictions: Predictions for the chunk.
+        batch: Ground truth of the chunk.
+
+    Returns:
+        The result, with weighted tensors.
     """
     if hasattr(compare, "counts_from") or not is_counting():
         return compare(predictions, batch)
@@ -194,7 +207,7 @@ def compare_part(compare: Callable[[Any, Any], Result], predictions: Any, batch:
 
 
 def count_labels(compare: Any, batch: Any) -> None:
-    """Collect the counts of a loss, or of a user's loss or term, within `counting`, without predictions."""
+    """Collect the counts of a loss or term within `counting`, without predictions."""
     if hasattr(compare, "count_labels"):
         compare.count_labels(batch)
     else:
@@ -202,13 +215,13 @@ def count_labels(compare: Any, batch: Any) -> None:
 
 
 def _count(compare: Any, batch: Any) -> Tensor:
-    """By how many values parts of a user's loss or term are weighted, a scalar."""
+    """Return the number of values by which chunks of a user's loss or term are weighted, a scalar."""
     count = compare.num_values(batch) if hasattr(compare, "num_values") else len(batch.images)
     return torch.as_tensor(count, device=batch.images.device)
 
 
 def _predict_labels(batch: SceneBatch) -> Predictions:
-    """Predictions that stand in for a model's where only the labels matter."""
+    """Return predictions equal to the labels, for counts that depend on labels only."""
     pixels = batch.images[:, :, 0]
     maps = {
         name: None if values is None else DenseMap(values, torch.ones_like(pixels))

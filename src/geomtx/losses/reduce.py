@@ -1,4 +1,4 @@
-"""Reductions over the entries that a mask selects. Entries that it hides may be NaN and have no influence."""
+"""Masked reductions. Masked entries may be NaN and have no influence."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = [
 
 
 def select(values: Tensor, mask: Tensor | None) -> Tensor:
-    """`values` where `mask` is True, elsewhere 0; neither hidden values nor their gradients get through.
+    """Return the values where the mask is True and 0 elsewhere, without a gradient there.
 
-    Selecting an input before any arithmetic, rather than its result, is what keeps gradients finite: 0 · NaN is NaN.
+    Inputs have to be selected before any arithmetic for gradients to stay finite, since 0 · NaN is NaN.
 
     Args:
-        values: (…).
-        mask: bool, broadcastable to `values`; None = everything.
+        values: Values, (…).
+        mask: Whether a value counts, bool, broadcastable to `values`; None counts all.
     """
     return values if mask is None else torch.where(mask, values, torch.zeros_like(values))
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the values where `mask` is True; of none, a zero that still has a graph.
+    """Return the mean over the values where the mask is True.
 
-    Within `counting`, the values are divided by their number in the whole batch.
+    Within `counting`, the sum is divided by the number of values in the whole batch.
 
     Args:
-        values: (…).
-        mask: bool, broadcastable to `values`; None = everything.
+        values: Values, (…).
+        mask: Whether a value counts, bool, broadcastable to `values`. Defaults to all values.
 
     Returns:
-        A scalar.
+        A scalar; a zero with a graph if nothing counts.
     """
     if mask is None and _ACTIVE.get() is None:
         return values.mean() if values.numel() else values.sum()
@@ -55,17 +55,18 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class BatchCounts:
-    """How many pixels, cameras, tracks … the means of a loss are taken over, in a chunk and in the whole batch.
+    """Numbers of pixels, cameras, tracks, … that the means of a loss divide by, in a chunk and in the whole batch.
 
-    A batch may be worked on in chunks, one after the other or in several processes. A mean over all of it is the sum
-    of the chunks' sums, each divided by the count over the whole batch, which therefore has to be known beforehand:
-    the loss is first run to collect the counts of every chunk, then within the counts of all of them.
+    A batch may be split into chunks that are processed one after the other or by several processes. A mean over the
+    whole batch is the sum over all chunks, divided by the count of the whole batch. The loss is therefore first
+    computed to collect the counts of every chunk, and then again with the counts of all chunks.
 
     Args:
-        whole: Name of a count → its values over the whole batch; None = collect only: means are those of the chunk.
+        whole: Counts over the whole batch by name. Defaults to None: counts are collected and means are those of the
+            chunk.
 
     Attributes:
-        own: Name of a count → its values in this chunk, filled while the loss runs.
+        own: Counts of this chunk by name, collected while the loss is computed.
     """
 
     def __init__(self, whole: Mapping[str, list[float]] | None = None) -> None:
@@ -76,7 +77,7 @@ class BatchCounts:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Within the block, counts are numbered from 0 under this name: other parts of a loss don't shift them."""
+        """Number the counts within the block from 0 under this name, independently of other parts of a loss."""
         outside = self._scope, self._number
         self._scope, self._number = (*self._scope, name), 0
         try:
@@ -85,7 +86,7 @@ class BatchCounts:
             self._scope, self._number = outside
 
     def look_up(self, count: Tensor) -> Tensor:
-        """Note a chunk's count; return that of the whole batch."""
+        """Store the count of a chunk and return that of the whole batch."""
         name = "/".join((*self._scope, str(self._number)))
         self._number += 1
         self.own[name] = count.detach()
@@ -95,7 +96,7 @@ class BatchCounts:
         return count.new_tensor(values[: count.numel()]).view_as(count)
 
     def values(self) -> dict[str, list[float]]:
-        """The chunk's counts as plain numbers."""
+        """Return the counts of the chunk as Python numbers."""
         return {name: count.flatten().tolist() for name, count in self.own.items()}
 
 
@@ -104,7 +105,7 @@ _ACTIVE: ContextVar[BatchCounts | None] = ContextVar("counts of the batch", defa
 
 @contextmanager
 def counting(counts: BatchCounts | None) -> Iterator[None]:
-    """Within the block, losses of this thread use these counts; None = each mean has the count of its own values."""
+    """Let losses of this thread use these counts within the block; with None, means divide by their own counts."""
     token = _ACTIVE.set(counts)
     try:
         yield
@@ -113,35 +114,35 @@ def counting(counts: BatchCounts | None) -> Iterator[None]:
 
 
 def is_counting() -> bool:
-    """Whether the block of a `counting` with counts is entered."""
+    """Return whether losses currently use counts of the whole batch, or collect them."""
     return _ACTIVE.get() is not None
 
 
 @contextmanager
 def count_scope(name: str) -> Iterator[None]:
-    """`BatchCounts.scope` of the counts in use, if there are any."""
+    """Enter `BatchCounts.scope` of the counts in use, if there are any."""
     counts = _ACTIVE.get()
     with nullcontext() if counts is None else counts.scope(name):
         yield
 
 
 def over_batch(count: Tensor) -> Tensor:
-    """The count over the whole batch, where `counting` knows it, else `count` itself.
+    """Return a count over the whole batch within `counting`, or `count` itself otherwise.
 
     Args:
-        count: Number of values that a mean is taken over, or one for each of several means, any shape.
+        count: Number of values that a mean divides by, or one for each of several means; any shape.
 
     Returns:
-        Shape and dtype of `count`.
+        Counts with the shape and dtype of `count`.
     """
     counts = _ACTIVE.get()
     return count if counts is None else counts.look_up(count)
 
 
 def has_enough(count: Tensor, least: int) -> Tensor:
-    """Whether there are at least so many values in the whole batch, a bool scalar.
+    """Return whether the whole batch has at least `least` values, a bool scalar.
 
-    While the counts are collected it is True: later ones must not depend on what a single chunk has.
+    The result is True while counts are collected, since later counts must not depend on those of a single chunk.
     """
     counts = _ACTIVE.get()
     enough = over_batch(count) >= least
@@ -149,30 +150,30 @@ def has_enough(count: Tensor, least: int) -> Tensor:
 
 
 def weigh(mean: Tensor, count: Tensor, whole: Tensor) -> Tensor:
-    """A chunk's own mean, weighted by its share of the values: such parts add up to the mean over the whole batch.
+    """Weight the mean of a chunk by its share of the values; the results of all chunks add up to the whole mean.
 
     Args:
-        mean: (…), over `count` values.
+        mean: Mean over `count` values, (…).
         count: Number of values in the chunk, a scalar.
-        whole: `over_batch(count)`.
+        whole: Number of values in the whole batch, `over_batch(count)`.
 
     Returns:
-        (…), `mean` itself where the chunk is all there is.
+        Weighted mean, (…); `mean` itself if the chunk is the whole batch.
     """
     return mean * (count.to(mean.dtype) / whole.to(mean.dtype).clamp(min=1))
 
 
 def average_stages(errors: Tensor, decay: float) -> Tensor:
-    """Errors of all refinements as one: refinement i of I counts decay^(I-1-i) / I.
+    """Average the errors of all refinements, where refinement i of I has the weight decay^(I-1-i) / I.
 
     The sum is divided by the number of refinements, not by the sum of their weights, as published.
 
     Args:
-        errors: (I, …), floating point.
+        errors: Errors of I refinements, (I, …), floating point.
         decay: Weight of a refinement relative to the next one.
 
     Returns:
-        (…).
+        Weighted average, (…).
 
     Raises:
         ValueError: Without a refinement.
@@ -184,24 +185,26 @@ def average_stages(errors: Tensor, decay: float) -> Tensor:
 
 
 def masked_median(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Median over the last axis: of an even number the mean of the two in the middle, which `torch.median` is not.
+    """Compute the median over the last axis; of an even number of values, the mean of the middle two.
+
+    `torch.median` returns the lower of the middle two.
 
     Args:
-        values: (..., N), any N.
-        mask: (..., N) bool, True = the value counts; None = all do.
+        values: Values, (…, N), any N.
+        mask: Whether a value counts, (…, N) bool. Defaults to all values.
 
     Returns:
-        (...); NaN where nothing counts, or something that counts is NaN.
+        Median, (…); NaN where nothing counts or a value that counts is NaN.
     """
     if mask is None:
         mask = torch.ones_like(values, dtype=torch.bool)
     if values.shape[-1] == 0:
         return values.new_full(values.shape[:-1], torch.nan)
-    # Sorting puts NaN last, behind the infinite values that stand for what is not selected.
+    # NaN is sorted to the end, after the infinite values that replace masked ones.
     broken = (values.isnan() & mask).any(-1)
     ordered = torch.where(mask, values, torch.inf).sort(-1).values
     count = mask.sum(-1, keepdim=True)
     low, high = ((count - 1) // 2).clamp(min=0), (count // 2).clamp(max=values.shape[-1] - 1)
-    # Halves are added: the sum of two large numbers may overflow.
+    # Adding halves avoids an overflow of the sum.
     middle = ordered.gather(-1, low) / 2 + ordered.gather(-1, high) / 2
     return torch.where((count > 0).squeeze(-1) & ~broken, middle.squeeze(-1), torch.nan)

@@ -1,6 +1,4 @@
-"""Terms of `MultitaskLoss`: each selects what it compares from predictions and labels, and holds its options and
-its weight.
-"""
+"""Terms of `MultitaskLoss`: each selects predictions and labels and holds the options and weight of a loss."""
 
 from __future__ import annotations
 
@@ -42,21 +40,21 @@ __all__ = [
     "TrackTerm",
 ]
 
-# What the counts that a loss divides by depend on, if it divides by those of the whole batch (`over_batch`).
+# Whether the counts by which a loss divides (`over_batch`) depend on labels only or also on predictions.
 CountSource = Literal["labels", "predictions"]
 
 
 HeadLoss = Callable[[Any, SceneBatch], Tensor | None]
-"""(what a head predicts, labels) → a scalar, or None where the labels that it compares are not there."""
+"""Function from the prediction of a head and the labels to a scalar loss, or to None if labels are missing."""
 
 
 @show_shapes
 class TermLoss(NamedTuple):
-    """What a term gives.
+    """Output of a term.
 
     Attributes:
-        total: A scalar, before the term's weight.
-        parts: What to log, by name; scalars with a graph.
+        total: Loss before the weight of the term, a scalar.
+        parts: Scalars to log by name, with a graph.
     """
 
     total: Tensor
@@ -65,32 +63,35 @@ class TermLoss(NamedTuple):
 
 @runtime_checkable
 class Term(Protocol):
-    """A loss with a weight; write your own to give `MultitaskLoss` another one.
+    """Interface of a loss with a weight. Implement it to add a loss of your own to `MultitaskLoss`.
 
-    With accumulation or several processes, a term is computed on parts of the batch, which are weighted by their share
-    of the scenes. If it is the mean over something else, give the term a method `num_values(batch)` with the number of
-    values that it is the mean of, an integer or a scalar tensor: parts are then weighted by that.
+    With gradient accumulation or several processes, a term is computed on chunks of the batch, which are weighted by
+    their share of the scenes. A term that is a mean over other values may have a method `num_values(batch)` that
+    returns their number, an integer or a scalar tensor, by which chunks are then weighted.
     """
 
     @property
     def weight(self) -> float:
-        """Of the term in the sum of all."""
+        """Weight of this term in the total loss."""
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """The loss; None if the predictions or the labels it compares are not there."""
+        """Compute the loss; return None if the predictions or labels that it compares are missing."""
 
 
 @dataclass(frozen=True)
 class CameraTerm:
-    """`camera_loss` of the pose encodings.
+    """Term with the `camera_loss` of the pose encodings.
 
     Attributes:
-        weight: Of the term.
-        part_weights: Of translation, rotation and field of view.
-        min_depth_pixels: None = all known cameras count. A number = only cameras of scenes whose first view has more
-            known pixels than that, as published (100).
-
-    The others are arguments of `camera_loss`.
+        weight: Weight of this term in the total loss. Defaults to 5.
+        kind: "l1", "l2" or "huber", see `camera_loss`. Defaults to "l1".
+        decay: Weight of a refinement relative to the next one, positive. Defaults to 0.6.
+        delta: Difference at which "huber" turns from squared to linear, positive. Defaults to 0.1.
+        sign_invariant: Whether a quaternion is compared with the nearer of q and -q. Defaults to True.
+        part_weights: Weights of translation, rotation and field of view. Default to (1, 1, 0.5).
+        clamp: Largest translation error that counts, positive. Defaults to no limit.
+        min_depth_pixels: Number of known pixels that the first view of a scene must exceed for its cameras to count;
+            100 in the released code. Defaults to None: all known cameras count.
     """
 
     counts_from: ClassVar[CountSource] = "labels"
@@ -116,7 +117,7 @@ class CameraTerm:
             check_at_least("min_depth_pixels", self.min_depth_pixels, 0)
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs `loss_camera`, `loss_T`, `loss_R`, `loss_FL`: all, translation, rotation, field of view."""
+        """Compute the loss; log `loss_camera` and its parts `loss_T`, `loss_R` and `loss_FL` (field of view)."""
         if predictions.pose_encodings is None or batch.cameras is None:
             return None
         height, width = batch.images.shape[-2:]
@@ -139,6 +140,7 @@ class CameraTerm:
         return TermLoss(loss.total, parts)
 
     def _mask(self, batch: SceneBatch) -> Tensor | None:
+        """Return which cameras count, (B, S) bool, or None for all."""
         if self.min_depth_pixels is None or (batch.mask is None and batch.depth is None):
             return batch.camera_mask
         has_depth = depth_to_camera_mask(known_pixels(batch), min_pixels=self.min_depth_pixels)
@@ -147,22 +149,25 @@ class CameraTerm:
 
 @dataclass(frozen=True)
 class DenseTerm:
-    """`aleatoric_loss` and a gradient or normal term of depth or points, added up.
+    """Term with the sum of `aleatoric_loss` and of a gradient or normal loss, of depth or of points.
 
     Attributes:
-        task: What is compared.
-        weight: Of the term.
-        gamma: See `aleatoric_loss`.
-        alpha: See `aleatoric_loss`.
-        quantile: See `aleatoric_loss`.
-        clamp: See `aleatoric_loss` and `gradient_loss`.
-        nan_to_zero: See `aleatoric_loss`.
-        regression: Add the plain error.
-        gradient: "gradient" = `gradient_loss`, "normal" = `normal_loss` (points only), None = neither.
-        gradient_confidence: Weight that term by confidence too.
-        legacy_unmasked_log: See `gradient_loss`.
-        bearing: Weight of `bearing_loss` (points only), for models without pretrained parts; 0 = without.
-        min_pixels: With fewer known pixels in the batch, all is zero. Published: 100.
+        task: Prediction to compare, "depth" or "points".
+        weight: Weight of this term in the total loss. Defaults to 1.
+        gamma: Weight γ of the error, see `aleatoric_loss`. Defaults to 1.
+        alpha: Weight α of the logarithm of the confidence, see `aleatoric_loss`. Defaults to 0.2.
+        quantile: Quantile in (0, 1] from which on the largest values are dropped, see `Outliers`. Defaults to none.
+        clamp: Ceiling of the errors and of their gradients, positive, see `Outliers`. Defaults to no limit.
+        nan_to_zero: Whether NaN and infinity count as 0, see `Outliers`. Defaults to False.
+        regression: Whether the unweighted error is added. Defaults to True.
+        gradient: "gradient" for `gradient_loss`, "normal" for `normal_loss` (points only), None for neither. Defaults
+            to "gradient".
+        gradient_confidence: Whether the gradient or normal loss is weighted by confidence too. Defaults to False.
+        legacy_unmasked_log: Whether the logarithm also counts at masked pixels, see `ConfidenceWeighting`. Defaults to
+            False.
+        bearing: Weight of `bearing_loss` (points only), for training from random weights. Defaults to 0.
+        min_pixels: Number of known pixels in the batch below which the loss is 0; 100 in the released code. Defaults to
+            1.
     """
 
     counts_from: ClassVar[CountSource] = "labels"
@@ -194,9 +199,9 @@ class DenseTerm:
         _check_positive(self, "clamp")
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs, for depth, `loss_depth` and its addends `loss_conf_depth`, `loss_reg_depth`, `loss_grad_depth`.
+        """Compute the loss; for depth, log `loss_depth`, `loss_conf_depth`, `loss_reg_depth` and `loss_grad_depth`.
 
-        With a `bearing`, `loss_bearing` too, before its weight.
+        The names for points end in `_point`. With `bearing`, `loss_bearing` is logged before its weight.
         """
         if self.task == "depth":
             name, prediction, target = "depth", predictions.depth, batch.depth
@@ -206,7 +211,7 @@ class DenseTerm:
             return None
         value, confidence = prediction
         mask = known_pixels(batch)
-        # One comparison on the device instead of a branch, which would wait for it.
+        # A comparison on the device, since a branch would wait for it.
         mask = mask & has_enough(mask.sum(), self.min_pixels)
         pair = aleatoric_loss(
             value,
@@ -229,6 +234,7 @@ class DenseTerm:
         return TermLoss(total, {f"loss_{name}": total, **parts})
 
     def _gradient(self, value: Tensor, target: Tensor, mask: Tensor, confidence: Tensor) -> Tensor:
+        """Return the gradient or normal loss."""
         weighting = confidence if self.gradient_confidence else None
         if self.gradient == "normal":
             return normal_loss(value, target, mask, weighting, gamma=self.gamma, alpha=self.alpha)
@@ -244,7 +250,19 @@ class DenseTerm:
 
 @dataclass(frozen=True)
 class TrackTerm:
-    """`track_loss` of all refinements; the attributes but `weight` are its arguments."""
+    """Term with the `track_loss` of all refinements.
+
+    Attributes:
+        weight: Weight of this term in the total loss. Defaults to 0.05.
+        decay: Weight of a refinement relative to the next one, positive. Defaults to 0.8.
+        kind: "l1" or "huber", see `track_loss`. Defaults to "l1".
+        delta: Error at which "huber" turns from squared to linear, pixels, positive. Defaults to 10.
+        threshold_px: Error below which a prediction is correct, pixels, positive. Defaults to 3.
+        visibility_weight: Weight of the visibility loss. Defaults to 1.
+        confidence_weight: Weight of the confidence loss. Defaults to 1.
+        visible_boost: Extra weight of visible points, see `TrackWeights`. Defaults to None: only visible points count.
+        min_points: Number of positions in the batch below which the position loss is 0, positive. Defaults to 3.
+    """
 
     counts_from: ClassVar[CountSource] = "labels"
 
@@ -267,7 +285,7 @@ class TrackTerm:
         _check_positive(self, "decay", "delta", "threshold_px", "min_points")
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs `loss_track` and its addends before weights: `loss_position`, `loss_visibility`, `loss_confidence`."""
+        """Compute the loss; log `loss_track`, `loss_position`, `loss_visibility` and `loss_confidence`."""
         if predictions.track_iterations is None or batch.tracks is None:
             return None
         loss = track_loss(
@@ -289,7 +307,7 @@ class TrackTerm:
 
 
 def _check_positive(term: Term, *names: str) -> None:
-    """None is no number."""
+    """Check that numbers are finite and positive, where they are not None."""
     for name in names:
         value = getattr(term, name)
         if value is not None:
@@ -298,20 +316,21 @@ def _check_positive(term: Term, *names: str) -> None:
 
 @dataclass(frozen=True)
 class ConsistencyTerm:
-    """Predictions of different views agree with each other; a weight of 0 turns a part off.
+    """Term with the losses on agreement between predictions of different views; a weight of 0 disables a loss.
 
-    Every view is compared with a few others, drawn anew at each call from torch's generator. What a part needs and
-    isn't there leaves it out. The images are compared as they are in the batch: give them before any change of colour.
+    Every view is compared with a few other views, drawn at every call from torch's generator. A loss is left out if
+    predictions or labels that it needs are missing. Colour augmentation of the images breaks the photometric loss.
 
     Attributes:
-        weight: Of the term.
-        photometric: Weight of `photometric_loss`, of predicted depth and cameras.
-        epipolar: Weight of `epipolar_loss`, of predicted cameras and true tracks.
-        depth: Weight of `depth_consistency_loss`, of predicted depth and cameras.
-        track_points: Weight of `track_point_loss`, of predicted points (without a point head: of unprojected depth)
-            and true ones.
-        num_sources: Views that each is compared with.
-        geometry: Whose cameras: "pred", predicted; "mixed", predicted poses and true intrinsics; "gt", true.
+        weight: Weight of this term in the total loss. Defaults to 1.
+        photometric: Weight of `photometric_loss` on predicted depth and cameras. Defaults to 0.1.
+        epipolar: Weight of `epipolar_loss` on predicted cameras and true tracks. Defaults to 0.01.
+        depth: Weight of `depth_consistency_loss` on predicted depth and cameras. Defaults to 0.1.
+        track_points: Weight of `track_point_loss` on predicted points, or on unprojected depth without a point head.
+            Defaults to 5.
+        num_sources: Number of other views that each view is compared with. Defaults to 2.
+        geometry: Cameras to use: "pred", predicted; "mixed", predicted poses and true intrinsics; "gt", true. Defaults
+            to "pred".
     """
 
     counts_from: ClassVar[CountSource] = "predictions"
@@ -328,7 +347,10 @@ class ConsistencyTerm:
         check_option("geometry", self.geometry, ("pred", "mixed", "gt"))
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs `loss_photometric`, `loss_epipolar`, `loss_depth_consistency`, `loss_track_points`, before weights."""
+        """Compute the losses and log them before weights.
+
+        The names are `loss_photometric`, `loss_epipolar`, `loss_depth_consistency` and `loss_track_points`.
+        """
         cameras = self._cameras(predictions, batch)
         pairs = draw_pairs(batch.images.shape[1], self.num_sources)
         parts = {
@@ -341,6 +363,7 @@ class ConsistencyTerm:
         return TermLoss(total, {name: loss for name, (_, loss) in parts.items()})
 
     def _cameras(self, predictions: Predictions, batch: SceneBatch) -> Cameras | None:
+        """Return the cameras that `geometry` selects, or None if they are missing."""
         if self.geometry == "gt":
             return batch.cameras
         if self.geometry == "pred" or predictions.cameras is None or batch.cameras is None:
@@ -348,12 +371,13 @@ class ConsistencyTerm:
         return choose_cameras(predictions.cameras, batch.cameras, geometry=self.geometry)
 
     def _camera_mask(self, batch: SceneBatch) -> Tensor | None:
-        """Predicted cameras are always known."""
+        """Return which cameras are known, (B, S) bool, or None for all: predicted ones always are."""
         return None if self.geometry == "pred" else batch.camera_mask
 
     def _of_depth(
         self, predictions: Predictions, batch: SceneBatch, cameras: Cameras | None, pairs: ViewPairs
     ) -> dict[str, tuple[float, Tensor]]:
+        """Return weights and values of the losses on predicted depth by name."""
         parts: dict[str, tuple[float, Tensor]] = {}
         if predictions.depth is None or cameras is None:
             return parts
@@ -369,10 +393,11 @@ class ConsistencyTerm:
     def _of_tracks(
         self, predictions: Predictions, batch: SceneBatch, cameras: Cameras | None, pairs: ViewPairs
     ) -> dict[str, tuple[float, Tensor]]:
+        """Return weights and values of the losses on tracks by name."""
         parts: dict[str, tuple[float, Tensor]] = {}
         if batch.tracks is None:
             return parts
-        # True cameras have nothing to learn of true tracks.
+        # With true cameras and true tracks there is no gradient.
         if self.epipolar and cameras is not None and self.geometry != "gt":
             coords, visible, valid = batch.tracks
             visible = visible & valid[:, None]
@@ -390,20 +415,21 @@ class ConsistencyTerm:
 
 
 def count_scenes(batch: SceneBatch) -> int:
-    """Number of scenes in a batch."""
+    """Return the number of scenes in a batch."""
     return len(batch.images)
 
 
 @dataclass(frozen=True)
 class HeadTerm:
-    """A function of what a head predicts and of what is known, see `VGGT.add_head`.
+    """Term with a user's loss on the prediction of an added head, see `VGGT.add_head`.
 
     Attributes:
-        head: Its name in `Predictions.extra`.
-        loss: (prediction, labels) → a scalar; or None, where the labels that it compares are not there.
-        weight: Of the term.
-        num_values: labels → the number of values that `loss` is the mean of, an integer or a scalar tensor, by which
-            parts of a batch are weighted with accumulation or several processes; defaults to the number of scenes.
+        head: Name of the head, the key of its prediction in `Predictions.extra`.
+        loss: Function from prediction and labels to a scalar, or to None if labels are missing.
+        weight: Weight of this term in the total loss. Defaults to 1.
+        num_values: Function from labels to the number of values that `loss` averages, an integer or a scalar tensor, by
+            which chunks of a batch are weighted with gradient accumulation or several processes. Defaults to the number
+            of scenes.
     """
 
     head: str
@@ -415,7 +441,7 @@ class HeadTerm:
         check_at_least("weight", self.weight, 0)
 
     def __call__(self, predictions: Predictions, batch: SceneBatch) -> TermLoss | None:
-        """Logs `loss_HEAD`."""
+        """Compute the loss and log it as `loss_` with the name of the head."""
         if predictions.extra is None or self.head not in predictions.extra:
             return None
         loss = self.loss(predictions.extra[self.head], batch)

@@ -1,4 +1,4 @@
-"""The best guess that does not look at the pictures, as a baseline that a model has to beat."""
+"""Best constant prediction, fitted to scenes without their images: a baseline for `evaluate_predictions`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ __all__ = [
     "relative_poses",
 ]
 
-_NUM_DIRECTIONS = 1000  # tried, over half a sphere: 3 degrees apart
+_NUM_DIRECTIONS = 1000  # candidate directions on a half sphere, about 3 degrees from each other
 
 
 def relative_poses(batch: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all pairs of known cameras: angle of the rotation, degrees, translation (P, 3), is it one with view 0?"""
+    """Return the relative poses of all pairs of known cameras.
+
+    Returns:
+        Rotation angles (P,), degrees; translations (P, 3); whether a pair has view 0, (P,) bool.
+    """
     assert batch.cameras is not None
     cameras, mask = batch.cameras.cam_from_world.double().cpu(), known_cameras(batch).cpu()
     i, j = torch.triu_indices(cameras.shape[1], cameras.shape[1], offset=1)
@@ -46,31 +50,35 @@ def relative_poses(batch: SceneBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def best_direction(rotations_deg: Tensor, translations: Tensor, aim: str) -> Tensor:
-    """The direction (3,) that is best for pairs whose rotation is guessed with these errors.
+    """Find the constant translation direction with the best score for given relative poses.
 
     Args:
-        rotations_deg: (P,).
-        translations: (P, 3).
-        aim: "auc", the AUC@30 of the larger error, or "rta", the share of directions within 30 degrees.
+        rotations_deg: Rotation errors of the pairs, (P,), degrees.
+        translations: True relative translations, (P, 3).
+        aim: Score to maximise: "auc", the AUC@30 of the larger error, or "rta", the share of directions within 30
+            degrees.
+
+    Returns:
+        Unit direction, (3,).
     """
     directions = _half_sphere(_NUM_DIRECTIONS)
     cosine = directions @ torch.nn.functional.normalize(translations, dim=-1).mT
     errors = torch.acos(cosine.abs().clamp(max=1)).rad2deg()
     recall = pose_recall(errors, (30,))[:, 0]
-    # Where no guess is near enough for an AUC, the directions alone decide.
+    # If the AUC of all candidates is 0, the share of directions decides.
     score = recall if aim == "rta" else pose_auc(torch.maximum(errors, rotations_deg), (30,))[:, 0] + 1e-6 * recall
     return directions[score.nan_to_num().argmax()]
 
 
 def known_cameras(batch: SceneBatch) -> Tensor:
-    """(B, S) bool."""
+    """Return which cameras are known, (B, S) bool."""
     if batch.camera_mask is not None:
         return batch.camera_mask
     return torch.ones(batch.images.shape[:2], dtype=torch.bool, device=batch.images.device)
 
 
 def _half_sphere(count: int) -> Tensor:
-    """(count, 3) directions, evenly spread (a Fibonacci lattice); x comes first, as most cameras move sideways."""
+    """Return directions of a Fibonacci lattice on a half sphere, (count, 3), starting at the x axis."""
     index = torch.arange(count, dtype=torch.float64)
     x = 1 - index / count
     radius, angle = (1 - x.square()).sqrt(), index * math.pi * (3 - math.sqrt(5))
@@ -78,7 +86,12 @@ def _half_sphere(count: int) -> Tensor:
 
 
 def map_views(way: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`way` of the first views and of all others, each (N, …); NaN is left out, and 1 stands where nothing is left."""
+    """Apply a statistic to the maps of all first views and of all other views; undefined results become 1.
+
+    Args:
+        way: Statistic over the first axis that ignores NaN, (N, …) → (…).
+        values: Maps of every batch, (B, S, …), with NaN for unknown values.
+    """
     first = torch.cat([value[:, 0] for value in values])
     others = torch.cat([value[:, 1:].flatten(0, 1) for value in values])
     maps = [way(part).nan_to_num(1.0) for part in (first, others if len(others) else first)]
@@ -102,7 +115,7 @@ def _plane(values: Tensor) -> Tensor:
 
 
 def _relative_median(values: Tensor) -> Tensor:
-    """The c of least Σ |c - g| / g: the median of g with weights 1 / g."""
+    """Return the c that minimises Σ |c - g| / g: the median of g with weights 1 / g."""
     ordered = values.sort(0).values  # NaN comes last
     weights = torch.where(ordered.isnan(), 0.0, 1 / ordered).cumsum(0)
     index = (weights >= weights[-1:] / 2).int().argmax(0, keepdim=True)
@@ -113,30 +126,30 @@ DEPTH_WAYS = (_mean, _median, _geometric_mean, _relative_median, _plane)
 POINT_WAYS = (_mean, _median)
 
 
-_STEP = 1e-3  # between the other cameras, relative to their distance from the first: only its direction matters
-_QUERIES = 500  # points of a cloud that is only looked at to choose
+_STEP = 1e-3  # distance between the other cameras, relative to their distance from the first; only directions matter
+_QUERIES = 500  # query points of a cloud when candidates are compared
 _PULLS = (1.0, 0.75, 0.5, 0.25, 0.0)
-_SCENES = 16  # that clouds are compared of, to choose
-_DISTANCES = (0.01, 1.0)  # of the cameras, relative to the true ones'
+_SCENES = 16  # number of scenes when candidates are compared by their clouds
+_DISTANCES = (0.01, 1.0)  # candidate distances of the cameras, relative to the median of the true ones
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstantGuess:
-    """The same for every scene; `fit_constant_guess` makes it. A part that nothing was known of is None.
+    """Prediction that is the same for every scene, see `fit_constant_guess`. Parts without labels are None.
 
-    Lengths are in units of the scene. Every map is for the first view and, as views come in any order, one for all
-    others.
+    Lengths are in units of the scene. There is one map for the first view and one for all other views, which may come
+    in any order.
 
     Attributes:
-        image_hw: Height and width of the images that it is for, pixels.
-        translations: (2, 3), directions of the relative translations: of the first view and any other, and of two
-            others. No camera is turned.
-        distance: Of the other cameras from the first.
-        intrinsics: (3, 3), pixels.
-        depth: (2, H, W).
-        points: (2, H, W, 3), in the first camera's frame.
-        pull: Where a track is, between the images' centre (0) and where it is in the first view (1).
-        visible: Share of the tracks that another view sees.
+        image_hw: Height and width of the images, pixels.
+        translations: Directions of the relative translations between the first and another view, and between two other
+            views, (2, 3). All rotations are the identity.
+        distance: Distance of the other cameras from the first.
+        intrinsics: Intrinsics, (3, 3), pixels.
+        depth: Depth maps, (2, H, W).
+        points: Point maps in the frame of the first camera, (2, H, W, 3).
+        pull: Position of a track in other views, from 0 (centre of the image) to 1 (position in the first view).
+        visible: Share of visible points in other views, in [0, 1].
     """
 
     image_hw: tuple[int, int]
@@ -149,9 +162,15 @@ class ConstantGuess:
     visible: float | None = None
 
     def predict(self, batch: SceneBatch) -> Predictions:
-        """The guess in the shape of a model's output; of `batch` only shapes and the queries of the tracks are used.
+        """Return the prediction in the format of a model.
 
-        Confidences are 1; a track's visibility is the share of visible tracks, so that it is seen if most are.
+        Confidences are 1. The visibility of every track is the share of visible points.
+
+        Args:
+            batch: Scenes, of which only shapes and the queries of the tracks are used.
+
+        Returns:
+            Predictions for the batch.
 
         Raises:
             ValueError: For images of another size.
@@ -176,7 +195,7 @@ class ConstantGuess:
         return Predictions(**parts)
 
     def _cameras(self, images: Tensor) -> Cameras:
-        """All but the first in one place, up to small steps: two directions serve all pairs."""
+        """Return cameras that differ by small steps except the first, so that all pairs have one of two directions."""
         assert self.translations is not None
         assert self.intrinsics is not None
         b, s = images.shape[:2]
@@ -190,28 +209,27 @@ class ConstantGuess:
 
 @torch.no_grad()
 def fit_constant_guess(batches: Iterable[SceneBatch], *, direction: Literal["auc", "rta"] = "auc") -> ConstantGuess:
-    """The best guess for scenes like these that has seen none of the pictures.
+    """Fit the best constant prediction to scenes, without their images.
 
-    Each part is fitted in several ways to half of the scenes, and the way that scores best on the other half, with
-    the measures of `evaluate_predictions`, is fitted to all:
+    Several candidates for each part are fitted to half of the scenes; the candidate with the best score of
+    `evaluate_predictions` on the other half is fitted to all scenes:
 
-    - No camera is turned. The direction of the translation with the best AUC@30 (or RTA@30) among 1000, one for the
-      first view with any other and one for two others (views come in any order); the field of view's median.
-    - Depth per pixel, of scenes scaled to the same median: mean, median, geometric mean, the median that is best for
-      relative errors, and a plane; by AbsRel.
-    - Points per pixel: mean or median, or the first view's for all views; by the clouds' overall error.
-    - How far the cameras are apart, by the overall error of the unprojected depth.
-    - Tracks stay where they are or are pulled towards the centre, by δ_avg; visible if most are, which is best for
-      the occlusion accuracy and, where most are, for AJ.
+    - Rotations are the identity. The translation direction has the best AUC@30 (or RTA@30) among 1000 candidates, one
+      for pairs with the first view and one for other pairs. Intrinsics are the median.
+    - Depth of every pixel, of scenes scaled to the same median: mean, median, geometric mean, median for relative
+      errors, or a constant; by AbsRel.
+    - Points of every pixel: mean or median, for the first and the other views or the same for all; by the overall error
+      of the clouds.
+    - Distance of the cameras, by the overall error of the unprojected depth.
+    - Tracks stay in place or are moved towards the centre, by δ_avg; they are visible if most true points are.
 
     Args:
-        batches: Scenes with images of one size, in any world and unit, any numbers of views: at least 2 scenes, and
-            enough that the mean of a pixel is no longer that of single scenes (some dozens).
-        direction: What the direction of the translations is best for. Cameras that are hardly turned may have moved
-            in other directions than the rest, so that these are two guesses.
+        batches: Scenes with images of one size, in any world frame and unit, with any numbers of views: at least two
+            scenes, better some dozens.
+        direction: Score for which the direction of the translations is chosen, "auc" or "rta". Defaults to "auc".
 
     Returns:
-        `ConstantGuess` on the CPU.
+        The prediction, on the CPU.
 
     Raises:
         ValueError: For fewer than 2 scenes, images of different sizes, or another `direction`.
@@ -311,10 +329,10 @@ def _choose(
     measure: str,
     part: str,
 ) -> ConstantGuess:
-    """Of several fits to half the scenes the one that scores best on the others, to all scenes."""
+    """Return the fit to all scenes of the candidate that, fitted to half of them, scores best on the other half."""
     halves = [[half for batch in scenes if len((half := _every_second(batch, start)).images)] for start in (0, 1)]
     if not all(halves):
-        # One scene a batch.
+        # Every batch has one scene.
         halves = [list(scenes[::2]), list(scenes[1::2])]
     judges = _few(halves[1]) if part == "points" else halves[1]
     scores = [
@@ -325,7 +343,7 @@ def _choose(
 
 
 def _few(scenes: Sequence[SceneBatch]) -> list[SceneBatch]:
-    """Some of the scenes, whole batches: clouds are slow to compare."""
+    """Return the first batches with at least `_SCENES` scenes together, since comparing clouds is slow."""
     counts = itertools.accumulate(len(batch.images) for batch in scenes)
     return [batch for batch, count in zip(scenes, counts, strict=True) if count - len(batch.images) < _SCENES]
 
@@ -336,7 +354,7 @@ def _best(guesses: Sequence[ConstantGuess], scenes: Sequence[SceneBatch], measur
 
 
 def _score(guess: ConstantGuess, scenes: Sequence[SceneBatch], measure: str) -> float:
-    """Small is good."""
+    """Return the score of a candidate, smaller is better."""
     found = summarize(evaluate_predictions(guess.predict(b), b, max_queries=_QUERIES) for b in scenes)[measure]
     return -found if measure == "track_delta" else found
 
@@ -346,18 +364,18 @@ def _argmin(scores: Sequence[float]) -> int:
 
 
 def _masked(batches: Sequence[SceneBatch], part: str) -> list[tuple[Tensor, Tensor]]:
-    """(values, known pixels (B, S, H, W)) of each batch."""
+    """Return the values and the known pixels (B, S, H, W) of every batch."""
     return [(getattr(batch, part).double().cpu(), known_pixels(batch).cpu()) for batch in batches]
 
 
 def _spread(maps: Tensor, images: Tensor) -> Tensor:
-    """(2, …) → (B, S, …)."""
+    """Expand maps of the first and the other views (2, …) to all views (B, S, …)."""
     views = [maps[:1], maps[1:].expand(images.shape[1] - 1, *maps.shape[1:])]
     return torch.cat(views).to(images.device, _dtype(images)).expand(len(images), images.shape[1], *maps.shape[1:])
 
 
 def _every_second(value: Any, start: int) -> Any:
-    """Every second scene of nested named tuples."""
+    """Return every second scene of nested named tuples."""
     if isinstance(value, Tensor):
         return value[start::2]
     return value if value is None else type(value)(*(_every_second(item, start) for item in value))
