@@ -99,18 +99,22 @@ def map_views(way: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> tupl
 
 
 def _mean(values: Tensor) -> Tensor:
+    """Return the mean over the first axis, ignoring NaN."""
     return values.nanmean(0)
 
 
 def _median(values: Tensor) -> Tensor:
+    """Return the median over the first axis, ignoring NaN."""
     return values.nanmedian(0).values
 
 
 def _geometric_mean(values: Tensor) -> Tensor:
+    """Return the geometric mean over the first axis, ignoring NaN."""
     return values.log().nanmean(0).exp()
 
 
 def _plane(values: Tensor) -> Tensor:
+    """Return the median of all values at every pixel."""
     return torch.full_like(values[0], float(values.nanmedian()))
 
 
@@ -251,6 +255,7 @@ def fit_constant_guess(batches: Iterable[SceneBatch], *, direction: Literal["auc
 
 
 def _fit_cameras(guess: ConstantGuess, scenes: Sequence[SceneBatch], aim: str) -> ConstantGuess:
+    """Fit translation directions, distance and intrinsics."""
     known = [batch for batch in scenes if batch.cameras is not None and batch.images.shape[1] > 1]
     if not known:
         return guess
@@ -275,6 +280,7 @@ def _fit_cameras(guess: ConstantGuess, scenes: Sequence[SceneBatch], aim: str) -
 
 
 def _fit_depth(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    """Choose and fit the depth maps."""
     known = [batch for batch in scenes if batch.depth is not None]
     if not known:
         return guess
@@ -290,6 +296,7 @@ def _fit_depth(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGu
 
 
 def _fit_points(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    """Choose and fit the point maps."""
     known = [batch for batch in scenes if batch.points is not None]
     if not known:
         return guess
@@ -304,6 +311,7 @@ def _fit_points(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantG
 
 
 def _fit_distance(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    """Choose the distance of the cameras."""
     if guess.translations is None or guess.depth is None:
         return guess
     ways = [dataclasses.replace(guess, points=None, distance=guess.distance * d) for d in _DISTANCES]
@@ -311,6 +319,7 @@ def _fit_distance(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> Constan
 
 
 def _fit_tracks(guess: ConstantGuess, scenes: Sequence[SceneBatch]) -> ConstantGuess:
+    """Fit the visibility and choose the positions of tracks."""
     known = [batch for batch in scenes if batch.tracks is not None and batch.images.shape[1] > 1]
     seen = [
         batch.tracks.visible[:, 1:].transpose(1, 2)[batch.tracks.valid].flatten() for batch in known if batch.tracks
@@ -349,6 +358,7 @@ def _few(scenes: Sequence[SceneBatch]) -> list[SceneBatch]:
 
 
 def _best(guesses: Sequence[ConstantGuess], scenes: Sequence[SceneBatch], measure: str) -> ConstantGuess:
+    """Return the candidate with the best score."""
     scores = [_score(guess, scenes, measure) for guess in guesses]
     return guesses[_argmin(scores)]
 
@@ -360,6 +370,7 @@ def _score(guess: ConstantGuess, scenes: Sequence[SceneBatch], measure: str) -> 
 
 
 def _argmin(scores: Sequence[float]) -> int:
+    """Return the index of the smallest score; NaN counts as infinite."""
     return min(range(len(scores)), key=lambda i: math.inf if math.isnan(scores[i]) else scores[i])
 
 
@@ -382,4 +393,5 @@ def _every_second(value: Any, start: int) -> Any:
 
 
 def _dtype(images: Tensor) -> torch.dtype:
+    """Return the dtype of predictions, float32 or float64."""
     return torch.promote_types(images.dtype, torch.float32)
