@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from common import write_result
-from geomtx.layers.backend_speed import fastest_backend, measure_backends
-from geomtx.layers.backends import available_backends
+from geomtx.layers.backends import available_backends, fastest_backend, measure_backends
 
 
 def parse_arguments() -> argparse.Namespace:

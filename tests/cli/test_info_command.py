@@ -40,7 +40,7 @@ def test_the_fastest_backend_of_an_accelerator_is_named(monkeypatch: pytest.Monk
         times["sdpa_flash"] = BackendTime(1.0 if num_tokens > 2000 else 2000.0, None)
         return times
 
-    monkeypatch.setattr("geomtx.layers.backend_speed.measure_backends", made_up)
+    monkeypatch.setattr("geomtx.layers.backends.measure_backends", made_up)
     facts = _describe_attention(torch.device("meta", 1), ["math", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient"])
     lines = [value.split() for _, value in facts]
     assert lines[0] == ["ms", "on", "meta:1", "8", "x", "1024", "tokens", "1", "x", "8192", "tokens"]
@@ -56,7 +56,7 @@ def test_a_device_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("busy\nmore")
 
-    monkeypatch.setattr("geomtx.layers.backend_speed.measure_backends", fail)
+    monkeypatch.setattr("geomtx.layers.backends.measure_backends", fail)
     assert _describe_attention(torch.device("cpu"), ["sdpa"]) == [("", "not measured on cpu: busy")]
 
 

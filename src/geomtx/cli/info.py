@@ -69,7 +69,7 @@ def _describe_attention(device: torch.device, installed: list[BackendName]) -> l
     """Return a table of the backends' times, for small sizes on a CPU."""
     import torch
 
-    from geomtx.layers.backend_speed import CANDIDATES, SHAPES, fastest_backend, measure_backends
+    from geomtx.layers.backends import CANDIDATES, SHAPES, fastest_backend, measure_backends
 
     on_cpu = device.type == "cpu"
     dtype, num_heads, shapes = (torch.float32, 4, ((1, 128), (1, 512))) if on_cpu else (torch.bfloat16, 16, SHAPES)

@@ -1,4 +1,4 @@
-"""Images to tokens."""
+"""Encoders: images → tokens."""
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
 from geomtx.encoder.conditioning import CameraConditioning

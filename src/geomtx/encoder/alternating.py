@@ -12,7 +12,6 @@ from geomtx.checks import check_images, check_option, check_positive, check_shap
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.scopes import (
     AcrossViews,
-    Attend,
     AttentionTable,
     Scope,
     WithinViews,
@@ -23,6 +22,7 @@ from geomtx.encoder.scopes import (
 )
 from geomtx.encoder.special import SpecialTokens
 from geomtx.layers.attention import key_mask
+from geomtx.layers.block import Attend
 from geomtx.layers.rope import RotaryTable, grid_positions, rotary_table
 from geomtx.types import Bool, EmbeddedViews, Float, Tokens
 
@@ -30,10 +30,9 @@ __all__ = ["AlternatingEncoder", "Scope"]
 
 
 class AlternatingEncoder(nn.Module):
-    """A backbone on every view, then blocks that attend within a view or across the views of a scene.
+    """Encode views by a backbone and by blocks that attend within each view or across the views of a scene.
 
-    The order of the blocks, and what each attends to, is data. `order` is a sequence of layers, each a sequence of
-    scopes:
+    `order` is a sequence of layers, and each layer is a sequence of scopes, which say how the next block attends:
 
     - "frame": the next of `frame_blocks`, on each view by itself;
     - "global": the next of `global_blocks`, on all tokens of all views;
@@ -42,13 +41,13 @@ class AlternatingEncoder(nn.Module):
     The output of a layer is the concatenation of its blocks' outputs along the channels. VGGT is
     `(("frame", "global"),) * 24`; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
 
-    `forward` is three steps, which can be called one by one: `embed` makes tokens of images, `attention` says how a
-    block of each scope is run, and `run` is the loop over the blocks. `geomtx.inference` runs the same loop with other
-    tables: a part of the tokens at a time, with fewer keys, or on several processes.
+    `forward` has three steps, which can be called one by one: `embed` computes the tokens of images, `attention`
+    returns the functions that run a block of each scope, and `run` is the loop over the blocks. `geomtx.inference` runs
+    the same loop with other functions: on a part of the tokens at a time, with fewer keys, or on several processes.
 
     Args:
-        backbone: Module that makes patch tokens of normalised images, see `Backbone`; for instance `VisionTransformer`
-            or `PatchEmbedding`.
+        backbone: Module that computes patch tokens of normalised images, see `Backbone`; for instance
+            `VisionTransformer` or `PatchEmbedding`.
         frame_blocks: Modules called as `block(x, rope=…, mask=…)`, for instance `TransformerBlock`, in order of use.
         global_blocks: Modules of the same kind, for the scopes "global" and "cross".
         order: Layers of scopes, see above; defaults to `("frame", "global")` for every pair of blocks.
@@ -110,18 +109,18 @@ class AlternatingEncoder(nn.Module):
 
         Args:
             images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; the first view is the reference.
-            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; defaults to all. The others are keys to
-                no token, and nothing of their content is read; a view without any valid patch drops out with its
-                special tokens.
+            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; defaults to all. No token attends to
+                the others, and their content is not read. In a view without any valid patch, the special tokens are
+                invalid too.
             taps: Layers to keep; defaults to the encoder's `taps`. Nothing after the last of them is computed.
             camera_shift: Vectors added to the camera tokens, (B, S, C), see `CameraConditioning`; defaults to none.
             patch_shift: Vectors added to the patch tokens, (B, S, patches, C); defaults to none.
 
         Returns:
-            The tapped layers.
+            Tokens of the tapped layers.
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, or a tap that is no layer.
+            ValueError: If a shape is another one, a side is not a multiple of the patch, or a tap is no layer.
         """
         taps = self.check_taps(taps)
         views = self.embed(images, patch_mask=patch_mask, camera_shift=camera_shift, patch_shift=patch_shift)
@@ -140,22 +139,22 @@ class AlternatingEncoder(nn.Module):
         first_view: int = 0,
         each_view: Callable[..., Tensor] | None = None,
     ) -> EmbeddedViews:
-        """Make tokens of images: the backbone's patch tokens, with camera and register tokens before them.
+        """Compute the tokens of images: the backbone's patch tokens, preceded by camera and register tokens.
 
         Args:
-            images: As for `forward`.
-            patch_mask: As for `forward`.
-            camera_shift: As for `forward`.
-            patch_shift: As for `forward`.
+            images: Images in [0, 1], see `forward`.
+            patch_mask: Which patches are valid, see `forward`.
+            camera_shift: Vectors added to the camera tokens, see `forward`.
+            patch_shift: Vectors added to the patch tokens, see `forward`.
             extra_patches: Patch tokens of further views, (B, T, patches, C), on the same grid; for instance rays of
                 views without an image. They follow the images' views, with the special tokens of views that aren't the
                 first. Defaults to none.
             first_view: Index in its scene of the first image.
-            each_view: How a function of single views is called, `each_view(function, images (B·S, …), mask (B·S, …))`;
-                defaults to one call with all views.
+            each_view: Function that applies a function of single views,
+                `each_view(function, images (B·S, …), mask (B·S, …))`; defaults to one call with all views.
 
         Raises:
-            ValueError: For other shapes, sides that are no multiples of the patch, or no view.
+            ValueError: If a shape is another one, a side is not a multiple of the patch, or there is no view.
         """
         check_images("images", images)
         images = images[None] if images.ndim == 4 else images
@@ -183,7 +182,11 @@ class AlternatingEncoder(nn.Module):
         return EmbeddedViews(x, self.special.num_tokens, image_hw, grid_hw, mask, first_view)
 
     def attention(self, views: EmbeddedViews) -> dict[Scope, Attend]:
-        """Return how a block of each scope is run on these views: plainly, on all their tokens at once."""
+        """Return the functions that run a block of each scope on all tokens of these views at once.
+
+        Args:
+            views: Tokens of the views before the first block, from `embed`.
+        """
         rope = self.rotary_table(views)
         of_scene = None if rope is None else rope.repeat(views.x.shape[1])
         mask = None if views.mask is None else key_mask(views.mask.flatten(0, 1))
@@ -201,14 +204,14 @@ class AlternatingEncoder(nn.Module):
         *,
         keep: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Run the blocks: x ← attention(x) over each layer's scopes in turn.
+        """Run the blocks: x ← block(x) for the scopes of every layer, one after the other.
 
         Args:
             x: Tokens, (B, S, P, C).
-            attend: How a block of each scope is run, for instance `attention(views)`.
-            taps: Layers to yield.
-            keep: Applied to the output of a block that another block of the same tapped layer follows; defaults to
-                the identity. Where blocks write over their input, it makes the copy that waits.
+            attend: Functions that run a block of each scope, for instance `attention(views)`.
+            taps: Indices of the layers to yield.
+            keep: Function applied to the output of a block that another block of the same tapped layer follows;
+                defaults to the identity. Where blocks overwrite their input, it copies the output.
 
         Yields:
             Index and block outputs, (B, S, P, C) each, of every tapped layer when it is reached.
@@ -224,18 +227,35 @@ class AlternatingEncoder(nn.Module):
                 yield index, outputs
 
     def collect(self, views: EmbeddedViews, attend: AttentionTable, taps: tuple[int, ...] | None = None) -> Tokens:
-        """Run the blocks and keep the tapped layers; arguments as for `run`, `taps` defaults to the encoder's."""
+        """Run the blocks and return the tokens of the tapped layers.
+
+        Args:
+            views: Tokens of the views before the first block, from `embed`.
+            attend: Functions that run a block of each scope, for instance `attention(views)`.
+            taps: Indices of the layers to keep; defaults to the encoder's `taps`.
+        """
         layers = self.run(views.x, attend, self.taps if taps is None else taps)
         return views.without_layers()._replace(layers=dict(map(_join, layers)))
 
     def check_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Return `taps`, or the encoder's for None; ValueError for one that is no layer."""
+        """Return `taps`, or the encoder's for None.
+
+        Args:
+            taps: Indices of layers; None for the encoder's `taps`.
+
+        Raises:
+            ValueError: If a tap is no layer.
+        """
         for tap in taps or ():
             check_option("tap", tap, range(len(self.order)))
         return self.taps if taps is None else taps
 
     def rotary_table(self, views: EmbeddedViews) -> RotaryTable | None:
-        """Return the rotary table of the tokens of a view, in float32 or better; None without rotary positions."""
+        """Return the rotary table of the tokens of a view, in float32 or better; None without rotary positions.
+
+        Args:
+            views: Tokens of the views before the first block, from `embed`.
+        """
         if self.rope_base is None or self.head_dim is None:
             return None
         positions = grid_positions(views.grid_hw, views.num_special, views.x.device)
@@ -256,7 +276,7 @@ class AlternatingEncoder(nn.Module):
         return mask.flatten(2)
 
     def _mask_tokens(self, patch_mask: Tensor) -> Tensor:
-        """(B, S, patches) → (B, S, P): special tokens are valid where any patch of their view is."""
+        """Return which tokens are valid, (B, S, P): special tokens are valid where any patch of their view is."""
         special = patch_mask.any(dim=-1, keepdim=True).expand(-1, -1, self.special.num_tokens)
         return torch.cat([special, patch_mask], dim=-1)
 
@@ -266,12 +286,12 @@ def _call(function: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 def _join(layer: tuple[int, list[Tensor]]) -> tuple[int, Tensor]:
-    """Concatenate a layer's outputs; used with `map`, which holds no layer while the next is computed."""
+    """Concatenate a layer's outputs; for `map`, which holds no reference to a layer while the next is computed."""
     return layer[0], torch.cat(layer[1], dim=-1)
 
 
 def _append(patches: Tensor, extra: Tensor) -> Tensor:
-    """(B, S, patches, C) → (B, S + T, patches, C)."""
+    """Append the patch tokens of T further views, (B, S, patches, C) → (B, S + T, patches, C)."""
     extra = extra[None] if extra.ndim == 3 else extra
     check_shape("extra_patches", extra, (patches.shape[0], "T", *patches.shape[2:]))
     if extra.shape[1] == 0:

@@ -14,25 +14,25 @@ from geomtx.types import Bool, Cameras, Float
 __all__ = ["CameraConditioning", "withhold"]
 
 NUM_SCALES = 2
+"""Number of channels that describe the scale of a scene's cameras."""
 
 
 class CameraConditioning(nn.Module):
-    """Vectors of known poses and intrinsics, to add to the camera tokens: `encoder(images, camera_shift=…)`.
+    """Embed known poses and intrinsics as vectors that are added to the camera tokens, `encoder(…, camera_shift=…)`.
 
-    A camera is eleven numbers: its pose encoding (9, see `geomtx.encode_pose`) and two for the scale of its
-    translation, log(1 + d) for the largest and for the mean distance d of the scene's known camera centres from the
-    first view's. Linear, SiLU, Linear make the vector of them. The last layer starts at zero, so that a model starts
-    unconditioned.
+    A camera is described by eleven numbers: its pose encoding (9, see `geomtx.encode_pose`), and log(1 + d) for the
+    largest and the mean distance d of the scene's known camera centres from the first view's. An MLP with SiLU embeds
+    them. Its last layer is initialised with zeros, so that a model starts unconditioned.
 
     Args:
         dim: Number of channels C of the tokens.
         hidden_dim: Number of channels between the two layers; defaults to `dim`.
-        drop: Share of the scenes, or views, whose cameras are withheld in training mode, 0 to 1, so that the model
-            keeps working without cameras. Their vectors are zero, as those of views of unknown camera.
-        drop_by: What is withheld together: all views of a "scene", or each "view" by itself.
+        drop: Probability, 0 to 1, that cameras are withheld in training mode, so that the model keeps working without
+            cameras. The vectors of withheld and of unknown cameras are zero.
+        drop_by: Whether the cameras of a "scene" are withheld together, or each "view" by itself.
 
     Raises:
-        ValueError: For a share outside 0 … 1 or another `drop_by`.
+        ValueError: If `drop` is outside 0 … 1, or `drop_by` is unknown.
 
     Source: LagerNVS withholds cameras by scene with probability 0.4. Its two numbers of scale are not published.
     """
@@ -72,7 +72,7 @@ class CameraConditioning(nn.Module):
             (B, S, C), exactly 0 for views of unknown or withheld camera.
 
         Raises:
-            ValueError: For other shapes, or a mask that isn't bool.
+            ValueError: If a shape is another one, or the mask isn't bool.
         """
         check_shape("cam_from_world", cameras.cam_from_world, ("B", "S", 3, 4))
         views = cameras.cam_from_world.shape[:2]
@@ -88,24 +88,30 @@ class CameraConditioning(nn.Module):
         return torch.where(mask[..., None], shift, 0.0)
 
     def _describe(self, cameras: Cameras, image_hw: tuple[int, int], mask: Tensor) -> Tensor:
-        """Return eleven numbers of every view, finite for unknown cameras too."""
+        """Return the eleven numbers of every view, finite for unknown cameras too, (B, S, 11)."""
         identity = torch.eye(3, 4, dtype=cameras.cam_from_world.dtype, device=mask.device)
         known = mask[..., None, None]
         poses = torch.where(known, cameras.cam_from_world, identity)
         encoding = encode_pose(poses, torch.where(known, cameras.intrinsics, identity[:, :3]), image_hw)
-        # In the first view's frame, |t| is how far a camera is from it.
+        # In the first view's frame, |t| is the distance of a camera from it.
         distance = torch.linalg.vector_norm(poses[..., 3], dim=-1)
         mean = distance.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         scales = torch.stack([distance.amax(1, keepdim=True), mean], dim=-1).log1p()
         return torch.cat([encoding, scales.expand(-1, mask.shape[1], -1)], dim=-1)
 
     def extra_repr(self) -> str:
-        """Return what is withheld, for `repr`."""
+        """Return `drop` and `drop_by`, for `repr`."""
         return f"drop={self.drop}, drop_by={self.drop_by}"
 
 
 def withhold(mask: Bool[Tensor, "b s"], drop: float, *, by: Literal["scene", "view"] = "scene") -> Bool[Tensor, "b s"]:
-    """Return the mask without a share of its scenes, or views, drawn at random."""
+    """Return a mask of known cameras without those of scenes, or views, that are drawn at random.
+
+    Args:
+        mask: Which cameras are known, (B, S) bool.
+        drop: Probability of being withheld, 0 to 1.
+        by: Whether the cameras of a "scene" are withheld together, or each "view" by itself.
+    """
     if drop == 0:
         return mask
     shape = mask.shape if by == "view" else (mask.shape[0], 1)

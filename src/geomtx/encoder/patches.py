@@ -1,4 +1,4 @@
-"""Images to patch tokens."""
+"""Embedding of images as patch tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geomtx.types import Bool, Float
 
 __all__ = ["Backbone", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
 
-# ImageNet's statistics, rounded to float32 as in training: in float64 the tracker would show the difference.
+# ImageNet's statistics, rounded to float32 as in training; in float64 the rounding would show in tracks.
 IMAGENET_MEAN = (0.48500001430511475, 0.4560000002384186, 0.4059999883174896)
 IMAGENET_STD = (0.2290000021457672, 0.2240000069141388, 0.22499999403953552)
 
@@ -25,9 +25,13 @@ def normalize_images(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Float[Tensor, "*batch 3 h w"]:
-    """Return (images - mean) / std for every channel, images in [0, 1].
+    """Return (images - mean) / std for every channel.
 
-    Constants are plain numbers: a tensor of them would be copied from the host in every call.
+    Args:
+        images: Images in [0, 1], (..., 3, H, W).
+        mean: Mean of each channel; defaults to ImageNet's. Plain numbers, as a tensor would be copied from the host in
+            every call.
+        std: Standard deviation of each channel; defaults to ImageNet's.
     """
     channels = images.unbind(-3)
     return torch.stack([(x - m) / s for x, m, s in zip(channels, mean, std, strict=True)], dim=-3)
@@ -35,6 +39,10 @@ def normalize_images(
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Return the numbers of rows and columns of patches.
+
+    Args:
+        image_hw: Height and width of the images in pixels.
+        patch_size: Side of a patch in pixels.
 
     Raises:
         ValueError: If a side is not a multiple of the patch size.
@@ -47,9 +55,14 @@ def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:
 def drop_masked(
     images: Float[Tensor, "n c h w"], mask: Bool[Tensor, "n p"], patch_size: int
 ) -> Float[Tensor, "n c h w"]:
-    """Set invalid patches to zero, before the embedding.
+    """Set the pixels of invalid patches to zero.
 
-    So nothing of their content, not even a NaN, reaches the output or, as a factor, the gradient of the weights.
+    So their values, NaN included, influence neither the embedding nor the gradient of its weights.
+
+    Args:
+        images: Images, (N, C, H, W).
+        mask: Which patches are valid, (N, P) bool.
+        patch_size: Side of a patch in pixels.
     """
     invalid = ~repeat(mask, "n (r q) -> n 1 (r h) (q w)", r=images.shape[-2] // patch_size, h=patch_size, w=patch_size)
     return images.masked_fill(invalid, 0.0)
@@ -57,7 +70,7 @@ def drop_masked(
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What an `AlternatingEncoder` needs of its backbone, a module.
+    """Protocol of the backbone of an `AlternatingEncoder`, a module.
 
     Attributes:
         dim: Number of channels C of the tokens.
@@ -102,7 +115,7 @@ class PatchEmbedding(nn.Module):
             patch_mask: Which patches are valid, (N, P) bool; the others are embedded as zeros. Defaults to all.
 
         Raises:
-            ValueError: For other sizes.
+            ValueError: If the number of channels is another one, or a side is not a multiple of the patch size.
         """
         check_shape("images", images, ("N", self.project.in_channels, "H", "W"))
         grid_of((images.shape[-2], images.shape[-1]), self.patch_size)

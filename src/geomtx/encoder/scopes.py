@@ -1,4 +1,4 @@
-"""Scopes of attention: what the tokens of a view attend to, and the table that an encoder's loop of blocks asks."""
+"""Scopes of attention, that is which tokens attend to which, and functions that run a block within a scope."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.layers.attention import key_mask
+from geomtx.layers.block import Attend
 from geomtx.layers.rope import RotaryTable
 
 __all__ = [
     "AcrossViews",
-    "Attend",
     "AttentionTable",
     "Scope",
     "WithinViews",
@@ -28,16 +28,13 @@ __all__ = [
 
 Scope = Literal["frame", "global", "cross"]
 
-Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
-"""How a block is run on the tokens of scenes: (number of the block, block, tokens (B, S, P, C)) → tokens."""
-
 AttentionTable = Mapping[Scope, Attend]
-"""Scope → how blocks of that scope are run."""
+"""Function that runs a block on the tokens of scenes, (B, S, P, C), for each scope."""
 
 
 @dataclass(eq=False)
 class WithinViews:
-    """Run a block on every view by itself: the scope "frame".
+    """Run a block on every view by itself, as in the scope "frame".
 
     Attributes:
         rope: Rotary table of the P tokens of a view; None for none.
@@ -56,7 +53,7 @@ class WithinViews:
 
 @dataclass(eq=False)
 class AcrossViews:
-    """Run a block on all tokens of a scene as one sequence: the scopes "global" and, with its mask, "cross".
+    """Run a block on all tokens of a scene as one sequence, as in the scopes "global" and, with a mask, "cross".
 
     Attributes:
         rope: Rotary table of the S·P tokens of a scene; None for none.
@@ -93,8 +90,13 @@ def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:
 def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global: int) -> None:
     """Require an order of scopes that uses every block once.
 
+    Args:
+        order: Layers of scopes.
+        num_frame: Number of frame blocks.
+        num_global: Number of global blocks.
+
     Raises:
-        ValueError: If it doesn't, or for an unknown scope.
+        ValueError: If a block is used more or less than once, or a scope is unknown.
     """
     scopes = [scope for layer in order for scope in layer]
     for scope in scopes:
@@ -108,7 +110,11 @@ def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global
 
 
 def number_blocks(order: tuple[tuple[Scope, ...], ...]) -> tuple[tuple[tuple[Scope, int], ...], ...]:
-    """Return `order` with the index of every scope's block in its list, frame and global blocks counted apart."""
+    """Return `order` with the index of each scope's block in the list of frame blocks or of global blocks.
+
+    Args:
+        order: Layers of scopes.
+    """
     used = {True: 0, False: 0}
     numbered = []
     for layer in order:
@@ -122,6 +128,9 @@ def number_blocks(order: tuple[tuple[Scope, ...], ...]) -> tuple[tuple[tuple[Sco
 
 def ask_head_dim(blocks: Iterable[nn.Module]) -> int:
     """Return the head dimension of the first block that has an `attention.head_dim`.
+
+    Args:
+        blocks: Blocks of an encoder.
 
     Raises:
         ValueError: If none has.

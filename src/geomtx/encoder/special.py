@@ -1,4 +1,4 @@
-"""Camera and register tokens that go before the patches of every view."""
+"""Camera and register tokens that precede the patch tokens of every view."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["SpecialTokens"]
 
 
 class SpecialTokens(nn.Module):
-    """A camera token and some register tokens for every view; the first view of a scene, its reference, has its own.
+    """Camera and register tokens, one set for the first view of a scene, its reference, and one for all other views.
 
     Args:
         dim: Number of channels C of the tokens.
@@ -30,8 +30,8 @@ class SpecialTokens(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the initial tokens.
 
-        Tokens much larger than what a block adds would hide the images; much smaller ones would not tell the first
-        view from the others.
+        Tokens much larger than what a block adds would hide the images; with much smaller ones the first view would
+        not differ from the others.
         """
         nn.init.normal_(self.camera, std=self.std)
         nn.init.normal_(self.registers, std=self.std)
@@ -51,7 +51,7 @@ class SpecialTokens(nn.Module):
             camera_shift: Vectors added to the camera tokens of the first S' views, (B, S', C); defaults to none.
         """
         num_scenes, num_views = patches.shape[:2]
-        # Which set a view takes: 0 for the first, 1 for all others; an index, so that one program serves any S.
+        # Index of each view's set: 0 for the first view, 1 for all others. Computed, so that one graph serves any S.
         kind = torch.arange(first_view, first_view + num_views, device=self.camera.device).clamp(max=1)
         special = torch.cat([self.camera, self.registers], dim=2)[:, kind].to(patches.dtype)
         special = special.expand(num_scenes, -1, -1, -1)

@@ -26,7 +26,13 @@ _POSITION_SCALE = 0.3  # initial positions are weaker than the content of a patc
 
 @show_shapes
 class ViTFeatures(NamedTuple):
-    """Normed tokens of the last block: `cls` (N, C), `registers` (N, R, C), `patches` (N, P, C)."""
+    """Normalised tokens of the last block.
+
+    Attributes:
+        cls: Class tokens, (N, C).
+        registers: Register tokens, (N, R, C).
+        patches: Patch tokens, (N, P, C).
+    """
 
     cls: Tensor
     registers: Tensor
@@ -77,7 +83,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
         self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
-        # Part of published checkpoints and never used: without a gradient, so that DDP doesn't wait for one.
+        # Published checkpoints have it and nothing uses it; without a gradient, so that DDP doesn't wait for one.
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -92,10 +98,10 @@ class VisionTransformer(nn.Module):
         """Draw the initial tokens and positions; the layers inside initialise themselves.
 
         Positions start as sine waves with periods from a quarter of the table to four tables, so that small models
-        need not spend most of their training on telling positions apart.
+        need not spend most of their training on learning positions.
         """
         if self.position_table.is_meta:
-            return  # values come later, and computing on the meta device makes torch import its compiler
+            return  # values are loaded later, and computing on the meta device would import torch's compiler
         for parameter in (self.cls_token, self.registers, self.position_table):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -104,7 +110,7 @@ class VisionTransformer(nn.Module):
             phase = torch.arange(side, device=self.position_table.device) * (8 * torch.pi / side)
             with torch.no_grad():
                 signal = grid_signal(phase, phase, self.dim, base=16.0)
-                self.position_table[0, 1:] = _POSITION_SCALE * signal.flatten(1).T
+                self.position_table[0, 1:] = _POSITION_SCALE * rearrange(signal, "c r q -> (r q) c")
 
     def forward(
         self,
@@ -113,7 +119,7 @@ class VisionTransformer(nn.Module):
         *,
         run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
     ) -> Float[Tensor, "n p c"]:
-        """Return the normed patch tokens, row by row; arguments as for `forward_features`."""
+        """Return the normalised patch tokens, (N, P, C), row by row; arguments as for `forward_features`."""
         return self.forward_features(images, patch_mask, run_block=run_block).patches
 
     def forward_features(
@@ -123,16 +129,16 @@ class VisionTransformer(nn.Module):
         *,
         run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
     ) -> ViTFeatures:
-        """Return all normed tokens.
+        """Return the normalised class, register and patch tokens.
 
         Args:
             images: Normalised images, (N, 3, H, W), H and W multiples of the patch size.
             patch_mask: Which patches are valid, (N, P) bool; the others are no keys in any attention. Defaults to all.
-            run_block: Function from a block to what is called in its place, with the same result; for instance with
-                gradient checkpointing. Defaults to the block itself.
+            run_block: Function that returns, for a block, a function with the same result that is called in its place,
+                for instance with gradient checkpointing. Defaults to the block itself.
 
         Raises:
-            ValueError: For other sizes.
+            ValueError: If a side is not a multiple of the patch size.
         """
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers

@@ -1,8 +1,8 @@
 """Pure functions on (*, …) tensors: rotations, cameras, pose encoding, unprojection, similarities.
 
-They compute in float32 or better and return that, also for half-precision arguments and under autocast: half precision
-holds neither the coordinates of pixels nor a rotation. Arguments of different precisions meet in the widest of them.
-Gradients are finite wherever the derivative, or one side of it, is.
+They compute and return float32 or better, also for arguments in half precision and under autocast, because half
+precision can represent neither pixel coordinates nor rotations. Arguments of different precisions are converted to the
+widest of them. Gradients are finite wherever the derivative, or a one-sided derivative, is.
 """
 
 from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points

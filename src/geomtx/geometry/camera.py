@@ -18,12 +18,15 @@ __all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_ri
 
 @float32_island
 def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batch 3 4"]:
-    """Inverse of [R | t] in closed form, [Rᵀ | -Rᵀt]: exact where a general matrix inverse drifts.
+    """Return the inverse [Rᵀ | -Rᵀt] of rigid transforms [R | t], for instance `world_from_cam` of `cam_from_world`.
 
-    Turns `cam_from_world` into `world_from_cam` and back.
+    The closed form has none of the rounding errors of a general matrix inverse.
+
+    Args:
+        transform: Rigid transforms, (..., 3, 4).
 
     Raises:
-        ValueError: For another shape than (..., 3, 4), 4x4 matrices included.
+        ValueError: If the shape is another one; 4x4 matrices are not accepted.
     """
     check_shape("transform", transform, ("...", 3, 4))
     rotation_t = transform[..., :3].transpose(-1, -2)
@@ -32,23 +35,40 @@ def invert_rigid(transform: Float[Tensor, "*batch 3 4"]) -> Float[Tensor, "*batc
 
 @float32_island
 def compose_rigid(a_from_b: Float[Tensor, "*#batch 3 4"], b_from_c: Float[Tensor, "*#batch 3 4"]) -> Tensor:
-    """`a_from_c` = `a_from_b` ∘ `b_from_c`, (..., 3, 4); batches broadcast."""
+    """Return the composition `a_from_c` of rigid transforms, (..., 3, 4).
+
+    Args:
+        a_from_b: Transforms that are applied last, (..., 3, 4).
+        b_from_c: Transforms that are applied first, (..., 3, 4); batches broadcast.
+    """
     rotation = a_from_b[..., :3]
     return torch.cat([rotation @ b_from_c[..., :3], rotation @ b_from_c[..., 3:] + a_from_b[..., 3:]], dim=-1)
 
 
 @float32_island
 def transform_points(transform: Float[Tensor, "*#batch 3 4"], points: Float[Tensor, "*#batch n 3"]) -> Tensor:
-    """R x + t for N points a transform, (..., N, 3); batches broadcast."""
+    """Return R x + t for N points of each transform, (..., N, 3).
+
+    Args:
+        transform: Rigid transforms [R | t], (..., 3, 4).
+        points: Points x, (..., N, 3); batches broadcast.
+    """
     return points @ transform[..., :3].transpose(-1, -2) + transform[..., None, :, 3]
 
 
 @float32_island
 def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics of a field of view, (vertical, horizontal) in radians, with the principal point at (W/2, H/2).
+    """Return the intrinsics of a field of view, with the principal point at (W/2, H/2).
 
     A field of view of zero, which a rectified network output can be, gives a focal length of about 10^6 image sizes
     instead of an infinite one.
+
+    Args:
+        fov: Vertical and horizontal field of view in radians, (..., 2).
+        image_hw: Height and width of the image in pixels.
+
+    Returns:
+        Intrinsics in pixels, (..., 3, 3).
     """
     height, width = image_hw
     half_tan = torch.tan(fov / 2)
@@ -62,12 +82,18 @@ def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int])
 
 @float32_island
 def intrinsics_to_fov(intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 2"]:
-    """Field of view (vertical, horizontal) in radians, 2·atan(size/2 / f); the inverse of `fov_to_intrinsics`.
+    """Return the field of view 2·atan(size/2 / f); the inverse of `fov_to_intrinsics`.
 
-    In [0, 2π), and finite with its gradient for every focal length: π for one of 0, more for negative ones.
+    Args:
+        intrinsics: Intrinsics in pixels, (..., 3, 3).
+        image_hw: Height and width of the image in pixels.
+
+    Returns:
+        Vertical and horizontal field of view in radians, (..., 2), in [0, 2π). Value and gradient are finite for every
+        focal length: π for a focal length of 0, more for negative ones.
     """
     height, width = image_hw
     f_x, f_y = intrinsics[..., 0, 0], intrinsics[..., 1, 1]
-    # Not atan of the quotient, whose gradient is NaN at a focal length of 0.
+    # atan of the quotient would have a gradient of NaN at a focal length of 0.
     half = [torch.atan2(torch.full_like(f, size / 2), f) for f, size in ((f_y, height), (f_x, width))]
     return 2 * torch.stack(half, dim=-1)

@@ -1,6 +1,7 @@
-"""Cameras as nine numbers (VGGT paper, section 3.1).
+"""Encoding of cameras by nine numbers (VGGT, section 3.1).
 
-Layout: translation t of [R | t] (3), quaternion xyzw (4), field of view (vertical, horizontal) in radians (2).
+The numbers are the translation t of [R | t] (3), the quaternion xyzw of R (4), and the vertical and horizontal field of
+view in radians (2).
 """
 
 from __future__ import annotations
@@ -17,26 +18,27 @@ from geomtx.types import Cameras, Float
 __all__ = ["POSE_DIM", "activate_pose", "decode_pose", "encode_pose"]
 
 POSE_DIM = 9
+"""Number of channels of a pose encoding."""
 
 
 @float32_island
 def encode_pose(
     cam_from_world: Float[Tensor, "*batch 3 4"], intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]
 ) -> Float[Tensor, "*batch 9"]:
-    """Encode cameras.
+    """Return the pose encodings of cameras.
 
-    The encoding has no place for the principal point or skew: decoding puts the principal point at (W/2, H/2).
+    Principal point and skew are not encoded: decoding puts the principal point at (W/2, H/2).
 
     Args:
-        cam_from_world: (..., 3, 4), OpenCV axes.
-        intrinsics: (..., 3, 3) in pixels of an image of `image_hw`.
-        image_hw: Height and width, pixels.
+        cam_from_world: Poses with OpenCV axes, (..., 3, 4).
+        intrinsics: Intrinsics in pixels of an image of size `image_hw`, (..., 3, 3).
+        image_hw: Height and width of the image in pixels.
 
     Returns:
-        (..., 9), float32 or better, with w ≥ 0.
+        Pose encodings, (..., 9), in float32 or better; the quaternion's w is not negative.
 
     Raises:
-        ValueError: For other shapes.
+        ValueError: If a shape is another one.
     """
     check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
@@ -46,17 +48,17 @@ def encode_pose(
 
 @float32_island
 def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) -> Cameras:
-    """Decode cameras; the inverse of `encode_pose` for a centred principal point.
+    """Return the cameras of pose encodings; the inverse of `encode_pose` for a centred principal point.
 
     Args:
-        encoding: (..., 9). The quaternion need not be a unit one, see `quat_to_matrix`.
-        image_hw: Height and width of the image that the intrinsics shall belong to, pixels.
+        encoding: Pose encodings, (..., 9). The quaternion may have any length, see `quat_to_matrix`.
+        image_hw: Height and width in pixels of the image that the intrinsics shall belong to.
 
     Returns:
-        `Cameras` with (..., 3, 4) and (..., 3, 3), float32 or better.
+        Cameras, (..., 3, 4) and (..., 3, 3), in float32 or better.
 
     Raises:
-        ValueError: For another shape.
+        ValueError: If the shape is another one.
     """
     check_shape("encoding", encoding, ("...", POSE_DIM))
     rotation = quat_to_matrix(encoding[..., 3:7])
@@ -65,8 +67,12 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
 
 
 def activate_pose(encoding: Float[Tensor, "*batch 9"]) -> Float[Tensor, "*batch 9"]:
-    """Raw network output to encoding: translation and quaternion as they are, field of view rectified.
+    """Return the pose encoding of a raw network output: the field of view is rectified, the rest stays.
 
-    Nothing is rounded, so the dtype stays.
+    Args:
+        encoding: Raw output of the network, (..., 9).
+
+    Returns:
+        Pose encodings, (..., 9), of the same type, as nothing is rounded.
     """
     return torch.cat([encoding[..., :7], encoding[..., 7:].relu()], dim=-1)

@@ -1,4 +1,4 @@
-"""Depth maps to points and back.
+"""Unprojection of depth maps to points, and projection of points into images.
 
 Pixel centres are at integer coordinates by default, as the published weights expect: the top left pixel's centre is
 (0, 0). With `pixel_center=0.5` it is (0.5, 0.5).
@@ -25,19 +25,19 @@ def unproject(
     *,
     pixel_center: float = 0.0,
 ) -> Float[Tensor, "*out h w 3"]:
-    """Lift every pixel of a depth map to a point.
+    """Return the point of every pixel of a depth map.
 
     Args:
-        depth: (..., H, W), z-depth in scene units.
-        intrinsics: (..., 3, 3) in pixels of the depth map; skew is honoured.
-        cam_from_world: (..., 3, 4). None = points in the camera's frame.
+        depth: Depth maps, z-depth in scene units, (..., H, W).
+        intrinsics: Intrinsics in pixels of the depth map, (..., 3, 3); skew is respected.
+        cam_from_world: Poses, (..., 3, 4); defaults to the identity, which gives points in the camera's frame.
         pixel_center: Coordinate of the centre of the first pixel, 0.0 or 0.5.
 
     Returns:
-        (..., H, W, 3) points in world coordinates (or the camera's), in scene units; float32 or better. Differentiable.
+        Points in world coordinates and scene units, (..., H, W, 3), in float32 or better.
 
     Raises:
-        ValueError: For other shapes, and leading axes that do not broadcast.
+        ValueError: If a shape is another one, or leading axes don't broadcast.
     """
     check_shape("depth", depth, ("...", "H", "W"))
     _check_cameras("depth", depth, intrinsics, cam_from_world)
@@ -63,24 +63,24 @@ def project(
     """Project points into images; the inverse of `unproject`.
 
     Args:
-        points_world: (..., N, 3).
-        intrinsics: (..., 3, 3).
-        cam_from_world: (..., 3, 4). None = the points are in the camera's frame.
+        points_world: Points in world coordinates, (..., N, 3).
+        intrinsics: Intrinsics in pixels, (..., 3, 3).
+        cam_from_world: Poses, (..., 3, 4); defaults to the identity, for points in the camera's frame.
 
     Returns:
-        Coordinates (..., N, 2) in pixels (x, y), in the pixel convention of the intrinsics, and z-depth (..., N);
+        Coordinates (x, y) in pixels, (..., N, 2), in the pixel convention of the intrinsics, and z-depth, (..., N); in
         float32 or better. A point on or behind the camera plane (depth ≤ 0) has no image: its coordinates are finite
-        but mean nothing, so test the depth.
+        but meaningless, so test the depth.
 
     Raises:
-        ValueError: For other shapes, and leading axes that do not broadcast.
+        ValueError: If a shape is another one, or leading axes don't broadcast.
     """
     check_shape("points_world", points_world, ("...", "N", 3))
     _check_cameras("points_world", points_world, intrinsics, cam_from_world)
     points_cam = points_world if cam_from_world is None else transform_points(cam_from_world, points_world)
     depth = points_cam[..., 2]
-    # Selected, not clamped: points in front keep their exact quotient and gradient, as far as both, x / z and x / z²,
-    # are within the range of numbers.
+    # The depth is replaced rather than clamped, so that points in front of the camera keep their exact quotient and
+    # gradient wherever x / z and x / z² can be represented.
     size = depth.detach().abs()
     steepness = points_cam.detach().abs().amax(-1) / size / size
     safe_depth = torch.where(steepness < torch.finfo(depth.dtype).max ** 0.75, depth, 1.0)

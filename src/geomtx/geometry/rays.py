@@ -1,4 +1,4 @@
-"""Rays of pixels as Plücker lines."""
+"""Viewing rays of pixels as Plücker coordinates."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from geomtx.types import Float
 __all__ = ["RayOrder", "plucker_rays"]
 
 RayOrder = Literal["moment_direction", "direction_moment"]
+"""Order of the channels of Plücker coordinates."""
 
 
 @float32_island
@@ -27,33 +28,34 @@ def plucker_rays(
     pixel_center: float = 0.0,
     order: RayOrder = "moment_direction",
 ) -> Float[Tensor, "*out 6 h w"]:
-    """The line of every pixel: its moment m = o x d and its unit direction d, in the world.
+    """Return the viewing ray of every pixel: its moment m = o x d and its unit direction d, in world coordinates.
 
-    o is the camera's centre; m is the same for every point of the line. The pixel in row i and column j has its centre
-    at (j, i), as in `unproject`, which gives points of these lines; with `pixel_center=0.5` at (j + 0.5, i + 0.5), for
-    intrinsics whose origin is the corner of the first pixel.
+    o is the camera's centre; m is the same for every point on the ray. The centre of the pixel in row i and column j is
+    at (j, i), as in `unproject`, whose points lie on these rays; with `pixel_center=0.5` it is at (j + 0.5, i + 0.5),
+    for intrinsics whose origin is the corner of the first pixel.
 
     Args:
-        cam_from_world: (..., 3, 4), OpenCV axes.
-        intrinsics: (..., 3, 3) in pixels of an image of `image_hw`; skew is honoured.
-        image_hw: Height and width, pixels.
+        cam_from_world: Poses with OpenCV axes, (..., 3, 4).
+        intrinsics: Intrinsics in pixels of an image of size `image_hw`, (..., 3, 3); skew is respected.
+        image_hw: Height and width of the image in pixels.
         pixel_center: Coordinate of the centre of the first pixel, 0.0 or 0.5.
-        order: Of the channels: (m_x, m_y, m_z, d_x, d_y, d_z), or the direction first.
+        order: Order of the channels: "moment_direction" is (m_x, m_y, m_z, d_x, d_y, d_z), "direction_moment" has the
+            direction first.
 
     Returns:
-        (..., 6, H, W), float32 or better; moments in scene units. Differentiable.
+        Plücker coordinates, (..., 6, H, W), in float32 or better; moments are in scene units.
 
     Raises:
-        ValueError: For other shapes, an unknown order, or sizes that aren't positive.
+        ValueError: If a shape is another one, the order is unknown, or a size isn't positive.
 
-    Source: light fields as Plücker lines (Sitzmann et al. 2021).
+    Source: Sitzmann et al. 2021 (Light Field Networks), section 3.1.
     """
     check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
     check_shape("intrinsics", intrinsics, ("...", 3, 3))
     check_option("order", order, get_args(RayOrder))
     for name, side in zip(("image height", "image width"), image_hw, strict=True):
         check_count(name, side)
-    # At depth 1, so that no direction is short.
+    # Points at depth 1, so that no direction is close to zero.
     ahead = unproject(intrinsics.new_ones(*intrinsics.shape[:-2], *image_hw), intrinsics, pixel_center=pixel_center)
     world_from_cam = invert_rigid(cam_from_world)
     direction = ahead @ world_from_cam[..., None, :, :3].transpose(-1, -2)

@@ -1,6 +1,6 @@
-"""Rotations, on roma: quaternions are xyzw (scalar last).
+"""Rotations as matrices and quaternions, which are xyzw (scalar last), computed with roma.
 
-roma is imported where it is used: it brings in torch's compiler, which takes longer than all of geomtx's inner ring.
+roma is imported inside the functions: it imports torch's compiler, which takes longer than importing geomtx.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ __all__ = ["matrix_to_quat", "quat_to_matrix", "rotation_angle"]
 
 @float32_island
 def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rotation matrix of a quaternion that need not be a unit one.
+    """Return the rotation matrices of quaternions of any length.
 
-    Every finite quaternion but zero, however long, gives its rotation. Zero, which has none, gives the identity, with
-    zero gradient, so that a network's worst output never turns into NaN; a quaternion that is not finite gives NaN.
+    A quaternion of zero, which stands for no rotation, gives the identity with a gradient of zero, so that no finite
+    output of a network turns into NaN.
+
+    Args:
+        quat_xyzw: Quaternions, (..., 4); they are normalised here. One that is not finite gives NaN.
+
+    Returns:
+        Rotation matrices, (..., 3, 3).
     """
     import roma
 
-    # By the largest component first, which changes no direction and no gradient: squares then stay within range.
+    # Dividing by the largest component first keeps squares within range, and changes no direction and no gradient.
     largest = quat_xyzw.detach().abs().amax(-1, keepdim=True)
     # Two selections: the inner one keeps the backward pass of rsqrt finite where the outer one discards its value.
     is_zero = largest == 0
@@ -36,7 +42,11 @@ def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batc
 
 @float32_island
 def matrix_to_quat(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
-    """Unit quaternion (xyzw) of a rotation matrix, with w ≥ 0; any angle, 180° included."""
+    """Return the unit quaternions xyzw, (..., 4), with w ≥ 0, of rotation matrices.
+
+    Args:
+        rotation: Rotation matrices, (..., 3, 3), of any angle, 180° included.
+    """
     import roma
 
     quat = roma.rotmat_to_unitquat(rotation)
@@ -45,12 +55,16 @@ def matrix_to_quat(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
 
 @float32_island
 def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
-    """Geodesic distance between two rotations, radians in [0, π].
+    """Return the geodesic distance between two rotations in radians, (...), in [0, π].
 
-    The gradient is finite everywhere; at 0 and π, where the distance has a kink, it is 0.
+    The gradient is finite everywhere; at 0 and π, where the distance is not differentiable, it is 0.
+
+    Args:
+        a: Rotation matrices, (..., 3, 3).
+        b: Rotation matrices, (..., 3, 3).
     """
     relative = a.transpose(-1, -2) @ b
-    # 2 sin and 2 cos of the angle. acos or asin of one of them has no derivative at an end of its range.
+    # From 2 sin and 2 cos of the angle: acos or asin of one of them has no derivative at an end of its range.
     skew = relative - relative.transpose(-1, -2)
     sine = torch.linalg.vector_norm(torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1), dim=-1)
     return torch.atan2(sine, relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)

@@ -22,38 +22,41 @@ __all__ = [
     "relate_cameras",
 ]
 
-# The published sum is divided by the count plus this.
 COUNT_MARGIN = 1e-3
+"""Number that is added to the count of points by which the sum of their distances is divided, as in VGGT's training."""
 SCALE_RANGE = (1e-6, 1e6)
+"""Smallest and largest scale of a scene."""
+REACH = 1.35
+"""Scale without depth, divided by the largest distance of an input camera from the first one."""
 
 
 def normalize_scene(batch: SceneBatch, *, by_points: bool = True) -> tuple[SceneBatch, Tensor]:
-    """Make the first camera the world and the mean distance of a scene's points from it the unit of length.
+    """Express scenes in the frame of their first camera, with the points' mean distance from it as the unit of length.
 
     Depth, points and translations are divided by the scale; rotations, intrinsics, images and tracks stay as they are.
-    Predictions are never normalized: the model learns this frame and this unit.
+    Predictions are never normalised: the model learns this frame and this unit.
 
-    - Where points are None, they are made of depth and cameras.
-    - A scene without a known pixel is scaled by the mean distance of its other cameras from the first; if that is
-      nothing either, by 1. Depth without cameras is scaled by its own mean.
+    - Where points are None, they are computed from depth and cameras.
+    - A scene without a known pixel is scaled by the mean distance of its other cameras from the first; by 1 if that is
+      zero too. Depth without cameras is scaled by its own mean.
     - A scene whose first camera is unknown has no frame: all its cameras and, where there are cameras, its pixels are
-      masked. So are the pixels of any other view of unknown camera, if points were made of its depth.
-    - Without a mask, a pixel whose depth is not finite and positive is unknown, as `known_pixels` has it; the batch
-      that is returned has that mask.
-    - What a mask hides may be NaN or infinite, has no influence on anything else and becomes 0. What is known must be
-      finite: a NaN there makes its scene NaN.
+      masked. So are the pixels of other views of unknown camera, if points were computed from their depth.
+    - Without a mask, a pixel whose depth is not finite and positive is unknown, see `known_pixels`; the returned batch
+      has that mask.
+    - Masked values may be NaN or infinite, influence nothing and become 0. Known values must be finite: a NaN among
+      them makes its whole scene NaN.
 
     Args:
-        batch: Scenes in any world and unit.
-        by_points: False = change the frame, not the unit.
+        batch: Scenes in any world frame and unit.
+        by_points: Whether to change the unit of length too, not only the frame; defaults to True.
 
     Returns:
-        The batch and the scale of each scene, (B,), in units of the input, within 1e-6 … 1e6; float32 or better.
-        Float64 stays, and coordinates far from the world's origin need it. The first camera is exactly the identity,
-        and so is every camera that is masked.
+        The batch, and the scale of each scene in units of the input, (B,), within 1e-6 … 1e6; in float32 or better.
+        Coordinates far from the world's origin need float64. The first camera is exactly the identity, and so is every
+        masked camera.
 
     Raises:
-        ValueError: For other shapes than those of `SceneBatch`, or a mask that isn't bool.
+        ValueError: If a shape is not that of `SceneBatch`, or a mask isn't bool.
 
     Source: VGGT (arXiv 2503.11651), section 3.3; the released training code.
     """
@@ -92,14 +95,20 @@ def _at_least_float32(batch: SceneBatch) -> SceneBatch:
 
 
 def _camera_mask(batch: SceneBatch) -> Bool[Tensor, "b s"]:
-    """Cameras that can be told in the first one's frame."""
+    """Return which cameras are known, as is the first camera of their scene, (B, S) bool."""
     if batch.camera_mask is None:
         return torch.ones(batch.images.shape[:2], dtype=torch.bool, device=batch.images.device)
     return batch.camera_mask & batch.camera_mask[:, :1]
 
 
 def known_pixels(batch: SceneBatch) -> Bool[Tensor, "b s h w"]:
-    """Where depth and points are known: the mask; without one, where depth is finite and positive; else everywhere."""
+    """Return which pixels' depth and points are known, (B, S, H, W) bool.
+
+    They are the batch's mask; without one, the pixels whose depth is finite and positive; without depth, all pixels.
+
+    Args:
+        batch: Scenes.
+    """
     if batch.mask is not None:
         return batch.mask
     if batch.depth is not None:
@@ -109,12 +118,12 @@ def known_pixels(batch: SceneBatch) -> Bool[Tensor, "b s h w"]:
 
 
 def _with_mask(batch: SceneBatch) -> SceneBatch:
-    """Depth says what is known only before it is divided, and what is unknown becomes 0."""
+    """Return the batch with its mask of known pixels, which can't be computed after the depth is divided."""
     return batch if batch.depth is None else batch._replace(mask=known_pixels(batch))
 
 
 def _with_points(batch: SceneBatch) -> SceneBatch:
-    """Points of the depth, in the world of the cameras; of unknown cameras there are none."""
+    """Return the batch with the points of its depth, in the cameras' world; those of unknown cameras are masked."""
     if batch.points is not None or batch.depth is None or batch.cameras is None:
         return batch
     points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
@@ -129,8 +138,8 @@ def _first_camera_as_world(batch: SceneBatch) -> SceneBatch:
     known = _camera_mask(batch)
     cameras = batch.cameras.cam_from_world
     identity = torch.eye(3, 4, dtype=cameras.dtype, device=cameras.device)
-    # Hidden cameras are replaced before the arithmetic; afterwards the first is written, as R Rᵀ is the identity only
-    # up to rounding.
+    # Masked cameras are replaced before the arithmetic; the first camera is replaced after it, as R Rᵀ is the identity
+    # only up to rounding.
     cameras = torch.where(known[..., None, None], cameras, identity)
     first = cameras[:, :1]
     relative = compose_rigid(cameras, invert_rigid(first).expand_as(cameras))
@@ -155,10 +164,10 @@ def _ones(batch: SceneBatch) -> Tensor:
 
 
 def _scene_scale(batch: SceneBatch) -> Tensor:
-    """Mean distance of points from the first camera, or what stands in for it."""
+    """Return the mean distance of the points from the first camera, or its substitute without points, (B,)."""
     scale = _ones(batch)
     if batch.cameras is not None:
-        # As the first camera is the identity and the others are rigid, |t| is how far a camera is from it.
+        # As the first camera is the identity and the others are rigid, |t| is the distance of a camera from it.
         known = _camera_mask(batch)[:, 1:]
         distance = torch.linalg.vector_norm(batch.cameras.cam_from_world[:, 1:, :, 3], dim=-1)
         mean = distance.sum(-1) / known.sum(-1).clamp(min=1)
@@ -171,7 +180,7 @@ def _scene_scale(batch: SceneBatch) -> Tensor:
     else:
         return scale.clamp(*SCALE_RANGE)
     count = mask.sum((1, 2, 3))
-    # In the distances' precision: an integer and a Python number would meet in float32.
+    # The count is converted to the distances' type: an integer tensor plus a Python number would be float32.
     mean = distance.sum((1, 2, 3)) / (count.to(distance.dtype) + COUNT_MARGIN)
     return torch.where(count > 0, mean, scale).clamp(*SCALE_RANGE)
 
@@ -194,18 +203,14 @@ def _finite_where_hidden(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask | x.isfinite(), x, 0.0)
 
 
-# Of the farthest input camera's distance, where no depth gives the unit.
-REACH = 1.35
-
-
 @show_shapes
 class RelativeCameras(NamedTuple):
-    """Output of `relate_cameras`.
+    """Result of `relate_cameras`.
 
     Attributes:
-        inputs: (B, S, 3, 4) and (B, S, 3, 3); the first is exactly the identity.
-        targets: (B, T, 3, 4) and (B, T, 3, 3).
-        scale: (B,), the new unit of length in units of the old one.
+        inputs: Input cameras, (B, S, 3, 4) and (B, S, 3, 3); the first pose is exactly the identity.
+        targets: Target cameras, (B, T, 3, 4) and (B, T, 3, 3).
+        scale: New unit of length in the old unit, (B,).
     """
 
     inputs: Cameras
@@ -215,20 +220,20 @@ class RelativeCameras(NamedTuple):
 
 @float32_island
 def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " b"] | None = None) -> RelativeCameras:
-    """Make the first input camera the world, and divide lengths by a scale of the inputs alone.
+    """Express cameras in the frame of the first input camera, in a unit that depends on the inputs alone.
 
     Args:
-        inputs: (B, S, 3, 4) and (B, S, 3, 3), in any world and unit.
-        targets: (B, T, 3, 4) and (B, T, 3, 3), in the same.
-        scale: (B,), for instance the second output of `normalize_scene` for the input views, whose depth gives the
-            unit that VGGT predicts in. None = 1.35 times the largest distance of an input camera's centre from the
-            first one's; 1 if there is no other camera, or all are in one place.
+        inputs: Input cameras, (B, S, 3, 4) and (B, S, 3, 3), in any world frame and unit.
+        targets: Target cameras, (B, T, 3, 4) and (B, T, 3, 3), in the same frame and unit.
+        scale: New unit of length, (B,), for instance the second result of `normalize_scene` for the input views, whose
+            depth gives the unit that VGGT predicts in. Defaults to 1.35 times the largest distance of an input camera's
+            centre from the first one's, or to 1 if there is no other camera or all are in one place.
 
     Returns:
-        `RelativeCameras`, float32 or better.
+        Cameras in the new frame and unit, in float32 or better.
 
     Raises:
-        ValueError: For other shapes.
+        ValueError: If a shape is another one.
 
     Source: LagerNVS's rule for inputs without depth, as docs/recipes/nvs.md describes it.
     """
@@ -252,8 +257,8 @@ def relate_cameras(inputs: Cameras, targets: Cameras, *, scale: Float[Tensor, " 
 
 
 def _farthest(others: Tensor) -> Tensor:
-    """`REACH` times the largest distance of cameras (B, S - 1, 3, 4) from the world's origin; 1 where there is none."""
-    # Rotations keep lengths: |t| is the distance of a camera's centre.
+    """Return `REACH` times the largest distance of cameras (B, S - 1, 3, 4) from the origin, or 1 where it is 0."""
+    # Rotations preserve lengths, so |t| is the distance of a camera's centre.
     distance = torch.linalg.vector_norm(others[..., 3], dim=-1)
     farthest = torch.cat([distance.new_zeros(len(distance), 1), distance], dim=1).amax(1)
     return torch.where(farthest > 0, REACH * farthest, 1.0)

@@ -1,4 +1,4 @@
-"""The similarity between two sets of points that belong together (Umeyama, TPAMI 1991)."""
+"""Similarity transforms between two sets of corresponding points (Umeyama, TPAMI 1991)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Similarity", "apply_similarity", "fit_similarity"]
 
 @show_shapes
 class Similarity(NamedTuple):
-    """target = scale · rotation · source + translation.
+    """Similarity transform: target = scale · rotation · source + translation.
 
     Attributes:
-        scale: (...), ≥ 0.
-        rotation: (..., 3, 3), proper: a mirror image is turned, never mirrored back.
-        translation: (..., 3), in the target's unit.
+        scale: Scale, (...), not negative.
+        rotation: Rotation matrices, (..., 3, 3), of determinant 1, also for points that are mirrored.
+        translation: Translation in the unit of the target, (..., 3).
     """
 
     scale: Float[Tensor, "*batch"]
@@ -35,25 +35,25 @@ def fit_similarity(
     target: Float[Tensor, "*batch n 3"],
     weights: Tensor | None = None,
 ) -> Similarity:
-    """Scale, rotation and translation that bring `source` to `target` with the least sum of weighted squares.
+    """Return the similarity that maps `source` to `target` with the smallest weighted sum of squared distances.
 
-    Closed form, batched and differentiable. Input that does not determine the answer still gets a finite one:
+    The solution is in closed form, batched and differentiable. Input that does not determine it gives a finite result:
 
-    - points on one line: one of the rotations that fit best;
-    - source points in one place, or a single one: no rotation, scale 1, and the translation between the centres;
-    - no weight at all: the identity.
+    - for points on one line, one of the best rotations;
+    - for source points in one place, or a single one, no rotation, scale 1, and the translation between the centres;
+    - where all weights are 0, the identity.
 
     Args:
-        source: (..., N, 3).
-        target: (..., N, 3), point by point what `source` shall become.
-        weights: (..., N), bool (True = the pair takes part) or ≥ 0. What pairs of weight 0 hold, NaN included, counts
-            for nothing. None = all alike.
+        source: Points, (..., N, 3).
+        target: Points, (..., N, 3), in the order of the source points that they correspond to.
+        weights: Weights of the pairs, (..., N), not negative, or bool for weights of 1 and 0. Pairs of weight 0 are
+            ignored, NaN included. Defaults to equal weights.
 
     Returns:
-        `Similarity` with the shape (...), float32 or better.
+        Similarities, (...), in float32 or better.
 
     Raises:
-        ValueError: For other shapes, or integer points.
+        ValueError: If a shape is another one, or the points are integers.
     """
     check_shape("source", source, ("...", "N", 3))
     check_shape("target", target, tuple(source.shape))
@@ -66,7 +66,12 @@ def fit_similarity(
 
 @float32_island
 def apply_similarity(similarity: Similarity, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*batch n 3"]:
-    """Scale · R x + t for N points a similarity, (..., N, 3), float32 or better."""
+    """Return scale · R x + t for N points of each similarity, (..., N, 3), in float32 or better.
+
+    Args:
+        similarity: Similarities, (...).
+        points: Points x, (..., N, 3).
+    """
     turned = points @ similarity.rotation.transpose(-1, -2)
     return similarity.scale[..., None, None] * turned + similarity.translation[..., None, :]
 
@@ -74,8 +79,8 @@ def apply_similarity(similarity: Similarity, points: Float[Tensor, "*batch n 3"]
 def _fit(source: Tensor, target: Tensor, weights: Tensor) -> Similarity:
     import roma
 
-    takes_part = (weights > 0)[..., None]
-    source, target = torch.where(takes_part, source, 0.0), torch.where(takes_part, target, 0.0)
+    is_used = (weights > 0)[..., None]
+    source, target = torch.where(is_used, source, 0.0), torch.where(is_used, target, 0.0)
     weights = weights.to(source.dtype)
     total = weights.sum(-1, keepdim=True)
     weights = (weights / torch.where(total > 0, total, 1.0))[..., None]
@@ -86,7 +91,7 @@ def _fit(source: Tensor, target: Tensor, weights: Tensor) -> Similarity:
     rotation, scale = roma.rigid_vectors_registration(
         source_unit, target_unit, weights.squeeze(-1) + (total == 0), compute_scaling=True
     )
-    # Without an extent there is nothing to turn or to scale: roma's quotient is 0 / 0 there.
+    # For points without an extent, rotation and scale are undetermined, and roma's quotient is 0 / 0.
     has_extent = source_spread > 0
     identity = torch.eye(3, dtype=source.dtype, device=source.device)
     determined = (has_extent & (target_spread > 0))[..., None, None]
@@ -97,13 +102,13 @@ def _fit(source: Tensor, target: Tensor, weights: Tensor) -> Similarity:
 
 
 def _center_and_scale(points: Tensor, center: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Points about their centre with a spread of 1, and the spread: roma's thresholds then mean the same in any unit.
+    """Return the points, centred and scaled to a spread of 1, and the spread, in whatever unit the points are.
 
-    Points in one place become ones, which keeps every division and its gradient finite, with a spread of 0.
+    Points in one place become ones, which keeps every division and its gradient finite, and have a spread of 0.
     """
     centered = points - center[..., None, :]
     square = (weights * centered.square()).sum((-2, -1))
-    # What rounding leaves of points in one place is no extent.
+    # Rounding errors of points in one place must not count as an extent.
     size = torch.finfo(points.dtype).eps * (center.square().sum(-1) + square).sqrt()
     has_extent = square.sqrt() > 4 * size
     spread = torch.where(has_extent, square, 1.0).sqrt()

@@ -1,4 +1,4 @@
-"""Tokens to predictions."""
+"""Heads: tokens → predictions."""
 
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead, RGBHead

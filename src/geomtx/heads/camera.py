@@ -1,4 +1,4 @@
-"""Cameras from camera tokens, by iterated refinement (VGGT, section 3.3)."""
+"""Head that predicts cameras from camera tokens by iterated refinement (VGGT, section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from geomtx.checks import check_positive, check_shape
 from geomtx.geometry.pose_encoding import POSE_DIM, activate_pose, decode_pose
 from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
-from geomtx.layers.block import TransformerBlock
+from geomtx.layers.block import Attend, TransformerBlock
 from geomtx.layers.mlp import MLP
 from geomtx.layers.norms import Modulation
 from geomtx.layers.precision import Float32Linear, at_least_float32
 from geomtx.types import Bool, CameraPrediction, Float, Tokens
 
 __all__ = ["CameraHead"]
-
-Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
 
 
 class CameraHead(nn.Module):
@@ -36,7 +34,7 @@ class CameraHead(nn.Module):
         num_iterations: Number of refinements.
         mlp_ratio: Number of hidden channels of the blocks' MLPs, divided by `dim`.
         layer_scale: Initial factor of the blocks' residual branches.
-        layer: Index of the encoder's layer to read; defaults to the last of those that were kept.
+        layer: Index of the encoder's layer to read; defaults to the last one that was kept.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
@@ -94,13 +92,17 @@ class CameraHead(nn.Module):
             iterations, (I, B, S, 9), in float32 or better.
 
         Raises:
-            ValueError: If the layer wasn't kept or has another width.
+            ValueError: If the layer wasn't kept or has another number of channels.
         """
         mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         return self.predict(self.camera_tokens(tokens), tokens.image_hw, mask)
 
     def camera_tokens(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
-        """Return what the head reads of every view, its normed camera token, (B, S, C)."""
+        """Return the normalised camera token of every view, (B, S, C): all that the head reads.
+
+        Args:
+            tokens: Tokens of an encoder that kept the head's layer.
+        """
         layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
         check_shape("tokens", layer, ("B", "S", "P", self.token_norm.normalized_shape[0]))
         return self.token_norm(layer[:, :, 0])
@@ -113,13 +115,14 @@ class CameraHead(nn.Module):
         *,
         attend: Attend | None = None,
     ) -> CameraPrediction:
-        """Predict cameras from the normed camera tokens of all views of the scenes.
+        """Predict cameras from the normalised camera tokens of all views of the scenes.
 
         Args:
-            camera_tokens: From `camera_tokens`, (B, S, C).
+            camera_tokens: Result of `camera_tokens`, (B, S, C).
             image_hw: Height and width of the images in pixels.
             view_mask: Which views are valid, (B, S) bool; defaults to all.
-            attend: How a block of the trunk is run, see `refine`.
+            attend: Function that runs a block of the trunk, see `refine`; defaults to attention over all views at
+                once.
         """
         if attend is None:
             attend = _AttendToViews(None if view_mask is None else key_mask(view_mask))
@@ -131,9 +134,9 @@ class CameraHead(nn.Module):
         """Return the pose encodings of all iterations.
 
         Args:
-            camera_tokens: Normed camera tokens, (B, S, C).
-            attend: How a block of the trunk is run: (number, block, tokens (B, S, C)) → tokens. Numbers count the
-                blocks of all iterations in turn: iteration · depth + index in the trunk.
+            camera_tokens: Normalised camera tokens, (B, S, C).
+            attend: Function that runs a block of the trunk: (number, block, tokens (B, S, C)) → tokens. A
+                block's number is iteration · depth + its index in the trunk.
         """
         encodings = []
         pose = None

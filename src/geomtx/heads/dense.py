@@ -1,4 +1,4 @@
-"""Heads with one prediction a pixel: maps with a confidence, pictures, and the activations of their last layer."""
+"""Heads with one prediction for each pixel: maps with a confidence, and images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ __all__ = [
 ]
 
 ValueActivation = Literal["linear", "exp", "signed_expm1"]
+"""Activation of a dense head's value: "exp" suits depth, "signed_expm1" points."""
 
 
 def signed_expm1(x: Tensor) -> Tensor:
-    """sign(x) · (exp|x| - 1): linear around zero, exponential far from it."""
+    """Return sign(x) · (exp|x| - 1), which is linear around zero and exponential far from it."""
     return x.sign() * x.abs().expm1()
 
 
@@ -37,17 +38,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def value_activation(name: ValueActivation) -> Callable[[Tensor], Tensor]:
-    """The function of a name: "linear", "exp" (depth) or "signed_expm1" (points)."""
+    """Return the activation of a name: "linear", "exp" or "signed_expm1"."""
     return _ACTIVATIONS[name]
 
 
 def activate_confidence(x: Tensor) -> Tensor:
-    """1 + exp(x): above 1, without bound."""
+    """Return the confidence 1 + exp(x), which is above 1 and has no upper bound (DUSt3R, Wang et al. 2024)."""
     return 1 + x.exp()
 
 
 class DenseHead(nn.Module):
-    """Depth, points, normals or other maps: a DPT decoder and two convolutions.
+    """Predict depth, points, normals or other maps with a confidence, by a DPT decoder and two convolutions.
 
     Args:
         decoder: Decoder from tokens to a feature map of the images' size.
@@ -56,7 +57,7 @@ class DenseHead(nn.Module):
         hidden_dim: Number of channels between the two convolutions.
 
     Raises:
-        ValueError: For an unknown activation.
+        ValueError: If the activation is unknown.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class DenseHead(nn.Module):
         self.out = Float32Conv2d(hidden_dim, value_dim + 1, 1)
 
     def forward(self, tokens: Tokens | ProjectedTokens) -> DenseMap:
-        """Predict a map for every view, each by itself.
+        """Predict the map of every view by itself.
 
         Args:
             tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
@@ -81,7 +82,7 @@ class DenseHead(nn.Module):
             Value (B, S, H, W) or (B, S, H, W, value_dim) and confidence (B, S, H, W), in float32 or better.
 
         Raises:
-            ValueError: If a tap wasn't kept or has another width.
+            ValueError: If a tap wasn't kept or has another number of channels.
         """
         features = self.decoder.decode(tokens)
         out = self.out(self.hidden(features.flatten(0, 1)).relu())
@@ -93,7 +94,7 @@ class DenseHead(nn.Module):
 
 
 class RGBHead(nn.Module):
-    """Colours in [0, 1]: a DPT decoder, two convolutions and a sigmoid. Starts at about grey.
+    """Predict colours in [0, 1] by a DPT decoder, two convolutions and a sigmoid.
 
     Args:
         decoder: Decoder from tokens to a feature map of the images' size.
@@ -108,7 +109,7 @@ class RGBHead(nn.Module):
         self.out = Float32Conv2d(hidden_dim, 3, 1)
 
     def forward(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s 3 h w"]:
-        """Predict the image of every view.
+        """Predict the image of every view by itself.
 
         Args:
             tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
@@ -117,7 +118,7 @@ class RGBHead(nn.Module):
             Colours in [0, 1], (B, S, 3, H, W), in float32 or better.
 
         Raises:
-            ValueError: If a tap wasn't kept or has another width.
+            ValueError: If a tap wasn't kept or has another number of channels.
         """
         features = self.decoder.decode(tokens)
         colors = self.out(self.hidden(features.flatten(0, 1)).relu()).sigmoid()

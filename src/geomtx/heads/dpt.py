@@ -17,7 +17,12 @@ __all__ = ["DPTDecoder"]
 
 
 class Fusion(nn.Module):
-    """Merge a skip into the coarser map and resize it to the next size."""
+    """Add a skip connection to the coarser map and resize the sum to the next size.
+
+    Args:
+        dim: Number of channels C of the maps.
+        has_skip: Whether there is a skip connection.
+    """
 
     def __init__(self, dim: int, *, has_skip: bool) -> None:
         super().__init__()
@@ -26,28 +31,32 @@ class Fusion(nn.Module):
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None, size: Sequence[int]) -> Tensor:
+        """Return the fused map, (N, C, *size), of the coarser map and of the skip connection, (N, C, H, W) each."""
         if self.skip_unit is not None:
             x = x + self.skip_unit(skip)
-        # A 1x1 convolution and bilinear resizing commute; before the resizing it has a quarter of the work.
+        # A 1x1 convolution and bilinear resizing commute; before the resizing, the convolution is four times cheaper.
         return resize(self.out(self.unit(x)), size)
 
 
 class DPTDecoder(nn.Module):
-    """Four layers of tokens to one feature map.
+    """Decode four layers of tokens to one feature map.
 
-    Each layer is projected, brought to its own scale (4, 2, 1 and 1/2 pixels a patch) and merged from coarse to fine.
+    Each layer is projected, resized to a scale of its own (4, 2, 1 and 1/2 pixels for a patch), and the maps are merged
+    from coarse to fine.
 
     Args:
-        dim: Width C of the tokens.
-        features: Channels of the merged maps.
-        channels: Channels of the four projections.
-        taps: The four of the encoder's layers to read, from early to late.
-        out_channels: Channels of the output; None = features / 2.
-        stride: Pixels of the image a pixel of the output.
-        position_signal: Add a sine-cosine signal of the position, 0.1 strong, after the projections and at the end.
+        dim: Number of channels C of the tokens.
+        features: Number of channels of the merged maps.
+        channels: Numbers of channels of the four projections.
+        taps: Indices of the four layers of the encoder to read, in ascending order.
+        out_channels: Number of channels of the output; defaults to `features` / 2.
+        stride: Side in pixels of the image of a pixel of the output.
+        position_signal: Whether to add a sine-cosine encoding of the position, times 0.1, after the projections and at
+            the end; all numbers of channels must then be multiples of 4.
 
     Raises:
-        ValueError: If there are not four taps and channels, or channels don't fit the signal.
+        ValueError: If there are not four taps and four channels, or a number of channels is no multiple of 4 where it
+            must be.
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class DPTDecoder(nn.Module):
         self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
 
     def decode(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
-        """Decode the views of scenes, each by itself.
+        """Decode every view of the scenes by itself.
 
         Args:
             tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `project_tap`.
@@ -99,7 +108,7 @@ class DPTDecoder(nn.Module):
             Feature maps, (B, S, out_channels, H / stride, W / stride).
 
         Raises:
-            ValueError: If a tap wasn't kept or has another width.
+            ValueError: If a tap wasn't kept or has another number of channels.
         """
         if isinstance(tokens, ProjectedTokens):
             return self.merge(tokens.maps, tokens.image_hw).unflatten(0, tokens.views)
@@ -116,19 +125,20 @@ class DPTDecoder(nn.Module):
         image_hw: tuple[int, int],
         patch_mask: Tensor | None = None,
     ) -> Float[Tensor, "n c_out h w"]:
-        """Decode a batch of views; every view by itself.
+        """Decode a batch of N views.
 
         Args:
             layers: Patch tokens of the four taps, (N, P, C) each.
-            grid_hw: Rows and columns of patches.
-            image_hw: Of the images, pixels.
-            patch_mask: (N, P), True = takes part. The others become zero, as beyond the border.
+            grid_hw: Numbers of rows and columns of patches.
+            image_hw: Height and width of the images in pixels.
+            patch_mask: Which patches are valid, (N, P) bool; the others become zero, as beyond the border. Defaults to
+                all.
 
         Returns:
-            (N, out_channels, H / stride, W / stride).
+            Feature maps, (N, out_channels, H / stride, W / stride).
 
         Raises:
-            ValueError: For another number of layers.
+            ValueError: If the number of layers is another one.
         """
         if len(layers) != len(self.taps):
             raise ValueError(f"layers must have {len(self.taps)} entries, got {len(layers)}")
@@ -145,17 +155,17 @@ class DPTDecoder(nn.Module):
         image_hw: tuple[int, int],
         patch_mask: Tensor | None = None,
     ) -> Float[Tensor, "n c_out rows columns"]:
-        """Norm and projection of one layer: all that the decoder needs to keep of it, and smaller than it is.
+        """Normalise and project one layer: all of it that the decoder needs, in fewer channels.
 
         Args:
-            level: Which of the four taps.
-            tokens: Its patch tokens, (N, P, C).
-            grid_hw: As in `forward`.
-            image_hw: As in `forward`.
-            patch_mask: As in `forward`.
+            level: Index of the layer among the four taps.
+            tokens: Patch tokens of the layer, (N, P, C).
+            grid_hw: Numbers of rows and columns of patches.
+            image_hw: Height and width of the images in pixels.
+            patch_mask: Which patches are valid, see `forward`.
 
         Returns:
-            (N, channels of the level, rows, columns).
+            Projected map, (N, channels of the level, rows, columns).
         """
         x = self.norm(tokens)
         if patch_mask is not None:
@@ -163,7 +173,15 @@ class DPTDecoder(nn.Module):
         return self._add_signal(self.project[level](rearrange(x, "n (r q) c -> n c r q", r=grid_hw[0])), image_hw)
 
     def merge(self, projected: Sequence[Tensor], image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
-        """The decoder from the four projected taps on, (N, channels, rows, columns) each; see `forward`."""
+        """Merge the projected layers; the second half of `forward`.
+
+        Args:
+            projected: Results of `project_tap` for the four layers, (N, channels, rows, columns) each.
+            image_hw: Height and width of the images in pixels.
+
+        Returns:
+            Feature maps, (N, out_channels, H / stride, W / stride).
+        """
         maps = [self.reduce[level](self.rescale[level](x)) for level, x in enumerate(projected)]
         merged = maps.pop()
         for level in (3, 2, 1):
@@ -182,5 +200,5 @@ class DPTDecoder(nn.Module):
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, corners on corners."""
+    """Resize maps (N, C, H, W) bilinearly, with the centres of the corner pixels aligned."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

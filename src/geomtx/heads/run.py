@@ -1,4 +1,4 @@
-"""How a head is called on the tokens of an encoder, whatever its kind."""
+"""Running any head on the tokens of an encoder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from geomtx.types import ProjectedTokens, Tokens
 __all__ = ["EachView", "Gather", "head_dtype", "run_head"]
 
 EachView = Callable[..., Any]
-"""How a function of single views is called: each_view(function, tokens) → its result for all views."""
+"""Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
 
 Gather = Callable[[Tensor], Tensor]
-"""Brings the views of all processes together along axis 1; the identity in one process."""
+"""Function that concatenates the views of all processes along axis 1; the identity in one process."""
 
 
 def run_head(
@@ -30,16 +30,20 @@ def run_head(
     each_view: EachView | None = None,
     gather: Gather | None = None,
 ) -> Any:
-    """Run a head: as a whole, or, where views are in chunks or in other processes, in its steps.
+    """Run a head in one call or, where views are in chunks or in several processes, step by step.
 
-    What a head does for each view by itself goes through `each_view`; what it needs of all views goes through `gather`.
+    Steps that work on each view by itself are called through `each_view`; tensors that have to hold all views go
+    through `gather`.
 
     Args:
-        head: A head of geomtx, or any module that is called with tokens and sees them whole.
-        tokens: What the head reads, in any precision; it is converted to that of the head's parameters.
-        query_points: (B, N, 2 or 3), for a `TrackHead`.
-        each_view: How a function of single views is called; defaults to one call with all views.
-        gather: How tensors of all views are put together; defaults to the identity.
+        head: Head of geomtx, or any other module, which is called with the tokens.
+        tokens: Tokens or projections that the head reads; they are converted to the dtype of the head's parameters.
+        query_points: Query points, (B, N, 2 or 3), for a `TrackHead`.
+        each_view: Function that applies a function of single views; defaults to one call with all views.
+        gather: Function that concatenates the views of all processes; defaults to the identity.
+
+    Returns:
+        Result of the head.
     """
     dtype = head_dtype(head)
     if each_view is None and gather is None:
@@ -71,6 +75,9 @@ def head_dtype(head: nn.Module) -> torch.dtype | None:
     """Return the dtype that tokens are converted to for a head: that of its first parameter, or None for no conversion.
 
     Under autocast, layers convert their inputs themselves.
+
+    Args:
+        head: Head of geomtx, or any other module.
     """
     first = next((parameter for parameter in head.parameters() if parameter.is_floating_point()), None)
     if first is None:

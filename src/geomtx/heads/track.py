@@ -16,14 +16,14 @@ __all__ = ["TrackHead", "check_track_images"]
 
 
 class TrackHead(nn.Module):
-    """A DPT decoder that makes feature maps, and a tracker on them.
+    """Track query points on feature maps that a DPT decoder makes of tokens.
 
     Args:
         decoder: Decoder from tokens to feature maps, with the channels and the stride of the tracker.
         tracker: Tracker of query points on feature maps.
 
     Raises:
-        ValueError: If decoder and tracker differ in channels or stride.
+        ValueError: If decoder and tracker differ in their numbers of channels or strides.
     """
 
     def __init__(self, decoder: DPTDecoder, tracker: Tracker) -> None:
@@ -38,23 +38,27 @@ class TrackHead(nn.Module):
         self.tracker = tracker
 
     def forward(self, tokens: Tokens | ProjectedTokens, query_points: Float[Tensor, "b n q"]) -> TrackPrediction:
-        """Track: `extract`, then `track`.
+        """Track query points: `extract`, then `track`.
 
         Args:
             tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
-            query_points: (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
+            query_points: Query points, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y).
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
 
         Raises:
-            ValueError: As `track`.
+            ValueError: If a shape is another one, or a query lies outside its view, see `track`.
         """
         view_mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         return self.track(self.extract(tokens), query_points, view_mask=view_mask)
 
     def extract(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
-        """Return the feature maps, (B, S, C, H / stride, W / stride). Keep them to `track` several sets of queries."""
+        """Return feature maps, (B, S, C, H / stride, W / stride), on which `track` can be called repeatedly.
+
+        Args:
+            tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
+        """
         return self.decoder.decode(tokens)
 
     def track(
@@ -64,23 +68,23 @@ class TrackHead(nn.Module):
         *,
         view_mask: Bool[Tensor, "b s"] | None = None,
     ) -> TrackPrediction:
-        """Track on the feature maps that `extract` made.
+        """Track query points on the feature maps that `extract` returned.
 
-        Tracks inform each other through the virtual tracks. `geomtx.inference.track_in_chunks` tracks some queries at
-        a time, as if the others had not been asked for.
+        Tracks influence each other through the virtual tracks. `geomtx.inference.track_in_chunks` tracks some queries
+        at a time, independently of the others.
 
         Args:
             features: Feature maps of all views, (B, S, C, H / stride, W / stride).
-            query_points: (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without the B axis for
-                one scene.
+            query_points: Query points, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without
+                the B axis for one scene.
             view_mask: Which views are valid, (B, S) bool; defaults to all.
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.
 
         Raises:
-            ValueError: For wrong shapes, and for queries outside their view; on an accelerator, where reading values
-                would make the host wait, queries are not checked.
+            ValueError: If a shape is another one, or a query lies outside its view. Values on an accelerator, for
+                which the host would have to wait, are not checked.
         """
         check_shape("features", features, ("B", "S", self.decoder.out_channels, "H", "W"))
         query_points = batch_queries(query_points, features.shape[0], 2, 3)
@@ -93,7 +97,15 @@ class TrackHead(nn.Module):
 
 
 def check_track_images(images: Tensor, heads: Iterable[nn.Module]) -> None:
-    """Require images that are large enough for heads of tracks, before the encoder's work is done in vain."""
+    """Require images that are large enough for track heads, so that the error comes before the encoder runs.
+
+    Args:
+        images: Images, (..., H, W).
+        heads: Heads, of which `TrackHead` are checked.
+
+    Raises:
+        ValueError: If a side of the images is too small.
+    """
     for head in heads:
         side = head.tracker.min_image_side if isinstance(head, TrackHead) else 0
         if min(images.shape[-2:]) < side:

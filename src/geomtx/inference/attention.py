@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.encoder.scopes import AcrossViews, Attend, AttentionTable, Scope, WithinViews
+from geomtx.encoder.scopes import AcrossViews, AttentionTable, Scope, WithinViews
 from geomtx.inference.chunks import chunk_slices, map_chunks
 from geomtx.inference.keys import GlobalApproximation, KeySubset, choose_keys
 from geomtx.inference.plan import MemoryPlan
 from geomtx.inference.shares import Shares, exchange_heads
 from geomtx.layers.attention import key_mask
-from geomtx.layers.block import TransformerBlock
+from geomtx.layers.block import Attend, TransformerBlock
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import EmbeddedViews
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from geomtx.encoder.scopes import Attend, AttentionTable
+from geomtx.encoder.scopes import AttentionTable
 from geomtx.inference.attention import attention_table, check_blocks
 from geomtx.inference.keys import GlobalApproximation, check_approximation
 from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunks, move_aside
 from geomtx.inference.plan import WHOLE, MemoryPlan, check_plan
 from geomtx.inference.shares import Shares
+from geomtx.layers.block import Attend
 from geomtx.types import Predictions, Tokens, show_shapes
 
 __all__ = ["Execution", "Inputs", "RecomputedBlock", "execute", "predict", "recompute_blocks"]

@@ -1,8 +1,13 @@
-"""Bricks that know nothing of images or cameras."""
+"""Layers that know nothing of images, views, cameras or processes."""
 
 from geomtx.layers.attention import Attention, key_mask
-from geomtx.layers.backend_speed import BackendTime, fastest_backend, measure_backends
-from geomtx.layers.backends import available_backends, resolve_backend
+from geomtx.layers.backends import (
+    BackendTime,
+    available_backends,
+    fastest_backend,
+    measure_backends,
+    resolve_backend,
+)
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.mlp import MLP
 from geomtx.layers.norms import LayerScale, Modulation

@@ -15,10 +15,13 @@ __all__ = ["Attention", "key_mask"]
 
 
 def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
-    """Attention mask that keeps False tokens out as keys.
+    """Return the attention mask, (batch, 1, 1, N), of sequences in which only valid tokens are keys.
 
-    A sequence without any valid key lets all of them in: its own outputs mean nothing and nobody reads them, but they
+    In a sequence without any valid token all tokens are keys: its outputs have no meaning and aren't read, but they
     stay finite.
+
+    Args:
+        mask: Which tokens are valid, (batch, N) bool.
     """
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
 
@@ -26,14 +29,14 @@ def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) with one packed projection for queries, keys and values.
 
-    `forward` is attention as a whole. Its three steps are public, for attention whose keys and values come from
-    elsewhere (fewer tokens, other processes, a cache): `project_keys`, `project_queries` and `attend`.
+    The steps of `forward` are public, for attention whose keys and values come from elsewhere (fewer tokens, other
+    processes, a cache): `project_keys`, `project_queries` and `attend`.
 
     Args:
         dim: Number of channels C of the tokens.
         num_heads: Number of attention heads; must divide `dim`.
-        qk_norm: Apply a LayerNorm over each head's channels to queries and keys (Dehghani et al. 2023), before the
-            rotation by position.
+        qk_norm: Whether to apply a LayerNorm over each head's channels to queries and keys (Dehghani et al. 2023),
+            before the rotation by position.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
 
     Raises:
@@ -83,7 +86,15 @@ class Attention(nn.Module):
     def project(
         self, x: Float[Tensor, "batch n c"], rope: RotaryTable | None = None
     ) -> tuple[Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"]]:
-        """Return queries, keys and values of the same tokens, from one product; queries and keys normed and rotated."""
+        """Return queries, keys and values of the same tokens, from one matrix product.
+
+        Args:
+            x: Tokens, (batch, N, C).
+            rope: Rotary table of the N tokens; defaults to no rotation.
+
+        Returns:
+            Queries and keys, normalised and rotated, and values, each (batch, N, heads, D).
+        """
         # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
         q, k, v = rearrange(self.qkv(x), "b n (k h d) -> k b n h d", k=3, h=self.num_heads).unbind()
         q, k = self.q_norm(q), self.k_norm(k)
@@ -95,14 +106,24 @@ class Attention(nn.Module):
     def project_queries(
         self, x: Float[Tensor, "batch n c"], rope: RotaryTable | None = None
     ) -> Float[Tensor, "batch n h d"]:
-        """Return the queries of some tokens, normed and rotated; `rope` is the rotary table of these tokens."""
+        """Return the queries of tokens, normalised and rotated, (batch, N, heads, D).
+
+        Args:
+            x: Tokens, (batch, N, C).
+            rope: Rotary table of the N tokens; defaults to no rotation.
+        """
         q = rearrange(self._project_rows(x, slice(0, self.dim)), "b n (h d) -> b n h d", h=self.num_heads)
         return _rotate(self.q_norm(q), rope).to(q.dtype)
 
     def project_keys(
         self, x: Float[Tensor, "batch m c"], rope: RotaryTable | None = None
     ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
-        """Return the keys, normed and rotated, and the values of some tokens; `rope` is the table of these tokens."""
+        """Return the keys, normalised and rotated, and the values of tokens, (batch, M, heads, D) each.
+
+        Args:
+            x: Tokens, (batch, M, C).
+            rope: Rotary table of the M tokens; defaults to no rotation.
+        """
         k, v = rearrange(
             self._project_rows(x, slice(self.dim, None)), "b m (k h d) -> k b m h d", k=2, h=self.num_heads
         ).unbind()
@@ -117,15 +138,23 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
         core: AttentionBackend | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """Return softmax(q kᵀ / √D) v of every head, joined and projected; `mask` and `core` as in `forward`."""
+        """Return softmax(q kᵀ / √D) v of every head, concatenated and projected to C channels.
+
+        Args:
+            q: Queries, (batch, N, heads, D).
+            k: Keys, (batch, M, heads, D).
+            v: Values, (batch, M, heads, D).
+            mask: Attention mask, as for `forward`.
+            core: Function that computes attention, as for `forward`.
+        """
         out = (core or self.backend)(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(rearrange(out, "b h n d -> b n (h d)"))
 
     def _project_rows(self, x: Tensor, rows: slice) -> Tensor:
-        """Multiply by some rows of the packed projection, which holds all of q, then k, then v."""
+        """Multiply by some rows of the packed projection, whose rows are those of q, then of k, then of v."""
         if getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # also where LoRA parametrises the weight
             return nn.functional.linear(x, _cut(self.qkv.weight, rows), self.qkv.bias[rows])
-        # A layer that stands in for it, for instance an adapter of another library, may only be called as a whole.
+        # A layer of another library in its place, for instance an adapter, can only be called with all its rows.
         return self.qkv(x)[..., rows]
 
     def start_by_similarity(self, gain: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention
@@ -11,7 +13,10 @@ from geomtx.layers.norms import LayerScale
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
-__all__ = ["TransformerBlock"]
+__all__ = ["Attend", "TransformerBlock"]
+
+Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
+"""How a loop of blocks runs one of them: (number of the block, block, tokens) → tokens after the block."""
 
 
 class TransformerBlock(nn.Module):
@@ -21,7 +26,7 @@ class TransformerBlock(nn.Module):
         dim: Number of channels C of the tokens.
         num_heads: Number of attention heads.
         mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
-        qk_norm: Whether queries and keys are normed, see `Attention`.
+        qk_norm: Whether to normalise queries and keys, see `Attention`.
         layer_scale: Initial factor of both residual branches.
         norm_eps: Epsilon of both LayerNorms.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
@@ -68,10 +73,14 @@ class TransformerBlock(nn.Module):
     def project_keys(
         self, x: Float[Tensor, "batch m c"], *, rope: RotaryTable | None = None
     ) -> tuple[Float[Tensor, "batch m h d"], Float[Tensor, "batch m h d"]]:
-        """Return the attention's keys and values of some tokens; `rope` is the rotary table of these tokens.
+        """Return the keys and values that the block's attention computes for tokens, (batch, M, heads, D) each.
 
         Together with `attend_to` this is `forward` in two steps, for keys and values that are kept, gathered from
         other processes, or made of fewer tokens.
+
+        Args:
+            x: Tokens, (batch, M, C).
+            rope: Rotary table of the M tokens; defaults to no rotation.
         """
         return self.attention.project_keys(self.attention_norm(x), rope)
 

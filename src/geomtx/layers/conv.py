@@ -1,4 +1,4 @@
-"""Convolutional bricks."""
+"""Residual convolutions of the DPT decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ResidualConv(nn.Module):
     DPT weights were trained this way.
 
     Args:
-        dim: Channels.
+        dim: Number of channels C of the maps.
     """
 
     def __init__(self, dim: int) -> None:
@@ -25,6 +25,6 @@ class ResidualConv(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """(N, C, H, W) → (N, C, H, W)."""
+        """Transform feature maps, (N, C, H, W) → (N, C, H, W)."""
         rectified = x.relu()
         return rectified + self.conv2(self.conv1(rectified).relu())

@@ -28,12 +28,12 @@ _BASE, _FACTORS = "parametrizations.weight.original", "parametrizations.weight.0
 
 
 class LowRank(nn.Module):
-    """weight + (alpha / rank) · up · down, rounded to the weight's precision as a merged weight would be.
+    """Parametrisation of a weight: weight + (alpha / rank) · up · down, rounded to the weight's precision.
 
     Args:
-        weight: (C_out, C_in), says sizes and device.
-        rank: Columns of `up` and rows of `down`.
-        alpha: See the formula.
+        weight: Weight of the adapted layer, (C_out, C_in), from which sizes and device are taken.
+        rank: Number of columns of `up` and of rows of `down`.
+        alpha: Factor of the product, before the division by `rank`.
     """
 
     def __init__(self, weight: Float[Tensor, "c_out c_in"], rank: int, alpha: float) -> None:
@@ -41,7 +41,7 @@ class LowRank(nn.Module):
         self.rank = rank
         self.alpha = alpha
         self.base_was_trained = weight.requires_grad
-        # Not in half precision, in which small steps of an optimiser are lost.
+        # The factors are never in half precision, in which small steps of an optimiser would be lost.
         numbers = at_least_float32(weight.detach())
         self.down = nn.Parameter(torch.empty_like(numbers[:1]).repeat(rank, 1))
         self.up = nn.Parameter(torch.zeros_like(numbers[:, :1]).repeat(1, rank))
@@ -53,39 +53,39 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up)
 
     def forward(self, weight: Float[Tensor, "c_out c_in"]) -> Float[Tensor, "c_out c_in"]:
-        """The adapted weight, in the precision of the frozen one, also under autocast."""
-        # Of the meta device there is no autocast.
+        """Return the adapted weight, (C_out, C_in), in the precision of the frozen one, also under autocast."""
+        # The meta device has no autocast.
         with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
             base = at_least_float32(weight)
             update = at_least_float32(self.up) @ at_least_float32(self.down)
             return (base + (self.alpha / self.rank) * update.to(base.dtype)).to(weight.dtype)
 
     def extra_repr(self) -> str:
-        """The two numbers."""
+        """Return rank and alpha, for `repr`."""
         return f"rank={self.rank}, alpha={self.alpha:g}"
 
 
 def add_lora(model: nn.Module, patterns: Iterable[str], *, rank: int = 8, alpha: float | None = None) -> list[str]:
-    """Adapt linear layers by products of two thin matrices, which are trained while the layers' weights are frozen.
+    """Add low-rank adapters to linear layers: products of two thin matrices, trained while the weights are frozen.
 
-    The model computes what it did until the new parameters are trained. Whatever reads a layer's `weight` gets the
-    adapted one: attention in pieces, recorded and compiled passes, shared scenes. All else of the model, biases
-    included, is trained or frozen as it was before; so `geomtx.freeze` the model first, then add. While adapters are
-    on, names of the state dict change: "….weight" is "….parametrizations.weight.original".
+    Until the new parameters are trained, the model computes what it did before. Whatever reads a layer's `weight` gets
+    the adapted one, in every way of running the model. All other parameters, biases included, stay trainable or frozen
+    as they were; so call `geomtx.freeze` first where only the adapters shall be trained. With adapters, names in the
+    state dict change: "….weight" becomes "….parametrizations.weight.original".
 
     Args:
-        model: Changed in place.
-        patterns: Of names of modules ("encoder.*.attention.qkv", "*.mlp.*"); what they match besides linear layers is
-            left alone.
-        rank: Of the products.
-        alpha: The product's factor is alpha / rank; None = rank, a factor of 1.
+        model: Model, changed in place.
+        patterns: Patterns of module names, such as "encoder.*.attention.qkv" or "*.mlp.*"; modules that match and
+            aren't linear layers stay as they are.
+        rank: Rank of the products, at least 1.
+        alpha: Numerator of the products' factor alpha / rank; defaults to `rank`, a factor of 1.
 
     Returns:
         Names of the adapted layers.
 
     Raises:
-        ValueError: For no pattern, one that matches nothing or no linear layer, layers that are adapted, parametrised
-            or quantised already, another rank or alpha. The model is unchanged.
+        ValueError: If there is no pattern, one matches no linear layer, a layer is adapted, parametrised or quantised
+            already, or rank or alpha is out of range. The model is then unchanged.
     """
     check_count("rank", rank)
     alpha = float(rank) if alpha is None else alpha
@@ -137,7 +137,7 @@ def _parametrizations(layer: nn.Linear) -> parametrize.ParametrizationList:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Linear, LowRank]]:
-    """Name → layer and adapter, of those that `add_lora` adapted."""
+    """Return every layer that `add_lora` adapted, with its adapter, by the layer's name."""
     return {
         name: (module, adapter)
         for name, module in model.named_modules()
@@ -146,13 +146,13 @@ def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Linear, LowRank]]:
 
 
 def merge_lora(model: nn.Module) -> list[str]:
-    """Add the adapters to the weights and take them off: the same results, from plain layers.
+    """Add the adapters' products to the weights and remove the adapters: plain layers with the same results.
 
     Args:
-        model: Changed in place; weights are trained again where they were before `add_lora`.
+        model: Model, changed in place; weights are trained again where they were before `add_lora`.
 
     Returns:
-        Names of the layers, none where there are no adapters.
+        Names of the layers that had adapters; empty where there were none.
     """
     layers = adapted_layers(model)
     for name, (layer, _) in layers.items():
@@ -164,10 +164,10 @@ def remove_lora(model: nn.Module) -> list[str]:
     """Remove the adapters: the model is what it was before `add_lora`.
 
     Args:
-        model: The model, changed in place; weights are trained again where they were before `add_lora`.
+        model: Model, changed in place; weights are trained again where they were before `add_lora`.
 
     Returns:
-        Names of the layers that had adapters, none where there were none.
+        Names of the layers that had adapters; empty where there were none.
     """
     layers = adapted_layers(model)
     for name, (layer, _) in layers.items():
@@ -176,9 +176,10 @@ def remove_lora(model: nn.Module) -> list[str]:
 
 
 def _replace_by_plain(model: nn.Module, name: str, weight: Tensor) -> None:
-    """Put a plain layer with a weight in the place of an adapted one.
+    """Replace an adapted layer by a plain layer with the given weight.
 
-    Not by `parametrize.remove_parametrizations`, which takes `weight` from the class that copies of a layer share.
+    `parametrize.remove_parametrizations` can't be used: it removes `weight` from the class that copies of a layer
+    share.
     """
     parent, _, leaf = name.rpartition(".")
     layer = model.get_submodule(name)
@@ -198,7 +199,7 @@ def _replace_by_plain(model: nn.Module, name: str, weight: Tensor) -> None:
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters alone, detached: "LAYER.down" (rank, C_in) and "LAYER.up" (C_out, rank)."""
+    """Return the adapters' parameters, detached: "LAYER.down" (rank, C_in) and "LAYER.up" (C_out, rank)."""
     return {
         f"{name}.{factor}": getattr(adapter, factor).detach()
         for name, (_, adapter) in adapted_layers(model).items()
@@ -207,10 +208,14 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy what `lora_state` gave into the adapters of a model.
+    """Copy parameters of adapters into a model that has the same adapters.
+
+    Args:
+        model: Model with adapters, see `add_lora`.
+        state: Parameters by name, as `lora_state` returns them.
 
     Raises:
-        ValueError: If names or shapes are not those of the model's adapters. The model is unchanged.
+        ValueError: If names or shapes are not those of the model's adapters. The model is then unchanged.
     """
     own = lora_state(model)
     for name in state:
@@ -225,9 +230,9 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """`model.state_dict()` as it would be after `merge_lora`; the model is unchanged."""
+    """Return `model.state_dict()` as it would be after `merge_lora`; the model is unchanged."""
     state = model.state_dict()
-    weights: dict[nn.Module, Tensor] = {}  # of a layer that is in several places, one
+    weights: dict[nn.Module, Tensor] = {}  # a layer with several names has one weight
     for name, layer in model.named_modules(remove_duplicate=False):
         if not isinstance(layer, nn.Linear) or _adapter_of(layer) is None:
             continue

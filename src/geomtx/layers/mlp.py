@@ -1,4 +1,4 @@
-"""Two linear layers."""
+"""Multi-layer perceptron with one hidden layer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """Linear, exact GELU, Linear.
+    """A linear layer, exact GELU, and a second linear layer.
 
     Args:
-        dim: Width of the input.
-        hidden_dim: Width between.
-        out_dim: Width of the output; None = `dim`.
-        out_type: Class of the second layer, for instance `Float32Linear`.
+        dim: Number of channels of the input.
+        hidden_dim: Number of channels between the two layers.
+        out_dim: Number of channels of the output; defaults to `dim`.
+        out_type: Class of the second layer, for instance `Float32Linear`; defaults to `nn.Linear`.
     """
 
     def __init__(
@@ -28,5 +28,5 @@ class MLP(nn.Module):
         self.contract = out_type(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
-        """(..., dim) → (..., out_dim)."""
+        """Transform every token by itself, (..., dim) → (..., out_dim)."""
         return self.contract(self.activation(self.expand(x)))

@@ -14,11 +14,11 @@ __all__ = [
 
 
 class LayerScale(nn.Module):
-    """Add a residual branch with a learned factor a channel (LayerScale, Touvron et al. 2021).
+    """Add a residual branch, multiplied by a learned factor for each channel (LayerScale, Touvron et al. 2021).
 
     Args:
-        dim: Channels.
-        init: Initial factor.
+        dim: Number of channels C of the tokens.
+        init: Initial value of all factors.
     """
 
     def __init__(self, dim: int, init: float = 0.01) -> None:
@@ -26,7 +26,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Float[Tensor, "*batch c"], branch: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
-        """Give x + gamma · branch, (..., C) each; one operation, rounded once."""
+        """Return x + gamma · branch, (..., C) each, computed in one operation and rounded once."""
         return torch.addcmul(x, branch, self.gamma)
 
 
@@ -34,8 +34,8 @@ class Modulation(nn.Module):
     """gate · (LN(x) · (1 + scale) + shift), with shift, scale and gate from a condition (adaLN, Peebles & Xie 2023).
 
     Args:
-        dim: Channels of tokens and condition.
-        norm_eps: Of the LayerNorm, which has no affine part.
+        dim: Number of channels C of the tokens and of the condition.
+        norm_eps: Epsilon of the LayerNorm, which has no affine part.
     """
 
     def __init__(self, dim: int, *, norm_eps: float = 1e-6) -> None:
@@ -45,6 +45,11 @@ class Modulation(nn.Module):
         self.project = nn.Linear(dim, 3 * dim)
 
     def forward(self, x: Float[Tensor, "*batch c"], condition: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
-        """Tokens and condition, both (..., C) → (..., C)."""
+        """Return the modulated tokens.
+
+        Args:
+            x: Tokens, (..., C).
+            condition: Vectors that shift, scale and gate are computed from, (..., C).
+        """
         shift, scale, gate = self.project(self.activation(condition)).chunk(3, dim=-1)
         return gate * (self.norm(x) * (1 + scale) + shift)

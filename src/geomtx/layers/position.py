@@ -1,8 +1,9 @@
-"""Fixed sine-cosine signals of positions. Tables are float32 or better, computed where they are used."""
+"""Fixed sine-cosine encodings of positions, computed in float32 or better where they are used."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from geomtx.checks import check_divisible
@@ -14,7 +15,15 @@ __all__ = ["aspect_grid", "fourier_features", "grid_signal", "sample_grid_signal
 
 @float32_island
 def sincos(positions: Float[Tensor, "*batch"], dim: int, *, base: float) -> Float[Tensor, "*batch dim"]:
-    """[sin, cos] of position · base^(-i / (dim/2)), i = 0 … dim/2 - 1.
+    """Return [sin, cos] of position · base^(-i / (dim/2)) for i = 0 … dim/2 - 1 (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        positions: Positions of any shape, (...).
+        dim: Number of channels, even.
+        base: Ratio of the largest period to the smallest, which is 2π.
+
+    Returns:
+        (..., dim): the sines, then the cosines.
 
     Raises:
         ValueError: If `dim` is odd.
@@ -34,41 +43,42 @@ def grid_signal(
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "dim h w"]:
-    """Signal of a grid with columns at `x` and rows at `y`: the first half of the channels tells x, the second y.
+    """Return the encoding of a grid: the first half of the channels encodes a cell's x, the second half its y.
 
     Args:
-        x: Positions of the columns.
-        y: Positions of the rows.
-        dim: Channels.
-        base: As in `sincos`.
-        scale: Times the signal.
-        dtype: Of the result; None = that of the positions.
+        x: Positions of the columns, (W,).
+        y: Positions of the rows, (H,).
+        dim: Number of channels, a multiple of 4.
+        base: Base of the frequencies, see `sincos`.
+        scale: Factor by which the encoding is multiplied.
+        dtype: Type of the result; defaults to that of the positions.
 
     Returns:
-        (dim, H, W), the channels beside each other in memory.
+        (dim, H, W), in the memory format channels last.
 
     Raises:
         ValueError: If `dim` is not a multiple of 4.
     """
     check_divisible("dim", dim, 4)
     size = (y.shape[0], x.shape[0], -1)
-    # Both axes at once: on a GPU, launching operations takes longer than so small ones do.
+    # Both axes are encoded at once: on a GPU, launching operations takes longer than running ones as small as these.
     signal = (scale * sincos(torch.cat([x, y]), dim // 2, base=base)).to(dtype or x.dtype)
-    of_x, of_y = signal.split([x.shape[0], y.shape[0]])
-    return torch.cat([of_x.expand(size), of_y[:, None].expand(size)], dim=-1).permute(2, 0, 1)
+    columns, rows = signal.split([x.shape[0], y.shape[0]])
+    return rearrange(torch.cat([columns.expand(size), rows[:, None].expand(size)], dim=-1), "h w c -> c h w")
 
 
 @float32_island
 def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, int], dim: int, *, base: float) -> Tensor:
-    """What bilinear sampling of `grid_signal` at (x, y) gives, positions clamped to the grid, without its table.
+    """Return what bilinear sampling of `grid_signal` at (x, y) gives, without computing the encoding of the grid.
 
-    The signal is separable, so two one-dimensional interpolations do; a table for a map of 259 x 259 would take 100 MB.
+    The encoding is separable, so two one-dimensional interpolations suffice; that of a 259 x 259 grid would take
+    100 MB. Coordinates are clamped to the grid.
 
     Args:
-        coords: (..., 2) in pixels of a grid of `grid_hw` whose first pixel is at (0, 0).
-        grid_hw: Rows and columns.
-        dim: Channels, a multiple of 4.
-        base: As in `sincos`.
+        coords: Coordinates (x, y), (..., 2), in cells of the grid, whose first cell is at (0, 0).
+        grid_hw: Numbers of rows and columns of the grid.
+        dim: Number of channels, a multiple of 4.
+        base: Base of the frequencies, see `sincos`.
 
     Returns:
         (..., dim).
@@ -84,10 +94,18 @@ def sample_grid_signal(coords: Float[Tensor, "*batch 2"], grid_hw: tuple[int, in
 
 
 def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Centred coordinates of a feature map's columns (W,) and rows (H,), scaled so that the image's half diagonal is 1.
+    """Return coordinates of a map's columns and rows, centred and scaled so that the image's half diagonal is 1.
 
-    The same point of the image has about the same coordinates at every resolution: the outermost centres lie half a
-    step inside the border, s·(size - 1)/size from the middle.
+    A point of the image has about the same coordinates in maps of every resolution: the outermost centres lie half a
+    step inside the border, at s·(size - 1)/size where the border is at s.
+
+    Args:
+        map_hw: Height H and width W of the map.
+        image_hw: Height and width of what the map covers; only their ratio matters.
+        like: Tensor whose device, and whose type if it is float32 or better, the coordinates have.
+
+    Returns:
+        Coordinates of the columns, (W,), and of the rows, (H,).
     """
     height, width = image_hw
     aspect = width / height
@@ -102,12 +120,16 @@ def aspect_grid(map_hw: tuple[int, int], image_hw: tuple[int, int], like: Tensor
 
 @float32_island
 def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tensor, "*batch c"]:
-    """Sine and cosine, interleaved, of each coordinate times k · 1000/dim, k = 0, 2, …, dim - 2; of x, then of y.
+    """Return sine and cosine, interleaved, of each coordinate times k · 1000/dim for k = 0, 2, …, dim - 2.
 
-    Used by trackers on displacements in feature-map pixels (CoTracker, Karaev et al. 2023).
+    Trackers encode displacements so (CoTracker, Karaev et al. 2023).
+
+    Args:
+        coords: Coordinates (x, y), (..., 2); in trackers, displacements in pixels of the feature maps.
+        dim: Number of channels for each coordinate, even.
 
     Returns:
-        (..., 2·dim).
+        (..., 2·dim): the channels of x, then those of y.
 
     Raises:
         ValueError: If `dim` is odd.
@@ -115,4 +137,4 @@ def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tenso
     check_divisible("dim", dim, 2)
     frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)
     angles = coords[..., None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
+    return rearrange([angles.sin(), angles.cos()], "wave ... xy k -> ... (xy k wave)")

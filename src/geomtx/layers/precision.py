@@ -1,7 +1,7 @@
 """Layers and functions that compute in float32 or better whatever the precision of the model around them.
 
-The ends of a network, where a rounding step of bfloat16 would be seen in a pose or a depth, and all geometry run as
-float32 islands: autocast is off inside, half precision is widened on the fly, float64 stays float64.
+The last layers of a network, where rounding to bfloat16 would show in a pose or a depth, and all geometry are such
+islands of float32: autocast is off inside, half precision is converted to float32, and float64 stays float64.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ R = TypeVar("R")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision to float32; float32 and float64 stay as they are."""
+    """Convert half precision to float32; float32 and float64 stay as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def float32_island(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of a function of tensors: it computes in float32 or better, whatever it is given and wherever it runs.
+    """Decorate a function of tensors so that it computes in float32 or better, also under autocast.
 
-    Half precision can't count the pixels of a row, squares of its small numbers vanish and those of its large ones
-    overflow; under autocast, a matrix product of float32 is one of bfloat16. Within the function, all floating-point
-    tensors among its arguments, also those in tuples, have the widest precision among them, float32 at least, and
-    autocast is off. Gradients arrive in each argument's own precision.
+    Half precision can't represent all pixel coordinates of a row, and squares of its numbers underflow or overflow;
+    under autocast, matrix products of float32 tensors are computed in half precision. Within the decorated function all
+    floating-point tensors among the arguments, also those in tuples, have the widest precision among them, at least
+    float32, and autocast is off. Gradients have the precision of each argument.
+
+    Args:
+        function: Function of tensors, tuples of tensors and other values.
+
+    Returns:
+        Function with the same arguments and results, the results in float32 or better.
     """
 
     @functools.wraps(function)
@@ -47,7 +53,7 @@ def float32_island(function: Callable[P, R]) -> Callable[P, R]:
         wide: Any = [_widen(value, dtype) for value in args]
         wide_by_name: Any = {name: _widen(value, dtype) for name, value in kwargs.items()}
         device = tensors[0].device.type
-        if not torch.amp.is_autocast_available(device):  # where tensors have no values
+        if not torch.amp.is_autocast_available(device):  # such as "meta", whose tensors have no values
             return function(*wide, **wide_by_name)
         with torch.autocast(device, enabled=False):
             return function(*wide, **wide_by_name)
@@ -75,10 +81,10 @@ def _widen(value: Any, dtype: torch.dtype) -> Any:
 
 
 class Float32Linear(nn.Linear):
-    """`nn.Linear` in float32 or better."""
+    """`nn.Linear` that computes in float32 or better, whatever the precision of its input and weights."""
 
     def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
-        """(..., in_features) → (..., out_features), float32 or better."""
+        """Return x Wᵀ + b, (..., in_features) → (..., out_features), in float32 or better."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(at_least_float32(x).dtype, self.weight.dtype)
             bias = None if self.bias is None else self.bias.to(dtype)
@@ -86,10 +92,10 @@ class Float32Linear(nn.Linear):
 
 
 class Float32Conv2d(nn.Conv2d):
-    """`nn.Conv2d` in float32 or better."""
+    """`nn.Conv2d` that computes in float32 or better, whatever the precision of its input and weights."""
 
     def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out h2 w2"]:
-        """(N, in_channels, H, W) → (N, out_channels, H', W'), float32 or better."""
+        """Return the convolution, (N, in_channels, H, W) → (N, out_channels, H', W'), in float32 or better."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(at_least_float32(x).dtype, self.weight.dtype)
             bias = None if self.bias is None else self.bias.to(dtype)

@@ -1,4 +1,4 @@
-"""Feature maps and query points to tracks."""
+"""Point tracking: feature maps and query points → tracks."""
 
 from geomtx.tracking.correlation import build_pyramid, correlate
 from geomtx.tracking.image_features import ImageFeatures

@@ -16,10 +16,14 @@ __all__ = ["build_pyramid", "correlate"]
 
 
 def build_pyramid(features: Float[Tensor, "n c h w"], num_levels: int) -> list[Tensor]:
-    """Return the maps and their halvings by 2x2 averaging; an odd last row or column is dropped.
+    """Return the levels of a feature pyramid: the maps, then each level averaged over 2x2 pixels.
+
+    Args:
+        features: Feature maps, (N, C, H, W); an odd last row or column of a level is dropped in the next.
+        num_levels: Number of levels, the maps themselves included.
 
     Raises:
-        ValueError: If the map is too small for the number of levels.
+        ValueError: If the maps are too small for the number of levels.
     """
     smallest = 2 ** (num_levels - 1)
     if min(features.shape[-2:]) < smallest:
@@ -40,29 +44,29 @@ def correlate(
     *,
     radius: int,
 ) -> Float[Tensor, "n t k"]:
-    """Correlate each target with a window of every level around its coordinates: dot products over sqrt(C).
+    """Correlate each target with a window of every level around its coordinates: dot products divided by sqrt(C).
 
-    Sampling is linear, so the features of the window are sampled and then multiplied; no volume over all locations is
-    built. Computed in the precision of the coordinates, also under autocast.
+    Sampling is linear, so the features of the window are sampled and then multiplied; no correlation volume over all
+    locations is stored. It is computed in the precision of the coordinates, float32 or better, also under autocast.
 
     Args:
         pyramid: Levels of feature maps, (N, C, H/2^l, W/2^l).
-        targets: One feature of every track, (N, T, C).
+        targets: Features of T tracks, (N, T, C).
         coords: Coordinates (x, y) in pixels of level 0, (N, T, 2).
         radius: Radius of the window in pixels of each level.
 
     Returns:
-        (N, T, levels · (2·radius + 1)²): levels in order; entry a·(2·radius + 1) + b of a window is at
-        (x + a - radius, y + b - radius). Zero outside the maps.
+        Correlations, (N, T, levels · (2·radius + 1)²), level by level; entry a·(2·radius + 1) + b of a window is at
+        (x + a - radius, y + b - radius). They are zero outside the maps.
     """
-    coords = at_least_float32(coords)  # half precision can't count the pixels of a row
+    coords = at_least_float32(coords)  # half precision can't represent all pixel coordinates of a row
     with torch.autocast(coords.device.type, enabled=False):
         return _correlate(pyramid, targets.to(coords.dtype), coords, radius)
 
 
 def _correlate(pyramid: Sequence[Tensor], targets: Tensor, coords: Tensor, radius: int) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
-    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
+    window = torch.cartesian_prod(steps, steps)
     scaled = targets * targets.shape[-1] ** -0.5
     correlations = []
     for level, maps in enumerate(pyramid):

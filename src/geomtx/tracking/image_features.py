@@ -16,18 +16,18 @@ _GROUPS = 4
 
 
 class ImageFeatures(nn.Module):
-    """A small residual network on pixels, every view by itself.
+    """A small residual network on the pixels of every view by itself.
 
-    Each halving of the size is a convolution of stride 2 and two residual units; all scales, averaged to the last one,
-    make the output together.
+    Each stage halves the size by a convolution of stride 2, followed by two residual units. The outputs of all stages,
+    averaged to the size of the last one and concatenated, are projected to the feature maps.
 
     Args:
-        dim: Channels of the output.
-        width: Channels within, a multiple of 4.
-        stride: Pixels of the image a pixel of the output: 2, 4 or 8.
+        dim: Number of channels C of the feature maps.
+        width: Number of channels of the stages, a multiple of 4.
+        stride: Side in pixels of the image of a pixel of the feature maps: 2, 4 or 8.
 
     Raises:
-        ValueError: For another stride or width.
+        ValueError: If `stride` or `width` is another number.
     """
 
     def __init__(self, dim: int = 128, *, width: int = 64, stride: int = 4) -> None:
@@ -42,10 +42,13 @@ class ImageFeatures(nn.Module):
         self.project = nn.Conv2d(width * len(self.stages), dim, 1)
 
     def forward(self, video: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s c h2 w2"]:
-        """Images (B, S, 3, H, W) in [0, 1], sides multiples of the stride → (B, S, dim, H / stride, W / stride).
+        """Return feature maps, (B, S, dim, H / stride, W / stride).
+
+        Args:
+            video: Images in [0, 1], (B, S, 3, H, W), with sides that are multiples of the stride.
 
         Raises:
-            ValueError: For another shape, and for bytes.
+            ValueError: If the shape is another one, or the images are integers.
         """
         check_shape("video", video, ("B", "S", 3, "H", "W"))
         check_floating("video", video)

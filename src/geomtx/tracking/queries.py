@@ -1,5 +1,5 @@
-"""Query points: checks of those that a user asks for, and CoTracker's support points, which are tracked with them
-and removed from the result.
+"""Query points: checks of the user's, and CoTracker's support points, which are tracked with them and removed from the
+result.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive, check_shape
@@ -26,7 +27,16 @@ __all__ = [
 
 
 def batch_queries(query_points: Tensor, num_scenes: int, *widths: int) -> Tensor:
-    """With the B axis; ValueError for what is no tensor (B, N, one of `widths`), or (N, …) for one scene."""
+    """Return query points with the axis of scenes, (B, N, width).
+
+    Args:
+        query_points: Query points, (B, N, width), or (N, width) for one scene.
+        num_scenes: Number of scenes B.
+        *widths: Permitted numbers of coordinates of a point.
+
+    Raises:
+        ValueError: If they are no tensor, or of another shape.
+    """
     if not isinstance(query_points, Tensor):
         raise ValueError(f"query_points must be a tensor, got {type(query_points).__name__}; torch.tensor(…) makes one")
     batched = query_points[None] if query_points.ndim == 2 else query_points
@@ -44,20 +54,22 @@ def check_queries(
     slack_px: int = 0,
     on_any_device: bool = False,
 ) -> None:
-    """Require query points to lie in the views; not while a graph is traced, where there are no values.
+    """Require query points to lie in the views.
+
+    Nothing is checked while a graph is traced, where tensors have no values.
 
     Args:
-        query_points: (…, 2) as (x, y) in view 0, or (…, 3) as (view, x, y).
-        num_views: How many there are.
-        image_hw: Pixels.
-        name: Of the argument, for the error.
-        view: What a view is called there.
-        slack_px: Pixels that an image may be larger, at the right and at the bottom: where its size is known from maps
-            of it, which rounded it down.
-        on_any_device: Also where looking at values means waiting for an accelerator.
+        query_points: Query points, (…, 2) as (x, y) in pixels of view 0, or (…, 3) as (view, x, y).
+        num_views: Number of views.
+        image_hw: Height and width of the images in pixels.
+        name: Name of the argument in the error.
+        view: Word for a view in the error.
+        slack_px: Number of pixels by which the images may be larger, where their size was computed from that of feature
+            maps and so rounded down; defaults to 0.
+        on_any_device: Whether to check points on an accelerator too, for which the host has to wait; defaults to False.
 
     Raises:
-        ValueError: For the first query that doesn't.
+        ValueError: If a query point lies outside; the message has the first of them.
     """
     if type(query_points) is not Tensor or query_points.is_meta or torch.compiler.is_compiling():
         return
@@ -80,7 +92,12 @@ def check_queries(
 
 
 def take_queries(value: Any, num_queries: int) -> Any:
-    """Return the tracks of the first queries, from nested named tuples of tracks."""
+    """Return the tracks of the first queries.
+
+    Args:
+        value: Tracks as a named tuple of tensors and of such tuples, for instance `TrackPrediction`.
+        num_queries: Number of queries to keep.
+    """
     fields = {}
     for name, part in value._asdict().items():
         if not isinstance(part, Tensor):
@@ -97,11 +114,15 @@ _QUERY_AXIS = {
     "visibility_logits": -1,
     "confidence_logits": -1,
 }
-"""Name of a field → its axis of queries; other fields have none."""
+"""Axis of the queries by name of the field; other fields have none."""
 
 
 def join_queries(parts: Sequence[Any]) -> Any:
-    """Put the tracks of several sets of queries together, from nested named tuples of tracks."""
+    """Concatenate the tracks of several sets of queries.
+
+    Args:
+        parts: Tracks of each set, as named tuples of tensors and of such tuples.
+    """
     fields = {}
     for name, first in parts[0]._asdict().items():
         values = [getattr(part, name) for part in parts]
@@ -116,18 +137,18 @@ def join_queries(parts: Sequence[Any]) -> Any:
 def support_queries(
     query_points: Float[Tensor, "b n 3"], image_hw: tuple[int, int], size: int
 ) -> Float[Tensor, "b m 3"]:
-    """A regular grid of queries over the image, in the views of the queries.
+    """Return support points on a regular grid over the image, in the views of the queries (CoTracker).
 
-    If all queries of a scene are in one view, so is the grid. Else its points are spread over their views, as often as
-    queries are there, and in every view over the image.
+    If all queries of a scene are in one view, so is the grid. Otherwise its points are distributed among the views of
+    the queries, in proportion to the number of queries in each, and in every view over the image.
 
     Args:
-        query_points: (B, N, 3), (view, x, y).
-        image_hw: Pixels.
-        size: Points along each side, G; none lies on the border.
+        query_points: Query points (view, x, y), (B, N, 3).
+        image_hw: Height and width of the images in pixels.
+        size: Number of points G along each side of the grid; none lies on the border.
 
     Returns:
-        (B, G², 3), float32 or better; without a query, none.
+        Support points (view, x, y), (B, G², 3), in float32 or better; none without queries.
     """
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)
@@ -135,50 +156,50 @@ def support_queries(
     if num_queries == 0:
         return query_points
     grid = _grid(image_hw, size, query_points)
-    # A step without a common divisor visits all points, far from one another in turn.
-    step = next(
-        step for step in range(max(1, round(0.618 * size * size)), size * size + 2) if _coprime(step, size * size)
-    )
-    turn = torch.arange(size * size, device=query_points.device) * step % (size * size)
-    rank = torch.arange(size * size, device=query_points.device) * num_queries // (size * size)
+    # Steps that are coprime to the number of points visit all of them, with neighbours in the order far apart.
+    count = size * size
+    step = next(step for step in range(max(1, round(0.618 * count)), count + 2) if math.gcd(step, count) == 1)
+    order = torch.arange(count, device=query_points.device) * step % count
+    rank = torch.arange(count, device=query_points.device) * num_queries // count
     views = query_points[..., 0].sort(dim=1).values[:, rank]
-    return torch.cat([views[..., None], grid[turn].expand(num_scenes, -1, -1)], dim=-1)
+    return torch.cat([views[..., None], grid[order].expand(num_scenes, -1, -1)], dim=-1)
 
 
 @float32_island
 def local_queries(
     query_points: Float[Tensor, "b n 3"], image_hw: tuple[int, int], size: int, *, extent_px: float = 50.0
 ) -> Float[Tensor, "b m 3"]:
-    """A regular grid of queries around each query, in its view; moved to the nearest pixel of the image.
+    """Return support points on a regular grid around each query, in its view (CoTracker).
+
+    Points beyond the border are moved to the nearest pixel of the image.
 
     Args:
-        query_points: (B, N, 3), (view, x, y).
-        image_hw: Pixels.
-        size: Points along each side, G.
-        extent_px: Side of the square that the grid fills.
+        query_points: Query points (view, x, y), (B, N, 3).
+        image_hw: Height and width of the images in pixels.
+        size: Number of points G along each side of a grid.
+        extent_px: Side in pixels of the square that a grid covers.
 
     Returns:
-        (B, N·G², 3), float32 or better.
+        Support points (view, x, y), (B, N·G², 3), in float32 or better.
     """
     check_shape("query_points", query_points, ("B", "N", 3))
     check_count("size", size)
     check_finite_positive("extent_px", extent_px)
-    offsets = (
-        (torch.arange(size, device=query_points.device, dtype=query_points.dtype) + 0.5) / size - 0.5
-    ) * extent_px
-    offsets = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1).flatten(0, 1)
-    coords = (query_points[:, :, None, 1:] + offsets).clamp(min=0)
-    coords = torch.minimum(coords, coords.new_tensor([image_hw[1] - 1, image_hw[0] - 1]))
+    steps = torch.arange(size, device=query_points.device, dtype=query_points.dtype)
+    offsets = ((steps + 0.5) / size - 0.5) * extent_px
+    coords = query_points[:, :, None, 1:] + _grid_points(offsets, offsets)
+    coords = torch.minimum(coords.clamp(min=0), coords.new_tensor([image_hw[1] - 1, image_hw[0] - 1]))
     views = query_points[:, :, None, :1].expand(-1, -1, size * size, -1)
-    return torch.cat([views, coords], dim=-1).flatten(1, 2)
+    return rearrange(torch.cat([views, coords], dim=-1), "b n g view_xy -> b (n g) view_xy")
 
 
 def _grid(image_hw: tuple[int, int], size: int, like: Tensor) -> Float[Tensor, "m 2"]:
-    """Centres of size × size equal cells."""
+    """Return the centres (x, y) of size × size equal cells of the image."""
     steps = (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size
     columns, rows = steps * image_hw[1] - 0.5, steps * image_hw[0] - 0.5
-    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)
+    return _grid_points(columns, rows)
 
 
-def _coprime(a: int, b: int) -> bool:
-    return math.gcd(a, b) == 1
+def _grid_points(columns: Tensor, rows: Tensor) -> Float[Tensor, "m 2"]:
+    """Return the points (x, y) of a grid, row by row."""
+    return rearrange(list(torch.meshgrid(columns, rows, indexing="xy")), "xy r q -> (r q) xy")

@@ -22,17 +22,17 @@ def sample_map(
     *,
     padding_mode: Literal["zeros", "border"] = "border",
 ) -> Float[Tensor, "n c p q"]:
-    """Sample maps bilinearly at (x, y) in their own pixels, pixel centres at integers.
+    """Sample feature maps bilinearly; pixel centres are at integer coordinates.
 
-    An axis of a single pixel has that pixel's value at every coordinate.
+    A map that is a single pixel wide or high has that pixel's value at every coordinate of the axis.
 
     Args:
         maps: Feature maps, (N, C, H, W).
-        coords: Coordinates (x, y) in pixels, (N, P, Q, 2).
-        padding_mode: Values outside the maps: zeros, or those of the nearest pixel.
+        coords: Coordinates (x, y) in pixels of the maps, (N, P, Q, 2).
+        padding_mode: Values outside the maps: "zeros", or those of the nearest pixel ("border").
 
     Returns:
-        (N, C, P, Q), in the wider precision of both, float32 at least: half precision can't count the pixels of a row.
+        Samples, (N, C, P, Q), in the wider precision of both arguments, at least float32.
     """
     height, width = maps.shape[-2:]
     x, y = coords.unbind(-1)
@@ -44,7 +44,7 @@ def sample_map(
 def sample_views(
     maps: Float[Tensor, "b s c h w"], view: Int[Tensor, "b n"], coords: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, "b n c"]:
-    """Sample every point in one view, as `sample_map` with the nearest pixel outside.
+    """Sample every point bilinearly in one view, with the value of the nearest pixel outside, as in `sample_map`.
 
     Args:
         maps: Feature maps, (B, S, C, H, W).
@@ -52,11 +52,11 @@ def sample_views(
         coords: Coordinates (x, y) in pixels of the maps, (B, N, 2).
 
     Returns:
-        (B, N, C), in the wider precision of both, float32 at least.
+        Samples, (B, N, C), in the wider precision of both, at least float32.
     """
     height, width = maps.shape[-2:]
     x, y = coords[..., 0].clamp(0, width - 1), coords[..., 1].clamp(0, height - 1)
-    # NaN stays in the weights; as an index it would abort a GPU's whole process.
+    # NaN stays in the weights of the interpolation; as an index it would abort the process on a GPU.
     left, top = x.floor().nan_to_num(), y.floor().nan_to_num()
     flat = rearrange(maps, "b s c h w -> b (s h w) c")
     sampled = flat.new_zeros(())

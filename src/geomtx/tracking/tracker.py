@@ -20,7 +20,10 @@ __all__ = ["Tracker"]
 
 
 class Tracker(nn.Module):
-    """Track query points through feature maps.
+    """Track query points through the feature maps of unordered views.
+
+    Each iteration correlates the tracks' features with the maps around their positions, and a transformer updates
+    positions and features. The gradient of the positions is cut between iterations.
 
     Args:
         dim: Number of channels C of the feature maps, a multiple of 4.
@@ -31,7 +34,7 @@ class Tracker(nn.Module):
         num_heads: Number of attention heads of the transformer.
         depth: Number of rounds of the transformer.
         num_virtual: Number of virtual tracks of the transformer.
-        stride: Number of pixels of the image for a pixel of the maps.
+        stride: Side in pixels of the image of a pixel of the maps.
         max_displacement: Length in pixels of the maps by which displacements are divided as an input of the network.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
@@ -95,19 +98,20 @@ class Tracker(nn.Module):
         *,
         view_mask: Bool[Tensor, "b s"] | None = None,
     ) -> TrackIterations:
-        """Track.
+        """Track query points through all views.
 
         Args:
             features: Feature maps of all views, (B, S, C, H, W).
-            query_points: (B, N, 2) as (x, y) in pixels of the images in view 0, or (B, N, 3) as (view, x, y).
-            view_mask: Which views are valid, (B, S) bool; tracks in the others mean nothing. Defaults to all.
+            query_points: Query points, (B, N, 2) as (x, y) in pixels of the images in view 0, or (B, N, 3) as
+                (view, x, y).
+            view_mask: Which views are valid, (B, S) bool; tracks in the others are meaningless. Defaults to all.
 
         Returns:
-            Coordinates (I, B, S, N, 2) in pixels of the images after every iteration; in its own view a query stays
-            where it is. Logits (B, S, N). Float32 or better.
+            Coordinates (I, B, S, N, 2) in pixels of the images after every iteration, which are a query's own in its
+            own view, and logits of visibility and confidence (B, S, N); in float32 or better.
 
         Raises:
-            ValueError: For other shapes, or maps too small for the pyramid.
+            ValueError: If a shape is another one, or the maps are too small for the pyramid.
         """
         check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
         num_scenes, num_views = features.shape[:2]
@@ -135,21 +139,21 @@ class Tracker(nn.Module):
 
     @property
     def min_image_side(self) -> int:
-        """Smallest side of an image in pixels for which the pyramid has all its levels."""
+        """Smallest side in pixels that an image must have for all levels of the pyramid."""
         return self.stride * 2 ** (self.num_levels - 1)
 
     def _split_query(self, query_points: Tensor, num_views: int) -> tuple[Tensor, Tensor]:
-        """Return coordinates (B, N, 2) in pixels of the maps, and views (B, N), kept in range.
+        """Return coordinates (B, N, 2) in pixels of the maps, and indices of views (B, N), clamped to 0 … S - 1.
 
-        An index out of range would abort a GPU's whole process; `geomtx.VGGT`, `TrackHead.track` and
-        `geomtx.reconstruct` refuse it.
+        An index out of range would abort the process on a GPU; `geomtx.VGGT`, `TrackHead.track` and
+        `geomtx.reconstruct` raise an error for it.
         """
         if query_points.shape[-1] == 2:
             return query_points / self.stride, query_points.new_zeros(query_points.shape[:2], dtype=torch.long)
         return query_points[..., 1:] / self.stride, query_points[..., 0].round().long().clamp(0, num_views - 1)
 
     def _fixed_signal(self, query: Tensor, in_own_view: Tensor, map_hw: tuple[int, int]) -> Tensor:
-        """Return what every iteration adds to the tokens, the query's position and view, (B, S, N, token_dim)."""
+        """Return the encoding of the query's position and view that is added to the tokens, (B, S, N, token_dim)."""
         own, other = at_least_float32(self.query_token).unbind(1)
         position = sample_grid_signal(query, map_hw, self.query_token.shape[-1], base=10000.0)
         return position[:, None] + torch.where(in_own_view, own, other)

@@ -1,4 +1,4 @@
-"""The transformer that updates tracks (CoTracker, Karaev et al. 2023, without its order of time)."""
+"""Transformer that updates tracks (CoTracker, Karaev et al. 2023, without its encoding of time)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention, key_mask
 from geomtx.layers.backends import BackendName
+from geomtx.layers.block import Attend
 from geomtx.layers.mlp import MLP
 from geomtx.layers.precision import Float32Linear
 from geomtx.types import Bool, Float
 
 __all__ = ["TrackBlock", "TrackUpdater"]
 
-Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
-
 
 class TrackBlock(nn.Module):
-    """x = norm(x), x + attention(x), x + MLP(norm(x)): the residual is the normed input.
+    """x = norm(x), x + attention(x), x + MLP(norm(x)): the first residual branch is added to the normalised input.
 
     Args:
         dim: Number of channels of the tokens.
@@ -45,14 +44,20 @@ class TrackBlock(nn.Module):
         *,
         mask: Bool[Tensor, "#batch #heads #n #m"] | None = None,
     ) -> Float[Tensor, "batch n c"]:
-        """(batch, N, C) → (batch, N, C); `context` (batch, M, C) only with `with_context`."""
+        """Transform tokens, (batch, N, C) → (batch, N, C).
+
+        Args:
+            x: Tokens, (batch, N, C).
+            context: Tokens that are attended to, (batch, M, C); only where the block was made `with_context`.
+            mask: Attention mask, see `Attention`; defaults to all pairs.
+        """
         x = self.norm(x)
         x = x + self.attention(x, None if self.context_norm is None else self.context_norm(context), mask=mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class TrackUpdater(nn.Module):
-    """Transformer that alternates attention of a track over its views and of a view's tracks through virtual tracks.
+    """Transformer that alternates attention of each track over the views and of the tracks through virtual tracks.
 
     Points attend only to a few virtual tracks, so the cost grows linearly with the number of points.
 
@@ -113,8 +118,8 @@ class TrackUpdater(nn.Module):
             tokens: Tokens of the tracks, (B, N, S, in_dim); converted to the precision of the weights.
             view_mask: Which views are valid, (B, S) bool; defaults to all.
             track_mask: Which tracks are valid, (B, N) bool; the others have no influence on any track. Defaults to all.
-            attend: How a block that mixes views is run: (number, block, tokens (B, tracks, S, dim)) → tokens; defaults
-                to all views at once.
+            attend: Function that runs a block that mixes views, (number, block, tokens (B, tracks, S, dim)) → tokens;
+                defaults to attention over all views at once.
         """
         num_scenes, num_points, num_views, _ = tokens.shape
         projected = self.input_project(self.input_norm(tokens.to(self.virtual_tracks.dtype)))

@@ -1,6 +1,4 @@
-"""Point tracking through a video in overlapping windows, and the refinement of tracks within one window (after
-CoTracker, Karaev et al. 2023).
-"""
+"""Point tracking through videos in overlapping windows (after CoTracker, Karaev et al. 2023)."""
 
 from __future__ import annotations
 
@@ -28,18 +26,18 @@ __all__ = [
     "WindowTracker",
 ]
 
-_LONGEST_WAVE = 100.0  # of the displacements' signal, pixels of the maps a radian
+_LONGEST_WAVE = 100.0  # base of the encoding of displacements, in pixels of the maps for a radian
 
 
 @show_shapes
 class TrackState(NamedTuple):
-    """What is known of the tracks in the views of a window.
+    """State of the tracks in the W views of a window.
 
     Attributes:
-        coords: (B, W, N, 2) in pixels of the maps.
-        features: (B, W, N, C), what each track looks like in each view.
-        visibility: (B, W, N), logits.
-        confidence: (B, W, N), logits.
+        coords: Positions (x, y) in pixels of the maps, (B, W, N, 2).
+        features: Feature of each track in each view, (B, W, N, C).
+        visibility: Logits of the visibility, (B, W, N).
+        confidence: Logits of the confidence, (B, W, N).
     """
 
     coords: Float[Tensor, "b w n 2"]
@@ -50,13 +48,13 @@ class TrackState(NamedTuple):
 
 @show_shapes
 class WindowQueries(NamedTuple):
-    """What stays the same while a window is refined.
+    """Queries of a window, the same in all its iterations.
 
     Attributes:
-        coords: (B, N, 2), where the queries are, in pixels of the maps.
-        in_own_view: (B, W, N) bool, True in the view of the query, if the window has it.
-        view_mask: (B, W) bool, True = the view takes part.
-        track_mask: (B, N) bool, True = the track takes part.
+        coords: Positions (x, y) of the queries in pixels of the maps, (B, N, 2).
+        in_own_view: Which views are a query's own, (B, W, N) bool.
+        view_mask: Which views are valid, (B, W) bool.
+        track_mask: Which tracks are valid, (B, N) bool.
     """
 
     coords: Float[Tensor, "b n 2"]
@@ -66,22 +64,22 @@ class WindowQueries(NamedTuple):
 
 
 class WindowRefiner(nn.Module):
-    """Tokens of all tracks in all views, and a transformer that updates them, over and over.
+    """Refinement of the tracks within one window, by iterated updates of a transformer.
 
-    A token holds sine and cosine of the displacements from the query and from and to the neighbouring views, the
-    correlations around the present position, the track's feature, where the query is, when the view is within the
-    window, the visibility and confidence so far, and whether the view is the query's own. The update moves positions
-    and logits and changes the feature.
+    The token of a track in a view consists of the encoded displacements from the query and from and to the neighbouring
+    views, the correlations around the current position, the track's feature, the current visibility and confidence, the
+    encoded position of the query and time of the view within the window, and whether the view is the query's own. The
+    update is added to position, feature and logits.
 
     Args:
-        dim: Channels C of the maps, a multiple of 4.
-        num_levels: Of the correlation pyramid.
-        radius: Of the correlation windows, pixels of each level.
-        hidden_dim: Width of the transformer and of the correlation's MLP.
-        num_heads: Of the transformer.
-        depth: Of the transformer.
-        num_virtual: Virtual tracks of the transformer.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels C of the feature maps, a multiple of 4.
+        num_levels: Number of levels of the correlation pyramid.
+        radius: Radius of the correlation windows in pixels of each level.
+        hidden_dim: Number of channels of the transformer and of the correlation's MLP.
+        num_heads: Number of attention heads of the transformer.
+        depth: Number of rounds of the transformer.
+        num_virtual: Number of virtual tracks of the transformer.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class WindowRefiner(nn.Module):
         self.dim = dim
         self.radius = radius
         self.correlation_mlp = MLP(num_levels * (2 * radius + 1) ** 2, hidden_dim, hidden_dim)
-        # Three displacements, feature, place and time; visibility, confidence, own view.
+        # Encoded displacements (3 · dim), feature, position and time (dim each); visibility, confidence and own view.
         self.updater = TrackUpdater(
             hidden_dim + 6 * dim + 3,
             dim + 4,
@@ -116,23 +114,23 @@ class WindowRefiner(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin with hardly any update, so that tracks stay where they are until something is learned."""
+        """Initialise the updates close to zero, so that tracks hardly move before training."""
         nn.init.normal_(self.updater.output_project.weight, std=1e-3)
         nn.init.zeros_(self.updater.output_project.bias)
 
     def forward(
         self, pyramid: Sequence[Tensor], state: TrackState, queries: WindowQueries, num_iterations: int
     ) -> list[TrackState]:
-        """Refine.
+        """Refine the tracks of a window.
 
         Args:
-            pyramid: Maps of the window's views, (B·W, C, H/2^l, W/2^l).
-            state: To begin with.
-            queries: Of all tracks.
-            num_iterations: Refinements.
+            pyramid: Levels of the feature maps of the window's views, (B·W, C, H/2^l, W/2^l).
+            state: Initial state of all tracks.
+            queries: Queries of all tracks.
+            num_iterations: Number of refinements.
 
         Returns:
-            The state after every iteration, float32 or better. In its own view a query stays where it is.
+            State after every iteration, in float32 or better. In a query's own view the position is the query's.
         """
         fixed = self._fixed_signals(queries, (pyramid[0].shape[-2], pyramid[0].shape[-1]))
         dtype = self.feature_update.weight.dtype
@@ -144,8 +142,10 @@ class WindowRefiner(nn.Module):
                 confidence=state.confidence.detach(),
             )
             tokens = torch.cat([self._signals(pyramid, state, queries), fixed], dim=-1)
-            update = self.updater(tokens.transpose(1, 2), queries.view_mask, track_mask=queries.track_mask)
-            step, visibility, confidence, change = update.transpose(1, 2).split([2, 1, 1, self.dim], dim=-1)
+            tokens = rearrange(tokens, "b w n c -> b n w c")
+            update = self.updater(tokens, queries.view_mask, track_mask=queries.track_mask)
+            update = rearrange(update, "b n w c -> b w n c")
+            step, visibility, confidence, change = update.split([2, 1, 1, self.dim], dim=-1)
             changed = nn.functional.gelu(self.feature_update(self.feature_norm(change.to(dtype))))
             moved = torch.where(queries.in_own_view[..., None], queries.coords[:, None], state.coords + step)
             state = TrackState(
@@ -158,10 +158,10 @@ class WindowRefiner(nn.Module):
         return history
 
     def _signals(self, pyramid: Sequence[Tensor], state: TrackState, queries: WindowQueries) -> Tensor:
-        """What an iteration may change, (B, W, N, hidden_dim + 4·C + 2)."""
+        """Return the part of the tokens that changes in every iteration, (B, W, N, hidden_dim + 4·C + 2)."""
         correlation = correlate(pyramid, state.features.flatten(0, 1), state.coords.flatten(0, 1), radius=self.radius)
         correlation = self.correlation_mlp(correlation.to(self.feature_update.weight.dtype))
-        real = queries.view_mask[:, 1:, None, None]  # what lies beyond the end of the video has no say in it
+        real = queries.view_mask[:, 1:, None, None]  # views beyond the end of the video must have no influence
         steps = torch.where(real, state.coords.diff(dim=1), 0.0)
         still = torch.zeros_like(state.coords[:, :1])
         displacements = torch.cat(
@@ -172,47 +172,50 @@ class WindowRefiner(nn.Module):
             ],
             dim=-1,
         )
-        waves = sincos(displacements, self.dim // 2, base=_LONGEST_WAVE).flatten(-2)
+        waves = rearrange(sincos(displacements, self.dim // 2, base=_LONGEST_WAVE), "b w n xy c -> b w n (xy c)")
         logits = torch.stack([state.visibility, state.confidence], dim=-1)
-        correlation = correlation.unflatten(0, state.coords.shape[:2]).to(waves.dtype)
+        correlation = rearrange(correlation, "(b w) n c -> b w n c", b=len(state.coords)).to(waves.dtype)
         return torch.cat([waves, correlation, state.features, logits.sigmoid()], dim=-1)
 
     def _fixed_signals(self, queries: WindowQueries, map_hw: tuple[int, int]) -> Tensor:
-        """Place of the query, time within the window, and whether the view is the query's own, (B, W, N, 2·C + 1)."""
+        """Return the part of the tokens that stays the same in all iterations, (B, W, N, 2·C + 1).
+
+        It is the position of the query, the time within the window, and whether the view is the query's own.
+        """
         dtype = at_least_float32(queries.coords).dtype
         num_views = queries.in_own_view.shape[1]
         size = (*queries.in_own_view.shape, -1)
-        place = sample_grid_signal(queries.coords, map_hw, self.dim, base=10000.0)[:, None].expand(size)
+        position = sample_grid_signal(queries.coords, map_hw, self.dim, base=10000.0)[:, None].expand(size)
         time = torch.arange(num_views, device=queries.coords.device, dtype=dtype)
         time = sincos(time, self.dim, base=10000.0)[:, None].expand(size)
-        return torch.cat([place, time, queries.in_own_view[..., None].to(dtype)], dim=-1)
+        return torch.cat([position, time, queries.in_own_view[..., None].to(dtype)], dim=-1)
 
 
 class WindowTracker(nn.Module):
-    """Follow query points, each from its own view on, through the feature maps of a video of any length.
+    """Track query points, each from its own view on, through the feature maps of a video of any length.
 
-    A window begins every `window_stride` views. A track that was followed before begins a window with its positions,
-    features and logits in the overlap, and the last of them in the views after that; a track whose query comes into
-    reach begins at its query's place in all views. Tracks whose query is yet to come take no part. Where two windows
-    overlap, the later one counts.
+    A window begins every `window_stride` views. A track of the previous window is initialised with its positions,
+    features and logits in the overlap, and with the last of them in the following views; a track whose query is in the
+    window for the first time is initialised with the query's position in all views. Tracks whose query lies in a later
+    window are masked. Where two windows overlap, the result is that of the later one.
 
     Args:
-        dim: Channels C of the feature maps, a multiple of 4.
-        num_levels: Of the correlation pyramid; the maps need 2^(num_levels - 1) pixels a side.
-        radius: Of the correlation windows, pixels of each level.
-        num_iterations: Refinements a window in training.
-        test_iterations: Refinements a window in evaluation mode.
-        window: Views of a window.
-        window_stride: Views from the beginning of a window to that of the next.
-        hidden_dim: Width of the updating transformer and of the correlation's MLP.
-        num_heads: Of the transformer.
-        depth: Of the transformer.
-        num_virtual: Virtual tracks of the transformer.
-        stride: Pixels of the image a pixel of the maps.
-        backend: See `geomtx.layers.backends`.
+        dim: Number of channels C of the feature maps, a multiple of 4.
+        num_levels: Number of levels of the correlation pyramid; maps need 2^(num_levels - 1) pixels a side.
+        radius: Radius of the correlation windows in pixels of each level.
+        num_iterations: Number of refinements of a window in training mode.
+        test_iterations: Number of refinements of a window in evaluation mode.
+        window: Number of views of a window, at least 2.
+        window_stride: Number of views between the beginnings of two windows, 1 to `window` - 1.
+        hidden_dim: Number of channels of the updating transformer and of the correlation's MLP.
+        num_heads: Number of attention heads of the transformer.
+        depth: Number of rounds of the transformer.
+        num_virtual: Number of virtual tracks of the transformer.
+        stride: Side in pixels of the image of a pixel of the maps.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
 
     Raises:
-        ValueError: For windows without an overlap, or numbers out of range.
+        ValueError: If windows would not overlap, or a number is out of range.
     """
 
     def __init__(
@@ -263,20 +266,21 @@ class WindowTracker(nn.Module):
         backward: bool = True,
         num_iterations: int | None = None,
     ) -> VideoTracks:
-        """Track.
+        """Track query points through all views.
 
         Args:
-            features: (B, S, C, H, W).
-            query_points: (B, N, 3), (view, x, y), pixels of the images; views are clamped to the video.
-            backward: Also run through the video from its end to its beginning, for the views before each query. False
-                = there a track stays at its query, and is neither seen nor sure.
-            num_iterations: Refinements; None = what the mode of the module says.
+            features: Feature maps of the video, (B, S, C, H, W).
+            query_points: Query points (view, x, y) in pixels of the images, (B, N, 3); views are clamped to the video.
+            backward: Whether to track backwards too, from the end of the video, for the views before each query.
+                Otherwise a track has its query's position there, with a visibility and confidence of 0.
+            num_iterations: Number of refinements of a window; defaults to that of the module's mode.
 
         Returns:
-            Tracks (B, S, N, …) in pixels of the images, and the windows of the pass forwards. Float32 or better.
+            Tracks (B, S, N, …) in pixels of the images, and the windows of the forward pass through the video; in
+            float32 or better.
 
         Raises:
-            ValueError: For other shapes, a single view, or maps too small for the pyramid.
+            ValueError: If a shape is another one, there is a single view, or the maps are too small for the pyramid.
         """
         check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
         check_shape("query_points", query_points, (features.shape[0], "N", 3))
@@ -291,13 +295,13 @@ class WindowTracker(nn.Module):
         query_points = query_points.to(maps.dtype)
         view = query_points[..., 0].round().long().clamp(0, num_views - 1)
         query = query_points[..., 1:] / self.stride
-        look = sample_views(maps, view, query)
+        feature = sample_views(maps, view, query)
         pyramid = [level.unflatten(0, maps.shape[:2]) for level in build_pyramid(maps.flatten(0, 1), self.num_levels)]
-        windows = self._sweep(pyramid, look, query, view, num_iterations)
+        windows = self._sweep(pyramid, feature, query, view, num_iterations)
         tracks = self._join(windows, num_views)
         if backward:
             reverse = [level.flip(1) for level in pyramid]
-            swept = self._sweep(reverse, look, query, num_views - 1 - view, num_iterations)
+            swept = self._sweep(reverse, feature, query, num_views - 1 - view, num_iterations)
             before = Tracks(*(part.flip(1) for part in self._join(swept, num_views)))
         else:
             nothing = torch.zeros_like(tracks.visibility)
@@ -306,13 +310,21 @@ class WindowTracker(nn.Module):
 
     @property
     def min_image_side(self) -> int:
-        """Pixels that both sides of an image must have at least, for the pyramid's last level."""
+        """Smallest side in pixels that an image must have for all levels of the pyramid."""
         return self.stride * 2 ** (self.num_levels - 1)
 
     def _sweep(
-        self, pyramid: list[Tensor], look: Tensor, query: Tensor, view: Int[Tensor, "b n"], num_iterations: int
+        self, pyramid: list[Tensor], feature: Tensor, query: Tensor, view: Int[Tensor, "b n"], num_iterations: int
     ) -> TrackWindows:
-        """All windows, in order. `look` (B, N, C) are the features at the queries."""
+        """Refine the tracks of all windows, one window after the other.
+
+        Args:
+            pyramid: Levels of the feature maps, (B, S, C, H/2^l, W/2^l).
+            feature: Features at the queries, (B, N, C).
+            query: Positions of the queries in pixels of the maps, (B, N, 2).
+            view: Indices of the queries' views, (B, N).
+            num_iterations: Number of refinements of a window.
+        """
         num_views = pyramid[0].shape[1]
         history: list[list[TrackState]] = []
         views = []
@@ -328,7 +340,7 @@ class WindowTracker(nn.Module):
                 view < start + self.window,
             )
             known = view < start + self.window - self.window_stride
-            state = self._begin(look, query, state, known)
+            state = self._begin(feature, query, state, known)
             history.append(self.refiner(maps, state, queries, num_iterations))
             state = history[-1][-1]
             views.append(torch.where(inside, index, -1))
@@ -340,12 +352,12 @@ class WindowTracker(nn.Module):
             collect("coords") * self.stride, collect("visibility"), collect("confidence"), torch.stack(views)
         )
 
-    def _begin(self, look: Tensor, query: Tensor, last: TrackState | None, known: Tensor) -> TrackState:
-        """The state to begin a window with: that of the last one for `known` tracks (B, N), else the query's."""
+    def _begin(self, feature: Tensor, query: Tensor, last: TrackState | None, known: Tensor) -> TrackState:
+        """Return a window's initial state: from the previous window for `known` tracks (B, N), else the query's."""
         logits = torch.zeros_like(query[:, None, :, 0]).expand(-1, self.window, -1)
         new = TrackState(
             query[:, None].expand(-1, self.window, -1, -1),
-            look[:, None].expand(-1, self.window, -1, -1),
+            feature[:, None].expand(-1, self.window, -1, -1),
             logits,
             logits,
         )
@@ -368,7 +380,7 @@ class WindowTracker(nn.Module):
         )
 
     def _join(self, windows: TrackWindows, num_views: int) -> Tracks:
-        """The last refinements of all windows, the later one where they overlap, (B, S, N, …)."""
+        """Return the last refinement of all windows, and of the later window where two overlap, (B, S, N, …)."""
 
         def join(parts: Tensor) -> Tensor:
             first = [part[:, : self.window_stride] for part in parts[:-1, -1]]
@@ -379,7 +391,7 @@ class WindowTracker(nn.Module):
 
 
 def _choose(view: Int[Tensor, "b n"], after: Tracks, before: Tracks) -> Tracks:
-    """`before` in the views before each track's own, else `after`."""
+    """Return the tracks of `before` in the views before each track's own, and those of `after` in the others."""
     index = torch.arange(after.visibility.shape[1], device=view.device)[:, None]
     is_before = index < view[:, None]
     return Tracks(
