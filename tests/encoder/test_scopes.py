@@ -26,7 +26,7 @@ def test_orders_use_up_the_blocks():
     check_order((("frame", "global"), ("cross", "frame")), 2, 2)
     with pytest.raises(ValueError, match=r"^order must use each block once, 1 frame and 1 global ones, got 2 and 0"):
         check_order((("frame", "frame"),), 1, 1)
-    with pytest.raises(ValueError, match=r"^scope must be one of 'frame', 'global', 'cross', got 'local'$"):
+    with pytest.raises(ValueError, match=r"^scope must "):
         check_order((("local",),), 1, 0)  # type: ignore[arg-type]
 
 

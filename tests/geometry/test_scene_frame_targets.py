@@ -80,5 +80,5 @@ def test_errors():
         relate_cameras(inputs, random_cameras(1, 1))
     with pytest.raises(ValueError, match=r"^inputs.intrinsics must have shape \(2, 3, 3, 3\), got \(2, 1, 3, 3\)$"):
         relate_cameras(inputs._replace(intrinsics=inputs.intrinsics[:, :1]), inputs)
-    with pytest.raises(ValueError, match=r"^scale must have shape \(2\), got \(2, 1\)$"):
+    with pytest.raises(ValueError, match=r"^scale must "):
         relate_cameras(inputs, inputs, scale=torch.ones(2, 1))

