@@ -137,4 +137,4 @@ def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tenso
     check_divisible("dim", dim, 2)
     frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)
     angles = coords[..., None] * frequencies
-    return rearrange([angles.sin(), angles.cos()], "wave ... xy k -> ... (xy k wave)")
+    return rearrange(torch.stack([angles.sin(), angles.cos()]), "wave ... xy k -> ... (xy k wave)")

@@ -49,7 +49,8 @@ def float32_island(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         dtype = torch.float32
         for tensor in tensors:
-            dtype = torch.promote_types(dtype, tensor.dtype)
+            if tensor.dtype != dtype:
+                dtype = torch.promote_types(dtype, tensor.dtype)
         wide: Any = [_widen(value, dtype) for value in args]
         wide_by_name: Any = {name: _widen(value, dtype) for name, value in kwargs.items()}
         device = tensors[0].device.type

@@ -57,7 +57,7 @@ def grid_positions(grid_hw: tuple[int, int], num_special: int, device: torch.dev
     """
     rows = torch.arange(1, grid_hw[0] + 1, device=device)
     columns = torch.arange(1, grid_hw[1] + 1, device=device)
-    patches = rearrange(list(torch.meshgrid(rows, columns, indexing="ij")), "xy r q -> (r q) xy")
+    patches = rearrange(torch.stack(torch.meshgrid(rows, columns, indexing="ij")), "xy r q -> (r q) xy")
     return torch.cat([patches.new_zeros(num_special, 2), patches])
 
 
@@ -84,7 +84,7 @@ def rotary_table(
     angles = positions[..., None] * base**exponents  # (..., P, 2, D/4)
     sin = angles.sin()
     halves = ([angles.cos()] * 2, [-sin, sin])  # of the two channels of every pair
-    return RotaryTable(*(rearrange(half, "pair ... xy k -> ... (xy pair k)") for half in halves))
+    return RotaryTable(*(rearrange(torch.stack(half), "pair ... xy k -> ... (xy pair k)") for half in halves))
 
 
 def apply_rotary(x: Float[Tensor, "*batch d"], table: RotaryTable) -> Float[Tensor, "*batch d"]:

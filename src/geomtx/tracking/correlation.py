@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,7 +67,7 @@ def correlate(
 
 def _correlate(pyramid: Sequence[Tensor], targets: Tensor, coords: Tensor, radius: int) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
-    window = torch.cartesian_prod(steps, steps)
+    window = rearrange(torch.stack(torch.meshgrid(steps, steps, indexing="ij")), "xy i j -> (i j) xy")
     scaled = targets * targets.shape[-1] ** -0.5
     correlations = []
     for level, maps in enumerate(pyramid):

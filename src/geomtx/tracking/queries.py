@@ -202,4 +202,4 @@ def _grid(image_hw: tuple[int, int], size: int, like: Tensor) -> Float[Tensor, "
 
 def _grid_points(columns: Tensor, rows: Tensor) -> Float[Tensor, "m 2"]:
     """Return the points (x, y) of a grid, row by row."""
-    return rearrange(list(torch.meshgrid(columns, rows, indexing="xy")), "xy r q -> (r q) xy")
+    return rearrange(torch.stack(torch.meshgrid(columns, rows, indexing="xy")), "xy r q -> (r q) xy")
