@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from geomtx.checks import check_divisible
@@ -44,7 +44,7 @@ class RotaryTable(NamedTuple):
 
     def repeat(self, num_grids: int) -> RotaryTable:
         """Return the table of a sequence of `num_grids` equal grids, (P, D) → (num_grids · P, D)."""
-        return RotaryTable(*(repeat(table, "p d -> (s p) d", s=num_grids) for table in self))
+        return RotaryTable(*(table.expand(num_grids, -1, -1).flatten(0, 1) for table in self))
 
 
 def grid_positions(grid_hw: tuple[int, int], num_special: int, device: torch.device) -> Int[Tensor, "p 2"]:
