@@ -140,7 +140,7 @@ def make_nano() -> str:
     records = read("nano.json")
     if not records:
         return NOT_MEASURED
-    methods = {"model": "nano", "constant": "best constant prediction", "opencv": "SIFT, same images",
+    methods = {"model": "nano", "constant": "best constant guess", "opencv": "SIFT, same images",
                "opencv_enlarged": "SIFT, images 4× larger"}  # fmt: skip
     measures = {
         "auc_30": "pose AUC@30, %", "rra_15": "rotation within 15°, %", "rta_15": "translation direction within 15°, %",

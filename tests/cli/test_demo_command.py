@@ -178,7 +178,7 @@ def test_failed_cameras_have_no_angle(tmp_path: Path) -> None:
     rows = {line[:37].strip(): line[37:].split() for line in demo_errors.format_errors(errors, "m").splitlines()[1:]}
     assert rows["rotation error, median of pairs"][:2] == ["failed", "-"]
     assert rows["translation direction error, median"][:2] == ["failed", "-"]
-    assert rows["poses, AUC@30"][0] == "0.0"
+    assert rows["pose AUC@30"][0] == "0.0"
     demo_errors.write_errors(tmp_path / "errors.json", errors, scene=0, weights="m")
     written = json.loads((tmp_path / "errors.json").read_text())["model"]
     assert (written["rotation_deg"], written["translation_deg"], written["auc_30"]) == (None, None, 0)

@@ -29,14 +29,14 @@ class _Measure(NamedTuple):
 
 
 _MEASURES = (
-    _Measure("auc_30", "poses, AUC@30", "%", "more", 100),
-    _Measure("rotation_deg", "rotation error, median of pairs", "degrees", "less"),
-    _Measure("translation_deg", "translation direction error, median", "degrees", "less"),
-    _Measure("depth_abs_rel", "depth, AbsRel", "%", "less", 100),
-    _Measure("depth_delta", "depth within a factor of 1.25", "%", "more", 100),
-    _Measure("unprojected_overall", "points of the depth, overall", "scene units", "less", 1, 3),
-    _Measure("head_overall", "points of the point head, overall", "scene units", "less", 1, 3),
-    _Measure("track_delta", "tracks, mean share within 1 … 16 px", "%", "more", 100),
+    _Measure("auc_30", "pose AUC@30", "%", "higher", 100),
+    _Measure("rotation_deg", "rotation error, median of pairs", "degrees", "lower"),
+    _Measure("translation_deg", "translation direction error, median", "degrees", "lower"),
+    _Measure("depth_abs_rel", "depth AbsRel", "%", "lower", 100),
+    _Measure("depth_delta", "depth δ < 1.25", "%", "higher", 100),
+    _Measure("unprojected_overall", "points from depth, Chamfer distance", "scene units", "lower", 1, 3),
+    _Measure("head_overall", "points of the head, Chamfer distance", "scene units", "lower", 1, 3),
+    _Measure("track_delta", "tracks δ_avg, 1 to 16 px", "%", "higher", 100),
 )
 
 
@@ -87,10 +87,10 @@ def _as_batch(predictions: Predictions) -> Predictions:
 def format_errors(errors: Errors, name: str) -> str:
     """A table of text; `name` heads the model's column."""
     name = name if len(name) <= 12 else f"{name[:11]}…"
-    lines = [f"{'':37}{name:>12}  {'best constant guess':>19}  {'':13}better is"]
+    lines = [f"{'':37}{name:>12}  {'constant guess':>14}  {'':13}better"]
     for measure in _MEASURES:
         numbers = [_format(side[measure.name], measure) for side in errors]
-        lines.append(f"{measure.title:37}{numbers[0]:>12}  {numbers[1]:>19}  {measure.unit:13}{measure.better}")
+        lines.append(f"{measure.title:37}{numbers[0]:>12}  {numbers[1]:>14}  {measure.unit:13}{measure.better}")
     return "\n".join(lines)
 
 
