@@ -223,14 +223,13 @@ def _count(compare: Any, batch: Any) -> Tensor:
 def _predict_labels(batch: SceneBatch) -> Predictions:
     """Return predictions equal to the labels, for counts that depend on labels only."""
     pixels = batch.images[:, :, 0]
-    maps = {
-        name: None if values is None else DenseMap(values, torch.ones_like(pixels))
-        for name, values in (("depth", batch.depth), ("points", batch.points))
-    }
+    depth, points = (
+        None if values is None else DenseMap(values, torch.ones_like(pixels)) for values in (batch.depth, batch.points)
+    )
     poses = None if batch.cameras is None else pixels.new_zeros(1, *pixels.shape[:2], POSE_DIM)
     iterations = None
     if batch.tracks is not None:
         coords = batch.tracks.coords_px
         logits = torch.zeros_like(coords[..., 0])
         iterations = TrackIterations(coords[None], logits, logits)
-    return Predictions(pose_encodings=poses, track_iterations=iterations, **maps)
+    return Predictions(pose_encodings=poses, depth=depth, points=points, track_iterations=iterations)
