@@ -299,6 +299,7 @@ def test_files_under_published_names(tmp_path, model):
     assert "point_head.scratch.refinenet4.resConfUnit2.conv1.weight" in tensors
     assert not any(name.startswith(("encoder", "depth_head", "track_head")) for name in tensors)
     assert json.loads((folder / CONFIG).read_text()) == {
+        "format": "geomtx.model",
         "img_size": 70,
         "patch_size": 14,
         "embed_dim": 32,
@@ -315,7 +316,8 @@ def test_files_under_published_names(tmp_path, model):
 def test_files_under_our_names(tmp_path, model):
     folder = model.save_pretrained(tmp_path)
     assert load_file(folder / WEIGHTS).keys() == model.state_dict().keys()
-    assert json.loads((folder / CONFIG).read_text()) == {"kind": "VGGT", **model.config.to_dict()}
+    written = {"format": "geomtx.model", "kind": "VGGT", **model.config.to_dict()}
+    assert json.loads((folder / CONFIG).read_text()) == written
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         assert json.loads(file.metadata()["geomtx_config"]) == {"kind": "VGGT", **model.config.to_dict()}
 

@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from geomtx.checkpoint.hub import download
 from geomtx.checkpoint.key_table import KeyTable, drop_wrappers, unwrap_names
 from geomtx.checkpoint.tensor_file import PICKLE_SUFFIXES, RenamedFile, TensorFile, open_tensor_file
 from geomtx.checks import check_option
@@ -361,34 +361,6 @@ def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds JSON that is no object")
     return value
-
-
-def download(repo: str) -> Path:
-    """Folder of a hub repository: downloaded, or from the cache when offline.
-
-    Raises:
-        FileNotFoundError: If `repo` is no hub id, or the hub doesn't have it or can't be reached.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.endswith((".safetensors", *PICKLE_SUFFIXES)):
-        raise FileNotFoundError(f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B', got '{repo}'")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=["*.safetensors", "*.json"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo, allow_patterns=[*(f"*{s}" for s in PICKLE_SUFFIXES), "*.json"]))
-    except Exception as error:  # the hub's client lets many kinds through, its transport's included
-        raise hub_error(repo, error) from error
-    return folder
-
-
-def hub_error(repo: str, error: Exception) -> FileNotFoundError:
-    """Say in one line what the hub's client said, and how to go on without it."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return FileNotFoundError(
-        f"'{repo}' is no local path, and the hub gave: {reason}; without a network, download its model.safetensors and "
-        "config.json elsewhere and pass their folder"
-    )
 
 
 def save_model(

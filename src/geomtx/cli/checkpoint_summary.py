@@ -76,7 +76,7 @@ def _read_hub(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """From the local cache, else the headers that the hub gives."""
     import huggingface_hub
 
-    from geomtx.checkpoint.files import hub_error
+    from geomtx.checkpoint.hub import hub_error
 
     try:
         return _read_local(huggingface_hub.snapshot_download(source, local_files_only=True))
