@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from geomtx.data import ColorAugmentation, MotionStyle, VideoAugmentation, render_videos
+from geomtx.data import ColorAugmentation, VideoAugmentation, render_videos
 from geomtx.types import SceneBatch, TrackLabels
 
 HW = (24, 32)
@@ -127,7 +127,7 @@ def test_the_drift_is_smooth_and_the_resize_within_its_range():
 
 
 def test_truth_is_dropped_where_pixels_move_and_masked_where_they_are_covered():
-    videos = render_videos([1, 2], 4, HW, num_tracks=10, motion=MotionStyle())
+    videos = render_videos([1, 2], 4, HW, num_tracks=10)
     moved = VideoAugmentation()(videos, generator=seeded())
     assert moved.cameras is moved.depth is moved.points is moved.mask is None
     covered = VideoAugmentation(**{**PLAIN, "erase_prob": 1.0})(videos, generator=seeded())

@@ -47,13 +47,13 @@ def test_weights_of_a_table() -> None:
 
 
 def test_one_view_is_rare() -> None:
-    sampler = ViewCountSampler(10, num_batches=1, min_views=1)
+    sampler = ViewCountSampler(10, num_batches=1, num_views=(1, 24))
     assert sampler.probabilities[0] == pytest.approx(0.1 / 23.1)
     assert sampler.probabilities[1] == pytest.approx(1 / 23.1)
 
 
 def test_more_views_than_the_budget() -> None:
-    (batch,) = ViewCountSampler(10, num_batches=1, min_views=6, max_views=6, budget=4)
+    (batch,) = ViewCountSampler(10, num_batches=1, num_views=(6, 6), budget=4)
     assert len(batch) == 1
 
 
@@ -94,8 +94,8 @@ def test_the_histogram_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("options", "first"),
     [
-        ({"min_views": 8}, "2, 3, 4, 5, 6, 7;"),
-        ({"max_views": 23}, "24;"),
+        ({"num_views": (8, 24)}, "2, 3, 4, 5, 6, 7;"),
+        ({"num_views": (2, 23)}, "24;"),
         ({"weights": {2: 1.0, 3: 1.0}}, "4, 5,"),
         ({"weights": "per_sequence_uniform"}, "2, 3;"),
         ({"weights": {**dict.fromkeys(range(2, 25), 1.0), 5: 0.1}}, "5;"),
@@ -107,7 +107,7 @@ def test_gaps_are_warned_of(options: dict, first: str, caplog: pytest.LogCapture
     assert message.startswith(f"numbers of views below 1 % of the batches: {first}")
 
 
-@pytest.mark.parametrize("options", [{}, {"min_views": 1}, {"max_views": 40}])
+@pytest.mark.parametrize("options", [{}, {"num_views": (1, 24)}, {"num_views": (2, 40)}])
 def test_no_warning_without_gaps(options: dict, caplog: pytest.LogCaptureFixture) -> None:
     ViewCountSampler(10, num_batches=1, **options)
     assert caplog.messages == []
@@ -119,9 +119,9 @@ def test_no_warning_without_gaps(options: dict, caplog: pytest.LogCaptureFixture
     [
         ({"num_scenes": 0}, r"^num_scenes must be positive, got 0$"),
         ({"num_batches": 0}, r"^num_batches must be positive, got 0$"),
-        ({"min_views": 0}, r"^min_views must be positive, got 0$"),
+        ({"num_views": (0, 4)}, r"^num_views must be \(least, most\), both positive, got \(0, 4\)$"),
         ({"budget": 0}, r"^budget must be positive, got 0$"),
-        ({"min_views": 5, "max_views": 4}, r"^max_views must be at least min_views = 5, got 4$"),
+        ({"num_views": (5, 4)}, r"^num_views must be "),
         ({"aspect": 0.0}, r"^aspect must be a positive number or range, got 0.0$"),
         ({"aspect": (1.0, 0.5)}, r"^aspect must be a positive number or range, got \(1.0, 0.5\)$"),
         ({"weights": "even"}, r"^weights must be one of 'uniform', 'per_sequence_uniform', got 'even'$"),

@@ -133,7 +133,7 @@ def test_a_loader_from_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     drives = VirtualKittiDataset(tmp_path / "drives", min_frames=2, options=OPTIONS)
     assert isinstance(rooms, SceneSource)
     mixture = SceneMixture([rooms, drives], lengths=[50, 50])
-    sampler = ViewCountSampler(len(mixture), num_batches=6, max_views=4, budget=8)
+    sampler = ViewCountSampler(len(mixture), num_batches=6, num_views=(2, 4), budget=8)
     with caplog.at_level(logging.WARNING):
         batches = list(DataLoader(mixture, batch_sampler=sampler, collate_fn=collate_scenes))
     assert mixture.num_skipped > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from geomtx.data import MotionStyle, render_videos
+from geomtx.data import MotionStyle, VideoStyle, render_videos
 from geomtx.metrics import TapVidVideo, evaluate_tapvid, labels_to_tapvid, load_tapvid, track_scores
 from geomtx.types import SceneBatch, Tracks
 
@@ -107,7 +107,7 @@ def test_a_video_without_a_visible_point_does_not_count():
 
 
 def test_rendered_videos():
-    batch = render_videos([3, 4], 6, (20, 30), num_tracks=12, motion=MotionStyle(moving=1.0))
+    batch = render_videos([3, 4], 6, (20, 30), num_tracks=12, style=VideoStyle(motion=MotionStyle(moving=1.0)))
     tracks = batch.tracks._replace(valid=torch.arange(12).expand(2, 12) < 10)
     videos = labels_to_tapvid(batch._replace(tracks=tracks))
     assert len(videos) == 2

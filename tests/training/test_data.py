@@ -11,7 +11,7 @@ from data.colmap_files import room_model, save_images, write_binary
 from data.plane_scenes import write_co3d, write_virtual_kitti
 from geomtx.data import FrameChoice, FrameTransform, SampleOptions
 from geomtx.data.synthetic.motion import MotionStyle
-from geomtx.data.synthetic.render import held_out_seed, render_scenes, render_videos
+from geomtx.data.synthetic.render import VideoStyle, held_out_seed, render_scenes, render_videos
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.training.config import DataSection
 from geomtx.training.config_file import load_config, parse_config
@@ -210,7 +210,7 @@ def test_videos_are_those_of_the_renderer():
     data = section(kind="synthetic_video", num_tracks=3, motion={"moving": 1.0}, style={"num_solids": [1, 1]})
     got = build_source(data, patch_size=14)([5, 6], 4, (28, 42))
     style, motion = RoomStyle(num_solids=(1, 1)), MotionStyle(moving=1.0)
-    wanted = render_videos([5, 6], 4, (28, 42), num_tracks=3, style=style, motion=motion)
+    wanted = render_videos([5, 6], 4, (28, 42), num_tracks=3, style=VideoStyle(style, motion))
     assert torch.equal(got.images, wanted.images)
     assert torch.equal(got.tracks.coords_px, wanted.tracks.coords_px)
 

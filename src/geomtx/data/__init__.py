@@ -20,7 +20,14 @@ from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest, SceneS
 from geomtx.data.scene_check import BatchCheck, SceneError, check_batch, check_cameras, check_values
 from geomtx.data.synthetic.motion import MotionStyle
 from geomtx.data.synthetic.photos import save_photos, truth_in_views
-from geomtx.data.synthetic.render import held_out_seed, is_held_out, render_scenes, render_videos, training_seed
+from geomtx.data.synthetic.render import (
+    VideoStyle,
+    held_out_seed,
+    is_held_out,
+    render_scenes,
+    render_videos,
+    training_seed,
+)
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.data.tracks import build_track_labels, choose_tracks
 
@@ -44,6 +51,7 @@ __all__ = [
     "SceneSource",
     "UnifiedDataset",
     "VideoAugmentation",
+    "VideoStyle",
     "ViewCountSampler",
     "VirtualKittiDataset",
     "assemble_scene",

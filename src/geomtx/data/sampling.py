@@ -73,8 +73,7 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
     Args:
         num_scenes: Number of scenes of the dataset.
         num_batches: Number of batches per epoch.
-        min_views: Smallest number of views; defaults to 2.
-        max_views: Largest number of views; defaults to 24.
+        num_views: Smallest and largest number of views; defaults to 2 and 24.
         weights: "uniform" (1 view a tenth as often as the others), "per_sequence_uniform" (each number equally often
             among scenes instead of batches), or a mapping from numbers of views to weights. Defaults to "uniform".
         budget: Number of images per batch, which has max(1, budget // views) scenes; defaults to 48.
@@ -94,26 +93,25 @@ class ViewCountSampler(Sampler[list[SceneRequest]]):
         num_scenes: int,
         *,
         num_batches: int,
-        min_views: int = 2,
-        max_views: int = 24,
+        num_views: tuple[int, int] = (2, 24),
         weights: Literal["uniform", "per_sequence_uniform"] | Mapping[int, float] = "uniform",
         budget: int = 48,
         aspect: float | tuple[float, float] = (0.33, 1.0),
         seed: int = 42,
         rank: int = 0,
     ) -> None:
-        for name, value in (("num_scenes", num_scenes), ("num_batches", num_batches), ("min_views", min_views)):
+        for name, value in (("num_scenes", num_scenes), ("num_batches", num_batches), ("budget", budget)):
             check_positive(name, value)
-        check_positive("budget", budget)
-        if max_views < min_views:
-            raise ValueError(f"max_views must be at least min_views = {min_views}, got {max_views}")
+        least, most = num_views
+        if not 1 <= least <= most:
+            raise ValueError(f"num_views must be (least, most), both positive, got {num_views}")
         low, high = aspect if isinstance(aspect, tuple) else (aspect, aspect)
         if not 0 < low <= high:
             raise ValueError(f"aspect must be a positive number or range, got {aspect}")
         self.num_scenes, self.num_batches, self.budget = num_scenes, num_batches, budget
         self.aspect = (low, high)
         self.seed, self.rank, self.epoch = seed, rank, 0
-        self.views = np.arange(min_views, max_views + 1)
+        self.views = np.arange(least, most + 1)
         self.probabilities = self._weigh(weights)
         self.histogram: Counter[int] = Counter()
         self._warn_of_gaps()

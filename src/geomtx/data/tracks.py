@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _MIN_DISTANCE_PX = 4.0
+_MAX_CANDIDATES = 65536  # pixels of view 0 from which tracks are chosen
 
 
 def draw_negatives(
@@ -86,7 +87,6 @@ def build_track_labels(
     neg_ratio: float = 0.0,
     border: int = 4,
     tolerance: float = 0.05,
-    max_candidates: int = 65536,
     generator: torch.Generator | None = None,
 ) -> TrackLabels:
     """Build tracks of pixels of view 0.
@@ -105,7 +105,6 @@ def build_track_labels(
             every other view, never visible and never valid. There are fewer if not enough are found. Defaults to 0.
         border: Smallest distance from the border in pixels, at least 1; defaults to 4.
         tolerance: Largest difference of the depths relative to both of them; defaults to 0.05.
-        max_candidates: Number of random pixels of view 0 from which tracks are chosen; defaults to 65536.
         generator: Source of random numbers on any device; defaults to the global one of the depth's device.
 
     Returns:
@@ -117,7 +116,6 @@ def build_track_labels(
     _check_arguments(depth, cameras, mask)
     for name, value in (("num_tracks", num_tracks), ("border", border), ("tolerance", tolerance)):
         check_positive(name, value)
-    check_positive("max_candidates", max_candidates)
     if not 0 <= neg_ratio <= 1:
         raise ValueError(f"neg_ratio must be in 0 … 1, got {neg_ratio}")
     known = depth.isfinite() & (depth > 1e-8) if mask is None else mask & depth.isfinite() & (depth > 1e-8)
@@ -130,7 +128,7 @@ def build_track_labels(
         cam_from_first = compose_rigid(poses, invert_rigid(poses[:, :1]).expand_as(poses)).to(dtype)
         scenes = []
         for index, scene in enumerate(zip(depth, intrinsics, cam_from_first, strict=True)):
-            pixels = _draw_pixels(known[index, 0], max_candidates, generator)
+            pixels = _draw_pixels(known[index, 0], generator)
             coords_px, visible = _follow_pixels(pixels, *scene, border, tolerance)
             num_negatives = round(num_tracks * neg_ratio)
             negatives = draw_negatives(*scene[1:], depth.shape[-2:], num_negatives, border=border, generator=generator)
@@ -175,12 +173,12 @@ def _check_arguments(depth: Tensor, cameras: Cameras, mask: Tensor | None) -> No
         check_shape("mask", mask, tuple(depth.shape))
 
 
-def _draw_pixels(known: Tensor, max_candidates: int, generator: torch.Generator | None) -> Tensor:
-    """Draw known pixels, (M, 2) as row and column."""
+def _draw_pixels(known: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw at most 65536 known pixels, (M, 2) as row and column."""
     pixels = known.nonzero()
-    if len(pixels) <= max_candidates:
+    if len(pixels) <= _MAX_CANDIDATES:
         return pixels
-    return pixels[_permute(len(pixels), generator, known.device)[:max_candidates]]
+    return pixels[_permute(len(pixels), generator, known.device)[:_MAX_CANDIDATES]]
 
 
 def _follow_pixels(

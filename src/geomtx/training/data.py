@@ -25,7 +25,7 @@ from geomtx.data.frames import FrameTransform
 from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest
 from geomtx.data.scene_check import check_values
 from geomtx.data.synthetic.motion import MotionStyle
-from geomtx.data.synthetic.render import held_out_seed, render_scenes, render_videos, training_seed
+from geomtx.data.synthetic.render import VideoStyle, held_out_seed, render_scenes, render_videos, training_seed
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry.scene_frame import known_pixels
 from geomtx.training.config import DataSection, DatasetSection, ValidationSection
@@ -244,8 +244,7 @@ class RenderedVideos:
             image_hw,
             num_tracks=self.num_tracks,
             supersample=self.supersample,
-            style=self.style,
-            motion=self.motion,
+            style=VideoStyle(self.style, self.motion),
             device=device,
         )
         videos = _recolor(videos, seeds, self.color)

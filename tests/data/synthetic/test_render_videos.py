@@ -10,7 +10,7 @@ from geomtx.data.synthetic.motion import (
     move_camera,
     move_solids,
 )
-from geomtx.data.synthetic.render import MOST_TRACKS, render_scenes, render_videos
+from geomtx.data.synthetic.render import MOST_TRACKS, VideoStyle, render_scenes, render_videos
 from geomtx.data.synthetic.rooms import Dice, RoomStyle, pick_textures, place_cameras, place_lights, place_solids
 from geomtx.data.synthetic.solids import cast_rays, clearance
 from geomtx.data.synthetic.textures import paint
@@ -37,7 +37,9 @@ def stage(seeds=SEEDS, motion=LIVELY, style=None):
 def test_a_track_stays_on_one_point_of_its_surface_and_is_hidden_by_what_is_before_it():
     """Rays through a track's pixels end, where it is visible, on the same point of the same surface, carried back."""
     num_frames, image_hw = 12, (30, 40)
-    video = render_videos(SEEDS, num_frames, image_hw, num_tracks=150, motion=LIVELY, dtype=torch.float64)
+    video = render_videos(
+        SEEDS, num_frames, image_hw, num_tracks=150, style=VideoStyle(motion=LIVELY), dtype=torch.float64
+    )
     rest, _, moves, poses = stage()
     moves = moves[:, :num_frames]
     torch.testing.assert_close(video.cameras.cam_from_world, poses[:, :num_frames], rtol=0, atol=0)
@@ -71,7 +73,7 @@ def test_a_track_stays_on_one_point_of_its_surface_and_is_hidden_by_what_is_befo
 
 
 def test_a_point_that_is_seen_keeps_its_colour():
-    video = render_videos(SEEDS, 8, (60, 80), num_tracks=300, motion=LIVELY, style=RoomStyle(shadows=False))
+    video = render_videos(SEEDS, 8, (60, 80), num_tracks=300, style=VideoStyle(RoomStyle(shadows=False), LIVELY))
     index = video.tracks.coords_px.round().long()
     flat = (index[..., 1].clamp(0, 59) * 80 + index[..., 0].clamp(0, 79))[:, :, None].expand(-1, -1, 3, -1)
     color = video.images.flatten(-2).gather(-1, flat)
@@ -133,7 +135,9 @@ def test_motions_are_smooth_rigid_and_stay_in_the_room():
 
 
 def test_without_motion_frames_are_view_0_of_the_scene():
-    video = render_videos(SEEDS, 3, (24, 32), num_tracks=40, motion=MotionStyle.still(), dtype=torch.float64)
+    video = render_videos(
+        SEEDS, 3, (24, 32), num_tracks=40, style=VideoStyle(motion=MotionStyle.still()), dtype=torch.float64
+    )
     scene = render_scenes(SEEDS, 1, (24, 32), num_tracks=40, dtype=torch.float64)
     for index in range(3):
         torch.testing.assert_close(video.depth[:, index], scene.depth[:, 0])
@@ -144,12 +148,16 @@ def test_without_motion_frames_are_view_0_of_the_scene():
 
 
 def test_a_camera_may_move_alone_and_solids_may():
-    only_camera = render_videos(SEEDS, 5, (20, 26), num_tracks=30, motion=MotionStyle(moving=0.0), dtype=torch.float64)
+    only_camera = render_videos(
+        SEEDS, 5, (20, 26), num_tracks=30, style=VideoStyle(motion=MotionStyle(moving=0.0)), dtype=torch.float64
+    )
     frames = only_camera.tracks
     seen = frames.visible.all(1)
     assert (frames.coords_px.diff(dim=1).norm(dim=-1).amax(1) > 0.01)[seen].all()
     still_camera = MotionStyle(moving=1.0, sway=(0.0, 0.0), aim=0.0, roll=0.0)
-    only_solids = render_videos(SEEDS, 5, (20, 26), num_tracks=60, motion=still_camera, dtype=torch.float64)
+    only_solids = render_videos(
+        SEEDS, 5, (20, 26), num_tracks=60, style=VideoStyle(motion=still_camera), dtype=torch.float64
+    )
     torch.testing.assert_close(only_solids.cameras.cam_from_world[:, 1:], only_solids.cameras.cam_from_world[:, :-1])
     moved = only_solids.tracks.coords_px.diff(dim=1).norm(dim=-1).amax(1)
     assert 0.02 < (moved > 0.01).double().mean() < 0.8
@@ -177,7 +185,9 @@ def test_pieces_of_a_video_are_the_video(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tracks_come_from_all_frames_alike():
-    video = render_videos(SEEDS, 7, (12, 18), num_tracks=21, motion=MotionStyle(sway=(0.0, 0.0), moving=0.0, aim=1.0))
+    video = render_videos(
+        SEEDS, 7, (12, 18), num_tracks=21, style=VideoStyle(motion=MotionStyle(sway=(0.0, 0.0), moving=0.0, aim=1.0))
+    )
     far = render_videos(SEEDS, MOST_FRAMES, (6, 8), num_tracks=MOST_TRACKS)
     assert video.tracks.visible.any(1).all()
     assert far.tracks.visible.any(1).all()

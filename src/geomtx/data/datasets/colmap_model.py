@@ -313,27 +313,25 @@ def distort_points(camera: ColmapCamera, points: NDArray[np.float64]) -> NDArray
     Returns:
         Pixels (..., 2) of the distorted picture, with the first pixel's centre at (0, 0).
     """
-    k1, k2, p1, p2 = _coefficients(camera)
-    x, y = points[..., 0], points[..., 1]
-    square = x**2 + y**2
-    radial = 1 + k1 * square + k2 * square**2
-    bent_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x**2)
-    bent_y = y * radial + 2 * p2 * x * y + p1 * (square + 2 * y**2)
-    k = camera_intrinsics(camera)
-    return np.stack([k[0, 0] * bent_x + k[0, 2], k[1, 1] * bent_y + k[1, 2]], axis=-1)
+    from kornia.geometry import calibration
+
+    flat, k = torch.from_numpy(points.reshape(-1, 2)), torch.from_numpy(camera_intrinsics(camera))
+    # The last argument maps points to normalised coordinates, which they are already.
+    pixels = calibration.distort_points(flat, k, flat.new_tensor(_coefficients(camera)), torch.eye(3).to(flat))
+    return pixels.numpy().reshape(points.shape)
 
 
 def undistort_image(camera: ColmapCamera, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Undistort a picture (H, W, 3) to the camera `camera_intrinsics`; black outside of the original picture."""
     if not any(_coefficients(camera)):
         return image
-    height, width = image.shape[:2]
-    source = torch.from_numpy(distort_points(camera, _rays(camera)).astype(np.float32))
-    # grid_sample counts from -1 at the outer edge of the first pixel to 1 at that of the last.
-    grid = (2 * source + 1) / torch.tensor([width, height]) - 1
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-    sampled = torch.nn.functional.grid_sample(pixels, grid[None], align_corners=False)[0]
-    return sampled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    from kornia.geometry import calibration
+
+    # In float64, because float32 misplaces the pixels of large pictures by thousandths.
+    pixels = torch.tensor(image, dtype=torch.float64).permute(2, 0, 1)[None]
+    k, coefficients = torch.from_numpy(camera_intrinsics(camera)), pixels.new_tensor(_coefficients(camera))
+    undistorted = calibration.undistort_image(pixels, k[None], coefficients[None])[0]
+    return undistorted.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def _coefficients(camera: ColmapCamera) -> tuple[float, float, float, float]:
@@ -346,10 +344,3 @@ def _coefficients(camera: ColmapCamera) -> tuple[float, float, float, float]:
         k1, k2, p1, p2 = camera.params[4:]
         return k1, k2, p1, p2
     return 0.0, 0.0, 0.0, 0.0
-
-
-def _rays(camera: ColmapCamera) -> NDArray[np.float64]:
-    """Return the normalised coordinates (H, W, 2) of the pinhole camera's pixels."""
-    k = camera_intrinsics(camera)
-    y, x = np.indices(camera.image_hw, dtype=np.float64)
-    return np.stack([(x - k[0, 2]) / k[0, 0], (y - k[1, 2]) / k[1, 1]], axis=-1)

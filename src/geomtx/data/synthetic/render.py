@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_positive
+from geomtx.checks import check_positive, check_range
 from geomtx.data.synthetic.lighting import LitRoom, rays_through
 from geomtx.data.synthetic.motion import (
     MOST_FRAMES,
@@ -41,6 +41,7 @@ __all__ = [
     "HELD_OUT_SCENES",
     "MOST_TRACKS",
     "MOST_VIEWS",
+    "VideoStyle",
     "held_out_seed",
     "is_held_out",
     "render_scenes",
@@ -133,20 +134,11 @@ def render_scenes(
     Raises:
         ValueError: For no seeds, a number of views or tracks outside its range, sizes that aren't positive.
     """
-    if not len(seeds):
-        raise ValueError("seeds must hold at least one seed, got none")
-    if not 1 <= num_views <= MOST_VIEWS:
-        raise ValueError(f"num_views must be in 1 … {MOST_VIEWS}, got {num_views}")
-    if not 0 <= num_tracks <= MOST_TRACKS:
-        raise ValueError(f"num_tracks must be in 0 … {MOST_TRACKS}, got {num_tracks}")
-    for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
-        check_positive(name, value)
+    check_range("num_views", num_views, 1, MOST_VIEWS)
+    _check_arguments(seeds, image_hw, num_tracks, supersample)
     style = style or RoomStyle()
     dice = Dice(seeds, torch.device(device or "cpu"), dtype)
-    solids = place_solids(dice, style)
-    textures = pick_textures(dice, style)
-    lights = place_lights(dice, solids)
-    picks = dice.roll(MOST_TRACKS, 2)
+    solids, textures, lights, picks = _draw_room(dice, style)
     cameras = place_cameras(dice, solids, style, num_views, image_hw)
     room = LitRoom(solids, textures, lights, style.shadows)
     images, depth = room.photograph(cameras, image_hw, supersample)
@@ -155,6 +147,20 @@ def render_scenes(
         tracks = _follow(solids, cameras, image_hw, picks[:, :num_tracks])
     points = unproject(depth, cameras.intrinsics, cameras.cam_from_world)
     return SceneBatch(images, cameras, None, depth, points, torch.ones_like(depth, dtype=torch.bool), tracks)
+
+
+def _check_arguments(seeds: Sequence[int], image_hw: tuple[int, int], num_tracks: int, supersample: int) -> None:
+    if not len(seeds):
+        raise ValueError("seeds must hold at least one seed, got none")
+    check_range("num_tracks", num_tracks, 0, MOST_TRACKS)
+    for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
+        check_positive(name, value)
+
+
+def _draw_room(dice: Dice, style: RoomStyle) -> tuple[Solids, Textures, Lights, Tensor]:
+    """Draw what is in the rooms, and the positions (B, MOST_TRACKS, 2) in [0, 1) where tracks start in a picture."""
+    solids = place_solids(dice, style)
+    return solids, pick_textures(dice, style), place_lights(dice, solids), dice.roll(MOST_TRACKS, 2)
 
 
 def _follow(solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: Tensor) -> TrackLabels:
@@ -175,6 +181,18 @@ def _follow(solids: Solids, cameras: Cameras, image_hw: tuple[int, int], picks: 
     return TrackLabels(coords, visible, torch.ones_like(visible[:, 0]))
 
 
+class VideoStyle(NamedTuple):
+    """Style of rendered videos.
+
+    Attributes:
+        room: Ranges of the rooms' properties; defaults to `RoomStyle()`.
+        motion: Ranges of the motions; defaults to `MotionStyle()`.
+    """
+
+    room: RoomStyle = RoomStyle()
+    motion: MotionStyle = MotionStyle()
+
+
 _NUM_SIDES = 6  # the sides of a room are its first surfaces
 _CHUNK_RAYS = 1 << 15  # rays at a time, so that intermediate results stay in a CPU's cache
 
@@ -186,8 +204,7 @@ def render_videos(
     *,
     num_tracks: int = 0,
     supersample: int = 1,
-    style: RoomStyle | None = None,
-    motion: MotionStyle | None = None,
+    style: VideoStyle | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> SceneBatch:
@@ -203,8 +220,7 @@ def render_videos(
         num_tracks: Number of points to follow, up to 1024. They are visible at random pixels of random frames, equally
             many per frame, and move with their solid or stay with the room. Defaults to 0.
         supersample: Number of colour rays per pixel along each axis; defaults to 1.
-        style: Ranges of the rooms' properties; defaults to `RoomStyle()`.
-        motion: Ranges of the motion; defaults to `MotionStyle()`.
+        style: Ranges of the properties of rooms and motions; defaults to `VideoStyle()`.
         device: Device to render on; defaults to the CPU.
         dtype: Precision of the arithmetic and the results; defaults to float32.
 
@@ -217,16 +233,12 @@ def render_videos(
     Raises:
         ValueError: For no seeds, a number of frames or tracks outside its range, sizes that aren't positive.
     """
-    _check_arguments(seeds, num_frames, num_tracks)
-    for name, value in (("image_hw", min(image_hw)), ("supersample", supersample)):
-        check_positive(name, value)
-    style, motion = style or RoomStyle(), motion or MotionStyle()
+    check_range("num_frames", num_frames, 1, MOST_FRAMES)
+    _check_arguments(seeds, image_hw, num_tracks, supersample)
+    room, motion = style or VideoStyle()
     dice = Dice(seeds, torch.device(device or "cpu"), dtype, amount=8192)
-    solids = place_solids(dice, style)
-    textures = pick_textures(dice, style)
-    lights = place_lights(dice, solids)
-    picks = dice.roll(MOST_TRACKS, 2)
-    camera = place_cameras(dice, solids, style, 1, image_hw)
+    solids, textures, lights, picks = _draw_room(dice, room)
+    camera = place_cameras(dice, solids, room, 1, image_hw)
     cam_from_world = move_camera(dice, solids, camera.cam_from_world[:, 0], motion)
     solids, moves = move_solids(dice, solids, invert_rigid(cam_from_world)[..., 3], motion)
     order = dice.roll(MOST_TRACKS + MOST_FRAMES)
@@ -238,22 +250,13 @@ def render_videos(
     frames = carry_solids(solids, world_from_rest[:, :, _NUM_SIDES:])
     paint = carry_textures(textures, world_from_rest)
     lights = Lights(*(t.repeat_interleave(num_frames, dim=0) for t in lights))
-    images, depth = _film(frames, paint, lights, cameras, image_hw, supersample, style.shadows)
+    images, depth = _film(frames, paint, lights, cameras, image_hw, supersample, room.shadows)
     tracks = None
     if num_tracks:
         points = _draw_points(frames, cameras, image_hw, picks, order, num_tracks)
         tracks = _follow_moving(points, frames, world_from_rest, cameras, image_hw)
     world = unproject(depth, cameras.intrinsics, cameras.cam_from_world)
     return SceneBatch(images, cameras, None, depth, world, torch.ones_like(depth, dtype=torch.bool), tracks)
-
-
-def _check_arguments(seeds: Sequence[int], num_frames: int, num_tracks: int) -> None:
-    if not len(seeds):
-        raise ValueError("seeds must hold at least one seed, got none")
-    if not 1 <= num_frames <= MOST_FRAMES:
-        raise ValueError(f"num_frames must be in 1 … {MOST_FRAMES}, got {num_frames}")
-    if not 0 <= num_tracks <= MOST_TRACKS:
-        raise ValueError(f"num_tracks must be in 0 … {MOST_TRACKS}, got {num_tracks}")
 
 
 def _film(

@@ -186,13 +186,10 @@ def _random_rotation(dice: Dice, count: int) -> Tensor:
 
 
 def turn_about(angle: Tensor, axis: int) -> Tensor:
-    """Rotation about a coordinate axis, (..., 3, 3)."""
-    matrix = torch.zeros(*angle.shape, 3, 3, device=angle.device, dtype=angle.dtype)
-    first, second = (axis + 1) % 3, (axis + 2) % 3
-    matrix[..., axis, axis] = 1
-    matrix[..., first, first] = matrix[..., second, second] = angle.cos()
-    matrix[..., first, second], matrix[..., second, first] = -angle.sin(), angle.sin()
-    return matrix
+    """Return rotations (..., 3, 3) by `angle` (...), in radians, about the coordinate axis number `axis`."""
+    import roma
+
+    return roma.rotvec_to_rotmat(angle[..., None] * torch.eye(3).to(angle)[axis])
 
 
 def _shape(dice: Dice, centers: Tensor, radii: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
