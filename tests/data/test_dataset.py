@@ -99,7 +99,7 @@ def test_refused_options() -> None:
         SampleOptions(size=500)
     with pytest.raises(ValueError, match=r"^patch_size must be positive, got 0$"):
         SampleOptions(patch_size=0)
-    with pytest.raises(ValueError, match=r"^num_tracks must be 0 or more, got -1$"):
+    with pytest.raises(ValueError, match=r"^num_tracks must be at least 0, got -1$"):
         SampleOptions(num_tracks=-1)
     with pytest.raises(ValueError, match=r"^aspect must be at least a patch, 0.027, got 0.01$"):
         SampleOptions().image_hw(0.01)

@@ -218,8 +218,8 @@ def test_portraits_are_turned_half_of_the_time(rng: np.random.Generator) -> None
     [
         ({"scale_jitter": (0.0, 1.0)}, r"^scale_jitter must be a positive range, got \(0.0, 1.0\)$"),
         ({"scale_jitter": (1.2, 0.8)}, r"^scale_jitter must be a positive range, got \(1.2, 0.8\)$"),
-        ({"zoom": -0.1}, r"^zoom must be 0 or more, got -0.1$"),
-        ({"margin": -1}, r"^margin must be 0 or more, got -1$"),
+        ({"zoom": -0.1}, r"^zoom must be at least 0, got -0.1$"),
+        ({"margin": -1}, r"^margin must be at least 0, got -1$"),
     ],
 )
 def test_refused_options(options: dict, message: str) -> None:

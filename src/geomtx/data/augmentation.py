@@ -1,4 +1,4 @@
-"""Random changes of training data: colours of photos (VGGT paper, appendix), and videos with their tracks
+"""Random augmentation of training data: colours of photos (VGGT paper, appendix), and videos with their tracks
 (CoTracker, Karaev et al., 2024).
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_floating, check_shape
+from geomtx.checks import check_floating, check_range, check_shape
 from geomtx.layers.precision import at_least_float32
 from geomtx.types import Float, SceneBatch, TrackLabels
 
@@ -22,22 +22,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ColorAugmentation:
-    """Jitter colours, take them away, blur: the same for all views of a scene, or each view its own.
+    """Random colour jitter, conversion to grey and blur, with the same random numbers for all views or not.
 
-    The defaults are those of the released fine-tuning; `paper` is what the paper describes.
+    The defaults are those of VGGT's released fine-tuning; `paper` returns the settings of the paper.
 
     Args:
-        brightness: Factors are drawn from 1 ± this.
-        contrast: As brightness; 0 is the picture's mean grey.
-        saturation: As brightness; 0 is grey.
-        hue: Shifts are drawn from ± this share of the colour circle, at most 0.5.
-        jitter_prob: That the four above are applied, in random order.
-        gray_prob: That a view becomes grey.
-        blur_prob: That a view is blurred, by a Gaussian of 5x5 pixels with a sigma of 0.1 to 1.
-        shared_prob: That all views of a scene share what is drawn.
+        brightness: Largest deviation of the brightness factor from 1, in 0 … 1; defaults to 0.5.
+        contrast: Largest deviation from 1 of the factor about the picture's mean grey, in 0 … 1; defaults to 0.5.
+        saturation: Largest deviation from 1 of the factor about grey, in 0 … 1; defaults to 0.5.
+        hue: Largest shift of the hue to either side as a share of the colour circle, in 0 … 0.5; defaults to 0.1.
+        jitter_prob: Probability that the four changes above are applied to a view, in random order; defaults to 0.9.
+        gray_prob: Probability that a view is converted to grey; defaults to 0.05.
+        blur_prob: Probability that a view is blurred by a Gaussian of 5x5 pixels with a sigma of 0.1 to 1 pixels;
+            defaults to 0.
+        shared_prob: Probability that all views of a scene share their random numbers; defaults to 0.7.
 
     Raises:
-        ValueError: For a number out of its range.
+        ValueError: If a number is out of range.
     """
 
     brightness: float = 0.5
@@ -50,36 +51,33 @@ class ColorAugmentation:
     shared_prob: float = 0.7
 
     def __post_init__(self) -> None:
-        limits = {"hue": 0.5}
-        for name in self.__dataclass_fields__:
-            value, limit = getattr(self, name), limits.get(name, 1.0)
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name} must be in 0 … {limit:g}, got {value}")
+        for field in fields(self):
+            check_range(field.name, getattr(self, field.name), 0, 0.5 if field.name == "hue" else 1)
 
     @classmethod
     def paper(cls) -> ColorAugmentation:
-        """Each view its own colours, and blur."""
+        """Return the settings of VGGT's paper: independent colours for each view, and blur."""
         return cls(blur_prob=0.05, shared_prob=0.0)
 
     @classmethod
     def video(cls) -> ColorAugmentation:
-        """Little, as CoTracker is trained with; all frames share a draw more often than not."""
+        """Return weak settings as in CoTracker's training; most videos share the random numbers among all frames."""
         return cls(0.2, 0.2, 0.2, 0.08, jitter_prob=0.25, gray_prob=0.0, blur_prob=0.25)
 
     def __call__(
         self, images: Float[Tensor, "b s 3 h w"], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "b s 3 h w"]:
-        """Change the colours.
+        """Augment the colours of images.
 
         Args:
-            images: (B, S, 3, H, W) in [0, 1].
-            generator: For the draws, on any device; None = the global one of the images' device.
+            images: Images (B, S, 3, H, W) in [0, 1].
+            generator: Source of random numbers on any device; defaults to the global one of the images' device.
 
         Returns:
             New images in [0, 1], in the dtype of `images`.
 
         Raises:
-            ValueError: For another shape, a dtype that is not floating point, or values that are not in [0, 1].
+            ValueError: For another shape, a dtype that is not floating point, or values outside of [0, 1].
         """
         check_shape("images", images, ("B", "S", 3, "H", "W"))
         check_floating("images", images)
@@ -95,9 +93,9 @@ class ColorAugmentation:
         return wide.to(images.dtype).unflatten(0, (num_scenes, num_views))
 
     def _draw(self, num_scenes: int, num_views: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Uniform numbers in [0, 1), (B·S, 12), one row a view; a scene that shares has the same row for all views.
+        """Draw uniform numbers in [0, 1), (B·S, 12): a row for each view, or the same row for all views of a scene.
 
-        Columns: what decides on jitter, grey, blur; sigma; the four factors; the order of the four.
+        The columns decide on jitter, grey and blur, then give sigma, the four factors and the order of the changes.
         """
         source = device if generator is None else generator.device
         draws = torch.rand(num_scenes, num_views, 12, generator=generator, device=source)
@@ -140,26 +138,28 @@ class ColorAugmentation:
 
 @dataclass(frozen=True)
 class VideoAugmentation:
-    """Resize and crop with a smooth drift, mirror, cover parts of frames with boxes; colours are `ColorAugmentation`'s.
+    """Random resize and crop of videos with a smooth drift, mirroring, and boxes that cover parts of frames.
 
-    Frames keep their size: what a smaller picture doesn't fill is black. Of tracks, a point that leaves the frame or is
-    covered becomes invisible, and one that is never visible invalid. Lengths of boxes and drifts are shares of the
-    frame's sides, so that they suit any size of frames.
+    Frames keep their size; where the resized picture is smaller, they are black. Points of tracks that leave the frame
+    or are covered become invisible, and tracks that are never visible become invalid. Sizes of boxes and drifts are
+    relative to the frame's sides, so that they suit any frame size. Colours are augmented by `ColorAugmentation`.
 
     Args:
-        resize: Range of the factor by which a video is resized, drawn once a video.
-        resize_drift: How much the factor changes on a smooth path over the frames, to each side, relative to itself.
-        shift_drift: How far the window moves on a smooth path over the frames, to each side, relative to the frame.
-        period: Of the paths, frames for a swing to and fro.
-        resize_prob: That a video is resized, cropped and drifts.
-        flip_x_prob: That a video is mirrored left to right.
-        flip_y_prob: That it is mirrored top to bottom.
-        erase_prob: That a frame has boxes of one colour each.
-        erase_count: Range of their number.
-        erase_size: Range of their sides, relative to the frame's longer side.
+        resize: Range of the factor by which a video is resized, drawn once per video; defaults to (0.75, 1.25).
+        resize_drift: Amplitude of the factor's smooth change over the frames, relative to the factor, in 0 … 1
+            (exclusive); defaults to 0.1.
+        shift_drift: Amplitude of the window's smooth shift over the frames, relative to the frame, in 0 … 1; defaults
+            to 0.05.
+        period: Range of the periods of these oscillations in frames; defaults to (20, 60).
+        resize_prob: Probability that a video is resized and cropped with drift; defaults to 1.
+        flip_x_prob: Probability that a video is mirrored left to right; defaults to 0.5.
+        flip_y_prob: Probability that a video is mirrored top to bottom; defaults to 0.5.
+        erase_prob: Probability that a frame has boxes, each of one colour; defaults to 0.5.
+        erase_count: Range of the number of boxes in such a frame; defaults to (1, 10).
+        erase_size: Range of the boxes' sides relative to the frame's longer side; defaults to (0.005, 0.2).
 
     Raises:
-        ValueError: For a number out of its range.
+        ValueError: If a number is out of range.
     """
 
     resize: tuple[float, float] = (0.75, 1.25)
@@ -180,26 +180,26 @@ class VideoAugmentation:
                 object.__setattr__(self, field.name, tuple(value))
                 if len(value) != 2 or not 0 < value[0] <= value[1] < math.inf:
                     raise ValueError(f"{field.name} must be (least, most), both positive, got {value}")
-            elif not 0 <= value <= 1:
-                raise ValueError(f"{field.name} must be in 0 … 1, got {value}")
+            else:
+                check_range(field.name, value, 0, 1)
         if self.resize_drift >= 1:
             raise ValueError(f"resize_drift must be below 1, got {self.resize_drift}")
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether a pixel may be elsewhere afterwards, so that cameras and depth are not kept."""
+        """Whether pixels may move, so that cameras and depth are not kept."""
         return max(self.resize_prob, self.flip_x_prob, self.flip_y_prob) > 0
 
     def __call__(self, videos: SceneBatch, *, generator: torch.Generator | None = None) -> SceneBatch:
-        """Change videos.
+        """Augment videos and their tracks.
 
         Args:
-            videos: Frames (B, S, 3, H, W) and tracks, if there are any.
-            generator: For the draws, on any device; None = the global one of the images' device.
+            videos: Videos with frames (B, S, 3, H, W) in `images`; tracks are optional.
+            generator: Source of random numbers on any device; defaults to the global one of the images' device.
 
         Returns:
-            New frames, in the precision of the given ones, and tracks. Cameras, depth and points are None if pixels may
-            have moved (`moves_pixels`); otherwise depth and points are unknown, by the mask, where a box covers them.
+            New frames, in the dtype of the given ones, and tracks. Cameras, depth and points are None if pixels may
+            have moved (`moves_pixels`); otherwise the mask marks depth and points under boxes as unknown.
 
         Raises:
             ValueError: For another shape, or a dtype that is not floating point.
@@ -223,7 +223,7 @@ class VideoAugmentation:
         return videos._replace(images=images, tracks=tracks, mask=None if mask is None else mask & ~covered)
 
     def _draw_windows(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Where pixels go, coordinates · scale + offset: (B, S, 2) each."""
+        """Draw the map of pixels, coordinates · scale + offset: (B, S, 2) each."""
         num_videos, num_frames, _, height, width = images.shape
         draws = _draw((num_videos, 14), images, generator)
         size = images.new_tensor([width, height])
@@ -234,7 +234,7 @@ class VideoAugmentation:
         path = (2 * math.pi * (frames / period[:, None] + draws[:, None, 4:7])).sin()
         resized = draws[:, 7:8, None] < self.resize_prob
         scale = factor[:, None] * (1 + self.resize_drift * path[..., :1])
-        # The window keeps within the picture, or the picture within the window, but for the drift.
+        # Without drift, the window lies within the picture, or the picture within the window.
         start = (size - factor * size) * draws[:, 8:10]
         middle = start + factor * (size - 1) / 2
         offset = middle[:, None] - scale * (size - 1) / 2 + self.shift_drift * size * path[..., 1:]
@@ -244,7 +244,7 @@ class VideoAugmentation:
         return torch.where(flips, -scale, scale), torch.where(flips, size - 1 - offset, offset)
 
     def _draw_boxes(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """First pixel of each box, the one after its last, (B, S, K, 2), and its colour, (B, S, K, 3)."""
+        """Draw the first pixel of each box and the one after its last, (B, S, K, 2), and its colour, (B, S, K, 3)."""
         num_videos, num_frames, _, height, width = images.shape
         most = self.erase_count[1]
         size = images.new_tensor([width, height])
@@ -259,13 +259,13 @@ class VideoAugmentation:
 
 
 def _draw(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers in [0, 1), the same in float32 and float64."""
+    """Draw uniform numbers in [0, 1), the same in float32 and float64."""
     device = like.device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=device).to(like)
 
 
 def _resample(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """Frames whose pixels are moved, interpolated bilinearly; black where nothing comes from."""
+    """Resample frames bilinearly by the map of their pixels; pixels from outside of the picture are black."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device, dtype=images.dtype)
     columns = torch.arange(width, device=images.device, dtype=images.dtype)
@@ -284,11 +284,11 @@ def _move_tracks(tracks: TrackLabels | None, scale: Tensor, offset: Tensor, imag
     coords = tracks.coords_px * scale[:, :, None].to(tracks.coords_px) + offset[:, :, None].to(tracks.coords_px)
     limit = coords.new_tensor([images.shape[-1] - 0.5, images.shape[-2] - 0.5])
     inside = ((coords >= -0.5) & (coords < limit)).all(-1)
-    return _see(tracks._replace(coords_px=coords), inside)
+    return _restrict_visibility(tracks._replace(coords_px=coords), inside)
 
 
 def _cover(images: Tensor, low: Tensor, high: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames with boxes, later ones before earlier ones, and what they cover, (B, S, H, W)."""
+    """Draw boxes over frames, later ones over earlier ones; returns the frames and the covered pixels (B, S, H, W)."""
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device)
     y = torch.arange(height, device=images.device)[:, None]
@@ -302,14 +302,15 @@ def _cover(images: Tensor, low: Tensor, high: Tensor, color: Tensor) -> tuple[Te
 
 
 def _hide_tracks(tracks: TrackLabels | None, low: Tensor, high: Tensor) -> TrackLabels | None:
-    """Points whose pixel a box covers are not seen."""
+    """Mark points whose pixel a box covers as invisible."""
     if tracks is None:
         return None
     pixel = (tracks.coords_px + 0.5).floor()[:, :, None]
     covered = ((pixel >= low[:, :, :, None]) & (pixel < high[:, :, :, None])).all(-1).any(2)
-    return _see(tracks, ~covered)
+    return _restrict_visibility(tracks, ~covered)
 
 
-def _see(tracks: TrackLabels, seen: Tensor) -> TrackLabels:
+def _restrict_visibility(tracks: TrackLabels, seen: Tensor) -> TrackLabels:
+    """Make points invisible that are not `seen` (B, S, N), and tracks invalid that are never visible."""
     visible = tracks.visible & seen
     return TrackLabels(tracks.coords_px, visible, tracks.valid & visible.any(1))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from geomtx.checks import check_option, check_positive
+from geomtx.checks import check_at_least, check_option, check_positive
 from geomtx.data.augmentation import ColorAugmentation
 from geomtx.data.frames import Frame, FrameTransform
 from geomtx.data.sampling import FrameChoice, SceneRequest
@@ -76,8 +76,7 @@ class SampleOptions:
         check_positive("patch_size", self.patch_size)
         if self.size < self.patch_size or self.size % self.patch_size:
             raise ValueError(f"size must be a multiple of patch_size = {self.patch_size}, got {self.size}")
-        if self.num_tracks < 0:
-            raise ValueError(f"num_tracks must be 0 or more, got {self.num_tracks}")
+        check_at_least("num_tracks", self.num_tracks, 0)
 
     def image_hw(self, aspect: float) -> tuple[int, int]:
         """Return height and width of the images for an aspect (height over width).

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from geomtx.checks import check_at_least
 from geomtx.data.scene_check import SceneError
 
 __all__ = [
@@ -79,8 +80,7 @@ class FrameTransform:
         if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
             raise ValueError(f"scale_jitter must be a positive range, got {self.scale_jitter}")
         for name in ("zoom", "margin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), 0)
 
     @classmethod
     def plain(cls) -> FrameTransform:
@@ -152,10 +152,10 @@ def crop_exactly(frame: Frame, target_hw: tuple[int, int]) -> Frame:
 
 
 def resize_frame(frame: Frame, factor: float) -> Frame:
-    """Resize; intrinsics and tracks follow the factors that whole pixels allow.
+    """Resize a frame by a factor, with sides rounded down to whole pixels; intrinsics and tracks follow these sides.
 
-    The picture is resampled by Lanczos' kernel if it shrinks and bicubic if it grows, depth and mask take the nearest
-    pixel: a mean of near and far is no depth.
+    The picture is resampled by Lanczos' kernel if it shrinks and bicubically if it grows. Depth and mask take the
+    nearest pixel, because a mean of two surfaces is not a depth.
     """
     height, width = frame.image_hw
     # A product that rounding left below a whole number is that number.

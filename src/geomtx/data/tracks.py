@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_floating, check_positive, check_shape
+from geomtx.checks import check_floating, check_positive, check_range, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import project, unproject
@@ -116,8 +116,7 @@ def build_track_labels(
     _check_arguments(depth, cameras, mask)
     for name, value in (("num_tracks", num_tracks), ("border", border), ("tolerance", tolerance)):
         check_positive(name, value)
-    if not 0 <= neg_ratio <= 1:
-        raise ValueError(f"neg_ratio must be in 0 … 1, got {neg_ratio}")
+    check_range("neg_ratio", neg_ratio, 0, 1)
     known = depth.isfinite() & (depth > 1e-8) if mask is None else mask & depth.isfinite() & (depth > 1e-8)
     dtype = torch.promote_types(depth.dtype, torch.float32)
     depth = torch.where(known, depth, torch.zeros_like(depth)).to(dtype)

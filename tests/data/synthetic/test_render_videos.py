@@ -231,8 +231,8 @@ def test_bad_arguments():
         ({"travel": (1.0, 0.5)}, r"^travel must be \(least, most\), neither negative, got \(1\.0, 0\.5\)$"),
         ({"sway": (-1.0, 0.5)}, r"^sway must be \(least, most\), neither negative"),
         ({"period": (1.0, 5.0)}, r"^period must be at least 4 frames, for neighbours to be near, got \(1\.0, 5\.0\)$"),
-        ({"aim": float("nan")}, r"^aim must be 0 or more, got nan$"),
-        ({"roll": -1.0}, r"^roll must be 0 or more, got -1\.0$"),
+        ({"aim": float("nan")}, r"^aim must be at least 0, got nan$"),
+        ({"roll": -1.0}, r"^roll must be at least 0, got -1\.0$"),
     ],
 )
 def test_bad_motions(motion: dict, message: str):

@@ -47,24 +47,25 @@ class ColmapDataset(SceneDataset):
     ROOT/sparse/0/cameras.bin        and images.bin, points3D.bin; or .txt; or in ROOT/sparse, or in ROOT
     ```
 
-    Without ROOT/images, each folder in ROOT is a scene. Depth is sparse: the z-depth of the points that COLMAP
-    triangulated, at the pixels where a picture's key points see them; all other pixels are unknown. Views are drawn
-    from the 32 frames that share most points with the first, then by distance of the cameras (`rank_by_pose`).
+    Without ROOT/images, each folder in ROOT is a scene. Depth is sparse: the z-depth of the triangulated points at the
+    pixels of their key points; all other pixels are unknown. Views are drawn from the 32 frames that share most points
+    with the first, then by distance of the cameras (`rank_by_pose`).
 
-    Of cameras, SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV are understood; a distorted picture becomes
-    that of a pinhole camera as it is read. Pixels are those that are stored, as COLMAP's are: no EXIF orientation is
-    applied. Lengths are in COLMAP's unit, which is any: normalise before a loss.
+    The camera models SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL and OPENCV are supported; distorted pictures are
+    undistorted when they are read. As in COLMAP, no EXIF orientation is applied. Lengths are in the arbitrary unit of
+    the reconstruction, so that scenes should be normalised before a loss.
 
     Args:
-        root: Folder; nothing is written into it.
-        max_error_px: How far from where a point is projected its key point may be, for its depth to count.
-        min_frames: Scenes with fewer are left out.
-        on_error: A scene whose model or pictures are incomplete stops the construction, or is left out.
-        options: How scenes become those of a batch; tracks, which are made of dense depth, are not to be had.
+        root: Folder of the scene or of the scenes; nothing is written into it.
+        max_error_px: Largest reprojection error in pixels of a key point whose depth is used; defaults to 2.
+        min_frames: Scenes with fewer frames are left out; defaults to 2.
+        on_error: Whether a scene with an incomplete model or pictures raises ("raise") or is left out ("skip");
+            defaults to "raise".
+        options: Options by which sequences become scenes; `num_tracks` must be 0, because tracks need dense depth.
 
     Raises:
-        SceneError: A ValueError, by `on_error`.
-        ValueError: If no scene is left, or tracks are asked for.
+        SceneError: A ValueError, depending on `on_error`.
+        ValueError: If no scene is left, or `num_tracks` is not 0.
     """
 
     usual_choice = FrameChoice(num_nearest=32)

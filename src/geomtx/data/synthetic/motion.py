@@ -1,7 +1,7 @@
-"""How things in rooms move: solids on smooth paths of their own, and the camera that films them.
+"""Motion in rendered videos: smooth paths of the camera and of solids that move rigidly.
 
-A path is a sum of two slow waves an axis, so it is smooth, stays within its amplitude, and has no end. All paths are
-worked out for `MOST_FRAMES` frames, whatever the length of the video: a short one is the beginning of a long one.
+A path is a sum of two slow sine waves per axis, so that it is smooth, stays within its amplitude, and has no end. All
+paths are computed for `MOST_FRAMES` frames, so that a short video is the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from geomtx.checks import check_at_least, check_range
 from geomtx.data.synthetic.rooms import CAMERA_MARGIN, Dice, look_at, turn_about
 from geomtx.data.synthetic.solids import Solids, clearance
 from geomtx.data.synthetic.textures import Textures
@@ -21,27 +22,28 @@ __all__ = ["MOST_FRAMES", "MotionStyle", "carry_solids", "carry_textures", "move
 
 MOST_FRAMES = 64
 
-_SWAYS = (1.0, 1.0, 1.0, 0.5, 0.0)  # amplitudes tried for the camera's path; with the last it stands still
-_FREE = 0.3  # metres between the camera and what stands in the room
+_SWAYS = (1.0, 1.0, 1.0, 0.5, 0.0)  # relative amplitudes of the candidate paths of the camera; the last stands still
+_FREE = 0.3  # smallest distance between the camera and a solid, in metres
 
 
 @dataclasses.dataclass(frozen=True)
 class MotionStyle:
-    """How videos of rooms move: shares, and ranges that numbers are drawn from, uniformly.
+    """Shares and ranges (least, most) from which the motions of a video are drawn uniformly.
 
     Attributes:
-        moving: Share of the solids that move. A few of them stand still nevertheless, since the camera is in their way.
-        flying: Share of the moving solids that leave the floor and turn about any axis; the others slide on the floor,
-            or at the height where they float, and turn about the vertical.
-        travel: How far a solid moves to each side of its path's middle, metres.
-        turn: How far it turns to each side, degrees.
-        period: Of all paths, frames for a swing to and fro.
-        sway: How far the camera moves to each side, metres; less where it has no room.
-        aim: How far beside a point in the room the camera looks, relative to the distance of the point.
-        roll: Largest rotation of the camera about its axis, beside the one that it has in the room, degrees.
+        moving: Share of the solids that move, in 0 … 1; those that would come too close to the camera stand still.
+            Defaults to 0.6.
+        flying: Share of the moving solids that leave the floor and rotate about any axis, in 0 … 1; the others move
+            horizontally and rotate about the vertical. Defaults to 0.5.
+        travel: Amplitude of a solid's path in metres; defaults to (0.2, 1).
+        turn: Amplitude of its rotation in degrees; defaults to (20, 150).
+        period: Period of all oscillations in frames, at least 4; defaults to (20, 60).
+        sway: Amplitude of the camera's path in metres, less where it has no room; defaults to (0.1, 0.6).
+        aim: Amplitude of the point that the camera looks at, relative to its distance; defaults to 0.12.
+        roll: Amplitude of the camera's rotation about its optical axis in degrees; defaults to 4.
 
     Raises:
-        ValueError: For a number out of its range.
+        ValueError: If a number is out of range.
     """
 
     moving: float = 0.6
@@ -55,13 +57,12 @@ class MotionStyle:
 
     @classmethod
     def still(cls) -> MotionStyle:
-        """Nothing moves, neither camera nor solids."""
+        """Return the style in which neither camera nor solids move."""
         return cls(moving=0.0, sway=(0.0, 0.0), aim=0.0, roll=0.0)
 
     def __post_init__(self) -> None:
         for name in ("moving", "flying"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0 … 1, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), 0, 1)
         for name in ("travel", "turn", "period", "sway"):
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)
@@ -70,28 +71,27 @@ class MotionStyle:
         if self.period[0] < 4:
             raise ValueError(f"period must be at least 4 frames, for neighbours to be near, got {self.period}")
         for name in ("aim", "roll"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), 0)
 
 
 def move_camera(dice: Dice, solids: Solids, cam_from_world: Tensor, style: MotionStyle) -> Tensor:
-    """A smooth path around a camera.
+    """Draw smooth paths of cameras.
 
     Args:
-        dice: Of B scenes.
-        solids: Where they rest; the path keeps clear of them if one of a few tried does.
-        cam_from_world: (B, 3, 4), where the camera is without motion.
-        style: Of the motion.
+        dice: Random numbers of B scenes.
+        solids: Solids at rest; of a few random paths, the first that keeps its distance from them is taken.
+        cam_from_world: Poses of the cameras without motion, (B, 3, 4).
+        style: Ranges of the motion.
 
     Returns:
-        (B, MOST_FRAMES, 3, 4).
+        `cam_from_world` of all frames, (B, MOST_FRAMES, 3, 4).
     """
     eye, forward = invert_rigid(cam_from_world)[..., 3], cam_from_world[:, 2, :3]
     size = solids.room_high - solids.room_low
     distance = 0.5 * torch.minimum(size[:, 0], size[:, 2])[:, None]
     pivot = (eye + distance * forward)[:, None]
     count = len(_SWAYS)
-    # Far less than the distance, so that the camera never gets to where it looks at.
+    # Far less than the distance, so that the camera never reaches the point that it looks at.
     reach = torch.minimum(dice.between(*style.sway, 1), 0.25 * distance)[..., None]
     reach = reach * dice.between(0.3, 1.0, count, 3) * torch.tensor(_SWAYS).to(eye)[:, None]
     low, high = (solids.room_low + CAMERA_MARGIN)[:, None], (solids.room_high - CAMERA_MARGIN)[:, None]
@@ -109,17 +109,17 @@ def move_camera(dice: Dice, solids: Solids, cam_from_world: Tensor, style: Motio
 
 
 def move_solids(dice: Dice, solids: Solids, eyes: Tensor, style: MotionStyle) -> tuple[Solids, Tensor]:
-    """Smooth rigid motions of some of the solids, within the room and clear of the camera.
+    """Draw smooth rigid motions of some of the solids, inside of the room and at a distance from the camera.
 
     Args:
-        dice: Of B scenes.
-        solids: As they are placed.
-        eyes: (B, MOST_FRAMES, 3), where the camera is.
-        style: Of the motion.
+        dice: Random numbers of B scenes.
+        solids: Solids at rest.
+        eyes: Positions of the camera, (B, MOST_FRAMES, 3).
+        style: Ranges of the motion.
 
     Returns:
-        The solids at rest, the moving ones no larger than what can move in the room, and `world_from_rest`
-        (B, MOST_FRAMES, K, 3, 4), how each of them has moved in each frame; the identity for what stands still.
+        The solids at rest, of which the moving ones are shrunk to what can move in the room, and the motions
+        `world_from_rest` (B, MOST_FRAMES, K, 3, 4), the identity for solids that stand still.
     """
     count = solids.exists.shape[1]
     moves, flies = dice.roll(count) < style.moving, dice.roll(count) < style.flying
@@ -150,7 +150,7 @@ def move_solids(dice: Dice, solids: Solids, eyes: Tensor, style: MotionStyle) ->
 
 
 def carry_solids(solids: Solids, world_from_rest: Tensor) -> Solids:
-    """Solids of B scenes after motions (B, S, K, 3, 4), each frame a scene of its own: B·S scenes."""
+    """Move solids of B scenes by motions (B, S, K, 3, 4); returns B·S scenes, one per frame."""
     rotation, shift = world_from_rest[..., :3], world_from_rest[..., 3]
     normals = solids.normals[:, None] @ rotation.mT
     offsets = solids.offsets[:, None] + (normals @ shift[..., None])[..., 0]
@@ -162,9 +162,9 @@ def carry_solids(solids: Solids, world_from_rest: Tensor) -> Solids:
 
 
 def carry_textures(textures: Textures, world_from_rest: Tensor) -> Textures:
-    """Textures of B scenes moved along with their surfaces, by motions (B, S, U, 3, 4): B·S scenes.
+    """Move textures of B scenes with their surfaces by motions (B, S, U, 3, 4); returns B·S scenes, one per frame.
 
-    A wave w·x + φ at the point carried back, Rᵀ(x - t), is the wave (R w)·x + φ - (R w)·t.
+    A wave w·x + φ at the point before the motion, Rᵀ(x - t), is the wave (R w)·x + φ - (R w)·t.
     """
     rotation, shift = world_from_rest[..., :3], world_from_rest[..., 3]
     waves = textures.waves[:, None] @ rotation.mT
@@ -174,7 +174,7 @@ def carry_textures(textures: Textures, world_from_rest: Tensor) -> Textures:
 
 
 def _swing(dice: Dice, style: MotionStyle, *shape: int) -> Tensor:
-    """Smooth functions of the frame, (B, MOST_FRAMES, *shape) in [-1, 1]."""
+    """Draw smooth oscillations over the frames, (B, MOST_FRAMES, *shape) in [-1, 1]."""
     period, phase, detail = dice.between(*style.period, *shape), dice.roll(*shape), dice.roll(*shape)
     frames = torch.arange(MOST_FRAMES, device=period.device, dtype=period.dtype)
     turns = frames.view(1, -1, *(1 for _ in shape)) / period[:, None]
@@ -183,14 +183,14 @@ def _swing(dice: Dice, style: MotionStyle, *shape: int) -> Tensor:
 
 
 def _paths(start: Tensor, reach: Tensor, low: Tensor, high: Tensor, swing: Tensor) -> Tensor:
-    """Paths (B, T, K, 3) through a box, about (B, K, 3) where the box leaves room to swing by `reach` there."""
+    """Return paths (B, T, K, 3) with amplitude `reach` about `start` (B, K, 3), moved and shrunk to fit into a box."""
     reach = torch.minimum(reach, (high - low) / 2)
     middle = torch.minimum(torch.maximum(start, low + reach), high - reach)
     return middle[:, None] + reach[:, None] * swing
 
 
 def _shrink(solids: Solids, scale: Tensor) -> Solids:
-    """Solids `scale` (B, K) times as large, standing where they stood."""
+    """Scale solids by factors (B, K) about the points of the floor below their centres."""
     foot = solids.centers * torch.tensor([1, 0, 1]).to(solids.centers)
     at_foot = (solids.normals @ foot[..., None])[..., 0]
     return solids._replace(

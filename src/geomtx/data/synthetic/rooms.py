@@ -1,8 +1,8 @@
-"""Random rooms: the style they are drawn from, the objects in them, their appearance, lights and cameras.
+"""Random rooms: ranges of their properties, their objects, textures, lights and cameras.
 
-A scene is a function of its seed alone. All its random numbers are drawn at once, on the CPU, so that a seed means the
-same scene on every device and in every batch; everything after that is tensor arithmetic over the batch. World axes
-are OpenCV's (x right, y down, z forward), the floor is at y = 0, the unit is about a metre.
+A scene is a function of its seed alone. All its random numbers are drawn first, on the CPU, so that a seed gives the
+same scene on every device and in every batch; the rest is tensor arithmetic over the batch. World axes are OpenCV's
+(x right, y down, z forward), the floor is at y = 0, lengths are in metres.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomtx.checks import check_at_least, check_range
 from geomtx.data.synthetic.solids import Solids, clearance
 from geomtx.data.synthetic.textures import NUM_WAVES, Textures
 from geomtx.geometry.camera import fov_to_intrinsics
@@ -34,27 +35,33 @@ __all__ = [
 ]
 
 CAMERA_MARGIN = 0.25
-"""Metres of a camera from the room's sides."""
+"""Smallest distance of a camera from the sides of the room, in metres."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoomStyle:
-    """Ranges that a scene's numbers are drawn from, uniformly; lengths in metres, angles in degrees.
+    """Ranges (least, most) from which properties of rooms are drawn uniformly; lengths in metres, angles in degrees.
 
     Attributes:
-        half_width: Of the room, along x and along z.
-        height: Of the room.
-        num_solids: Least and most.
-        solid_radius: Half the size of a solid.
-        fov: The wider field of view of the pictures; all cameras of a scene share it.
-        spread: How far the cameras circle what they look at, to each side of the first.
-        dolly: Distances of the cameras from what they look at, relative to the first one's.
-        level: Heights of the cameras, relative to the room's.
-        aim: How far beside the common point a camera may look, along each axis, relative to its distance.
-        roll: Largest rotation of a camera about its axis.
-        wild: Share of rooms whose walls, floor and ceiling look like anything; the others have pale walls, a bright
-            ceiling and a darker floor, as rooms do, which is what tells a single picture's depth.
-        shadows: Whether solids throw shadows, which costs a second ray a pixel.
+        half_width: Half of the room's extent along x and z, above 0.5; defaults to (1.8, 4.5).
+        height: Height of the room, above 0.5; defaults to (2.2, 3.6).
+        num_solids: Number of solids, up to 16; defaults to (3, 10).
+        solid_radius: Half of a solid's extent along each of its axes; defaults to (0.15, 0.7).
+        fov: Field of view along the longer side of the pictures, below 170, shared by all cameras of a scene; defaults
+            to (45, 85).
+        spread: Largest angle of the cameras about the point they look at, to each side of the first camera; defaults to
+            (8, 60).
+        dolly: Distance of the other cameras from that point relative to the first camera's; defaults to (0.7, 1.3).
+        level: Height of the cameras relative to that of the room, up to 1; defaults to (0.3, 0.75).
+        aim: Largest offset of the point that a camera looks at from the common one along each axis, relative to the
+            camera's distance; defaults to 0.12.
+        roll: Largest rotation of a camera about its optical axis; defaults to 6.
+        wild: Share of rooms whose walls, floor and ceiling have any colours, in 0 … 1; the others have pale walls, a
+            bright ceiling and a darker floor, which are cues for depth in a single picture. Defaults to 0.3.
+        shadows: Whether solids cast shadows, which costs a second ray per pixel; defaults to True.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     half_width: tuple[float, float] = (1.8, 4.5)
@@ -72,7 +79,7 @@ class RoomStyle:
 
     @classmethod
     def nano(cls) -> RoomStyle:
-        """The rooms that the weights which ship with geomtx are trained on: few things, orderly cameras, no shadows."""
+        """Return the style on which the weights `nano` were trained: few solids, similar cameras, no shadows."""
         return cls(
             half_width=(2.5, 3.5),
             height=(2.6, 3.0),
@@ -103,28 +110,26 @@ class RoomStyle:
         if self.level[1] > 1:
             raise ValueError(f"level must be up to 1, the ceiling, got {self.level}")
         for name in ("aim", "roll"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.wild <= 1:
-            raise ValueError(f"wild must be in 0 … 1, got {self.wild}")
+            check_at_least(name, getattr(self, name), 0)
+        check_range("wild", self.wild, 0, 1)
         if self.fov[1] >= 170:
             raise ValueError(f"fov must be below 170 degrees, got {self.fov}")
 
 
-_CANDIDATES = 8  # places tried for a camera
+_CANDIDATES = 8  # random positions of a camera, of which the first free one is taken
 _KINDS = 6  # ball, dome, cylinder, box, prism, pyramid
 _FACES = 8
 
 
 @show_shapes
 class Lights(NamedTuple):
-    """Light of B scenes.
+    """Lights of B scenes: a lamp and ambient light.
 
     Attributes:
-        position: (B, 3), of the lamp.
-        color: (B, 3), of the lamp.
-        ambient: (B, 3), from everywhere.
-        sky: (B, 3), where more of the ambient light comes from, and how much more.
+        position: Position of the lamp, (B, 3).
+        color: RGB intensity of the lamp, (B, 3).
+        ambient: RGB intensity of the ambient light, (B, 3).
+        sky: Direction from which more of the ambient light comes; its length is the relative excess, (B, 3).
     """
 
     position: Tensor
@@ -134,16 +139,16 @@ class Lights(NamedTuple):
 
 
 class Dice:
-    """Uniform random numbers of B scenes, each from its own seed, handed out in order."""
+    """Uniform random numbers of B scenes, each from its own seed; `roll` and `between` return them in order."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device, dtype: torch.dtype, amount: int = 4096) -> None:
-        # Drawn as float32 whatever the dtype: a seed is the same scene in float64.
+        # Drawn in float32 whatever the dtype, so that a seed gives the same scene in float64.
         rows = [torch.rand(amount, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         self._numbers = torch.stack(rows).to(device, dtype)
         self._used = 0
 
     def roll(self, *shape: int) -> Tensor:
-        """(B, *shape) in [0, 1)."""
+        """Return the next numbers (B, *shape) in [0, 1)."""
         amount = math.prod(shape)
         drawn = self._numbers[:, self._used : self._used + amount]
         assert drawn.shape[1] == amount, "more random numbers than were drawn"
@@ -151,23 +156,23 @@ class Dice:
         return drawn.reshape(-1, *shape)
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
-        """(B, *shape) in [low, high)."""
+        """Return the next numbers (B, *shape) in [low, high)."""
         return low + (high - low) * self.roll(*shape)
 
 
 def place_solids(dice: Dice, style: RoomStyle) -> Solids:
-    """A room and what stands, lies, hangs and floats in it."""
+    """Draw rooms and the solids in them, of which most stand on the floor and the others float."""
     most = style.num_solids[1]
     half = torch.stack([dice.between(*style.half_width), dice.between(*style.half_width)], dim=-1)
     height = dice.between(*style.height)
     exists = torch.arange(most, device=half.device) < dice.between(style.num_solids[0], most + 1)[:, None].floor()
     radii = dice.between(*style.solid_radius, most, 3)
-    # Some are as tall as they are wide; pillars and boards are rarer.
+    # A quarter of the solids is stretched along its vertical axis.
     stretch = torch.where(dice.roll(most) < 0.25, dice.between(1.2, 2.2, most), 1.0)
     radii = torch.stack([radii[..., 0], radii[..., 1] * stretch, radii[..., 2]], dim=-1)
     radii = torch.minimum(radii, 0.45 * height[:, None, None])
     rotation = _random_rotation(dice, most)
-    # Half the size along the world's vertical, to stand on the floor.
+    # Half of the extent along the vertical of the world, which puts solids on the floor.
     rise = (rotation[..., 1, :] * radii).norm(dim=-1)
     y = torch.where(dice.roll(most) < 0.7, -rise, -rise - dice.roll(most) * (height[:, None] - 2 * rise).clamp(min=0))
     ground = dice.between(-0.85, 0.85, most, 2) * half[:, None]
@@ -179,7 +184,7 @@ def place_solids(dice: Dice, style: RoomStyle) -> Solids:
 
 
 def _random_rotation(dice: Dice, count: int) -> Tensor:
-    """World-from-solid rotations, (B, count, 3, 3): any heading, and some tilted."""
+    """Draw world-from-solid rotations, (B, count, 3, 3): by any angle about the vertical, and some tilted."""
     yaw = dice.between(0, 2 * math.pi, count)
     tilt = torch.where(dice.roll(count) < 0.3, dice.between(-0.6, 0.6, count), 0.0)
     return turn_about(yaw, 1) @ turn_about(tilt, 0)
@@ -193,7 +198,7 @@ def turn_about(angle: Tensor, axis: int) -> Tensor:
 
 
 def _shape(dice: Dice, centers: Tensor, radii: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quadrics and half-spaces of solids of random kinds that fill the given radii."""
+    """Draw the kinds of solids; returns the quadrics and half-spaces of solids with the given half-axes `radii`."""
     kind = (dice.roll(centers.shape[1]) * _KINDS).long()
     quadric_axes, planes, plane_offsets = (t.to(centers) for t in _catalogue())
     # x = c + R diag(r) u, so n·u ≤ d becomes (R n/r)·(x - c) ≤ d, and the quadric R diag(q/r²) Rᵀ.
@@ -207,11 +212,11 @@ def _shape(dice: Dice, centers: Tensor, radii: Tensor, rotation: Tensor) -> tupl
 
 
 def _catalogue() -> tuple[Tensor, Tensor, Tensor]:
-    """The kinds of solids within [-1, 1]³: axes of quadrics (KINDS, 3), normals (KINDS, FACES, 3), offsets."""
+    """Return all kinds of solids within [-1, 1]³: axes of quadrics (KINDS, 3), normals (KINDS, FACES, 3), offsets."""
     axes = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
     planes, offsets = torch.zeros(_KINDS, _FACES, 3), torch.ones(_KINDS, _FACES)
     up, down = torch.tensor([0.0, -1, 0]), torch.tensor([0.0, 1, 0])
-    planes[1, 0] = down  # half a ball, its flat side at the centre
+    planes[1, 0] = down  # a dome is half a ball with its flat side at the centre
     offsets[1, 0] = 0.0
     planes[2, :2] = torch.stack([up, down])
     planes[3, :6] = torch.cat([torch.eye(3), -torch.eye(3)])
@@ -226,13 +231,13 @@ def _catalogue() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
-    """Textures of the room's six sides and of all solids."""
+    """Draw the textures of the room's six sides and of all solids."""
     num_surfaces = 6 + style.num_solids[1]
     direction = dice.between(-1, 1, num_surfaces, NUM_WAVES, 3)
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-3)
-    # Octaves: waves of a quarter of a metre to two and a half.
+    # Wavelengths from 0.25 m to 2.5 m, uniform in octaves.
     frequency = 2 * math.pi / (0.25 * 2 ** dice.between(0, 3.3, num_surfaces, NUM_WAVES, 1))
-    # Most things are pale: hue is a departure from grey, strong only now and then.
+    # Most colours are pale: a deviation from grey that is rarely large.
     grey = dice.between(0.25, 0.95, num_surfaces, 1, 1)
     hue = dice.between(-0.5, 0.5, num_surfaces, 1, 3) * dice.roll(num_surfaces, 1, 1)
     base = (grey + hue).clamp(0.05, 0.98)
@@ -252,11 +257,11 @@ def pick_textures(dice: Dice, style: RoomStyle) -> Textures:
 
 
 def _color_room(dice: Dice, style: RoomStyle, wild: Tensor) -> Tensor:
-    """Two colours (B, 6, 2, 3) a side of the room: those given, or pale walls, a bright ceiling and a dark floor.
+    """Return two colours per side of the room (B, 6, 2, 3): `wild`, or pale walls, a bright ceiling and a dark floor.
 
-    No two walls are alike, so that one can tell from a picture where in the room it was taken.
+    Walls differ from each other, so that a picture shows from where in the room it was taken.
     """
-    # Low x, y, z, high x, y, z: the ceiling is low y, the floor high y.
+    # Sides are in the order low x, y, z, high x, y, z; the ceiling is low y and the floor high y.
     least, most = torch.tensor([[0.5, 0.85, 0.5, 0.5, 0.2, 0.5], [0.9, 0.98, 0.9, 0.9, 0.45, 0.9]]).to(wild)
     hue = dice.between(-1, 1, 6, 3) * torch.tensor([0.25, 0.03, 0.25, 0.25, 0.15, 0.25]).to(wild)[:, None]
     base = ((least + (most - least) * dice.roll(6))[..., None] + hue).clamp(0.05, 0.98)
@@ -266,7 +271,7 @@ def _color_room(dice: Dice, style: RoomStyle, wild: Tensor) -> Tensor:
 
 
 def place_lights(dice: Dice, solids: Solids) -> Lights:
-    """A lamp in the upper part of each room, and light from everywhere."""
+    """Draw a lamp in the upper part of each room, and ambient light."""
     share = torch.cat([dice.between(0.15, 0.85, 1), dice.between(0.05, 0.3, 1), dice.between(0.15, 0.85, 1)], dim=-1)
     position = solids.room_low + share * (solids.room_high - solids.room_low)
     tint = 1 + dice.between(-0.12, 0.12, 3)
@@ -276,9 +281,9 @@ def place_lights(dice: Dice, solids: Solids) -> Lights:
 
 
 def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, image_hw: tuple[int, int]) -> Cameras:
-    """Cameras that circle something in the room; the first one is the reference.
+    """Draw cameras on an arc about a point in the room, whose middle is the first camera.
 
-    View s of a scene is the same however many views are asked for.
+    View s of a scene does not depend on the number of views.
     """
     low, high = solids.room_low[:, None], solids.room_high[:, None]
     height = high[:, :, 1] - low[:, :, 1]
@@ -291,7 +296,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
     eyes, targets, rolls = [], [], []
     for index in range(num_views):
         aside = 0.0 if index == 0 else 1.0
-        # Try several places and keep the first that is free.
+        # Draw several positions and keep the first that is free, or the freest.
         yaw = heading + aside * spread * dice.between(-1, 1, _CANDIDATES)
         yaw = yaw + (1 - aside) * dice.between(0, 2 * math.pi, _CANDIDATES)
         distance = reach * (1 + aside * (dice.between(*style.dolly, _CANDIDATES) - 1))
@@ -315,7 +320,7 @@ def place_cameras(dice: Dice, solids: Solids, style: RoomStyle, num_views: int, 
 
 
 def look_at(eyes: Tensor, targets: Tensor, rolls: Tensor) -> Tensor:
-    """`cam_from_world` (..., 3, 4) of cameras at `eyes` that look at `targets`, upright but for `rolls`."""
+    """Return `cam_from_world` (..., 3, 4) of cameras at `eyes` that look at `targets`, upright except for `rolls`."""
     forward = torch.nn.functional.normalize(targets - eyes, dim=-1)
     down = torch.zeros_like(forward)
     down[..., 1] = 1

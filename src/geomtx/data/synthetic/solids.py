@@ -1,9 +1,9 @@
-"""Rays against convex solids and the room around them, for a batch of scenes at once.
+"""Ray casting against convex solids in a room, for a batch of scenes at once.
 
-A solid is what a quadric and some half-spaces have in common: {x : (x - c)ᵀ A (x - c) ≤ 1 and n_j · x ≤ d_j for all j}.
+A solid is the intersection of a quadric and half-spaces: {x : (x - c)ᵀ A (x - c) ≤ 1 and n_j · x ≤ d_j for all j}.
 With A = 0 the quadric is all of space and the solid a polytope; with A of rank two it is a cylinder. A ray is inside a
-convex solid for one interval, the intersection of the intervals of its parts; so one formula renders spheres, domes,
-boxes, prisms and pyramids alike, and everything a ray needs of a plane is a matrix product.
+convex solid for one interval, the intersection of the intervals of its quadric and half-spaces. So one formula renders
+spheres, domes, cylinders, boxes, prisms and pyramids, and intersections with planes are matrix products.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from geomtx.types import show_shapes
 
 __all__ = ["Hits", "Solids", "cast_rays", "clearance", "is_blocked"]
 
-_NEVER = 1e9  # distance of what isn't hit
-
 
 @show_shapes
 class Solids(NamedTuple):
-    """K convex solids a scene, within a room.
+    """Rooms with K convex solids in each of B scenes.
 
     Attributes:
-        quadrics: (B, K, 3, 3), A, positive semidefinite.
-        centers: (B, K, 3), c.
-        normals: (B, K, F, 3), n of length 1, outwards.
-        offsets: (B, K, F), d. An unused half-space has a large d.
-        exists: (B, K) bool; False = the slot is empty.
-        room_low: (B, 3), the room's corner of least coordinates.
-        room_high: (B, 3), the opposite corner.
-        reach: (B, K), radius of a ball about the centre that holds the solid.
+        quadrics: Matrices A, positive semidefinite, (B, K, 3, 3).
+        centers: Centres c, (B, K, 3).
+        normals: Outward unit normals n of the half-spaces, (B, K, F, 3).
+        offsets: Offsets d of the half-spaces, (B, K, F); large for unused ones.
+        exists: True for solids, False for unused slots, (B, K) bool.
+        room_low: Corner of the room with the smallest coordinates, (B, 3).
+        room_high: Corner of the room with the largest coordinates, (B, 3).
+        reach: Radius of a ball about the centre that contains the solid, (B, K).
     """
 
     quadrics: Tensor
@@ -47,12 +45,13 @@ class Solids(NamedTuple):
 
 @show_shapes
 class Hits(NamedTuple):
-    """Where rays first meet a surface.
+    """First intersections of R rays per view with a surface.
 
     Attributes:
-        distance: (B, V, R), in lengths of the ray's direction.
-        surface: (B, V, R) int64: 0 … 5 are the room's low x, y, z and high x, y, z sides, 6 + k is solid k.
-        normal: (B, V, R, 3), of length 1, towards the side that the ray comes from.
+        distance: Distance in lengths of the ray's direction, (B, V, R).
+        surface: Number of the surface, (B, V, R) int64: 0 … 5 are the room's low x, y, z and high x, y, z sides, 6 + k
+            is solid k.
+        normal: Unit normal towards the side that the ray comes from, (B, V, R, 3).
     """
 
     distance: Tensor
@@ -61,15 +60,15 @@ class Hits(NamedTuple):
 
 
 def cast_rays(solids: Solids, origins: Tensor, directions: Tensor) -> Hits:
-    """The nearest surface on each ray.
+    """Find the nearest surface on each ray.
 
     Args:
-        solids: B scenes.
-        origins: (B, V, 3), one for the R rays of a view, inside the room and outside the solids.
-        directions: (B, V, R, 3), of any length but 0.
+        solids: Rooms of B scenes.
+        origins: Common origin of the R rays of a view, inside the room and outside of the solids, (B, V, 3).
+        directions: Directions of any length but 0, (B, V, R, 3).
 
     Returns:
-        `Hits`; every ray meets at least the room.
+        Intersections; every ray meets at least a side of the room.
     """
     wall_distance, wall = _leave_room(solids, origins, directions)
     solid_distance, solid = _enter_solids(solids, origins, directions).min(dim=-1)
@@ -81,19 +80,24 @@ def cast_rays(solids: Solids, origins: Tensor, directions: Tensor) -> Hits:
 
 
 def is_blocked(solids: Solids, origins: Tensor, targets: Tensor) -> Tensor:
-    """Whether a solid is on the way from `origins` (B, V, 3) to `targets` (B, V, R, 3); → (B, V, R) bool."""
+    """Return whether a solid is between `origins` (B, V, 3) and `targets` (B, V, R, 3), as (B, V, R) bool."""
     return (_enter_solids(solids, origins, targets - origins[:, :, None]) < 1 - 1e-4).any(dim=-1)
 
 
 def clearance(solids: Solids, points: Tensor) -> Tensor:
-    """About how far (B, R, 3) points are from the nearest solid, (B, R); negative inside one, exact for planes."""
+    """Return the signed distance (B, R) of points (B, R, 3) from the nearest solid, negative inside.
+
+    It is exact for half-spaces, and of first order for quadrics.
+    """
     planes, curved = _gaps(solids, points)
     distance = torch.maximum(planes.amax(-1), curved)
     return torch.where(solids.exists[:, None], distance, torch.inf).amin(-1)
 
 
 def _gaps(solids: Solids, points: Tensor) -> tuple[Tensor, Tensor]:
-    """How far points (B, R, 3) are outside of each plane, (B, R, K, F), and about of each quadric, (B, R, K)."""
+    """Return signed distances of points (B, R, 3) from half-spaces (B, R, K, F) and, to first order, from quadrics
+    (B, R, K).
+    """
     planes = torch.einsum("brc,bkfc->brkf", points, solids.normals) - solids.offsets[:, None]
     offset = points[:, :, None] - solids.centers[:, None]
     bent = torch.einsum("brki,bkij->brkj", offset, solids.quadrics)
@@ -104,7 +108,7 @@ def _gaps(solids: Solids, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def _leave_room(solids: Solids, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (solids.room_low[:, None] - origins)[:, :, None], (solids.room_high[:, None] - origins)[:, :, None]
-    # A ray along a wall never meets it.
+    # A ray parallel to a wall never meets it.
     distances = torch.where(directions == 0, torch.inf, torch.where(directions > 0, high, low) / directions)
     distance, axis = distances.min(dim=-1)
     is_high = directions.gather(-1, axis[..., None])[..., 0] > 0
@@ -117,11 +121,11 @@ def _wall_normals(wall: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _enter_solids(solids: Solids, origins: Tensor, directions: Tensor) -> Tensor:
-    """Distance (B, V, R, K) to where the rays enter the solids, infinite if they don't."""
+    """Return the distance (B, V, R, K) at which the rays enter the solids, infinite if they do not."""
     num_solids, num_faces = solids.offsets.shape[1:]
     rate = directions @ solids.normals.flatten(1, 2).transpose(1, 2)[:, None]
     gap = solids.offsets[:, None] - torch.einsum("bvc,bkfc->bvkf", origins, solids.normals)
-    # A ray along a plane gets ±infinity, which is right: always on this side of it, or never.
+    # A ray parallel to a plane gets ±infinity, which is right: it is always inside the half-space, or never.
     crossing = gap[:, :, None] / rate.unflatten(-1, (num_solids, num_faces))
     inwards = rate.unflatten(-1, (num_solids, num_faces)) < 0
     enter = crossing.masked_fill(~inwards, -torch.inf).amax(dim=-1)
@@ -133,8 +137,8 @@ def _enter_solids(solids: Solids, origins: Tensor, directions: Tensor) -> Tensor
 
 
 def _quadric_interval(solids: Solids, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each ray is within each quadric, (B, V, R, K) twice; low > high if it never is."""
-    # Relative to the centre, since |origin|² - |origin|² loses the digits that a small solid is made of.
+    """Return the interval (low, high) of each ray within each quadric, (B, V, R, K) each; low > high if it is empty."""
+    # Relative to the centre, because differences of large squares would lose the precision that small solids need.
     offset = origins[:, :, None] - solids.centers[:, None]
     bent = torch.einsum("bvki,bkij->bvkj", offset, solids.quadrics)
     squares = (directions[..., :, None] * directions[..., None, :]).flatten(-2)
@@ -142,9 +146,9 @@ def _quadric_interval(solids: Solids, origins: Tensor, directions: Tensor) -> tu
     b = directions @ bent.transpose(-1, -2)
     c = ((bent * offset).sum(-1) - 1)[:, :, None]
     discriminant = b.square() - a * c
-    root = discriminant.sqrt()  # of a miss it is NaN, which no comparison finds
+    root = discriminant.sqrt()  # NaN for a miss, for which every comparison is False
     is_bent = a > 1e-9
-    # Along a direction that the quadric doesn't feel, a ray is always in or never.
+    # Along a direction in the null space of A, a ray is always inside of the quadric, or never.
     always = torch.where(c <= 0, torch.inf, -torch.inf)
     low = torch.where(is_bent, (-b - root) / a, -always)
     high = torch.where(is_bent, (-b + root) / a, always)
@@ -152,7 +156,7 @@ def _quadric_interval(solids: Solids, origins: Tensor, directions: Tensor) -> tu
 
 
 def _solid_normals(solids: Solids, points: Tensor, solid: Tensor) -> Tensor:
-    """Outward normals of the solids at `points` (B, V, R, 3) on their surface."""
+    """Return outward normals of the solids at `points` (B, V, R, 3) on their surfaces."""
     batch = torch.arange(len(points), device=points.device)[:, None, None]
     faces, offsets = solids.normals[batch, solid], solids.offsets[batch, solid]
     plane_gap, face = (torch.einsum("bvrfc,bvrc->bvrf", faces, points) - offsets).max(dim=-1)
@@ -161,6 +165,7 @@ def _solid_normals(solids: Solids, points: Tensor, solid: Tensor) -> Tensor:
     bent = torch.einsum("bvrij,bvrj->bvri", solids.quadrics[batch, solid], offset)
     slope = bent.norm(dim=-1, keepdim=True)
     curved_gap = (bent * offset).sum(-1, keepdim=True) - 1
-    # On the surface the gap to one part is zero, to all others negative. Gradient 2·slope turns a value into a length.
+    # At a point of the surface, the distance to one half-space or the quadric is 0, and to all others negative. The
+    # quadric's value divided by the length of its gradient, 2·slope, is a distance.
     is_curved = (slope > 1e-6) & (curved_gap / (2 * slope) > plane_gap[..., None])
     return torch.where(is_curved, bent / slope, flat)

@@ -1,4 +1,4 @@
-"""Solid textures: a colour for every point of space, so that no surface needs coordinates of its own."""
+"""Solid textures: functions from points of space to colours, which need no coordinates on the surface."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NUM_WAVES = 4
 
 @show_shapes
 class Textures(NamedTuple):
-    """One texture for each of U surfaces a scene.
+    """Textures of U surfaces in each of B scenes.
 
-    A few plane waves are added (marble, clouds, stripes) or multiplied (checkers), and a threshold, soft or hard,
-    chooses between two colours; two faster waves add grain.
+    A few plane waves are added (marble, clouds, stripes) or multiplied (checkers), and a sigmoid of the result mixes
+    two colours; a product of two faster waves adds grain.
 
     Attributes:
-        waves: (B, U, NUM_WAVES, 3), radians a length.
-        phases: (B, U, NUM_WAVES), radians.
-        product: (B, U), 1 = the waves are multiplied, 0 = added.
-        sharpness: (B, U), slope of the threshold.
-        colors: (B, U, 2, 3) in [0, 1].
-        grain: (B, U), amplitude of the grain.
+        waves: Wave vectors in radians per metre, (B, U, NUM_WAVES, 3).
+        phases: Phases in radians, (B, U, NUM_WAVES).
+        product: 1 where the waves are multiplied, 0 where they are added, (B, U).
+        sharpness: Slope of the sigmoid, (B, U).
+        colors: Two RGB colours in [0, 1], (B, U, 2, 3).
+        grain: Amplitude of the grain, (B, U).
     """
 
     waves: Tensor
@@ -39,22 +39,22 @@ class Textures(NamedTuple):
 
 
 def paint(textures: Textures, surface: Tensor, points: Tensor, footprint: Tensor) -> Tensor:
-    """Colours of points.
+    """Return the colours of points on textured surfaces.
 
     Args:
-        textures: Of B scenes.
-        surface: (B, V, R) int64, which texture.
-        points: (B, V, R, 3).
-        footprint: (B, V, R), how wide a pixel is there, in the points' unit: faster waves fade to their mean, as
-            they do in a photo, instead of aliasing.
+        textures: Textures of B scenes.
+        surface: Number of the texture at each point, (B, V, R) int64.
+        points: Points (B, V, R, 3) in metres.
+        footprint: Width of a pixel at each point in metres, (B, V, R). Waves that are shorter fade to their mean, as in
+            a photo, instead of aliasing.
 
     Returns:
-        (B, V, R, 3) in [0, 1].
+        RGB colours (B, V, R, 3) in [0, 1].
     """
     batch = torch.arange(len(surface), device=surface.device)[:, None, None]
     waves = textures.waves[batch, surface]
     angle = torch.einsum("bvrwc,bvrc->bvrw", waves, points) + textures.phases[batch, surface]
-    # A box as wide as the pixel, to second order.
+    # The mean of a wave over the width of a pixel, to second order.
     fade = torch.exp(-(waves.square().sum(-1)) * footprint.square()[..., None] / 24)
     ripples = angle.sin() * fade
     added = ripples.sum(-1) / NUM_WAVES**0.5
