@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomtx.data.scene_check import SceneError
-from geomtx.views.error import PhotoError
+from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import open_picture, read_picture
 from geomtx.views.pictures import read_mask as read_mask_file
 

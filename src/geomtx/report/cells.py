@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geomtx.report.layout import BACKGROUND, Column, DrawCell, view_color
 from geomtx.scene.content import SceneContent
-from geomtx.views.error import PhotoError
+from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import read_picture
 from geomtx.views.transform import ViewTransform, lies_inside
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "EXTENSIONS": "listing",
     "Mode": "transform",
-    "PhotoError": "error",
+    "PhotoError": "listing",
     "ViewTransform": "transform",
     "Views": "views",
     "load_views": "loading",
@@ -29,8 +29,7 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from geomtx.views.error import PhotoError
-    from geomtx.views.listing import EXTENSIONS
+    from geomtx.views.listing import EXTENSIONS, PhotoError
     from geomtx.views.loading import load_views
     from geomtx.views.transform import Mode, ViewTransform
     from geomtx.views.views import Views

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from geomtx.views.error import PhotoError
+from geomtx.views.listing import PhotoError
 
 __all__ = ["convert_to_mask", "convert_to_rgb", "reduce_to_rgb"]
 

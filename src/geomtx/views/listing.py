@@ -1,4 +1,7 @@
-"""Which files are photos, in which order, and what they are called; imports no torch, which takes seconds."""
+"""Listing of photos: their file types, order and names, and the error for those that cannot be used.
+
+This module imports no torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from geomtx.files import is_own_picture, unique_names, user_path
-from geomtx.views.error import PhotoError
 
-__all__ = ["EXTENSIONS", "PathLike", "check_file", "list_photos", "name_files"]
+__all__ = ["EXTENSIONS", "PathLike", "PhotoError", "check_file", "list_photos", "name_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,13 @@ EXTENSIONS = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 """File name extensions of images in a folder. An image that cannot be read, or a broken link, is an error."""
+
+
+class PhotoError(ValueError):
+    """Raised for a photo, or a folder of photos, that cannot be used.
+
+    The message is one line that names the file, the rule and what was found.
+    """
 
 
 def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:

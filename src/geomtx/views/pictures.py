@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from geomtx.views.color import convert_to_mask, convert_to_rgb, reduce_to_rgb
-from geomtx.views.error import PhotoError
-from geomtx.views.listing import check_file
+from geomtx.views.listing import PhotoError, check_file
 from geomtx.views.tiff import RAW_EXTENSIONS, find_photo_directory
 
 __all__ = ["Picture", "open_picture", "read_mask", "read_picture"]

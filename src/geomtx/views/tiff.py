@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from geomtx.views.error import PhotoError
+from geomtx.views.listing import PhotoError
 
 __all__ = ["RAW_EXTENSIONS", "find_photo_directory"]
 

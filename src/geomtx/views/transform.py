@@ -15,7 +15,7 @@ from torch import Tensor
 from geomtx.checks import check_option, check_positive
 from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float, show_shapes
-from geomtx.views.error import PhotoError
+from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import Picture
 
 __all__ = [
