@@ -181,14 +181,6 @@ def test_precision(tiny_model: geomtx.VGGT) -> None:
         geomtx.reconstruct(tiny_model, views, dtype=torch.float16)
 
 
-def test_attention_is_not_measured_on_a_cpu(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(*_: object) -> None:
-        raise AssertionError("took time")
-
-    monkeypatch.setattr("geomtx.inference.run.choose_backends", measure)
-    assert geomtx.reconstruct(model, views).names == views.names
-
-
 def test_a_real_model_end_to_end_with_mixed_sizes(tiny_model: geomtx.VGGT, tmp_path: Path) -> None:
     for name, wh in (("a.png", (120, 80)), ("b.png", (80, 120)), ("c.jpg", (100, 100))):
         Image.effect_noise(wh, 60).convert("RGB").save(tmp_path / name)
@@ -202,12 +194,11 @@ def test_a_real_model_end_to_end_with_mixed_sizes(tiny_model: geomtx.VGGT, tmp_p
     assert len(scene.points(0).xyz) == expected < views.masks.numel()
 
 
-def test_the_progress_bar_counts_blocks_and_heads(
+def test_the_progress_bar_is_shown_where_it_is_asked_for(
     tiny_model: geomtx.VGGT, views: Views, capsys: pytest.CaptureFixture[str]
 ) -> None:
     geomtx.reconstruct(tiny_model, views, heads=("camera", "depth"), progress=True)
-    assert "/12 [" in capsys.readouterr().err  # 2 + 4 + 4 blocks, 2 heads
-    assert not any(module._forward_hooks for module in tiny_model.modules())
+    assert "encoder and heads" in capsys.readouterr().err
     geomtx.reconstruct(tiny_model, views, heads=("camera",))
     assert capsys.readouterr().err == ""
 

@@ -127,7 +127,7 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         each_view: Callable[..., Tensor] = embed_in_chunks(device, parameter.dtype, plan.view_chunk)
     else:
         images, each_view = images.to(device), _call
-    report = _Reports(model, execution, len(images) * images.shape[1])
+    report = _Reports(model, inputs.heads, execution, len(images) * images.shape[1])
     if run_block is not None or execution.progress is not None:
         each_view = _with_backbone_blocks(model.encoder.backbone, each_view, report, run_block)
     views = model.encoder.embed(
@@ -236,12 +236,13 @@ def _with_backbone_blocks(
 class _Reports:
     """Reports the progress of a pass, in blocks and heads that are done."""
 
-    def __init__(self, model: Any, execution: Execution, num_views: int) -> None:
+    def __init__(self, model: Any, heads: tuple[str, ...], execution: Execution, num_views: int) -> None:
         self.progress = execution.progress
         chunk = execution.plan.view_chunk if execution.plan.token_chunk is not None else None
         self.num_chunks = 1 if chunk is None else -(-num_views // chunk)
         depth = len(getattr(model.encoder.backbone, "blocks", ()))
-        self.total = depth + sum(map(len, model.encoder.order)) + len(model.heads)
+        layers = model.encoder.order[: max(model.taps_of(heads), default=-1) + 1]
+        self.total = depth + sum(map(len, layers)) + len(heads)
 
     def after(self, attend: Attend) -> Attend:
         """Report every block that mixes views once it is done."""
