@@ -131,13 +131,8 @@ class CameraTerm:
             sign_invariant=self.sign_invariant,
             weights=self.part_weights,
         )
-        parts = {
-            "loss_camera": loss.total,
-            "loss_T": loss.translation,
-            "loss_R": loss.rotation,
-            "loss_FL": loss.fov,
-        }
-        return TermLoss(loss.total, parts)
+        names = ("loss_camera", "loss_T", "loss_R", "loss_FL")
+        return TermLoss(loss.total, dict(zip(names, loss, strict=True)))
 
     def _mask(self, batch: SceneBatch) -> Tensor | None:
         """Return which cameras count, (B, S) bool, or None for all."""
@@ -297,13 +292,8 @@ class TrackTerm:
             weights=TrackWeights(self.visibility_weight, self.confidence_weight, self.visible_boost),
             min_points=self.min_points,
         )
-        parts = {
-            "loss_track": loss.total,
-            "loss_position": loss.position,
-            "loss_visibility": loss.visibility,
-            "loss_confidence": loss.confidence,
-        }
-        return TermLoss(loss.total, parts)
+        names = ("loss_track", "loss_position", "loss_visibility", "loss_confidence")
+        return TermLoss(loss.total, dict(zip(names, loss, strict=True)))
 
 
 def _check_positive(term: Term, *names: str) -> None:
