@@ -114,15 +114,15 @@ def test_cameras_are_rigid_and_stand_in_free_space():
 
 def test_depth_and_cameras_of_views_agree():
     """A pixel's point, projected to another view, is where that view's own ray ends, or it is hidden there."""
-    batch = render_scenes(SEEDS, 3, (108, 144), dtype=torch.float64)
+    batch = render_scenes(SEEDS, 3, (72, 96), dtype=torch.float64)
     points = unproject(batch.depth, batch.cameras.intrinsics, batch.cameras.cam_from_world)
     torch.testing.assert_close(points, batch.points)
     for seen_from in (1, 2):
         target = [t[:, seen_from] for t in batch.cameras]
         coords, depth = project(points[:, 0].flatten(1, 2), target[1], target[0])
         index = coords.round().long()
-        inside = (index >= 0).all(-1) & (index[..., 0] < 144) & (index[..., 1] < 108) & (depth > 0.1)
-        flat = (index[..., 1] * 144 + index[..., 0]).clamp(0, 108 * 144 - 1)
+        inside = (index >= 0).all(-1) & (index[..., 0] < 96) & (index[..., 1] < 72) & (depth > 0.1)
+        flat = (index[..., 1] * 96 + index[..., 0]).clamp(0, 72 * 96 - 1)
         there = batch.depth[:, seen_from].flatten(1).gather(1, flat)
         agree = ((there / depth - 1).abs() < 0.05) & inside
         in_front = (there < depth * 1.05) & inside
