@@ -90,9 +90,7 @@ class MultitaskLoss(nn.Module):
                 raise ValueError(f"others must be named differently than {', '.join(terms)}, got {name!r}")
         for name, term in (others or {}).items():
             if not callable(term):
-                raise ValueError(
-                    f"others must be terms or functions of prediction and batch, got {term!r} for {name!r}"
-                )
+                raise ValueError(f"others must be terms or functions of a prediction and a batch, got {term!r}")
             terms[name] = term if isinstance(term, Term) else HeadTerm(name, term)
         self.tasks = {name: term for name, term in terms.items() if term is not None}
 
