@@ -43,18 +43,18 @@ NUM_INPUTS, NUM_TARGETS = 4, 2
 TASK_VIEWS, NUM_TRACKS = 4, 8
 BATCH = 8
 REGIMES: dict[str, tuple[str, ...]] = {
-    "frozen": ("freeze=[vggt]", "task.rehearsal=0", "optimiser.groups={}", "optimiser.clip={'*': 1.0}"),
+    "frozen": ("freeze=[vggt]", "task.rehearsal=null", "optimiser.groups={}", "optimiser.clip={'*': 1.0}"),
     "all": (),
     "lora": (
         "freeze=[vggt]",
         "lora={patterns: ['vggt.encoder.*.qkv', 'vggt.encoder.*.out', 'vggt.encoder.*.mlp.*'], rank: 8, alpha: 16}",
         "optimiser.groups={'vggt.*': {lr: 0.6}}",
-        "task.rehearsal=0.05",
+        "task.rehearsal.weight=0.05",
     ),
     "scratch": (
         "model.weights=null",
         "model.preset=nano",
-        "task.rehearsal=0",
+        "task.rehearsal=null",
         "optimiser.groups={'vggt.*': {lr: 0.3}}",
     ),
 }

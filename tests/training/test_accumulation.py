@@ -17,11 +17,13 @@ from geomtx.training.config import LossSection
 from geomtx.training.optim import ClipGroup
 from geomtx.training.step import VGGT_TASK, TrainingStep
 from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.rehearsal import Rehearsal
 from geomtx.training.tasks.task import Task
 from geomtx.training.tasks.video_tracker import VideoTask
 from geomtx.types import DenseMap, Predictions, SceneBatch
 from training.small_run import NUMBERS
 
+ROOMS = {"num_solids": [1, 1], "shadows": False}
 OFF: dict[str, Any] = {"camera": None, "depth": None, "points": None, "tracks": None}
 
 
@@ -143,8 +145,8 @@ def test_a_quantile_is_that_of_each_chunk(model: geomtx.VGGT):
     assert 1e-9 < (whole - parts).norm() / whole.norm() < 0.05
 
 
-@pytest.mark.parametrize("rehearsal", [0.0, 0.5])
-def test_pictures_of_known_cameras_count(rehearsal: float):
+@pytest.mark.parametrize("rehearsal", [None, Rehearsal(0.5, share=0.5), Rehearsal(scenes=2, views=(2,), style=ROOMS)])
+def test_pictures_of_known_cameras_count(rehearsal: Rehearsal | None):
     torch.manual_seed(0)
     vggt = geomtx.VGGTConfig.tiny(**NUMBERS)
     model = geomtx.VGGTForNVS(geomtx.NVSConfig(vggt=vggt)).double()

@@ -87,7 +87,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path):
         ({"data": {"datasets": {"a": {"root": "x"}}}}, r"^data\.datasets\.a\.kind must be given, got none$"),
         ({"schedule": {"warmup": 2}}, r"^schedule\.warmup must be in 0 … 1, got 2\.0$"),
         ({"optimiser": {"clip": {"*": 0}}}, r"^optimiser\.clip\.\* must be positive, got 0\.0$"),
-        ({"optimiser": {"groups": {"*": {"lr": -1}}}}, r"^lr must be at least 0, got -1\.0$"),
+        ({"optimiser": {"groups": {"*": {"lr": -1}}}}, r"^optimiser\.groups\.\*\.lr must be at least 0, got -1\.0$"),
         ({"validation": {"views": [2, 30]}}, r"^validation\.views must be up to 24 of rendered scenes, got 30$"),
         ({"optimiser": {"lr": math.inf}}, r"^optimiser\.lr must be a finite number, got inf$"),
         ({"optimiser": {"betas": [0.9, math.nan]}}, r"^optimiser\.betas must be a finite number, got nan$"),
@@ -103,9 +103,9 @@ def test_what_is_wrong_is_named(values: dict, message: str):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": math.inf}, r"^optimiser\.lr must be finite, got inf$"),
-        ({"lr": math.nan}, r"^optimiser\.lr must be positive, got nan$"),
-        ({"weight_decay": math.inf}, r"^optimiser\.weight_decay must be finite, got inf$"),
+        ({"lr": math.inf}, r"^lr must be finite, got inf$"),
+        ({"lr": math.nan}, r"^lr must be positive, got nan$"),
+        ({"weight_decay": math.inf}, r"^weight_decay must be finite, got inf$"),
     ],
 )
 def test_numbers_that_are_not_finite_without_a_file(values: dict, message: str):

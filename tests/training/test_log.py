@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geomtx.training.config import LogSection
-from geomtx.training.log import LOG_FILE, ScalarMeans, TrainingLog
+from geomtx.training.log import LOG_FILE, ScalarMeans, TrainingLog, compare_validations
 
 
 def test_means_over_steps_and_processes():
@@ -68,3 +68,23 @@ def test_the_bar_shows_losses_and_poses(tmp_path: Path, capsys: pytest.CaptureFi
     log.bar.refresh()
     log.close()
     assert "loss=1.23, camera=0.5, auc=0.75" in capsys.readouterr().err
+
+
+def test_without_a_terminal_each_line_of_the_log_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = TrainingLog(tmp_path, LogSection(tensorboard=False), start=0, total=10)
+    log.write(2, {"objective": 1.234, "loss_camera": 0.5})
+    log.write(4, {"objective": 0.5, "loss_video_total": 0.25})
+    log.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 2/10: loss 1.23, camera 0.5; ")
+    assert second.startswith("step 4/10: loss 0.5, video_total 0.25; ")
+
+
+def test_the_first_and_the_last_validation_are_compared(tmp_path: Path):
+    log = TrainingLog(tmp_path, LogSection(tensorboard=False), start=0, total=10, progress=False)
+    assert compare_validations(tmp_path) is None
+    for step, error in ((0, 2.0), (5, 1.5), (10, math.nan)):
+        log.write(step, {"objective/2v": 3.0 - error, "error/2v": error}, kind="validation")
+    log.close()
+    rows = [line.split() for line in compare_validations(tmp_path).splitlines()]
+    assert rows == [["validation", "step", "0", "step", "10"], ["objective/2v", "1", "none"], ["error/2v", "2", "none"]]

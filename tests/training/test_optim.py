@@ -187,7 +187,7 @@ def test_a_line_down():
 
 @pytest.mark.usefixtures("unchecked")
 def test_another_shape():
-    with pytest.raises(ValueError, match=r"^schedule.shape must be one of 'cosine', 'linear', got 'step'$"):
+    with pytest.raises(ValueError, match=r"^shape must be one of 'cosine', 'linear', got 'step'$"):
         ScheduleSection(shape="step")
 
 

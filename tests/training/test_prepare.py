@@ -2,13 +2,12 @@ import copy
 import math
 
 import pytest
-import torch
 
 import geomtx
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.terms import ConsistencyTerm, DenseTerm
 from geomtx.training.config_file import parse_config
-from geomtx.training.prepare import build_loss, check_rehearsal, prepare_model
+from geomtx.training.prepare import build_loss, check_rehearsal, leave_out_tracks, prepare_model
 from geomtx.training.tasks.nvs import NvsTask
 from geomtx.training.tasks.rehearsal import Rehearsal
 from geomtx.training.tasks.vggt import VggtTask
@@ -31,23 +30,31 @@ def test_losses_of_added_heads_go_with_the_others():
     assert build_loss(section, others={"sky": sky}).tasks == {**build_loss(section).tasks, "sky": sky}
 
 
-def test_heads_within_a_model_run_in_float32(tiny_model: geomtx.VGGT):
-    class Around(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.vggt = tiny_model
+@pytest.mark.parametrize("section", [{"preset": "tiny"}, {"weights": "nano"}])
+def test_the_head_of_tracks_is_left_out_where_scenes_have_none(section: dict, caplog: pytest.LogCaptureFixture):
+    config = parse_config({"model": section})
+    changed = leave_out_tracks(config).model
+    heads = changed.heads or changed.numbers["heads"]
+    assert list(heads) == ["camera", "depth", "points"]
+    assert caplog.text.count("The head of tracks is left out of the model") == 1
+    stored = {"heads": ["camera", "depth", "points"]}
+    assert leave_out_tracks(config, stored).model == changed  # to resume, without a word
+    assert caplog.text.count("left out") == 1
 
-        def forward(self, images: torch.Tensor) -> geomtx.Predictions:
-            return self.vggt(images)
 
-    prepare_model(model := Around(), parse_config({"precision": "bfloat16"}))
-    seen = {}
-    for name in ("encoder.frame_blocks.0.mlp.expand", "depth_head.decoder.project.0", "camera_head.trunk.0.mlp.expand"):
-        layer = tiny_model.get_submodule(name)
-        layer.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output.dtype}))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(torch.rand(1, 2, 3, 28, 28))
-    assert [seen.pop(name) for name in list(seen)] == [torch.bfloat16, torch.float32, torch.float32]
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data": {"num_tracks": 4}},
+        {"freeze": ["*_head"]},
+        {"model": {"preset": "tiny", "numbers": {"heads": ["tracks"]}}},
+        {"model": {"weights": "nano", "heads": ["tracks"]}},
+        {"model": {"kind": "nvs"}},
+    ],
+)
+def test_the_head_of_tracks_stays_where_it_is_asked_for(values: dict):
+    config = parse_config({"model": {"preset": "tiny"}, **values})
+    assert leave_out_tracks(config) is config
 
 
 def test_several_processes_train_no_head_that_never_runs(tiny_model: geomtx.VGGT):
@@ -61,8 +68,8 @@ def test_several_processes_train_no_head_that_never_runs(tiny_model: geomtx.VGGT
             check_rehearsal(model, task, 2)
         prepare_model(frozen := copy.deepcopy(model), parse_config({"freeze": [f"{name}.*_head*"]}))
         check_rehearsal(frozen, task, 2)
-    check_rehearsal(nvs, NvsTask(rehearsal=0.5), 2)
-    check_rehearsal(video, VideoTask(rehearsal=Rehearsal()), 2)
+    check_rehearsal(nvs, NvsTask(rehearsal=Rehearsal(0.5)), 2)
+    check_rehearsal(video, VideoTask(rehearsal=Rehearsal(scenes=1)), 2)
     # What isn't known to leave heads out is let pass.
     check_rehearsal(tiny_model, VggtTask(), 2)
     check_rehearsal(nvs, object(), 2)

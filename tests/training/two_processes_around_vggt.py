@@ -29,6 +29,7 @@ from geomtx.training.optim import build_clip_groups
 from geomtx.training.step import TrainingStep
 from geomtx.training.tasks.nvs import NvsTask
 from geomtx.training.tasks.rehearsal import Rehearsal
+from geomtx.training.tasks.running import TrainedModel
 from geomtx.training.tasks.task import Task
 from geomtx.training.tasks.video_tracker import VideoTask
 from geomtx.training.trainer import Trainer
@@ -80,11 +81,11 @@ def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **c
 
 def train_on_the_same(folder: Path) -> None:
     """Where nothing is drawn, two processes have the scenes of one: of two views, one of which is the target."""
-    nvs = NvsTask(num_inputs=1, rehearsal=0.5, rehearsal_share=0.5)
+    nvs = NvsTask(num_inputs=1, rehearsal=Rehearsal(0.5, share=0.5))
     video = VideoTask(TRACKER, query_first=1.0, rehearsal=SharedRehearsal(scenes=4 // NUM_PROCESSES, style=ROOMS))
     runs = {
         "nvs": ("nvs", nvs, []),
-        "nvs_frozen": ("nvs", dataclasses.replace(nvs, rehearsal=0.0), ["vggt.*_head"]),
+        "nvs_frozen": ("nvs", dataclasses.replace(nvs, rehearsal=None), ["vggt.*_head"]),
         "video": ("video_tracker", video, []),
         "video_frozen": ("video_tracker", dataclasses.replace(video, rehearsal=None), ["features.vggt.*_head"]),
     }
@@ -97,7 +98,7 @@ def train_on_the_same(folder: Path) -> None:
 def drawing_tasks() -> Iterator[tuple[str, Task, dict[str, Any]]]:
     """Every process draws its own numbers: of views, of targets, of rooms. All heads, one time without tracks."""
     heads = ["camera", "depth", "points", "tracks"]
-    yield "nvs", NvsTask(num_inputs=1, redraw=0.5, rehearsal=0.5), {"heads": heads, "views": {2: 1, 3: 1}}
+    yield "nvs", NvsTask(num_inputs=1, redraw=0.5, rehearsal=Rehearsal(0.5)), {"heads": heads, "views": {2: 1, 3: 1}}
     rehearsal = Rehearsal(scenes=1, views=(2, 3), num_tracks=2, style=ROOMS)
     yield "video_tracker", VideoTask(TRACKER, rehearsal=rehearsal), {"heads": heads, "views": {3: 1, 5: 1}}
 
@@ -123,7 +124,7 @@ def refuse(folder: Path) -> None:
 
 def steps_of(model: nn.Module, task: Task, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """Whole weights after two steps on scenes of every process's own."""
-    bare: Any = getattr(model, "module", model)
+    bare = accelerator.unwrap_model(model).model
     optimiser = torch.optim.AdamW(bare.parameters(), lr=1e-2, eps=1e-3, fused=True)
     loss = task.build_loss(LossSection())
     step = TrainingStep(model, loss, optimiser, accelerator, build_clip_groups(bare, {"*": 1.0}), task=task)
@@ -141,13 +142,13 @@ def shard(folder: Path) -> None:
     for kind, task, _ in drawing_tasks():
         numbers = {**NUMBERS, "camera_iterations": 1, "track_levels": 2, "heads": ["camera", "depth"]}
         torch.manual_seed(0)
-        whole = task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)).train()
+        whole = TrainedModel(task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)), task)
         sharded = copy.deepcopy(whole)
         for module in [*sharded.modules()][::-1]:
             if isinstance(module, TransformerBlock) or module is sharded:
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
         models = {"whole": accelerator.prepare_model(whole), "sharded": sharded}
-        results[kind] = {"start": copy.deepcopy(whole.state_dict())}
+        results[kind] = {"start": copy.deepcopy(whole.model.state_dict())}
         results[kind] |= {name: steps_of(model, task, accelerator) for name, model in models.items()}
     if accelerator.is_main_process:
         torch.save(results, folder / "sharded.pt")

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, and say where the weights are."""
     _check_config_name(arguments.config)
     from geomtx.training.config_file import load_config
+    from geomtx.training.log import compare_validations
     from geomtx.training.trainer import Trainer
 
     config = load_config(arguments.config, arguments.overrides)
@@ -58,6 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
     if trainer.accelerator.is_main_process:
         skipped = f", {trainer.num_skipped} skipped" if trainer.num_skipped else ""
         left_out = f", {trainer.num_left_out} scenes left out" if trainer.num_left_out else ""
+        table = compare_validations(weights.parent)
+        if table is not None:
+            print(table)
         print(f"wrote {weights} after step {trainer.step} of {config.schedule.steps}{skipped}{left_out}")
     trainer.accelerator.end_training()  # no process leaves while others talk to it
 

@@ -57,7 +57,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def training_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
-    """Weights and moments by parameter names, whole and on the CPU, of a model that may be wrapped or sharded.
+    """Return weights and moments by parameter names, whole and on the CPU, of a model that may be wrapped or sharded.
 
     All processes have to take part; only the first gets the values.
     """
@@ -66,7 +66,7 @@ def training_state(model: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
 
 
 def load_into(model: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
-    """The inverse of `training_state`; learning rate, decay and the like of the groups stay what they are.
+    """Restore what `training_state` returned; learning rate and weight decay of the groups stay what they are.
 
     Parameters that never had a gradient have no moments; those that are trained only now begin without.
 
@@ -98,7 +98,7 @@ def _check_same_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor as a whole, on the CPU, where it may be sharded; all processes have to take part."""
+    """Return a tensor, which may be sharded, whole and on the CPU; all processes have to take part."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
@@ -113,8 +113,8 @@ def check_finite(weights: Mapping[str, Tensor], gather: Callable[[Any], list[Any
     """Require finite numbers, in all processes at once.
 
     Args:
-        weights: By name; they may be sharded.
-        gather: Gives every process's value to all.
+        weights: Name → tensor, which may be sharded.
+        gather: Function from a process's value to the list of all processes' values.
 
     Raises:
         ValueError: Naming a tensor with NaN or infinity.
@@ -127,7 +127,7 @@ def check_finite(weights: Mapping[str, Tensor], gather: Callable[[Any], list[Any
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a file that is there completely or not at all, also if the machine loses power meanwhile."""
+    """Write a file completely or not at all, also if the machine loses power meanwhile."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -158,7 +158,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
-    """States of all random number generators that a step may draw from, of this process."""
+    """Return the states of all random number generators of this process that a step may draw from."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
     state: dict[str, Any] = {
@@ -172,7 +172,7 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
-    """The inverse of `capture_rng`."""
+    """Restore the states that `capture_rng` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -183,7 +183,7 @@ def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def kept_rng(device: torch.device, seed: int) -> Iterator[None]:
-    """Within the block, torch draws from `seed`; after it, everything goes on as if nothing had been drawn."""
+    """Seed torch with `seed` within the block, and restore all generators after it."""
     state = capture_rng(device)
     torch.manual_seed(seed)
     try:
@@ -199,7 +199,7 @@ _KEPT = f"checkpoint-{7 * '[0-9]'}.pt"
 
 
 class RunFolder:
-    """Where a run keeps its configuration, log, checkpoints and weights.
+    """The folder with a run's configuration, log, checkpoints and weights.
 
     Args:
         path: Is made when the run starts.
@@ -214,7 +214,7 @@ class RunFolder:
         self.weights = self.path / "weights"
 
     def open(self, *, resume: bool, overwrite: bool = False) -> dict[str, Any] | None:
-        """The state to go on from; None for a new run.
+        """Return the state to resume from, or None for a new run.
 
         Args:
             resume: Whether to go on with the run in the folder.
@@ -244,12 +244,12 @@ class RunFolder:
         return None
 
     def _taken(self, *names: str) -> list[str]:
-        """Without the log if it is empty: that of a run that was stopped before its first line, which is added to."""
+        """Return the names without that of an empty log: a run was stopped before its first line, which is added to."""
         log = self.path / LOG_FILE
         return [name for name in names if name != LOG_FILE or not (log.is_file() and log.stat().st_size == 0)]
 
     def start(self, accelerator: Accelerator) -> None:
-        """Make the folder, and write the configuration that the run goes by from now on."""
+        """Make the folder and write the configuration of the run."""
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             for path in self._stale:
@@ -258,7 +258,7 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def build_model(self, state: dict[str, Any], task: Task) -> nn.Module:
-        """The checkpoint's model, with random weights.
+        """Return the checkpoint's model, with random weights.
 
         Weights that the run began with are not read again: the checkpoint has what became of them.
 
@@ -287,7 +287,7 @@ class RunFolder:
         return model.config.to_dict()
 
     def report_changes(self, state: dict[str, Any]) -> None:
-        """Say what of the configuration is otherwise than in the checkpoint."""
+        """Warn of values of the configuration that differ from the checkpoint's."""
         before, now = (dict(_flatten(values)) for values in (state["config"], self.config.to_dict()))
         # A key that is newer than the checkpoint had its default.
         before = {key: value for key, value in _flatten(TrainingConfig().to_dict()) if key in now} | before
@@ -296,12 +296,12 @@ class RunFolder:
             logger.warning("The run goes on with another configuration than it began with: %s.", ", ".join(changed))
 
     def open_log(self, start: int, total: int, progress: bool | None) -> TrainingLog:
-        """The log, to go on after `start` steps."""
+        """Open the log, to continue after `start` steps."""
         section: LogSection = self.config.log
         return TrainingLog(self.path, section, start=start, total=total, progress=progress)
 
     def save(self, state: dict[str, Any], blueprint: nn.Module) -> None:
-        """Write the checkpoint, then the weights: averaged ones where there are.
+        """Write the checkpoint, then the weights, averaged ones if there are any.
 
         Args:
             state: Of the run.
@@ -327,7 +327,7 @@ class RunFolder:
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
-    """A deep copy of a model that costs no memory: its parameters and buffers have no values."""
+    """Return a deep copy of a model on the meta device: its parameters and buffers have no values and no memory."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         empty = tensor.detach().to("meta")
@@ -337,7 +337,7 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
 
 
 def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, value as text)."""
+    """Yield dotted keys and their values as text."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,7 @@
-"""Every option of a training run, as frozen dataclasses; `geomtx.training.config_file` reads them from YAML."""
+"""All options of a training run, as frozen dataclasses; `geomtx.training.config_file` reads them from YAML.
+
+Every dataclass checks its own numbers and names the field that is wrong; the parser puts the path before it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from geomtx.checks import check_at_least, check_finite_positive, check_option, c
 from geomtx.data.synthetic.motion import MOST_FRAMES
 from geomtx.data.synthetic.render import MOST_TRACKS, MOST_VIEWS
 from geomtx.models.vggt.config import HEADS, VGGTConfig
+from geomtx.parsing import replace_fields
 
 __all__ = [
     "MOST_RENDERED",
@@ -29,20 +33,23 @@ __all__ = [
 ]
 
 MOST_RENDERED = {"synthetic": MOST_VIEWS, "synthetic_video": MOST_FRAMES}
-"""Views of a scene, by the kind of scenes that are rendered."""
+"""Kind of rendered scenes → largest number of views."""
+
+# Constructors of `VGGTConfig`; other kinds of models may have others, or more.
+PRESETS = ("vggt_1b", "tiny", "nano", "small", "base")
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSection:
-    """Scenes in files.
+    """A dataset of scenes in files.
 
     Attributes:
-        kind: "co3d", "virtual_kitti", "unified" or "colmap".
-        root: Folder.
-        annotations: Folder of Co3Dv2's annotations; None = `root`.
-        validation_root: Folder of the scenes to validate on; None = `root`, which Co3Dv2 has a split for.
-        length: How often scenes are drawn from it, relative to the others'; None = its number of scenes.
-        options: Other keyword arguments of the dataset.
+        kind: Layout of the files: "co3d", "virtual_kitti", "unified" or "colmap".
+        root: Folder of the dataset.
+        annotations: Folder of Co3Dv2's annotations; defaults to `root`.
+        validation_root: Folder of the scenes to validate on; not for Co3Dv2, which has a split for it.
+        length: How often scenes are drawn from this dataset, relative to the others; defaults to its number of scenes.
+        options: Further keyword arguments of the dataset's class.
     """
 
     kind: Literal["co3d", "virtual_kitti", "unified", "colmap"]
@@ -55,28 +62,28 @@ class DatasetSection:
 
 @dataclasses.dataclass(frozen=True)
 class DataSection:
-    """Where scenes come from.
+    """Scenes to train on.
 
     Attributes:
-        kind: "synthetic" renders scenes that never repeat, "synthetic_video" renders them as videos in which things
-            move, "dataset" reads `datasets`.
-        datasets: By a name of your choice.
-        image_hw: Height and width of the images, multiples of the model's patch.
-        aspect: Range of height over width to draw from for every step, in place of the height; None = always
-            `image_hw`.
-        images: Budget of images a step and process; with n views a batch has max(1, images // n) scenes.
-        views: Number of views → weight with which a step has it.
-        num_tracks: Tracks a scene; 0 = none.
-        supersample: See `geomtx.data.synthetic.render.render_scenes`.
-        style: Numbers of `geomtx.data.synthetic.render.RoomStyle`.
-        motion: Numbers of `geomtx.data.MotionStyle`, for videos.
-        augment: Change colours, see `geomtx.data.augmentation.ColorAugmentation`, and of videos frames and tracks, too,
-            see `geomtx.data.VideoAugmentation`.
-        color: Numbers of the first.
-        video: Numbers of the second.
-        transform: Numbers of `geomtx.data.FrameTransform`, for training on `datasets`.
-        choice: Numbers of `geomtx.data.FrameChoice`, in place of what is usual for each of `datasets`.
-        workers: Processes that prepare batches beside the training; 0 = none, rendering on the training device.
+        kind: "synthetic" renders scenes that never repeat, "synthetic_video" renders videos of moving scenes, "dataset"
+            reads `datasets`.
+        datasets: Name of your choice → dataset.
+        image_hw: Height and width of the images in pixels, multiples of the model's patch size.
+        aspect: Range of height over width, from which the height is drawn for every step; defaults to `image_hw`.
+        images: Number of images a step and process; with n views, a batch has max(1, images // n) scenes.
+        views: Number of views of a scene → weight with which a step has it.
+        num_tracks: Number of tracks a scene; 0 for none.
+        supersample: Number of rays a pixel along each axis, for rendered scenes.
+        style: Fields of `geomtx.data.synthetic.RoomStyle`, for rendered scenes.
+        motion: Fields of `geomtx.data.MotionStyle`, for rendered videos.
+        augment: Whether to augment colours (`geomtx.data.ColorAugmentation`), and of rendered videos also frames and
+            tracks (`geomtx.data.VideoAugmentation`).
+        color: Fields of `ColorAugmentation`.
+        video: Fields of `VideoAugmentation`.
+        transform: Fields of `geomtx.data.FrameTransform`, for training on `datasets`.
+        choice: Fields of `geomtx.data.FrameChoice`, in place of those that are usual for each of `datasets`.
+        workers: Number of processes that prepare batches beside the training; 0 prepares them in the training process,
+            where rendering runs on the training device.
     """
 
     kind: Literal["synthetic", "synthetic_video", "dataset"] = "synthetic"
@@ -97,48 +104,47 @@ class DataSection:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        check_positive("data.images", self.images)
-        check_positive("data.supersample", self.supersample)
-        check_at_least("data.num_tracks", self.num_tracks, 0)
-        check_at_least("data.workers", self.workers, 0)
+        check_positive("images", self.images)
+        check_positive("supersample", self.supersample)
+        check_at_least("num_tracks", self.num_tracks, 0)
+        check_at_least("workers", self.workers, 0)
         for side in self.image_hw:
-            check_positive("data.image_hw", side)
+            check_positive("image_hw", side)
         if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"data.aspect must be a range above 0, got {self.aspect}")
+            raise ValueError(f"aspect must be a range above 0, got {self.aspect}")
         weights = self.views.values()
         if not (all(views >= 1 for views in self.views) and all(weight >= 0 for weight in weights)) or not (
             0 < sum(weights) < math.inf
         ):
-            raise ValueError(f"data.views must give weights to numbers of views, got {self.views}")
+            raise ValueError(f"views must give weights to numbers of views, got {self.views}")
         if self.kind != "dataset":
             self._check_rendered(MOST_RENDERED[self.kind])
         for name in ("motion", "video"):
             value = getattr(self, name)
             if value and self.kind != "synthetic_video":
-                raise ValueError(f"data.{name} must go with kind 'synthetic_video', got {value} for {self.kind!r}")
+                raise ValueError(f"{name} must go with kind 'synthetic_video', got {value} for {self.kind!r}")
         if (self.kind == "dataset") != bool(self.datasets):
-            raise ValueError(f"data.datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
+            raise ValueError(f"datasets must go with kind 'dataset', got {len(self.datasets)} for {self.kind!r}")
 
     def _check_rendered(self, most_views: int) -> None:
         if max(self.views) > most_views:
-            raise ValueError(f"data.views must be up to {most_views} of rendered scenes, got {max(self.views)}")
+            raise ValueError(f"views must be up to {most_views} of rendered scenes, got {max(self.views)}")
         if self.num_tracks > MOST_TRACKS:
-            raise ValueError(f"data.num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
+            raise ValueError(f"num_tracks must be up to {MOST_TRACKS} of rendered scenes, got {self.num_tracks}")
         for name in ("transform", "choice"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"data.{name} must go with kind 'dataset', got {getattr(self, name)} for {self.kind!r}"
-                )
+            value = getattr(self, name)
+            if value:
+                raise ValueError(f"{name} must go with kind 'dataset', got {value} for {self.kind!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSection:
-    """Scenes that are never trained on.
+    """Validation on scenes that are never trained on.
 
     Attributes:
-        every: Steps between validations; 0 = never.
-        scenes: For every number of views.
-        views: Numbers of views.
+        every: Number of steps between validations, of which there is one before the first step, too; 0 for none.
+        scenes: Number of scenes for each number of views.
+        views: Numbers of views to validate with.
     """
 
     every: int = 0
@@ -146,26 +152,22 @@ class ValidationSection:
     views: tuple[int, ...] = (2, 4)
 
     def __post_init__(self) -> None:
-        check_at_least("validation.every", self.every, 0)
-        check_positive("validation.scenes", self.scenes)
-        check_at_least("validation.views", min(self.views, default=0), 1)
-
-
-# Constructors of `VGGTConfig`; other kinds may have others, or more.
-PRESETS = ("vggt_1b", "tiny", "nano", "small", "base")
+        check_at_least("every", self.every, 0)
+        check_positive("scenes", self.scenes)
+        check_at_least("views", min(self.views, default=0), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What is trained.
+    """The model to train.
 
     Attributes:
         kind: "vggt", "nvs" or "video_tracker", see `geomtx.training.tasks.task.Task`.
-        preset: A constructor of `VGGTConfig`; "vggt_1b" is its defaults.
-        numbers: Of `VGGTConfig`, in place of the preset's.
-        weights: Start from these, as for `VGGT.from_pretrained`, and with their configuration; None = random. Other
-            kinds start from a VGGT, or from a model of their own kind.
-        heads: Train only these heads of `weights`; None = all that they have.
+        preset: Name of a constructor of `VGGTConfig`; "vggt_1b" stands for its defaults.
+        numbers: Fields of `VGGTConfig`, in place of the preset's.
+        weights: Weights to start from, as for `VGGT.from_pretrained`, with their configuration; defaults to random
+            weights. Other kinds start from a VGGT or from a model of their own kind.
+        heads: Names of the heads of `weights` to train; defaults to all.
     """
 
     kind: str = "vggt"
@@ -176,30 +178,32 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if self.kind == "vggt":
-            check_option("model.preset", self.preset, PRESETS)
+            check_option("preset", self.preset, PRESETS)
         if self.weights is not None and self.numbers:
-            raise ValueError(f"model.numbers must be empty where model.weights bring theirs, got {self.numbers}")
+            raise ValueError(f"numbers must be empty where model.weights bring theirs, got {self.numbers}")
         if self.weights is None and self.heads is not None:
-            raise ValueError(f"model.heads must go with model.weights, got {self.heads}; use model.numbers.heads")
+            raise ValueError(f"heads must go with model.weights, got {self.heads}; use model.numbers.heads")
+        for head in self.heads or ():
+            check_option("heads", head, HEADS)
 
     def model_config(self) -> VGGTConfig:
-        """The numbers of a model with random weights.
+        """Return the configuration of a model with random weights.
 
         Raises:
-            ValueError: For a number that `VGGTConfig` doesn't have, or doesn't take.
+            ValueError: For a field that `VGGTConfig` doesn't have, or a value that it doesn't take.
         """
         preset = VGGTConfig() if self.preset == "vggt_1b" else getattr(VGGTConfig, self.preset)()
-        return VGGTConfig.from_dict({**preset.to_dict(), **self.numbers})
+        return replace_fields(preset, self.numbers, "model.numbers")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraSection:
-    """Adapters of low rank, see `geomtx.layers.lora.add_lora`; they are trained though `freeze` names their layers.
+    """Low-rank adapters, see `geomtx.add_lora`; they are trained even where `freeze` names their layers.
 
     Attributes:
-        patterns: Of the names of linear layers.
-        rank: Of what is added to a weight.
-        alpha: What is added is scaled by alpha / rank; None = rank, a factor of 1.
+        patterns: Patterns of the names of linear layers.
+        rank: Rank of the matrix that is added to a weight.
+        alpha: The matrix is scaled by alpha / rank; defaults to the rank, a factor of 1.
     """
 
     patterns: tuple[str, ...]
@@ -208,20 +212,20 @@ class LoraSection:
 
     def __post_init__(self) -> None:
         if not self.patterns:
-            raise ValueError("lora.patterns must name linear layers, got none")
-        check_positive("lora.rank", self.rank)
+            raise ValueError("patterns must name linear layers, got none")
+        check_positive("rank", self.rank)
         if self.alpha is not None:
-            check_finite_positive("lora.alpha", self.alpha)
+            check_finite_positive("alpha", self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSection:
-    """See `geomtx.losses.MultitaskLoss`.
+    """The loss, see `geomtx.losses.MultitaskLoss`.
 
     Attributes:
         preset: "default", "paper" or "released".
-        terms: "camera", "depth", "points", "tracks" or "consistency", the losses across views, which are off unless
-            named → what differs from the preset's term, `weight` for instance; None = off.
+        terms: Name of a term → fields in place of the preset's, or None to turn it off. Terms are "camera", "depth",
+            "points", "tracks" and "consistency", the losses across views, which are off unless they are named.
     """
 
     preset: Literal["default", "paper", "released"] = "default"
@@ -230,11 +234,11 @@ class LossSection:
 
 @dataclasses.dataclass(frozen=True)
 class GroupSection:
-    """How the parameters that match a pattern differ from the others.
+    """How the parameters that match a pattern are optimised differently.
 
     Attributes:
         lr: Factor of the learning rate.
-        weight_decay: In place of the optimiser's; None = the same.
+        weight_decay: Weight decay; defaults to the optimiser's.
     """
 
     lr: float = 1.0
@@ -247,18 +251,19 @@ class GroupSection:
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserSection:
-    """AdamW.
+    """The optimiser, AdamW, with clipping of gradients.
 
     Attributes:
-        lr: Peak of the learning rate.
-        betas: Of the moments.
-        eps: Of the denominator.
-        weight_decay: Decoupled.
-        decay: Of "matrices", the parameters with two axes or more, or of "all".
-        groups: Pattern of parameter names → differences; the first that matches a parameter counts.
-        clip: Pattern of parameter names → largest norm of their gradient. Each trained parameter in exactly one.
-        skip_above: Skip a step in which one of these norms, before clipping, is more than so many times its largest;
-            None = none is.
+        lr: Peak learning rate.
+        betas: Decay rates of the two moments.
+        eps: Number added to the denominator.
+        weight_decay: Decoupled weight decay.
+        decay: Which parameters decay: "matrices", those with two axes or more, or "all".
+        groups: Pattern of parameter names → differences; the first pattern that matches a parameter counts.
+        clip: Pattern of parameter names → norm that their gradient is clipped to. Every trained parameter must match
+            exactly one.
+        skip_above: A step is skipped if one of these norms, before clipping, is above this many times its limit;
+            defaults to never.
     """
 
     lr: float = 5e-5
@@ -271,27 +276,27 @@ class OptimiserSection:
     skip_above: float | None = None
 
     def __post_init__(self) -> None:
-        check_finite_positive("optimiser.lr", self.lr)
-        check_finite_positive("optimiser.eps", self.eps)
-        check_at_least("optimiser.weight_decay", self.weight_decay, 0)
+        check_finite_positive("lr", self.lr)
+        check_finite_positive("eps", self.eps)
+        check_at_least("weight_decay", self.weight_decay, 0)
         for beta in self.betas:
-            check_range("optimiser.betas", beta, 0, 1)
+            check_range("betas", beta, 0, 1)
         for pattern, norm in self.clip.items():
-            check_finite_positive(f"optimiser.clip.{pattern}", norm)
+            check_finite_positive(f"clip.{pattern}", norm)
         if self.skip_above is not None:
-            check_at_least("optimiser.skip_above", self.skip_above, 1)
+            check_at_least("skip_above", self.skip_above, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleSection:
-    """Linear warm-up, then down.
+    """The learning rate over the run: a linear warm-up, then a decay.
 
     Attributes:
-        steps: Of the optimiser, in all.
-        warmup: Share of the steps in which the learning rate rises.
-        initial_lr: At the first step.
-        final_lr: At the end.
-        shape: Of the way down, "cosine" or "linear".
+        steps: Number of steps of the optimiser in the whole run.
+        warmup: Share of the steps in which the learning rate rises, 0 … 1.
+        initial_lr: Learning rate of the first step.
+        final_lr: Learning rate at the end.
+        shape: Shape of the decay, "cosine" or "linear".
     """
 
     steps: int = 16_000
@@ -301,65 +306,62 @@ class ScheduleSection:
     shape: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
-        check_option("schedule.shape", self.shape, ("cosine", "linear"))
-        check_positive("schedule.steps", self.steps)
-        check_range("schedule.warmup", self.warmup, 0, 1)
-        check_at_least("schedule.initial_lr", self.initial_lr, 0)
-        check_at_least("schedule.final_lr", self.final_lr, 0)
+        check_option("shape", self.shape, ("cosine", "linear"))
+        check_positive("steps", self.steps)
+        check_range("warmup", self.warmup, 0, 1)
+        check_at_least("initial_lr", self.initial_lr, 0)
+        check_at_least("final_lr", self.final_lr, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class MonitorSection:
-    """Do the tasks pull the shared blocks in the same direction? See `GradientMonitor`.
+    """Comparison of the tasks' gradients on shared parameters, see `geomtx.training.monitor.GradientMonitor`.
 
     Attributes:
-        every: Steps between looks; 0 = never.
-        parameters: Patterns of the shared parameters; empty = the last two frame and global blocks.
-        projection: Compare random projections to so many numbers; None = the gradients themselves.
-        pcgrad: Project conflicting gradients off each other, in every step.
+        every: Number of steps between comparisons; 0 for none.
+        parameters: Patterns of the names of the shared parameters; defaults to those of the last two frame blocks and
+            the last two global blocks.
     """
 
     every: int = 0
     parameters: tuple[str, ...] = ()
-    projection: int | None = None
-    pcgrad: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("monitor.every", self.every, 0)
-        check_at_least("monitor.projection", 1 if self.projection is None else self.projection, 1)
+        check_at_least("every", self.every, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSection:
-    """What is kept.
+    """Which checkpoints are written and kept.
 
     Attributes:
-        every: Steps between checkpoints; the last step always makes one.
-        keep_every: Checkpoints at multiples of this stay, the others only until the next; 0 = only the last stays.
+        every: Number of steps between checkpoints; there is one after the last step, too.
+        keep_every: Checkpoints at multiples of this number of steps are kept, others until the next is written; 0 keeps
+            the last only.
     """
 
     every: int = 1000
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        check_positive("checkpoint.every", self.every)
-        check_at_least("checkpoint.keep_every", self.keep_every, 0)
+        check_positive("every", self.every)
+        check_at_least("keep_every", self.keep_every, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSection:
-    """What is written down.
+    """The log.
 
     Attributes:
-        every: Steps that a line of the log is the mean of.
-        tensorboard: Write scalars for TensorBoard too.
+        every: Number of steps that a line of the log is the mean of.
+        tensorboard: Whether scalars are written for TensorBoard, too.
     """
 
     every: int = 20
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("log.every", self.every)
+        check_positive("every", self.every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,28 +369,29 @@ class TrainingConfig:
     """A training run; the defaults are those of VGGT's released fine-tuning where it has them.
 
     Attributes:
-        seed: Of weights, data and augmentation.
-        model: What is trained.
-        task: Options of the task that goes with `model.kind`, by name.
-        lora: Adapters, trained in place of the weights that they adapt; None = none. What else of the model stays as it
-            is, `freeze` says.
-        freeze: Patterns of module names that stay as they are, in evaluation mode.
-        detach: Heads whose gradients stop at the tokens: probes.
-        data: Where scenes come from.
-        validation: Scenes that are never trained on.
-        loss: What is minimised.
-        optimiser: AdamW, its groups and clipping.
-        schedule: Of the learning rate.
-        accumulation: Chunks of a batch that are run one after the other.
+        seed: Seed of weights, data and augmentation.
+        model: The model to train.
+        task: Fields of the task that goes with `model.kind`, for instance `geomtx.training.tasks.nvs.NvsTask`.
+        lora: Low-rank adapters, trained in place of the weights that they adapt; defaults to none. `freeze` says which
+            other weights stay as they are.
+        freeze: Patterns of the names of modules that are not trained and stay in evaluation mode.
+        detach: Names of heads whose gradients stop at the tokens (probes).
+        data: Scenes to train on.
+        validation: Validation on other scenes.
+        loss: The loss.
+        optimiser: The optimiser, its parameter groups and the clipping of gradients.
+        schedule: Number of steps and learning rate.
+        accumulation: Number of chunks that a batch is split into, which are run one after the other.
         precision: "bfloat16" runs the encoder under autocast; heads, losses and parameters stay in float32.
-        tf32: Let matrix products of float32 round their factors to TF32 where the hardware can; for the whole process.
-        gradient_checkpointing: Recompute blocks in the backward pass: one more forward pass, less memory.
-        compile: Run the model through torch.compile.
-        ema: Decay of the averaged weights, which validation and the saved model use; 0 = none.
-        max_skipped: Steps in a row whose loss or gradient may be NaN or infinite; one more ends the run.
-        monitor: Of the tasks' gradients.
-        checkpoint: What is kept.
-        log: What is written down.
+        tf32: Whether matrix products of float32 may round their factors to TF32, in the whole process.
+        gradient_checkpointing: Whether activations are computed again in the backward pass instead of being kept: one
+            more forward pass, less memory.
+        compile: Whether the model is run through torch.compile.
+        ema: Decay of the averaged weights, which validation and the saved model use; 0 for none.
+        max_skipped: Number of steps in a row that may be skipped; one more ends the run.
+        monitor: Comparison of the tasks' gradients.
+        checkpoint: Which checkpoints are written and kept.
+        log: The log.
     """
 
     seed: int = 42
@@ -426,7 +429,7 @@ class TrainingConfig:
             check_option("detach", head, HEADS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML; `parse_config` reads them."""
+        """Return plain values, which `geomtx.training.config_file.parse_config` reads."""
         return _plain(dataclasses.asdict(self))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable
 from importlib import resources
@@ -12,28 +11,27 @@ from typing import Any
 from geomtx.data.files import read_text
 from geomtx.files import user_path
 from geomtx.models.vggt.config import VGGTConfig
+from geomtx.parsing import parse_dataclass, parse_fields
 from geomtx.training.config import TrainingConfig
 from geomtx.training.distributed import import_extra
-from geomtx.training.parsing import parse_section, unknown_key
 from geomtx.training.tasks.task import build_task
 
 __all__ = ["CONFIG_FILE", "load_config", "parse_config", "save_config", "shipped_configs"]
 
 CONFIG_FILE = "config.yaml"
-"""In the folder of a run."""
+"""Name of the configuration's file in the folder of a run."""
 
 
 def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainingConfig:
     """Read a configuration.
 
     Args:
-        source: A YAML file, or the name of a shipped configuration ("nano", "nano_gpu", "finetune",
-            "nvs", "nvs_nano").
-        overrides: "dotted.key=value" each, the value in YAML.
+        source: A YAML file, or the name of a configuration that comes with geomtx, for instance "nano" or "finetune".
+        overrides: Values in place of the file's, "dotted.key=value" each, the value in YAML.
 
     Raises:
-        ValueError: For broken YAML, an unknown key (named with its path, and with what it may have been meant to be),
-            and a value of another type or out of range.
+        ValueError: For broken YAML, an unknown key (with its path, and keys that are close to it), and a value of
+            another type or out of range.
         FileNotFoundError: If there is no such file or name.
     """
     yaml = import_extra("yaml")
@@ -54,14 +52,14 @@ def load_config(source: str | os.PathLike[str], overrides: Iterable[str] = ()) -
 
 
 def shipped_configs() -> dict[str, str]:
-    """Name → text of the configurations that come with geomtx."""
+    """Return the configurations that come with geomtx, name → YAML."""
     folder = resources.files("geomtx.training") / "configs"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def save_config(config: TrainingConfig, path: Path) -> None:
-    """Write all values as YAML, those that are defaults too, unless the file holds just that already."""
+    """Write all values as YAML, defaults included, unless the file has just these already."""
     yaml = import_extra("yaml")
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120)
     text = f"# geomtx train: every value of the run\n{text}"
@@ -70,14 +68,11 @@ def save_config(config: TrainingConfig, path: Path) -> None:
 
 
 def parse_config(values: dict[str, Any]) -> TrainingConfig:
-    """The configuration of plain values; the inverse of `TrainingConfig.to_dict`. Errors as in `load_config`."""
-    config = parse_section(TrainingConfig, values, "")
+    """Return the configuration of plain values, as `TrainingConfig.to_dict` makes them. Errors as for `load_config`."""
+    config = parse_dataclass(TrainingConfig, values)
     build_task(config.model.kind, config.task)
-    known = [field.name for field in dataclasses.fields(VGGTConfig)]
-    for key in config.model.numbers:
-        # Other kinds have other numbers.
-        if key not in known and config.model.kind == "vggt":
-            raise ValueError(unknown_key(f"model.numbers.{key}", key, known))
+    if config.model.kind == "vggt":  # other kinds have other numbers
+        parse_fields(VGGTConfig, config.model.numbers, "model.numbers")
     return config
 
 
@@ -90,7 +85,7 @@ def _read_yaml(yaml: Any, text: str, source: str) -> Any:
 
 
 def _set_value(values: dict[str, Any], override: str, yaml: Any) -> None:
-    """Put "a.b=value" into nested values."""
+    """Set the value of an override like "a.b=value" in nested values."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ValueError(f"--set must be like optimiser.lr=1e-4, got '{override}'")

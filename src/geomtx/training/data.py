@@ -28,8 +28,8 @@ from geomtx.data.synthetic.motion import MotionStyle
 from geomtx.data.synthetic.render import VideoStyle, held_out_seed, render_scenes, render_videos, training_seed
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry.scene_frame import known_pixels
+from geomtx.parsing import UnknownKeyError, parse_dataclass, parse_value, replace_fields
 from geomtx.training.config import DataSection, DatasetSection, ValidationSection
-from geomtx.training.parsing import parse_fields, parse_value, unknown_key
 from geomtx.types import SceneBatch
 
 __all__ = [
@@ -59,37 +59,38 @@ _NO_OPTIONS = {"root", "annotations", "options", "split", "return"}
 
 @runtime_checkable
 class DrawScenes(Protocol):
-    """Seeds to scenes, always the same for the same seed."""
+    """Function from seeds to scenes, the same scene for the same seed."""
 
     def __call__(
         self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
     ) -> SceneBatch:
-        """One scene a seed; `device` is where to make them, if they are made. None = the CPU."""
+        """Return one scene a seed; rendered ones are made on `device`, by default the CPU."""
         ...
 
 
 def build_source(section: DataSection, *, patch_size: int, held_out: bool = False) -> DrawScenes:
-    """What a configuration asks for.
+    """Return the scenes of a configuration.
 
     Args:
-        section: Of the configuration.
-        patch_size: Of the model.
-        held_out: For validation: other scenes where the files have others, and as they are.
+        section: Section of the configuration.
+        patch_size: Patch size of the model in pixels.
+        held_out: Whether they are for validation: of files, the scenes that are held out, without augmentation.
 
     Raises:
-        ValueError: For an option that there isn't, or a folder that isn't named.
+        ValueError: For an unknown option, or a folder that isn't named.
     """
     check_datasets(section, validation=False)
-    color = None if held_out or not section.augment else _build("data.color", ColorAugmentation, section.color)
+    color = None if held_out or not section.augment else parse_dataclass(ColorAugmentation, section.color, "data.color")
     if section.kind == "synthetic":
-        style = _build("data.style", RoomStyle, section.style)
+        style = parse_dataclass(RoomStyle, section.style, "data.style")
         return RenderedScenes(style, section.num_tracks, supersample=section.supersample, color=color)
     if section.kind == "synthetic_video":
         return _render_videos(section, held_out)
+    transform = parse_dataclass(FrameTransform, section.transform, "data.transform")
     options = SampleOptions(
         size=section.image_hw[1],
         patch_size=patch_size,
-        transform=FrameTransform.plain() if held_out else _build("data.transform", FrameTransform, section.transform),
+        transform=FrameTransform.plain() if held_out else transform,
         color=color,
         num_tracks=section.num_tracks,
     )
@@ -100,14 +101,12 @@ def build_source(section: DataSection, *, patch_size: int, held_out: bool = Fals
 
 
 def _render_videos(section: DataSection, held_out: bool) -> RenderedVideos:
-    video = _build("data.video", VideoAugmentation, section.video)
-    color = dataclasses.replace(
-        ColorAugmentation.video(), **parse_fields(ColorAugmentation, section.color, "data.color")
-    )
+    video = parse_dataclass(VideoAugmentation, section.video, "data.video")
+    color = replace_fields(ColorAugmentation.video(), section.color, "data.color")
     changes = section.augment and not held_out
     return RenderedVideos(
-        _build("data.style", RoomStyle, section.style),
-        _build("data.motion", MotionStyle, section.motion),
+        parse_dataclass(RoomStyle, section.style, "data.style"),
+        parse_dataclass(MotionStyle, section.motion, "data.motion"),
         section.num_tracks,
         supersample=section.supersample,
         color=color if changes else None,
@@ -116,14 +115,14 @@ def _render_videos(section: DataSection, held_out: bool) -> RenderedVideos:
 
 
 def check_datasets(section: DataSection, *, validation: bool) -> None:
-    """Require each dataset to have its folders, and no options that there aren't; before the weights are loaded.
+    """Require that datasets name their folders and know their options; called before weights are loaded.
 
     Args:
-        section: Of the configuration.
-        validation: Folders of held-out scenes, too.
+        section: Section of the configuration.
+        validation: Whether folders of held-out scenes are needed, too.
 
     Raises:
-        ValueError: Naming the key.
+        ValueError: With the key.
     """
     for name, dataset in section.datasets.items():
         keys = ("root", "validation_root") if validation and dataset.kind != "co3d" else ("root",)
@@ -132,29 +131,25 @@ def check_datasets(section: DataSection, *, validation: bool) -> None:
                 path = f"data.datasets.{name}.{key}"
                 raise ValueError(f"{path} must name a folder, got none; --set {path}=FOLDER gives one")
         _parse_options(dataset, f"data.datasets.{name}.options")
-    _build("data.transform", FrameTransform, section.transform)
-    _build("data.choice", FrameChoice, section.choice)
-
-
-def _build(name: str, kind: Any, numbers: dict[str, Any]) -> Any:
-    return kind(**parse_fields(kind, numbers, name))
+    parse_dataclass(FrameTransform, section.transform, "data.transform")
+    parse_dataclass(FrameChoice, section.choice, "data.choice")
 
 
 def _parse_options(section: DatasetSection, path: str) -> dict[str, Any]:
-    """Keyword arguments of the dataset, each of the type that it is annotated with."""
+    """Return the keyword arguments of the dataset, each of its annotated type."""
     kind: Any = _DATASETS[section.kind]
     hints = get_type_hints(kind.__init__)
     for option in section.options:
         if option not in hints.keys() - _NO_OPTIONS:
-            raise ValueError(unknown_key(f"{path}.{option}", option, sorted(hints.keys() - _NO_OPTIONS)))
+            raise UnknownKeyError(f"{path}.{option}", option, sorted(hints.keys() - _NO_OPTIONS))
     return {option: parse_value(hints[option], value, f"{path}.{option}") for option, value in section.options.items()}
 
 
 def _choose_frames(usual: FrameChoice, numbers: dict[str, Any]) -> FrameChoice:
-    """The dataset's usual choice with other numbers; one radius of the window takes the other's place."""
+    """Return the dataset's usual choice with other fields; one radius of the window takes the other's place."""
     if numbers.get("expand_range") is not None:
         usual = dataclasses.replace(usual, expand_ratio=None)
-    return dataclasses.replace(usual, **parse_fields(FrameChoice, numbers, "data.choice"))
+    return replace_fields(usual, numbers, "data.choice")
 
 
 def _open_dataset(
@@ -172,13 +167,13 @@ def _open_dataset(
 
 
 class RenderedScenes:
-    """Rooms of `render_scenes`; see `DrawScenes`.
+    """Rendered rooms (`geomtx.data.render_scenes`); see `DrawScenes`.
 
     Args:
-        style: What the rooms are like.
-        num_tracks: Tracks a scene.
-        supersample: Rays a pixel along each axis.
-        color: Changes colours, of each scene by numbers drawn from its seed.
+        style: How the rooms are drawn.
+        num_tracks: Number of tracks a scene.
+        supersample: Number of rays a pixel along each axis.
+        color: Augmentation of colours, drawn from the seed of each scene; defaults to none.
     """
 
     def __init__(
@@ -206,15 +201,15 @@ class RenderedScenes:
 
 
 class RenderedVideos:
-    """Videos of `render_videos`, whose views are frames in order; see `DrawScenes`.
+    """Rendered videos (`geomtx.data.render_videos`), whose views are frames in order; see `DrawScenes`.
 
     Args:
-        style: What the rooms are like.
-        motion: How they move.
-        num_tracks: Tracks a video.
-        supersample: Rays a pixel along each axis.
-        color: Changes colours, of each video by numbers drawn from its seed.
-        augmentation: Changes frames and tracks, likewise.
+        style: How the rooms are drawn.
+        motion: How things and cameras move.
+        num_tracks: Number of tracks a video.
+        supersample: Number of rays a pixel along each axis.
+        color: Augmentation of colours, drawn from the seed of each video; defaults to none.
+        augmentation: Augmentation of frames and tracks, drawn likewise; defaults to none.
     """
 
     def __init__(
@@ -259,7 +254,7 @@ class RenderedVideos:
 
 
 def _recolor(scenes: SceneBatch, seeds: Sequence[int], color: ColorAugmentation | None) -> SceneBatch:
-    """Other colours, of each scene by its seed."""
+    """Augment the colours of each scene by its seed."""
     if color is None:
         return scenes
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -268,10 +263,10 @@ def _recolor(scenes: SceneBatch, seeds: Sequence[int], color: ColorAugmentation 
 
 
 class FileScenes:
-    """Scenes of datasets; see `DrawScenes`. A seed says which scene, and all that is drawn for it.
+    """Scenes of datasets; see `DrawScenes`. The seed decides which scene, and all that is drawn for it.
 
     Args:
-        mixture: Of the datasets; counts what it had to leave out.
+        mixture: The datasets; it counts the scenes that it leaves out.
     """
 
     def __init__(self, mixture: SceneMixture) -> None:
@@ -280,7 +275,7 @@ class FileScenes:
     def __call__(
         self, seeds: Sequence[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
     ) -> SceneBatch:
-        """Read and decode, on the CPU."""
+        """Read and decode scenes, on the CPU."""
         aspect = image_hw[0] / image_hw[1]
         scenes = [int(np.random.default_rng(seed).integers(len(self.mixture))) for seed in seeds]
         requests = [SceneRequest(scene, num_views, aspect, seed) for scene, seed in zip(scenes, seeds, strict=True)]
@@ -291,21 +286,21 @@ class SceneStream(Dataset[SceneBatch]):
     """The batches of one process, by step.
 
     Every process draws the number of views and the shape of the images by itself. Its scenes are those of the step
-    whose index leaves `rank` over `num_processes`: no two processes share one, and together they have those that one
-    process with all the budget has.
+    whose index modulo `num_processes` is `rank`: no two processes share one, and together they have the scenes that one
+    process with the whole budget has.
 
     Args:
-        section: Budget, weights of the numbers of views, sizes.
-        draw: Makes scenes of seeds.
-        patch_size: Of the model: the images' sides are multiples of it.
-        seed: Of the run.
-        rank: Of the process.
-        num_processes: In all.
-        device: Where scenes are made; None = the CPU.
+        section: Number of images a step, weights of the numbers of views, and sizes.
+        draw: Function from seeds to scenes.
+        patch_size: Patch size of the model in pixels, of which the images' sides are multiples.
+        seed: Seed of the run.
+        rank: Index of the process.
+        num_processes: Number of processes.
+        device: Device on which scenes are made; defaults to the CPU.
 
     Attributes:
-        num_left_out: Scenes of files that could not be used, and others were drawn for, in the batches so far; those
-            that workers prepare count when `load_batches` hands them over.
+        num_left_out: Number of scenes of files that could not be used, and that others were drawn for, in the batches
+            so far; those that workers prepare count when `load_batches` yields them.
     """
 
     def __init__(
@@ -331,13 +326,13 @@ class SceneStream(Dataset[SceneBatch]):
         self.num_left_out = 0
 
     def num_views(self, step: int) -> int:
-        """Views of the scenes of a step."""
+        """Return the number of views of the scenes of a step."""
         counts = sorted(self.section.views)
         weights = [self.section.views[count] for count in counts]
         return random.Random(f"views {self.seed} {step} {self.rank}").choices(counts, weights)[0]
 
     def image_hw(self, step: int) -> tuple[int, int]:
-        """Height and width of the images of a step."""
+        """Return height and width of the images of a step."""
         height, width = self.section.image_hw
         if self.section.aspect is None:
             return height, width
@@ -345,24 +340,24 @@ class SceneStream(Dataset[SceneBatch]):
         return max(1, int(width * aspect / self.patch_size + 1e-6)) * self.patch_size, width
 
     def seeds(self, step: int) -> list[int]:
-        """Seeds of the scenes of a step."""
+        """Return the seeds of the scenes of a step."""
         num_scenes = max(1, self.section.images // self.num_views(step))
         return [training_seed(self.seed, step, self.rank + self.num_processes * i) for i in range(num_scenes)]
 
     def __getitem__(self, step: int) -> SceneBatch:
-        """The batch of a step."""
+        """Return the batch of a step."""
         before = self._num_skipped()
         batch = self.draw(self.seeds(step), self.num_views(step), self.image_hw(step), device=self.device)
         self.num_left_out += self._num_skipped() - before
         return batch
 
     def _num_skipped(self) -> int:
-        """Since the start of this process."""
+        """Return the number of scenes left out since the start of this process."""
         return self.draw.mixture.num_skipped if isinstance(self.draw, FileScenes) else 0
 
 
 def load_batches(stream: SceneStream, steps: range, *, workers: int = 0) -> Iterator[SceneBatch]:
-    """The batches of `steps`, in order; prepared ahead of time if there are workers."""
+    """Return the batches of `steps`, in order; with workers, they are prepared ahead of time."""
     if workers == 0:
         return (stream[step] for step in steps)
     loader = DataLoader(
@@ -379,7 +374,7 @@ def load_batches(stream: SceneStream, steps: range, *, workers: int = 0) -> Iter
 
 
 class _WorkerStream(Dataset[Any]):
-    """(batch, scenes left out for it). Expected errors come back as they are, not as the text of a traceback."""
+    """Pairs of a batch and the number of scenes left out for it; expected errors are returned, not raised as text."""
 
     def __init__(self, stream: SceneStream) -> None:
         self.stream = stream
@@ -400,7 +395,7 @@ def _receive(stream: SceneStream, batch: SceneBatch | Exception, num_left_out: i
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C, which reaches every process of a terminal, is for the training to act on."""
+    """Ignore Ctrl-C, which reaches every process of a terminal: the training process acts on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -412,7 +407,7 @@ def _as_it_is(batch: Any) -> Any:
 def validation_batches(
     section: ValidationSection, data: DataSection, draw: DrawScenes, device: torch.device
 ) -> Iterator[tuple[int, SceneBatch]]:
-    """(number of views, held-out scenes), in batches of about the budget of training."""
+    """Yield pairs of a number of views and held-out scenes, in batches of about the size of those of training."""
     for num_views in section.views:
         size = max(1, data.images // num_views)
         seeds = [held_out_seed(index) for index in range(section.scenes)]
@@ -421,7 +416,7 @@ def validation_batches(
 
 
 def describe_problem(batch: SceneBatch) -> str | None:
-    """What `check_values` has against a batch; None = nothing. A scene may be without a known pixel."""
+    """Return why `check_values` rejects a batch, or None if it is valid. Scenes without known pixels are allowed."""
     try:
         check_values(batch._replace(depth=None, points=None, mask=None))
         known = known_pixels(batch).flatten(1).any(-1)
@@ -432,18 +427,23 @@ def describe_problem(batch: SceneBatch) -> str | None:
 
 
 def move_batch(batch: SceneBatch, device: torch.device) -> SceneBatch:
-    """All tensors on `device`."""
+    """Return the batch with all tensors on `device`."""
     return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def split_batch(batch: SceneBatch, num_chunks: int) -> list[SceneBatch]:
-    """At most `num_chunks` batches of nearly equally many scenes, none of them empty."""
+def split_batch(batch: Any, num_chunks: int) -> list[Any]:
+    """Split a batch into at most `num_chunks` batches of nearly equally many scenes, none of them empty.
+
+    A batch with a method `split(num_chunks)` is split by it.
+    """
+    if hasattr(batch, "split"):
+        return batch.split(num_chunks)
     num_chunks = min(num_chunks, batch.images.shape[0])
     return [_map(batch, lambda tensor, i=i: tensor.tensor_split(num_chunks)[i]) for i in range(num_chunks)]
 
 
 def _map(value: Any, function: Any) -> Any:
-    """Apply to the tensors of nested named tuples."""
+    """Apply a function to the tensors of nested named tuples."""
     if isinstance(value, Tensor):
         return function(value)
     return value if value is None else type(value)(*(_map(item, function) for item in value))

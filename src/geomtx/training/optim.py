@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,14 +35,15 @@ __all__ = [
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """Take modules out of the training.
+    """Take modules out of the training: their parameters get no gradient, and they are in evaluation mode.
 
-    Their parameters get no gradient, and they stay in evaluation mode whatever `model.train()` says. What comes before
-    the first trained parameter needs no graph, so autograd records none: it costs as little as under `no_grad`.
+    Autograd records nothing before the first trained parameter: frozen blocks at the beginning cost as little as under
+    `no_grad`. `model.train()` brings all modules back into training mode, so call `freeze` after it, or let
+    `geomtx.training.tasks.running.TrainedModel` keep the modes.
 
     Args:
-        model: Changed in place.
-        patterns: Of module names ("encoder", "encoder.backbone", "*.blocks.[0-5]").
+        model: Model, changed in place.
+        patterns: Patterns of module names, for instance "encoder", "encoder.backbone" or "*.blocks.[0-5]".
 
     Returns:
         Names of the frozen modules.
@@ -52,24 +52,21 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
         ValueError: For a pattern that matches no module.
     """
     modules = _match(model, patterns, "freeze")
-    for part in modules.values():
-        part.requires_grad_(False)
-        for module in part.modules():
-            module.eval()
-            # Not a bound method, which would be pickled by its name.
-            module.train = functools.partial(_stay, module)  # type: ignore[method-assign]
+    for module in modules.values():
+        module.requires_grad_(False)
+        module.eval()
     return list(modules)
 
 
 def unfreeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """The inverse of `freeze`, for the same modules or for parts of them.
+    """Undo `freeze`, for the same modules or for parts of them.
 
-    Their parameters get gradients, and they are in the mode of the model and follow `model.train()`. Weights that have
-    adapters (`geomtx.add_lora`) stay frozen.
+    Their parameters get gradients, and they are in the mode of the model. Weights that have adapters
+    (`geomtx.add_lora`) stay frozen.
 
     Args:
-        model: Changed in place.
-        patterns: Of module names.
+        model: Model, changed in place.
+        patterns: Patterns of module names.
 
     Returns:
         Names of the modules.
@@ -78,37 +75,28 @@ def unfreeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
         ValueError: For a pattern that matches no module.
     """
     modules = _match(model, patterns, "unfreeze")
-    for part in modules.values():
-        part.requires_grad_(True)
-        for module in part.modules():
-            vars(module).pop("train", None)
-        part.train(model.training)
+    for module in modules.values():
+        module.requires_grad_(True)
+        module.train(model.training)
     for layer, _ in adapted_layers(model).values():
         layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
     return list(modules)
 
 
 def _match(model: nn.Module, patterns: Iterable[str], what: str) -> dict[str, nn.Module]:
-    """Name → module, sorted."""
+    """Return name → module of those that match, sorted by name."""
     modules = {name: module for name, module in model.named_modules() if name}
     matched = match_names(patterns, modules, what=what)
     return {name: modules[name] for name in sorted({name for found in matched.values() for name in found})}
-
-
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    """In place of `nn.Module.train`: what in it isn't frozen, still listens."""
-    for child in module.children():
-        child.train(mode)
-    return module
 
 
 class ClipGroup(NamedTuple):
     """Parameters whose gradient is clipped as one vector.
 
     Attributes:
-        pattern: Of their names.
-        parameters: Trained ones.
-        max_norm: Of their gradient.
+        pattern: Pattern of their names.
+        parameters: Trained parameters.
+        max_norm: Norm that their gradient is clipped to.
     """
 
     pattern: str
@@ -117,7 +105,7 @@ class ClipGroup(NamedTuple):
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name → parameter, of those that get a gradient."""
+    """Return name → parameter of those that get a gradient."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -130,22 +118,22 @@ def parameter_groups(
     decays: Mapping[str, float] | None = None,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for any optimiser of `torch.optim`: pretrained parts slower than new ones, vectors without decay.
+    """Return parameter groups for an optimiser of `torch.optim`, for instance with slower pretrained parts.
 
         groups = parameter_groups(model, lr=1e-4, factors={"encoder.*": 0.1})
         optimiser = torch.optim.AdamW(groups, lr=1e-4)
 
     Args:
-        model: Parameters without a gradient are left out.
+        model: Model; its parameters without a gradient are left out.
         lr: Learning rate.
         factors: Pattern of parameter names ("*" stands for any characters) → factor of the learning rate; the first
-            that matches counts. Others have 1.
-        weight_decay: Of parameters with two axes or more.
-        decays: Pattern → weight decay in place of `weight_decay`; the first that matches counts.
-        decay_vectors: Let biases, scales and other parameters with fewer than two axes decay, too.
+            pattern that matches counts. Other parameters have 1.
+        weight_decay: Weight decay of parameters with two axes or more.
+        decays: Pattern → weight decay in place of `weight_decay`; the first pattern that matches counts.
+        decay_vectors: Whether parameters with fewer than two axes, such as biases and scales, decay, too.
 
     Returns:
-        "params", "lr", "lr_factor" (for `set_learning_rates`) and "weight_decay" each.
+        Groups with "params", "lr", "lr_factor" (for `set_learning_rates`) and "weight_decay".
 
     Raises:
         ValueError: For a pattern that matches no parameter, a number out of range, or a model in which nothing is
@@ -177,7 +165,7 @@ def _first_match(numbers: Mapping[str, float], name: str, default: float) -> flo
 
 
 def build_parameter_groups(model: nn.Module, section: OptimiserSection) -> list[dict[str, Any]]:
-    """The `parameter_groups` of a configuration. Errors as there, the patterns being `optimiser.groups`."""
+    """Return the `parameter_groups` of a configuration, whose patterns are `optimiser.groups`."""
     match_names(section.groups, (name for name, _ in model.named_parameters()), what="optimiser.groups")
     decays = {pattern: group.weight_decay for pattern, group in section.groups.items()}
     return parameter_groups(
@@ -191,11 +179,11 @@ def build_parameter_groups(model: nn.Module, section: OptimiserSection) -> list[
 
 
 def build_clip_groups(model: nn.Module, clip: Mapping[str, float]) -> list[ClipGroup]:
-    """Cover every trained parameter exactly once.
+    """Return the groups whose gradients are clipped; every trained parameter is in exactly one.
 
     Args:
-        model: Parameters without a gradient are left out, and so are groups of which nothing is left.
-        clip: Pattern of parameter names → largest norm.
+        model: Model; its parameters without a gradient are left out, and groups that are empty then.
+        clip: Pattern of parameter names → norm that the gradient is clipped to.
 
     Raises:
         ValueError: For a pattern that matches no parameter, and parameters in no group or in two.
@@ -218,7 +206,7 @@ def clip_gradients(groups: list[ClipGroup]) -> dict[str, Tensor]:
     """Scale the gradient of every group to at most its norm.
 
     Returns:
-        Pattern → norm before, scalars.
+        Pattern → norm before clipping, scalars.
     """
     norms = {}
     for group in groups:
@@ -232,12 +220,12 @@ def clip_gradients(groups: list[ClipGroup]) -> dict[str, Tensor]:
 
 
 def learning_rate(progress: float, peak: float, section: ScheduleSection) -> float:
-    """Linear from `initial_lr` to `peak`, then along a cosine or a line to `final_lr`.
+    """Return the learning rate: linear from `initial_lr` to `peak`, then along a cosine or a line to `final_lr`.
 
     Args:
-        progress: Steps done over all steps, 0 … 1.
-        peak: Where the warm-up ends.
-        section: Share of the warm-up, the rates at both ends and the shape of the way down.
+        progress: Number of steps done over the number of all steps, 0 … 1.
+        peak: Learning rate at the end of the warm-up.
+        section: Length of the warm-up, learning rates at both ends, and the shape of the decay.
     """
     if progress < section.warmup:
         return section.initial_lr + (peak - section.initial_lr) * progress / section.warmup
@@ -247,19 +235,20 @@ def learning_rate(progress: float, peak: float, section: ScheduleSection) -> flo
 
 
 def set_learning_rates(optimiser: Optimizer, lr: float) -> None:
-    """Give every group `lr` times its "lr_factor"."""
+    """Set the learning rate of every group to `lr` times its "lr_factor"."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
 
 class WeightAverage:
-    """average ← d · average + (1 - d) · weights after each step, in float32 or better.
+    """Exponential moving average of the weights (Polyak and Juditsky 1992), in float32 or better.
 
-    Early on, d is (1 + n) / (10 + n) after n steps if that is less: random weights are forgotten quickly.
+    After each step, average ← d · average + (1 - d) · weights. Early on, d is (1 + n) / (10 + n) after n steps if that
+    is less, so that random weights are forgotten quickly.
 
     Args:
-        model: Its trained parameters are averaged.
-        decay: d, in 0 … 1.
+        model: Model whose trained parameters are averaged.
+        decay: The decay d, in 0 … 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -273,7 +262,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After a step of the optimiser."""
+        """Update the averages after a step of the optimiser."""
         decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
         self.num_steps += 1
         averages = list(self.averages.values())
@@ -282,7 +271,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block, the model has the averaged weights."""
+        """Give the model the averaged weights within the block."""
         weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self._copy(self.averages)
         try:
@@ -296,13 +285,13 @@ class WeightAverage:
             parameter.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors on the CPU; all processes have to take part."""
+        """Return whole tensors on the CPU; all processes have to take part."""
         averages = {name: full_tensor(average) for name, average in self.averages.items()}
         return {"num_steps": self.num_steps, "averages": averages}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`.
+        """Restore what `state_dict` returned.
 
         Raises:
             ValueError: If the averages are of other parameters.

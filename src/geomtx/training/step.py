@@ -1,4 +1,4 @@
-"""One step of the optimiser: chunks of a batch, losses, clipping, and what happens if something is not finite."""
+"""A step of the optimiser: chunks of a batch, losses, clipping, and what is skipped."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from geomtx.training.checkpoint import capture_rng, restore_rng
 from geomtx.training.data import split_batch
 from geomtx.training.distributed import gather_objects
 from geomtx.training.optim import ClipGroup, clip_gradients
+from geomtx.training.tasks.running import TrainedModel
 from geomtx.training.tasks.task import Task
 from geomtx.training.tasks.vggt import VggtTask
 from geomtx.types import SceneBatch, show_shapes
@@ -34,35 +35,37 @@ VGGT_TASK = VggtTask()
 
 @show_shapes
 class StepReport(NamedTuple):
-    """What a step did.
+    """Result of a step.
 
     Attributes:
-        applied: False = loss or gradient were not finite, or too large: the weights are what they were.
+        applied: Whether the weights were changed; they are not if loss or gradient are not finite, or too large.
         scalars: Name → detached scalar: `objective`, the loss's terms, `norm/PATTERN`; of all chunks and processes.
         batch: The last chunk, as the task prepared it.
-        predictions: Of it, detached: what the task's `predict` gave.
+        predictions: What the task predicted for it, detached.
     """
 
     applied: bool
     scalars: dict[str, Tensor]
-    batch: SceneBatch
+    batch: Any
     predictions: Any
 
 
 class TrainingStep:
-    """Callable: a batch → `StepReport`.
+    """A step of the optimiser, a function from a batch to a `StepReport`.
 
     Args:
-        model: As accelerate prepared it.
-        loss: Compares what the task predicts with the scenes that it prepared.
-        optimiser: As accelerate prepared it; learning rates are the caller's.
-        accelerator: Of the run.
-        clip_groups: See `build_clip_groups`.
-        num_chunks: Parts of the batch, one after the other; the step is that of the whole batch.
-        autocast: dtype to run the model in; None = that of its parameters.
-        monitor: Looks at the gradients of the tasks.
-        task: Prepares batches and runs the model.
-        skip_above: A gradient whose norm is more than so many times that to clip at changes no weight; None = none is.
+        model: A `TrainedModel`, or the model itself, as accelerate prepared it.
+        loss: Function from what the task predicts and the batch that it prepared to a `LossReport`.
+        optimiser: Optimiser as accelerate prepared it; the caller sets its learning rates.
+        accelerator: Accelerator of the run.
+        clip_groups: Groups of parameters whose gradients are clipped, see `build_clip_groups`.
+        num_chunks: Number of chunks that the batch is split into, run one after the other; the step is that of the
+            whole batch.
+        autocast: dtype of the autocast that the model is run under; defaults to none.
+        monitor: Monitor of the tasks' gradients; defaults to none.
+        task: Task that prepares batches and runs the model.
+        skip_above: A step whose gradient has a norm above this many times the limit of its group changes no weight;
+            defaults to no limit.
     """
 
     def __init__(
@@ -93,9 +96,12 @@ class TrainingStep:
             self.norm_limits = {f"norm/{group.pattern}": skip_above * group.max_norm for group in clip_groups}
 
     def __call__(self, batch: SceneBatch, step: int = 0, *, usable: bool = True) -> StepReport:
-        """Go one step; `step` tells the monitor whether to look.
+        """Take a step.
 
-        With `usable` false in one of the processes, none of them changes its weights.
+        Args:
+            batch: Scenes of this process, in any unit.
+            step: Number of steps before this one, for the monitor.
+            usable: Whether the batch may change weights; if it may not in one of the processes, none changes them.
         """
         batch = self.task.prepare(batch)
         chunks = split_batch(batch, self.num_chunks)
@@ -129,12 +135,12 @@ class TrainingStep:
         self.optimiser.zero_grad()
         return StepReport(applied, totals, chunks[-1], tree_map(_detach, predictions))
 
-    def _predict_without_gradient(self, chunk: SceneBatch) -> Any:
+    def _predict_without_gradient(self, chunk: Any) -> Any:
         with torch.no_grad(), self.accelerator.no_sync(self.model):
             return predict(self.model, chunk, self.autocast, task=self.task)
 
     def _connect(self, total: Tensor, predictions: Any) -> Tensor:
-        """Every head is part of the graph, with no gradient where nothing was compared: DDP waits for all."""
+        """Return the loss with all outputs in its graph: the processes wait for the gradients of every head."""
         if self.accelerator.num_processes == 1:
             return total
         nothing = torch.zeros((), dtype=torch.bool, device=total.device)
@@ -142,7 +148,7 @@ class TrainingStep:
         return total + sum(select(output, nothing).sum() for output in outputs)
 
     def _is_good(self, values: list[Tensor], small: list[Tensor], usable: bool) -> bool:
-        """Finite values, and all conditions met: on all processes, or on none."""
+        """Return whether values are finite and conditions are met in all processes."""
         finite = [value.detach().float().isfinite() for value in values]
         good = torch.stack([*finite, *small]).all() & usable
         if self.accelerator.num_processes > 1:
@@ -150,10 +156,19 @@ class TrainingStep:
         return bool(good)
 
 
-def predict(model: nn.Module, batch: SceneBatch, autocast: torch.dtype | None = None, *, task: Task = VGGT_TASK) -> Any:
-    """Run a task's model on a batch that the task prepared, under autocast to a dtype if one is given."""
+def predict(model: nn.Module, batch: Any, autocast: torch.dtype | None = None, *, task: Task = VGGT_TASK) -> Any:
+    """Run a model on a batch that its task prepared, under autocast to a dtype if one is given.
+
+    Args:
+        model: A `TrainedModel`, wrapped for several processes or not, which has its task; or the model itself.
+        batch: Batch that the task prepared.
+        autocast: dtype of the autocast; defaults to none.
+        task: Task of a model that is no `TrainedModel`.
+    """
     device = batch.images.device.type
     with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        if isinstance(getattr(model, "module", model), TrainedModel):
+            return model(batch)
         return task.predict(model, batch)
 
 
@@ -183,7 +198,7 @@ class _LossParts:
         self.whole: dict[str, list[float]] | None = None
         self.rng: dict[str, Any] | None = None
 
-    def count_before(self, chunks: list[SceneBatch], predict: Callable[[SceneBatch], Any]) -> None:
+    def count_before(self, chunks: list[Any], predict: Callable[[Any], Any]) -> None:
         """Collect the counts of all chunks, unless there is but one whose predictions will be there anyway."""
         if self.is_alone or self.waits:
             return
@@ -195,7 +210,7 @@ class _LossParts:
         restore_rng(state, self.device)
         self.rng = None
 
-    def compare(self, predictions: Any, chunk: SceneBatch) -> LossReport:
+    def compare(self, predictions: Any, chunk: Any) -> LossReport:
         """A chunk's part of the loss, with a graph."""
         if self.is_alone:
             return self.loss(predictions, chunk)
@@ -213,19 +228,19 @@ class _LossParts:
         like = totals["objective"]
         return {name: like.new_tensor(sum(values.get(name, 0.0) for values in processes)) for name in names}
 
-    def _count_labels(self, chunk: SceneBatch) -> BatchCounts:
+    def _count_labels(self, chunk: Any) -> BatchCounts:
         counts = BatchCounts()
         with torch.no_grad(), counting(counts):
             count_labels(self.loss, chunk)
         return counts
 
-    def _count(self, predictions: Any, chunk: SceneBatch) -> BatchCounts:
+    def _count(self, predictions: Any, chunk: Any) -> BatchCounts:
         counts = BatchCounts()
         with torch.no_grad():
             self._run(counts, predictions, chunk)
         return counts
 
-    def _run(self, counts: BatchCounts, predictions: Any, chunk: SceneBatch) -> LossReport:
+    def _run(self, counts: BatchCounts, predictions: Any, chunk: Any) -> LossReport:
         """Run the loss; what it draws, such as pairs of views, is drawn alike for all chunks."""
         state = capture_rng(self.device)
         if self.rng is None:

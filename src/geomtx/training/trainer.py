@@ -47,9 +47,16 @@ from geomtx.training.optim import (
     learning_rate,
     set_learning_rates,
 )
-from geomtx.training.prepare import build_monitor, check_rehearsal, check_track_labels, prepare_model
+from geomtx.training.prepare import (
+    build_monitor,
+    check_rehearsal,
+    check_track_labels,
+    leave_out_tracks,
+    prepare_model,
+)
 from geomtx.training.step import VGGT_TASK, StepReport, TrainingStep, predict
-from geomtx.training.tasks.task import Task, build_task, start_model
+from geomtx.training.tasks.running import RunOptions, TrainedModel, check_options
+from geomtx.training.tasks.task import Task, build_task
 from geomtx.types import SceneBatch
 
 __all__ = [
@@ -67,8 +74,8 @@ class SkipReason(NamedTuple):
     """Why a step was skipped.
 
     Attributes:
-        what: Is said in the warning.
-        rule: That was broken, for the error.
+        what: Part of the warning that names the reason.
+        rule: Rule that was broken, for the error.
         details: Names and numbers.
     """
 
@@ -78,12 +85,12 @@ class SkipReason(NamedTuple):
 
 
 def explain_skip(scalars: Mapping[str, Tensor], problem: str | None, limits: Mapping[str, float]) -> SkipReason:
-    """The reason for a step that was not applied.
+    """Return the reason for a step that was not applied.
 
     Args:
-        scalars: Of its `StepReport`.
-        problem: Of its batch, if it has one.
-        limits: Name of a scalar → more than this is too much.
+        scalars: Scalars of its `StepReport`.
+        problem: What is wrong with its batch, or None.
+        limits: Name of a scalar → its largest value.
     """
     if problem is not None:
         return SkipReason("its batch is no scene", "batches must be scenes", problem)
@@ -97,14 +104,14 @@ def explain_skip(scalars: Mapping[str, Tensor], problem: str | None, limits: Map
 
 
 class SkippedSteps:
-    """Counts them.
+    """Counts skipped steps, and ends the run after too many in a row.
 
     Args:
-        most: That may follow each other; one more ends the run.
+        most: Number of skipped steps in a row that are allowed.
 
     Attributes:
-        total: In all.
-        in_a_row: Up to now.
+        total: Number of skipped steps in the run.
+        in_a_row: Number of skipped steps since the last one that was applied.
     """
 
     def __init__(self, most: int) -> None:
@@ -112,10 +119,10 @@ class SkippedSteps:
         self.total = self.in_a_row = 0
 
     def add(self, step: int, reason: SkipReason) -> None:
-        """Say that a step was skipped, the first being 1.
+        """Count and warn of a skipped step, the first being 1.
 
         Raises:
-            ValueError: If it is one too many.
+            ValueError: If there are too many in a row.
         """
         self.total += 1
         self.in_a_row += 1
@@ -134,16 +141,16 @@ def validate(
     autocast: torch.dtype | None = None,
     task: Task = VGGT_TASK,
 ) -> dict[str, float]:
-    """Losses and scores, named "NAME/VIEWSv", means over scenes; scores over those scenes that have them.
+    """Return losses and scores by "NAME/VIEWSv", means over scenes; scores over those scenes that have them.
 
     Args:
-        model: In any mode, which it has again afterwards.
-        loss: Its terms are reported.
-        batches: (number of views, scenes in any unit).
-        autocast: See `TrainingStep`.
-        task: Prepares batches, runs the model and scores it.
+        model: Model, or a `TrainedModel`; its modules are in evaluation mode meanwhile.
+        loss: Loss whose terms are reported.
+        batches: Pairs of a number of views and scenes in any unit.
+        autocast: As for `TrainingStep`.
+        task: Task that prepares batches, runs the model and scores it.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     values: dict[str, list[Tensor]] = {}
     for num_views, batch in batches:
@@ -156,37 +163,40 @@ def validate(
         found |= {name: value[~value.isnan()] for name, value in scores.items()}
         for name, value in found.items():
             values.setdefault(f"{name}/{num_views}v", []).append(value.double())
-    model.train(was_training)
+    for module, mode in modes.items():
+        module.training = mode
     return {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
 
 
 class Trainer:
-    """Trains on one process, or as one of many that `accelerate launch` (or torchrun) started.
+    """A training run on one process, or on one of many that `accelerate launch` (or torchrun) started.
 
     Args:
-        config: Of the run.
-        folder: Gets `config.yaml`, `log.jsonl`, `tensorboard/`, `checkpoint.pt` and, as weights that
+        config: Configuration of the run.
+        folder: Folder that gets `config.yaml`, `log.jsonl`, `tensorboard/`, `checkpoint.pt` and, as weights that
             `VGGT.from_pretrained` loads, `weights/`.
-        resume: Go on from the folder's checkpoint; False = the folder must not have one.
+        resume: Whether to continue from the folder's checkpoint; otherwise the folder must not have one.
         overwrite: Whether a new run may begin in a folder with another run, and replace files of the same names that
             geomtx did not write. They are removed when the run begins.
-        cpu: Train on the CPU, whatever else there is.
-        progress: Show a bar on stderr; None = if that is a terminal.
-        draw: Scenes by seed, for training and validation, in place of those that the configuration asks for. Batches
-            to train on are checked (`geomtx.data.check_values`), and skipped if there is something wrong with one.
-        task: What is trained, in place of what `config.model.kind` and `config.task` say.
-        model: To train, in place of the one that `config.model` asks for; changed in place. To go on, give one like it
-            again. If it has no `save_pretrained`, its weights are `weights/model.safetensors`.
-        loss: (outputs, batch) → `LossReport`, in place of the task's. For the configuration's loss and those of added
-            heads: `build_loss(config.loss, others={name: …})`.
+        cpu: Whether to train on the CPU even where there is an accelerator.
+        progress: Whether a bar is shown on stderr; defaults to a bar where stderr is a terminal, and elsewhere to a
+            line for each line of the log.
+        draw: Function from seeds to scenes, for training and validation, in place of the configuration's. Batches to
+            train on are checked (`geomtx.data.check_values`) and skipped if something is wrong with them.
+        task: Task, in place of the one that `config.model.kind` and `config.task` say.
+        model: Model to train, in place of the configuration's; changed in place. To resume, give one like it again. If
+            it has no `save_pretrained`, its weights are `weights/model.safetensors`.
+        loss: Function from outputs and batch to `LossReport`, in place of the task's. For the configuration's loss and
+            those of added heads: `build_loss(config.loss, others={name: …})`.
 
     Attributes:
-        step: Steps done, those that were skipped too; also which batch comes next.
-        num_left_out: Scenes of files that could not be used, in all processes, up to the last line of the log.
+        step: Number of steps done, skipped ones included; also the index of the next batch.
+        num_left_out: Number of scenes of files that could not be used, in all processes, up to the last line of the
+            log.
         stop_requested: Set it, for instance in a signal handler, to stop after the current step.
 
     Raises:
-        ValueError: For a configuration that doesn't fit the model, a checkpoint of another model, a folder with
+        ValueError: For a configuration that doesn't fit the model, a checkpoint of another model, or a folder with
             another run in it.
         FileNotFoundError: If there is nothing to resume.
         ImportError: Without the packages of `pip install geomtx[train]`.
@@ -208,9 +218,11 @@ class Trainer:
     ) -> None:
         self.task = build_task(config.model.kind, config.task) if task is None else task
         check_datasets(config.data, validation=config.validation.every > 0)
-        self.config = config
         self.folder = RunFolder(Path(folder), config)
         state = self.folder.open(resume=resume, overwrite=overwrite)
+        if draw is None and task is None and model is None:
+            config = self.folder.config = leave_out_tracks(config, None if state is None else state["model_config"])
+        self.config = config
         self.accelerator = build_accelerator(cpu=cpu)
         self._gather = functools.partial(gather_objects, self.accelerator)
         self.device: torch.device = self.accelerator.device
@@ -223,17 +235,22 @@ class Trainer:
         if config.tf32:
             torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.seed)
-        if model is None:
-            task = self.task
-            model = start_model(task, config.model) if state is None else self.folder.build_model(state, task)
+        if model is None and state is None:
+            model = self.task.build_model(config.model)
+        elif model is None:
+            assert state is not None
+            model = self.folder.build_model(state, self.task)
         if state is not None:
             self.folder.report_changes(state)
-        prepare_model(model, config)
+        frozen = prepare_model(model, config)
+        options = RunOptions(config.detach, config.precision != "float32", config.gradient_checkpointing)
+        check_options(options, model, self.task)
         if draw is None:
             check_track_labels(model, config.data.num_tracks)
         check_rehearsal(model, self.task, self.accelerator.num_processes)
         self.blueprint = copy_to_meta(model)
-        self._set_up(model, self.task.build_loss(config.loss) if loss is None else loss)
+        self.loss = self.task.build_loss(config.loss) if loss is None else loss
+        self._set_up(TrainedModel(model, self.task, options, frozen))
         self._open_scenes(draw)
         # From here on, every process draws its own numbers.
         torch.manual_seed(config.seed + 1 + self.accelerator.process_index)
@@ -267,18 +284,19 @@ class Trainer:
 
     @property
     def num_skipped(self) -> int:
-        """Steps whose loss or gradient was not finite, or too large, or whose batch was no scene."""
+        """Number of steps whose loss or gradient was not finite or too large, or whose batch was no scene."""
         return self.skipped.total
 
-    def _set_up(self, model: nn.Module, loss: Callable[[Any, Any], LossReport]) -> None:
+    def _set_up(self, model: TrainedModel) -> None:
         config = self.config
-        self.loss = loss
         section = config.optimiser
-        optimiser = torch.optim.AdamW(
-            build_parameter_groups(model, section), lr=section.lr, betas=section.betas, eps=section.eps, fused=True
-        )
+        groups = build_parameter_groups(model.model, section)
+        optimiser = torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
+        if config.compile:
+            model.compile()
         self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
-        self.bare_model = self.accelerator.unwrap_model(self.model)
+        self.trained_model: TrainedModel = self.accelerator.unwrap_model(self.model)
+        self.bare_model: nn.Module = self.trained_model.model
         self.average = WeightAverage(self.bare_model, config.ema) if config.ema else None
         self.monitor = build_monitor(self.bare_model, config.monitor, self.accelerator)
         self.autocast = None if config.precision == "float32" else getattr(torch, config.precision)
@@ -296,10 +314,13 @@ class Trainer:
         )
 
     def train(self, until: int | None = None) -> Path:
-        """Train to the end, or until so many steps are done; writes a checkpoint and the weights there.
+        """Train to the end, and write a checkpoint and the weights.
+
+        Args:
+            until: Number of steps after which to stop; defaults to all of the run.
 
         Returns:
-            The folder of the weights.
+            Folder of the weights.
 
         Raises:
             ValueError: If more than `max_skipped` steps in a row are skipped, or the weights are not finite.
@@ -309,6 +330,8 @@ class Trainer:
         batches = load_batches(self.stream, steps, workers=self.config.data.workers)
         log = self.folder.open_log(self.step, total, self.progress) if self.accelerator.is_main_process else None
         try:
+            if self.step == 0 and self.config.validation.every:
+                self._write_validation(log)
             for batch in batches:
                 report = self._take_step(batch)
                 self.means.add(report.scalars)
@@ -349,16 +372,19 @@ class Trainer:
             if log is not None:
                 log.write(step, {**scalars, "lr": self.optimiser.param_groups[0]["lr"], **counts})
         if config.validation.every and (step % config.validation.every == 0 or step == config.schedule.steps):
-            measured = self.validate()
-            if log is not None:
-                log.write(step, measured, kind="validation")
+            self._write_validation(log)
         self._save_is_due |= step % config.checkpoint.every == 0 and step < config.schedule.steps
         # Weights that lead to nothing finite may be broken: the last good ones stay until it goes on.
         if self._save_is_due and not self.skipped.in_a_row:
             self._save()
 
+    def _write_validation(self, log: TrainingLog | None) -> None:
+        measured = self.validate()
+        if log is not None:
+            log.write(self.step, measured, kind="validation")
+
     def _stops(self) -> bool:
-        """In all processes at once: they ask each other where they have to wait for each other anyway."""
+        """Return whether to stop, alike in all processes; they ask where they wait for each other anyway."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         return self.step % self.config.log.every == 0 and any(self._gather(self.stop_requested))
@@ -368,15 +394,15 @@ class Trainer:
         return self.num_left_out
 
     def validate(self) -> dict[str, float]:
-        """Losses and scores on held-out scenes, of the averaged weights if there are; the same in every process."""
+        """Return losses and scores on other scenes, of averaged weights if there are any; alike in all processes."""
         scenes = validation_batches(self.config.validation, self.config.data, self.held_out, self.device)
         batches = ((num_views, move_batch(batch, self.device)) for num_views, batch in scenes)
         averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
         with averaged, kept_rng(self.device, self.config.seed):
-            return validate(self.bare_model, self.loss, batches, autocast=self.autocast, task=self.task)
+            return validate(self.trained_model, self.loss, batches, autocast=self.autocast, task=self.task)
 
     def _save(self) -> None:
-        """All processes take part; the first writes."""
+        """Write checkpoint and weights; all processes take part, the first writes."""
         self._save_is_due = False
         check_finite(self.bare_model.state_dict(), self._gather)
         if self.average is not None:

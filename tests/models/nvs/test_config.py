@@ -56,12 +56,12 @@ def test_unknown_keys():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"vggt": geomtx.VGGTConfig.tiny()}, r"^vggt must be a mapping of the numbers of VGGTConfig, got VGGTConfig\("),
-        ({"vggt": {"width": 3}}, r"^config key must be one of .*, got 'width'$"),
-        ({"rgb_hidden": "32"}, r"^rgb_hidden must be a whole number, at least 1, got '32'$"),
-        ({"rgb_features": 8.0}, r"^rgb_features must be a whole number, at least 1, got 8.0$"),
-        ({"rgb_channels": "1234"}, r"^rgb_channels must be four whole numbers, got '1234'$"),
-        ({"input_rays": 0}, r"^input_rays must be True or False, got 0$"),
+        ({"vggt": 3}, r"^vggt must be a mapping of keys, got 3$"),
+        ({"vggt": {"width": 3}}, r"^config key must be one of .*, got 'vggt.width'; did you mean"),
+        ({"vggt": {"num_heads": 0}}, r"^vggt.num_heads must be positive, got 0$"),
+        ({"rgb_hidden": "32"}, r"^rgb_hidden must be a whole number, got '32'$"),
+        ({"rgb_channels": "1234"}, r"^rgb_channels must be a list, got '1234'$"),
+        ({"input_rays": 0}, r"^input_rays must be true or false, got 0$"),
     ],
 )
 def test_plain_values_that_make_no_configuration(values, message):

@@ -59,7 +59,7 @@ def test_lists_become_tuples():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"^config key must be one of 'attention', .*, got 'width'$"):
+    with pytest.raises(ValueError, match=r"^config key must be one of heads, .*, got 'width'; did you mean"):
         VGGTConfig.from_dict({"width": 3})
     with pytest.raises(TypeError, match="width"):
         VGGTConfig.tiny(width=3)

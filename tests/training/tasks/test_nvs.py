@@ -15,6 +15,7 @@ from geomtx.models.nvs import NVSConfig, VGGTForNVS
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.config_file import load_config, parse_config
 from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.rehearsal import PreparedBatch, Rehearsal
 from geomtx.training.tasks.task import build_task
 from geomtx.training.trainer import Trainer
 from geomtx.types import Cameras
@@ -32,7 +33,7 @@ def make_model(**changes) -> VGGTForNVS:
 def small_run(folder: Path, *, resume: bool = False, task=None, model=None, **changes) -> Trainer:
     values = {
         "model": {"kind": "nvs", "preset": "tiny", "numbers": NUMBERS, **(model or {})},
-        "task": {"num_inputs": 2, "rehearsal": 0.5, "rehearsal_share": 0.5, **(task or {})},
+        "task": {"num_inputs": 2, "rehearsal": {"weight": 0.5, "share": 0.5}, **(task or {})},
         "data": {"image_hw": [28, 28], "images": 6, "views": {3: 1}, "num_tracks": 4},
         "validation": {"every": 2, "scenes": 2, "views": [3]},
         "optimiser": {"lr": 2e-3, "groups": {"vggt.*": {"lr": 0.1}}},
@@ -46,7 +47,7 @@ def small_run(folder: Path, *, resume: bool = False, task=None, model=None, **ch
 def test_views_are_drawn_anew_but_the_first_stays():
     batch = random_scenes(40, 5)
     batch = batch._replace(images=torch.arange(5.0)[None, :, None, None, None].expand(40, 5, 3, 28, 28))
-    prepared = NvsTask(num_inputs=2, num_targets=2).prepare(batch)
+    prepared = NvsTask(num_inputs=2, num_targets=2).prepare(batch).scenes
     order = prepared.images[:, :, 0, 0, 0].long()
     assert order.shape == (40, 4)
     assert (order[:, 0] == 0).all()
@@ -58,7 +59,7 @@ def test_views_are_drawn_anew_but_the_first_stays():
     assert torch.equal(prepared.tracks.coords_px, expected.tracks.coords_px[rows, order])
     assert torch.equal(prepared.tracks.valid, expected.tracks.valid)
     assert torch.equal(prepared.cameras.intrinsics, expected.cameras.intrinsics[rows, order])
-    asked = NvsTask(num_inputs=2).prepare(batch._replace(query_views=torch.full((40, 4), 3)))
+    asked = NvsTask(num_inputs=2).prepare(batch._replace(query_views=torch.full((40, 4), 3))).scenes
     assert asked.query_views is None
 
 
@@ -66,7 +67,7 @@ def test_in_training_some_scenes_ask_for_any_view():
     batch = random_scenes(300, 5)
     batch = batch._replace(images=torch.arange(5.0)[None, :, None, None, None].expand(300, 5, 3, 28, 28))
     task = NvsTask(num_inputs=2, num_targets=2, redraw=0.4)
-    prepared = task.prepare(batch)
+    prepared = task.prepare(batch).scenes
     order = prepared.images[:, :, 0, 0, 0].long()
     assert order.shape == (300, 4)
     assert (order[:, 0] == 0).all()
@@ -87,7 +88,7 @@ def test_in_training_some_scenes_ask_for_any_view():
 def test_the_unit_is_of_the_inputs_depth_or_of_their_cameras():
     batch = render_scenes(range(2), 4, HW)
     task = NvsTask(num_inputs=2)
-    prepared = task.prepare(batch)
+    prepared = task.prepare(batch).scenes
     related = task.relate(prepared)
     inputs = prepared._replace(
         images=prepared.images[:, :2],
@@ -109,14 +110,16 @@ def test_the_unit_is_of_the_inputs_depth_or_of_their_cameras():
 
 
 def test_what_is_predicted_is_the_targets_and_some_scenes():
-    task, model = NvsTask(num_inputs=2, rehearsal=1.0, rehearsal_share=0.3), make_model()
-    batch = task.prepare(render_scenes(range(4), 4, HW, num_tracks=3))
+    task, model = NvsTask(num_inputs=2, rehearsal=Rehearsal(share=0.3)), make_model()
+    scenes = render_scenes(range(4), 4, HW, num_tracks=3)
+    batch = task.prepare(scenes)
     outputs = task.predict(model.train(), batch)
     assert outputs.images.shape == (4, 2, 3, *HW)
     assert outputs.scenes.depth.value.shape == (2, 4, *HW)
     assert outputs.scenes.tracks.coords_px.shape == (2, 4, 3, 2)
-    assert len(task.predict(model.eval(), batch).scenes.depth.value) == 4
-    assert NvsTask(num_inputs=2).predict(model, batch).scenes is None
+    held_out = task.prepare(scenes, training=False)
+    assert len(task.predict(model.eval(), held_out).scenes.depth.value) == 4
+    assert NvsTask(num_inputs=2).predict(model, PreparedBatch(batch.scenes)).scenes is None
 
 
 def test_known_cameras_go_in_where_the_model_takes_them():
@@ -127,38 +130,39 @@ def test_known_cameras_go_in_where_the_model_takes_them():
     torch.nn.init.normal_(model.conditioning.contract.weight)
     after = task.predict(model, prepared).images
     assert (after - before).abs().max() > 1e-6
-    masked = prepared._replace(camera_mask=torch.tensor([[True, False, True]]).expand(2, 3))
-    moved = masked.cameras.cam_from_world.clone()
+    scenes = prepared.scenes._replace(camera_mask=torch.tensor([[True, False, True]]).expand(2, 3))
+    moved = scenes.cameras.cam_from_world.clone()
     moved[:, 1, :, 3] += 1.0
-    other = masked._replace(cameras=masked.cameras._replace(cam_from_world=moved))
+    masked = PreparedBatch(scenes)
+    other = PreparedBatch(scenes._replace(cameras=scenes.cameras._replace(cam_from_world=moved)))
     assert torch.equal(task.predict(model, other).images, task.predict(model, masked).images)
     assert (task.predict(model, masked).images - after).abs().max() > 1e-6
 
 
 def test_the_loss_is_of_pictures_and_of_the_original_tasks():
-    task, model = NvsTask(num_inputs=2, rehearsal=0.25), make_model().train()
+    task, model = NvsTask(num_inputs=2, rehearsal=Rehearsal(0.25)), make_model().train()
     batch = task.prepare(render_scenes(range(2), 3, HW, num_tracks=3))
     outputs = task.predict(model, batch)
     report = task.build_loss(LossSection())(outputs, batch)
     alone = NvsTask(num_inputs=2).build_loss(LossSection())(outputs, batch)
-    scenes = geomtx.MultitaskLoss()(outputs.scenes, batch)
+    scenes = geomtx.MultitaskLoss()(outputs.scenes, batch.rehearsal)
     torch.testing.assert_close(report.total, alone.total + 0.25 * scenes.total)
-    assert set(report.tasks) == {"rendering", *scenes.tasks}
+    assert set(report.tasks) == {"rendering", *(f"rehearsal_{name}" for name in scenes.tasks)}
     torch.testing.assert_close(torch.stack(list(report.tasks.values())).sum(), report.total)
-    assert {"mse", "dissimilarity", "loss_camera"} <= set(report.terms)
+    assert {"mse", "dissimilarity", "rehearsal_loss_camera"} <= set(report.terms)
 
 
 def test_targets_of_unknown_camera_count_for_nothing():
     task, model = NvsTask(num_inputs=2), make_model()
     prepared = task.prepare(render_scenes(range(2), 4, HW))
     mask = torch.tensor([[True, True, True, False], [False, True, True, True]])
-    batch = prepared._replace(camera_mask=mask)
+    batch = PreparedBatch(prepared.scenes._replace(camera_mask=mask))
     outputs = task.predict(model, batch)
     report = task.build_loss(LossSection())(outputs, batch)
     kept = task.build_loss(LossSection())
     expected = kept.rendering(outputs.images[:1, :1], batch.images[:1, 2:3]).total
     # The second scene has no frame; `prepare` masks all of it.
-    masked = batch._replace(camera_mask=mask & mask[:, :1])
+    masked = PreparedBatch(batch.scenes._replace(camera_mask=mask & mask[:, :1]))
     torch.testing.assert_close(task.build_loss(LossSection())(outputs, masked).total, expected)
     assert report.total > 0
     scores = task.score(outputs, masked)
@@ -166,11 +170,12 @@ def test_targets_of_unknown_camera_count_for_nothing():
     assert scores["psnr"].isnan().tolist() == scores["ssim"].isnan().tolist() == [False, True]
 
 
-def test_scores_of_scenes_that_were_not_looked_at_are_missing():
-    task, model = NvsTask(num_inputs=2, rehearsal=1.0, rehearsal_share=0.5), make_model().train()
+def test_the_rehearsed_scenes_are_scored():
+    task, model = NvsTask(num_inputs=2, rehearsal=Rehearsal(share=0.5)), make_model().train()
     batch = task.prepare(render_scenes(range(2), 3, HW, num_tracks=2))
     scores = task.score(task.predict(model, batch), batch)
-    assert scores["auc@30"].isnan().tolist() == [False, True]
+    assert scores["auc@30"].shape == (1,)
+    assert scores["psnr"].shape == (2,)
     assert not scores["psnr"].isnan().any()
 
 
@@ -217,7 +222,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path):
 
 
 def test_frozen_stays_what_it_was_and_adapters_are_merged_when_saved(tmp_path: Path):
-    changes = {"freeze": ["vggt"], "optimiser": {"lr": 2e-3}, "task": {"rehearsal": 0.0}}
+    changes = {"freeze": ["vggt"], "optimiser": {"lr": 2e-3}, "task": {"rehearsal": None}}
     trainer = small_run(tmp_path / "frozen", **changes)
     before = weights_of(trainer)
     trainer.train()
@@ -250,9 +255,10 @@ def test_recipes_that_ship(name):
         ({"num_inputs": 0}, r"^task.num_inputs must be a whole number, at least 1, got 0$"),
         ({"num_targets": 0}, r"^task.num_targets must be a whole number, at least 1, got 0$"),
         ({"unit": "metres"}, r"^task.unit must be one of 'depth', 'cameras', got 'metres'$"),
-        ({"numbers": {"vggt": {}}}, r"^task.numbers must be one of 'camera_drop', .*, got 'vggt'$"),
-        ({"rehearsal": -1}, r"^task.rehearsal must be at least 0, got -1.0$"),
-        ({"rehearsal_share": 2}, r"^task.rehearsal_share must be in 0 … 1, got 2.0$"),
+        ({"numbers": {"vggt": {}}}, r"^task.numbers must leave 'vggt' to the model's preset, .*, got it too$"),
+        ({"numbers": {"rays": 1}}, r"^config key must be one of .*, got 'task.numbers.rays'"),
+        ({"rehearsal": {"weight": -1}}, r"^task.rehearsal.weight must be at least 0, got -1.0$"),
+        ({"rehearsal": {"share": 2}}, r"^task.rehearsal.share must be in 0 … 1, got 2.0$"),
         ({"redraw": 1.5}, r"^task.redraw must be in 0 … 1, got 1.5$"),
         ({"chroma_weight": -1}, r"^task.chroma_weight must be at least 0, got -1.0$"),
     ],
@@ -265,5 +271,5 @@ def test_errors(options, message):
 def test_scenes_that_nothing_can_be_made_of():
     with pytest.raises(ValueError, match=r"^data.views must be above task.num_inputs, 3, got 3$"):
         NvsTask(num_inputs=3).prepare(random_scenes(1, 3))
-    with pytest.raises(ValueError, match=r"^scenes must have cameras to make pictures of, got none$"):
+    with pytest.raises(ValueError, match=r"^scenes must have cameras to synthesise views of, got none$"):
         NvsTask(num_inputs=2).prepare(random_scenes(1, 3)._replace(cameras=None))

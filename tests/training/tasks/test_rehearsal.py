@@ -26,12 +26,12 @@ def test_rooms_are_drawn_from_the_global_generator():
 @pytest.mark.parametrize(
     ("values", "error"),
     [
-        ({"weight": -1.0}, r"^rehearsal.weight must be at least 0, got -1.0$"),
-        ({"scenes": 0}, r"^rehearsal.scenes must be a whole number, at least 1, got 0$"),
-        ({"views": (2, 25)}, r"^rehearsal.views must be numbers up to 24, got \(2, 25\)$"),
-        ({"views": ()}, r"^rehearsal.views must be numbers up to 24, got \(\)$"),
-        ({"num_tracks": 2000}, r"^rehearsal.num_tracks must be in 0 … 1024, got 2000$"),
-        ({"style": {"widht": 3}}, r"^config key must be one of .*, got 'rehearsal.style.widht'"),
+        ({"weight": -1.0}, r"^weight must be at least 0, got -1.0$"),
+        ({"scenes": 0}, r"^scenes must be a whole number, at least 1, got 0$"),
+        ({"views": (2, 25)}, r"^views must be numbers up to 24, got \(2, 25\)$"),
+        ({"views": ()}, r"^views must be numbers up to 24, got \(\)$"),
+        ({"num_tracks": 2000}, r"^num_tracks must be in 0 … 1024, got 2000$"),
+        ({"style": {"widht": 3}}, r"^config key must be one of .*, got 'style.widht'"),
     ],
 )
 def test_errors(values, error):

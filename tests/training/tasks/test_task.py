@@ -47,7 +47,7 @@ def test_another_kind_of_model_learns_and_is_scored(tmp_path: Path):
     last = [line for line in lines if line["kind"] == "validation"][-1]
     assert last["error/2v"] < first["error/2v"] / 2
     assert {"objective/2v", "loss_grey/2v"} <= last.keys()
-    assert {"objective", "loss_grey", "error", "norm/*"} <= lines[0].keys()
+    assert {"objective", "loss_grey", "error", "norm/*"} <= lines[1].keys()
     loaded = GreyModel.from_pretrained(weights)
     assert loaded.config == GreyConfig(width=6)
     averages = run.average.averages

@@ -99,20 +99,19 @@ def test_predict_compare_and_score(loss):
     task = VideoTask(tracker=TRACKER, loss=loss, weight=0.5, rehearsal=dataclasses.replace(PRACTICE, weight=2.0))
     model = task.build_model(SECTION).train()
     batch = task.prepare(draw_batch())
-    assert batch.query_views.shape == (2, 4)
+    assert batch.scenes.query_views.shape == (2, 4)
     outputs = task.predict(model, batch)
     report = task.build_loss(LossSection())(outputs, batch)
     torch.testing.assert_close(report.total, sum(report.tasks.values()))
     torch.testing.assert_close(report.tasks["video"], 0.5 * report.terms["loss_video_total"])
     names = {"video", "rehearsal_camera", "rehearsal_depth", "rehearsal_points", "rehearsal_tracks"}
     assert report.tasks.keys() == names
-    torch.testing.assert_close(
-        report.tasks["rehearsal_camera"], 2 * task.build_loss(LossSection()).original(*outputs.practice).tasks["camera"]
-    )
+    rehearsed = task.build_loss(LossSection()).original(outputs.scenes, batch.rehearsal)
+    torch.testing.assert_close(report.tasks["rehearsal_camera"], 2 * rehearsed.tasks["camera"])
     report.total.backward()
     scores = task.score(outputs, batch)
     assert {name: value.shape for name, value in scores.items()} == dict.fromkeys(("aj", "delta", "oa"), (2,))
-    assert task.predict(model.eval(), batch).practice is None
+    assert task.prepare(draw_batch(), training=False).rehearsal is None
 
 
 def test_errors_are_measured_in_images_of_one_width():
@@ -120,7 +119,7 @@ def test_errors_are_measured_in_images_of_one_width():
     model = task.build_model(SECTION)
     batch = task.prepare(draw_batch())
     outputs = task.predict(model, batch)
-    loss = window_loss(outputs.video.windows, batch.tracks, batch.query_views).position
+    loss = window_loss(outputs.video.windows, batch.scenes.tracks, batch.scenes.query_views).position
     torch.testing.assert_close(task.build_loss(LossSection())(outputs, batch).terms["loss_video_position"], 2 * loss)
 
 
@@ -199,6 +198,7 @@ def test_numbers_of_the_published_recipe():
             {"tracker": {"vggt": {}}},
             r"^tracker must leave 'vggt' to the model's preset, numbers or weights, got it too$",
         ),
+        ({"rehearsal": Rehearsal()}, r"^rehearsal.scenes must be given for videos, whose own scenes move, got none$"),
     ],
 )
 def test_errors(values, error):
@@ -211,7 +211,7 @@ def test_a_batch_without_tracks():
         VideoTask().prepare(draw_batch()._replace(tracks=None))
     with pytest.raises(ValueError, match=r"^data.views must be at least 2 to track through, got 1$"):
         VideoTask().prepare(draw_batch()._replace(images=torch.zeros(2, 1, 3, 28, 28)))
-    with pytest.raises(ValueError, match=r"^task.tracker must be one of 'depth', .*, got 'windows'$"):
+    with pytest.raises(ValueError, match=r"^config key must be .*, got 'task.tracker.windows'; did you mean 'window'"):
         build_task("video_tracker", {"tracker": {"windows": 4}})
 
 

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from geomtx.checks import check_count, check_option, check_range, suggest_keywords
 from geomtx.geometry.rays import RayOrder
-from geomtx.models.vggt.config import VGGTConfig, check_inner_config, parse_around_vggt
+from geomtx.models.vggt.config import VGGTConfig, check_inner_config
+from geomtx.parsing import parse_dataclass
 
 __all__ = ["NVSConfig"]
 
@@ -92,4 +93,4 @@ class NVSConfig:
         Raises:
             ValueError: For a key that is no attribute, or a value out of its range.
         """
-        return parse_around_vggt(cls, values)
+        return parse_dataclass(cls, values)

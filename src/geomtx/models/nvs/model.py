@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +171,12 @@ class VGGTForNVS(nn.Module):
         *,
         input_cameras: Cameras | None = None,
         input_mask: Bool[Tensor, "*batch s"] | None = None,
+        each_view: Callable[..., Tensor] | None = None,
     ) -> tuple[EmbeddedViews, AttentionTable]:
         """Return the tokens of input and target views, and how the encoder's blocks are run on them.
 
-        Arguments and errors are those of `forward`. `encoder.collect(views, attend)` runs the blocks, `decode` makes
-        images of the result.
+        Arguments and errors are those of `forward`, and `each_view` that of `AlternatingEncoder.embed`.
+        `encoder.collect(views, attend)` runs the blocks, `decode` makes images of the result.
         """
         check_images("images", images)
         single = images.ndim == 4
@@ -183,7 +184,7 @@ class VGGTForNVS(nn.Module):
         targets = _check_cameras("target_cameras", target_cameras, images, single=single)
         shifts = self._describe_inputs(images, input_cameras, input_mask, single=single)
         rays = self._embed_rays(targets, (images.shape[-2], images.shape[-1]))
-        views = self.encoder.embed(images, extra_patches=rays, **shifts)
+        views = self.encoder.embed(images, extra_patches=rays, each_view=each_view, **shifts)
         attend = self.encoder.attention(views)
         if self.config.isolate_targets:
             attend["global"] = _IsolatedViews(rays.shape[1], self.encoder.rotary_table(views), views.mask)

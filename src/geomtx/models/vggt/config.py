@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from geomtx.checks import check_divisible, check_name, check_option, check_positive, suggest_keywords
 from geomtx.encoder.alternating import Scope
 from geomtx.layers.backends import BackendName
+from geomtx.parsing import parse_dataclass
 
 __all__ = [
     "HEADS",
@@ -18,10 +19,7 @@ __all__ = [
     "check_heads",
     "check_inner_config",
     "check_numbers",
-    "parse_around_vggt",
 ]
-
-Config = TypeVar("Config")
 
 HeadName = Literal["camera", "depth", "points", "tracks"]
 HEAD_MODULES: dict[HeadName, str] = {
@@ -229,20 +227,12 @@ class VGGTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VGGTConfig:
-        """The inverse of `to_dict`.
+        """Build a configuration from what `to_dict` returns.
 
         Raises:
-            ValueError: For a key that is no attribute, or a value of another type.
+            ValueError: For an unknown key, a value of another type, or one that makes no model.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for key in values:
-            check_option("config key", key, sorted(known))
-        numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for field in dataclasses.fields(cls):
-            wanted = (int, float) if isinstance(field.default, float) else type(field.default)
-            if not isinstance(numbers.get(field.name, field.default), wanted):
-                raise ValueError(f"{field.name} must be like {field.default!r}, got {numbers[field.name]!r}")
-        return cls(**numbers)
+        return parse_dataclass(cls, values)
 
 
 def check_inner_config(vggt: object) -> None:
@@ -256,18 +246,3 @@ def check_numbers(name: str, keys: Iterable[str], kind: type, *, without: str | 
     available = sorted(field.name for field in dataclasses.fields(kind) if field.name != without)
     for key in keys:
         check_option(name, key, available)
-
-
-def parse_around_vggt(kind: type[Config], values: dict[str, Any]) -> Config:
-    """The configuration of a model with a VGGT inside, from plain values; `vggt` is a mapping.
-
-    Raises:
-        ValueError: For a key that is no attribute, or a value that it can't have.
-    """
-    check_numbers("config key", values, kind)
-    numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if "vggt" in values:
-        if not isinstance(values["vggt"], dict):
-            raise ValueError(f"vggt must be a mapping of the numbers of VGGTConfig, got {values['vggt']!r}")
-        numbers["vggt"] = VGGTConfig.from_dict(values["vggt"])
-    return kind(**numbers)

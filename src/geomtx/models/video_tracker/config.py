@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_count, check_divisible, check_option, check_range, suggest_keywords
-from geomtx.models.vggt.config import VGGTConfig, check_inner_config, parse_around_vggt
+from geomtx.models.vggt.config import VGGTConfig, check_inner_config
+from geomtx.parsing import parse_dataclass
 
 __all__ = ["FeatureSource", "VideoTrackerConfig"]
 
@@ -101,4 +102,4 @@ class VideoTrackerConfig:
         Raises:
             ValueError: For a key that is no attribute, or a value out of its range.
         """
-        return parse_around_vggt(cls, values)
+        return parse_dataclass(cls, values)

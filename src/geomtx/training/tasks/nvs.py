@@ -1,10 +1,9 @@
-"""Training of `VGGTForNVS`: some views of a scene go in, the others' pictures shall come out."""
+"""Training of `VGGTForNVS` (novel view synthesis): some views of a scene go in, others are synthesised."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from typing import Any, Literal
 
 import torch
@@ -19,12 +18,16 @@ from geomtx.losses.reduce import count_scope, over_batch
 from geomtx.losses.rendering import RenderingLoss, count_pictures, gaussian_similarity
 from geomtx.losses.terms import CountSource
 from geomtx.metrics.image import psnr, read_vgg
-from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
+from geomtx.models.nvs.config import NVSConfig
+from geomtx.models.nvs.model import NVSPrediction, VGGTForNVS
 from geomtx.models.published import open_weights
 from geomtx.models.saved_model import kind_of
-from geomtx.models.vggt.config import check_numbers
+from geomtx.parsing import parse_fields
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.prepare import build_loss
+from geomtx.training.tasks.rehearsal import PreparedBatch, Rehearsal, add_rehearsal
+from geomtx.training.tasks.running import PLAIN, RunOptions, head_precision, recomputed, recomputed_backbone, run_vggt
+from geomtx.training.tasks.task import starting_from
 from geomtx.training.tasks.vggt import VggtTask, leave_out_heads, leave_out_late_tracks, load_vggt, queries_for
 from geomtx.types import Cameras, SceneBatch
 
@@ -35,27 +38,26 @@ logger = logging.getLogger("geomtx")
 
 @dataclasses.dataclass(frozen=True)
 class NvsTask:
-    """Options of novel view synthesis in training. See `Task`.
+    """Novel view synthesis in training. See `Task`.
 
-    The first view of a scene is always an input; which others are is drawn anew for every scene and step. A scene of an
-    unknown first camera, and a target of unknown camera, count for nothing.
+    The first view of a scene is always an input; which others are inputs is drawn anew for every scene and step. A
+    scene whose first camera is unknown, and a target of unknown camera, count for nothing.
 
     Attributes:
-        num_inputs: Views that go in.
-        num_targets: Most pictures to make a scene; None = of all other views.
-        redraw: Share of the scenes in training whose targets are drawn from all views, with replacement: those that go
-            in are asked for too, by which the model learns to find and copy. 0.2 in LagerNVS.
-        unit: What the cameras' unit of length is taken from: "depth", of the input views, where it is known, else as
-            for "cameras": 1.35 times the largest distance of an input camera from the first.
-        numbers: Of `NVSConfig` for the parts that `model.weights` don't have, or for random weights; not `vggt`.
-        perceptual_weights: File of VGG-19's weights, see `PerceptualLoss`; None = the loss without.
-        perceptual_weight: Of that part.
-        similarity_weight: Of 1 - SSIM, which takes its place without the file.
-        chroma_weight: Of the error of hue, see `RenderingLoss`.
-        rehearsal: Weight of the original tasks' loss (section `loss`), on a plain pass of the VGGT inside over all
-            views, as often as they were drawn: what keeps its heads right while its encoder learns. 0 = no such pass;
-            then, with several processes, `vggt.*_head` have to be frozen.
-        rehearsal_share: Share of a batch's scenes in that pass in training, at least one.
+        num_inputs: Number of input views.
+        num_targets: Largest number of target views a scene; defaults to all other views.
+        redraw: Share of the scenes in training whose targets are drawn from all views, with replacement: input views
+            are asked for too, by which the model learns to find and copy. LagerNVS uses 0.2.
+        unit: What the unit of length of the cameras is taken from: "depth", the depth of the input views, or where it
+            is unknown as for "cameras", 1.35 times the largest distance of an input camera from the first.
+        numbers: Fields of `NVSConfig`, except `vggt`, for a model with random weights and for parts that
+            `model.weights` don't have.
+        perceptual_weights: File of VGG-19's weights, see `PerceptualLoss`; defaults to a loss without it.
+        perceptual_weight: Weight of the perceptual loss.
+        similarity_weight: Weight of 1 - SSIM, which takes its place without the file.
+        chroma_weight: Weight of the error of hue, see `RenderingLoss`.
+        rehearsal: Rehearsal of the VGGT inside on its own tasks, by which its heads stay right while its encoder
+            learns; defaults to none. Without it, several processes need `vggt.*_head` to be frozen.
     """
 
     num_inputs: int = 4
@@ -67,36 +69,42 @@ class NvsTask:
     perceptual_weight: float = 0.5
     similarity_weight: float = 0.2
     chroma_weight: float = 0.0
-    rehearsal: float = 0.0
-    rehearsal_share: float = 1.0
+    rehearsal: Rehearsal | None = None
 
     def __post_init__(self) -> None:
         check_count("num_inputs", self.num_inputs)
         if self.num_targets is not None:
             check_count("num_targets", self.num_targets)
         check_option("unit", self.unit, ("depth", "cameras"))
-        check_numbers("numbers", self.numbers, NVSConfig, without="vggt")
-        for name in ("perceptual_weight", "similarity_weight", "chroma_weight", "rehearsal"):
+        if "vggt" in self.numbers:
+            raise ValueError("numbers must leave 'vggt' to the model's preset, numbers or weights, got it too")
+        self.model_numbers()
+        for name in ("perceptual_weight", "similarity_weight", "chroma_weight"):
             check_at_least(name, getattr(self, name), 0)
-        for name in ("redraw", "rehearsal_share"):
-            check_range(name, getattr(self, name), 0, 1)
+        check_range("redraw", self.redraw, 0, 1)
+
+    def model_numbers(self) -> dict[str, Any]:
+        """Return the fields of `NVSConfig` that the task sets."""
+        return parse_fields(NVSConfig, self.numbers, "numbers")
 
     def build_model(self, section: ModelSection) -> VGGTForNVS:
-        """With random weights, with those of a model of this kind, or around those of a VGGT; in float32."""
+        """Build the model in float32: with random weights, those of such a model, or around those of a VGGT."""
+        numbers = self.model_numbers()
         if section.weights is None:
-            return VGGTForNVS(NVSConfig(vggt=section.model_config(), **self.numbers))
-        checkpoint = open_weights(section.weights)
-        if section.heads is None and kind_of(checkpoint) != "VGGT":
-            without = leave_out_heads(checkpoint)
-            return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, extra_heads=without, **self.numbers)
-        return VGGTForNVS.from_vggt(load_vggt(section), **self.numbers)
+            return VGGTForNVS(NVSConfig(vggt=section.model_config(), **numbers))
+        with starting_from(section):
+            checkpoint = open_weights(section.weights)
+            if section.heads is None and kind_of(checkpoint) != "VGGT":
+                without = leave_out_heads(checkpoint)
+                return VGGTForNVS.from_pretrained(section.weights, dtype=torch.float32, extra_heads=without, **numbers)
+            return VGGTForNVS.from_vggt(load_vggt(section), **numbers)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGTForNVS:
-        """The model of `NVSConfig.to_dict`."""
+        """Build the model of `NVSConfig.to_dict()`."""
         return VGGTForNVS(NVSConfig.from_dict(numbers))
 
     def build_loss(self, section: LossSection) -> NvsLoss:
-        """Of the pictures and, with rehearsal, of the original tasks."""
+        """Return the loss of the synthesised views and, with rehearsal, of the VGGT's own tasks."""
         perceptual = None
         if self.perceptual_weights is not None:
             perceptual = PerceptualLoss(read_vgg(self.perceptual_weights, 19, PERCEPTUAL_TAPS))
@@ -111,17 +119,19 @@ class NvsTask:
             similarity_weight=self.similarity_weight,
             chroma_weight=self.chroma_weight,
         )
-        return NvsLoss(rendering, build_loss(section) if self.rehearsal else None, self.num_inputs, self.rehearsal)
+        if self.rehearsal is None:
+            return NvsLoss(rendering, self.num_inputs)
+        return NvsLoss(rendering, self.num_inputs, build_loss(section), self.rehearsal.weight)
 
-    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
-        """Normalised, the views that go in first, then those to make.
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> PreparedBatch:
+        """Return normalised scenes, the input views first, then the targets.
 
         Raises:
-            ValueError: For scenes without cameras, or with no more views than go in.
+            ValueError: For scenes without cameras, or with no more views than inputs.
         """
         num_scenes, num_views = batch.images.shape[:2]
         if batch.cameras is None:
-            raise ValueError("scenes must have cameras to make pictures of, got none")
+            raise ValueError("scenes must have cameras to synthesise views of, got none")
         if num_views <= self.num_inputs:
             raise ValueError(f"data.views must be above task.num_inputs, {self.num_inputs}, got {num_views}")
         most = num_views if self.num_targets is None else self.num_inputs + self.num_targets
@@ -133,29 +143,35 @@ class NvsTask:
             views = torch.randint(num_views, (num_scenes, num_views - self.num_inputs), device=device)
             targets = torch.where(redrawn, views, order[:, self.num_inputs :])
             order = torch.cat([order[:, : self.num_inputs], targets], dim=1)
-        return _take_views(leave_out_late_tracks(normalize_scene(batch)[0]), order[:, :most])
+        scenes = _take_views(leave_out_late_tracks(normalize_scene(batch)[0]), order[:, :most])
+        if self.rehearsal is None:
+            return PreparedBatch(scenes)
+        return PreparedBatch(scenes, self.rehearsal.choose(scenes, training=training))
 
-    def predict(self, model: nn.Module, batch: SceneBatch) -> NVSPrediction:
-        """Make the targets' pictures and, with rehearsal, run the VGGT inside on some scenes, out of training on all.
+    def predict(self, model: nn.Module, batch: PreparedBatch, options: RunOptions = PLAIN) -> NVSPrediction:
+        """Synthesise the targets and, with rehearsal, run the VGGT inside.
 
-        Known cameras of the inputs go in where the model takes them.
+        Known cameras of the inputs are given to a model that takes them.
         """
-        cameras = self.relate(batch)
+        scenes = batch.scenes
+        cameras = self.relate(scenes)
+        inputs = scenes.images[:, : self.num_inputs]
         bare: Any = getattr(model, "module", model)
         known: dict[str, Any] = {}
         if bare.config.known_cameras or bare.config.input_rays:
-            mask = None if batch.camera_mask is None else batch.camera_mask[:, : self.num_inputs]
+            mask = None if scenes.camera_mask is None else scenes.camera_mask[:, : self.num_inputs]
             known = {"input_cameras": cameras.inputs, "input_mask": mask}
-        if self.rehearsal:
-            count = len(batch.images)
-            scenes = max(1, math.ceil(self.rehearsal_share * count)) if model.training else count
-            known["scene_images"] = batch.images[:scenes]
-            queries = queries_for(model, batch)
-            known["query_points"] = None if queries is None else queries[:scenes]
-        return model(batch.images[:, : self.num_inputs], cameras.targets, **known)
+        if options == PLAIN:
+            prediction = model(inputs, cameras.targets, **known)
+        else:
+            prediction = _synthesise(bare, inputs, cameras.targets, known, options)
+        if batch.rehearsal is None:
+            return prediction
+        queries = queries_for(model, batch.rehearsal)
+        return prediction._replace(scenes=run_vggt(bare.vggt, batch.rehearsal.images, queries, options))
 
     def relate(self, batch: SceneBatch) -> RelativeCameras:
-        """Cameras of a prepared batch in the frame and the unit that the model is trained with."""
+        """Return the cameras of prepared scenes in the frame and the unit that the model is trained with."""
         assert batch.cameras is not None
         first = self.num_inputs
         inputs, targets = (Cameras(*(t[:, part] for t in batch.cameras)) for part in (slice(first), slice(first, None)))
@@ -167,82 +183,85 @@ class NvsTask:
         known = known_pixels(seen).flatten(1).any(1)
         return relate_cameras(inputs, targets, scale=torch.where(known, by_depth, by_cameras.scale))
 
-    def score(self, outputs: NVSPrediction, batch: SceneBatch) -> dict[str, Tensor]:
-        """PSNR and SSIM, means over a scene's targets of known camera; and, with rehearsal, the VGGT's scores."""
-        true = batch.images[:, self.num_inputs :]
+    def score(self, outputs: NVSPrediction, batch: PreparedBatch) -> dict[str, Tensor]:
+        """Return PSNR and SSIM, means over a scene's targets of known camera, and the scores of the rehearsal."""
+        scenes = batch.scenes
+        true = scenes.images[:, self.num_inputs :]
         measured = {"psnr": psnr(outputs.images, true)}
         if min(true.shape[-2:]) >= 11:
             measured["ssim"] = gaussian_similarity(outputs.images, true)
-        if batch.camera_mask is not None:
-            known = batch.camera_mask[:, self.num_inputs :]
+        if scenes.camera_mask is not None:
+            known = scenes.camera_mask[:, self.num_inputs :]
             measured = {name: torch.where(known, value, torch.nan) for name, value in measured.items()}
         scores = {name: value.nanmean(dim=1) for name, value in measured.items()}
-        if outputs.scenes is not None:
-            part, missing = _first_scenes(batch, outputs.scenes)
-            for name, value in VggtTask().score(outputs.scenes, part).items():
-                scores[name] = torch.cat([value, value.new_full((missing,), torch.nan)])
+        if outputs.scenes is not None and batch.rehearsal is not None:
+            scores |= VggtTask().score(outputs.scenes, batch.rehearsal)
         return scores
 
 
 class NvsLoss:
-    """Callable: (`NVSPrediction`, prepared batch) → `LossReport`.
+    """Loss of `NvsTask`, a function of the predictions and the prepared batch.
 
     Args:
-        rendering: Compares pictures.
-        scenes: Compares what the VGGT inside says; None = it isn't asked.
-        num_inputs: Views of the batch that went in.
-        rehearsal: Weight of `scenes`.
+        rendering: Loss of the synthesised views.
+        num_inputs: Number of input views, which come first in the batch.
+        original: Loss of the rehearsal; defaults to none.
+        weight: Weight of the rehearsal.
     """
 
     def __init__(
-        self, rendering: RenderingLoss, scenes: MultitaskLoss | None, num_inputs: int, rehearsal: float
+        self, rendering: RenderingLoss, num_inputs: int, original: MultitaskLoss | None = None, weight: float = 1.0
     ) -> None:
         self.rendering = rendering
-        self.scenes = scenes
         self.num_inputs = num_inputs
-        self.rehearsal = rehearsal
+        self.original = original
+        self.weight = weight
 
     @property
     def counts_from(self) -> CountSource:
-        """See `MultitaskLoss`; which scenes are rehearsed is seen in the outputs."""
-        return "labels" if self.scenes is None else "predictions"
+        """What the numbers of values depend on that the means are taken over, see `MultitaskLoss`."""
+        return "labels" if self.original is None else self.original.counts_from
 
-    def count_labels(self, batch: SceneBatch) -> None:
-        """See `MultitaskLoss`."""
+    def count_labels(self, batch: PreparedBatch) -> None:
+        """Collect the counts of a batch, see `MultitaskLoss`."""
         with count_scope("rendering"):
             over_batch(count_pictures(*self._targets(batch)))
+        if self.original is not None and batch.rehearsal is not None:
+            with count_scope("rehearsal"):
+                self.original.count_labels(batch.rehearsal)
 
-    def _targets(self, batch: SceneBatch) -> tuple[Tensor, Tensor | None]:
-        mask = None if batch.camera_mask is None else batch.camera_mask[:, self.num_inputs :]
-        return batch.images[:, self.num_inputs :], mask
+    def _targets(self, batch: PreparedBatch) -> tuple[Tensor, Tensor | None]:
+        mask = batch.scenes.camera_mask
+        return batch.images[:, self.num_inputs :], None if mask is None else mask[:, self.num_inputs :]
 
-    def __call__(self, outputs: NVSPrediction, batch: SceneBatch) -> LossReport:
-        """Compare."""
+    def __call__(self, outputs: NVSPrediction, batch: PreparedBatch) -> LossReport:
+        """Return the loss, its tasks and its terms."""
         rendering = self.rendering.to(batch.images.device)
         with count_scope("rendering"):
             pictures = rendering(outputs.images, *self._targets(batch))
         report = LossReport(pictures.total, {"rendering": pictures.total}, dict(pictures.parts))
-        if self.scenes is None or outputs.scenes is None:
-            return report
-        with count_scope("rehearsal"):
-            scenes = self.scenes(outputs.scenes, _first_scenes(batch, outputs.scenes)[0])
-        tasks = {name: self.rehearsal * task for name, task in scenes.tasks.items()}
-        total = report.total + self.rehearsal * scenes.total
-        return LossReport(total, report.tasks | tasks, report.terms | scenes.terms)
+        return add_rehearsal(report, outputs.scenes, batch.rehearsal, loss=self.original, weight=self.weight)
+
+
+def _synthesise(
+    model: VGGTForNVS, images: Tensor, targets: Cameras, known: dict[str, Any], options: RunOptions
+) -> NVSPrediction:
+    """Return what `model(images, targets, **known)` gives, run with options."""
+    recompute = options.recomputes(model)
+    each_view = recomputed_backbone(model.encoder) if recompute else None
+    views, attend = model.embed(images, targets, **known, each_view=each_view)
+    tokens = model.encoder.collect(views, recomputed(attend) if recompute else attend)
+    with head_precision(images.device, options):
+        if options.heads_in_float32:
+            tokens = tokens._replace(layers={index: layer.float() for index, layer in tokens.layers.items()})
+        return model.decode(tokens, targets)
 
 
 def _take_views(batch: SceneBatch, order: Tensor) -> SceneBatch:
-    """Views in the order (B, V), of scenes whose first stays the first: there, VGGT's queries are."""
+    """Return the views in the order (B, V) of scenes whose first view, where VGGT's queries are, stays the first."""
     rows = torch.arange(len(order), device=order.device)[:, None]
     taken = tree_map(lambda t: None if t is None else t[rows, order], batch._replace(tracks=None, query_views=None))
     if batch.tracks is None:
         return taken
     coords, visible = (t[rows, order] for t in batch.tracks[:2])
     return taken._replace(tracks=batch.tracks._replace(coords_px=coords, visible=visible))
-
-
-def _first_scenes(batch: SceneBatch, predictions: Any) -> tuple[SceneBatch, int]:
-    """The scenes that predictions are of, and how many more there are."""
-    found = [value for value in (predictions.depth, predictions.points, predictions.cameras) if value is not None]
-    count = found[0][0].shape[0] if found else len(predictions.tracks.coords_px)
-    return tree_map(lambda t: None if t is None else t[:count], batch), len(batch.images) - count

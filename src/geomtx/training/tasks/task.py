@@ -1,22 +1,23 @@
-"""What a run trains: all of `Trainer` that depends on the kind of model."""
+"""What a run trains: the part of `Trainer` that depends on the kind of model."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.losses.multitask import LossReport
-from geomtx.training.parsing import parse_fields
+from geomtx.parsing import parse_dataclass
 from geomtx.types import SceneBatch
 
 if TYPE_CHECKING:
     from geomtx.training.config import LossSection, ModelSection
 
-__all__ = ["Task", "build_task", "start_model"]
+__all__ = ["Task", "build_task", "starting_from"]
 
 # `model.kind` → module and class, which is imported only if it is asked for.
 _HOMES = {
@@ -28,82 +29,85 @@ _HOMES = {
 
 @runtime_checkable
 class Task(Protocol):
-    """A kind of model in training; a frozen dataclass whose fields, all with defaults, are the section `task`.
+    """A kind of model in training: a frozen dataclass whose fields, all with defaults, are the section `task`.
 
     Its models have `config`, with `patch_size` and `to_dict()` of plain values, `save_pretrained(folder)` and
-    `from_pretrained(source, dtype=…)`. Where something is drawn, it is drawn from torch's global generators: a
-    checkpoint keeps them.
+    `from_pretrained(source, dtype=…)`. Random numbers are drawn from torch's global generators, whose states a
+    checkpoint keeps.
     """
 
     def build_model(self, section: ModelSection) -> nn.Module:
-        """In float32, with random weights, or with `section.weights`: of this kind, or of a VGGT to start from.
+        """Build the model in float32, with random weights or with those of `section.weights`.
 
         Raises:
-            ValueError: For weights of another kind, or numbers that make no model.
+            ValueError: For weights of another kind, or a configuration that makes no model.
         """
         ...
 
     def rebuild_model(self, numbers: dict[str, Any]) -> nn.Module:
-        """The model of a checkpoint's `model.config.to_dict()`, with random weights."""
+        """Build the model of a checkpoint from `model.config.to_dict()`, with random weights."""
         ...
 
     def build_loss(self, section: LossSection) -> Callable[[Any, Any], LossReport]:
-        """(outputs of `predict`, batch of `prepare`) → report."""
+        """Return the loss, a function of what `predict` returns and of what `prepare` returns."""
         ...
 
-    def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
-        """What `predict` and the loss get, of as many scenes: normalised, with what is drawn for a step.
+    def prepare(self, batch: SceneBatch, *, training: bool = True) -> Any:
+        """Return what `predict` and the loss are given: normalised scenes, and what is drawn at random for a step.
 
-        Without `training`, it is for validation.
-        """
-        ...
-
-    def predict(self, model: nn.Module, batch: SceneBatch) -> Any:
-        """Run a model, which may be wrapped for several processes, on what `prepare` made.
+        Args:
+            batch: Scenes in any unit.
+            training: Whether the batch is trained on; otherwise it is one of validation.
 
         Returns:
-            Nested named tuples, dictionaries and tensors. In training, the same parts of the model have to run in
-            every process whatever its batch has: DDP waits for all trained parameters. All of it is one call of the
-            model: sharded parameters are whole only within it.
+            A named tuple with `images` (B, S, 3, H, W), of tensors whose first axis is B; or one with a method
+            `split(num_chunks)` that returns its chunks.
         """
         ...
 
-    def score(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
-        """Name → (B,), a scene each, NaN where it has no such score; `outputs` are without a graph."""
+    def predict(self, model: nn.Module, batch: Any) -> Any:
+        """Run the model on what `prepare` returned.
+
+        A task may take a third argument, `options` (`geomtx.training.tasks.running.RunOptions`): heads in float32,
+        probes and recomputation are then available for it.
+
+        Returns:
+            Nested named tuples, dictionaries and tensors. In training, the same parts of the model have to run in every
+            process whatever its batch has, since the processes wait for the gradients of all trained parameters.
+        """
+        ...
+
+    def score(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """Return scores by name, (B,) each, NaN for a scene that has no such score; `outputs` have no graph."""
         ...
 
 
 def build_task(kind: str, options: dict[str, Any]) -> Task:
-    """The task of a configuration.
+    """Return the task of a configuration.
 
     Args:
         kind: "vggt", "nvs" or "video_tracker".
-        options: Plain values by field of the task.
+        options: Fields of the task, plain values.
 
     Raises:
-        ValueError: For a kind or an option that there isn't, or a value that the task doesn't take.
+        ValueError: For an unknown kind or field, or a value that the task doesn't take.
     """
     check_option("model.kind", kind, tuple(_HOMES))
     module, name = _HOMES[kind]
     task: Any = getattr(importlib.import_module(module), name)
     if options and not task.__dataclass_fields__:
         raise ValueError(f"task must be empty where model.kind is '{kind}', got {', '.join(map(str, options))}")
-    fields = parse_fields(task, options, "task")
-    try:
-        return task(**fields)
-    except ValueError as error:
-        raise ValueError(f"task.{error}") from error
+    return parse_dataclass(task, options, "task")
 
 
-def start_model(task: Task, section: ModelSection) -> nn.Module:
-    """What `task.build_model` gives.
+@contextmanager
+def starting_from(section: ModelSection) -> Iterator[None]:
+    """Within the block, weights are opened and read; what is wrong with them is said of `model.weights`.
 
     Raises:
-        ValueError: As there; for weights that it can't start from, saying that it is those.
+        ValueError: For weights that the kind of model can't start from.
     """
     try:
-        return task.build_model(section)
+        yield
     except ValueError as error:
-        if section.weights is None or str(error).startswith(("model.", "task.")):
-            raise
         raise ValueError(f"model.weights must be what '{section.kind}' can start from, but {error}") from error

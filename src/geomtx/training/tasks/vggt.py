@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint.files import Checkpoint
-from geomtx.checks import check_option
 from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.heads.track import TrackHead
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.losses.reduce import select
 from geomtx.metrics.evaluate import measure_depth, measure_poses
 from geomtx.models.saved_model import added_heads, config_of_checkpoint, open_vggt
-from geomtx.models.vggt import VGGT, VGGTConfig
-from geomtx.models.vggt.config import HEADS
+from geomtx.models.vggt.config import VGGTConfig
+from geomtx.models.vggt.model import VGGT
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.prepare import build_loss
+from geomtx.training.tasks.running import PLAIN, RunOptions, run_vggt
+from geomtx.training.tasks.task import starting_from
 from geomtx.types import Predictions, SceneBatch
 
 __all__ = [
@@ -35,49 +36,54 @@ __all__ = [
 
 logger = logging.getLogger("geomtx")
 
-# In the log, by their names in `Evaluation`.
-_POSES = {"auc_5": "auc@5", "auc_15": "auc@15", "auc_30": "auc@30"}
-_DEPTH = {"depth_abs_rel": "abs_rel", "depth_delta": "delta_1.25"}
+# Name in the log → name in `geomtx.metrics.Evaluation`.
+_POSES = {"auc@5": "auc_5", "auc@15": "auc_15", "auc@30": "auc_30"}
+_DEPTH = {"abs_rel": "depth_abs_rel", "delta_1.25": "depth_delta"}
 
 
 @dataclasses.dataclass(frozen=True)
 class VggtTask:
-    """All heads on a batch; queries are where the tracks are in view 0. See `Task`."""
+    """All heads of a VGGT on a batch; tracks are queried at their positions in view 0. See `Task`."""
 
     def build_model(self, section: ModelSection) -> VGGT:
-        """With random weights, drawn from torch's global generator, or with those of a checkpoint, in float32."""
-        return VGGT(section.model_config()) if section.weights is None else load_vggt(section)
+        """Build the model in float32, with random weights or with those of `section.weights`."""
+        if section.weights is None:
+            return VGGT(section.model_config())
+        with starting_from(section):
+            return load_vggt(section)
 
     def rebuild_model(self, numbers: dict[str, Any]) -> VGGT:
-        """The model of `VGGTConfig.to_dict`."""
+        """Build the model of `VGGTConfig.to_dict()`."""
         return VGGT(VGGTConfig.from_dict(numbers))
 
     def build_loss(self, section: LossSection) -> MultitaskLoss:
-        """See `geomtx.training.prepare.build_loss`."""
+        """Return the loss of the configuration."""
         return build_loss(section)
 
     def prepare(self, batch: SceneBatch, *, training: bool = True) -> SceneBatch:
-        """In the first camera's frame and the unit of the scene; tracks that begin in a later view are left out."""
+        """Return scenes in the frame of the first camera and in their own unit, without tracks that begin later."""
         return leave_out_late_tracks(normalize_scene(batch)[0])
 
-    def predict(self, model: nn.Module, batch: SceneBatch) -> Predictions:
-        """Run all heads; see `queries_for`."""
-        return model(batch.images, queries_for(model, batch))
+    def predict(self, model: nn.Module, batch: SceneBatch, options: RunOptions = PLAIN) -> Predictions:
+        """Run all heads, with the queries of `queries_for`."""
+        queries = queries_for(model, batch)
+        if options == PLAIN:
+            return model(batch.images, queries)
+        assert isinstance(model, VGGT), "options are for the model itself"
+        return run_vggt(model, batch.images, queries, options)
 
     def score(self, outputs: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-        """`score_cameras` and `score_depth`."""
+        """Return the scores of `score_cameras` and `score_depth`."""
         return score_cameras(outputs, batch) | score_depth(outputs, batch)
 
 
 def load_vggt(section: ModelSection) -> VGGT:
-    """The VGGT of `section.weights`, in float32, without heads that were added: a configuration has no losses of them.
+    """Load the VGGT of `section.weights` in float32, without added heads, which a configuration has no losses for.
 
     Raises:
         ValueError: For weights of something else, and for heads that they don't have.
     """
     assert section.weights is not None
-    for head in section.heads or ():
-        check_option("model.heads", head, HEADS)
     checkpoint = open_vggt(section.weights)
     numbers = config_of_checkpoint(checkpoint)
     if section.heads is None:
@@ -86,17 +92,18 @@ def load_vggt(section: ModelSection) -> VGGT:
 
 
 def leave_out_heads(checkpoint: Checkpoint) -> dict[str, None]:
-    """`extra_heads` of `from_pretrained` that leaves out what was added to a model; a warning says so."""
+    """Return `extra_heads` for `from_pretrained` that leave out the added heads of a checkpoint, with a warning."""
     added = added_heads(checkpoint)
     if added:
         logger.warning(
-            "Added heads of model.weights are left out, as there are no losses of them: %s.", ", ".join(added)
+            "Added heads of model.weights are left out, as the configuration has no losses for them: %s.",
+            ", ".join(added),
         )
     return dict.fromkeys(added)
 
 
 def leave_out_late_tracks(batch: SceneBatch) -> SceneBatch:
-    """Without the tracks of videos that aren't seen in view 0, where VGGT's queries are."""
+    """Mask the tracks that are not visible in view 0, where VGGT's queries are."""
     if batch.tracks is None:
         return batch
     valid = batch.tracks.valid & batch.tracks.visible[:, 0]
@@ -104,10 +111,10 @@ def leave_out_late_tracks(batch: SceneBatch) -> SceneBatch:
 
 
 def queries_for(model: nn.Module, batch: SceneBatch) -> Tensor | None:
-    """Where the tracks of a prepared batch are in view 0, (B, N, 2), for a VGGT or the one inside a model.
+    """Return the positions of the tracks in view 0, (B, N, 2), for a VGGT or the one inside a model.
 
-    Without tracks there are none and the head of tracks doesn't run, unless other processes wait for it: then it
-    follows a pixel that no label is of.
+    Without tracks there are none, and the head of tracks doesn't run. Where other processes wait for its gradients, it
+    runs nevertheless, from a pixel that has no label.
     """
     if batch.tracks is not None:
         # An empty slot may hold anything.
@@ -118,18 +125,18 @@ def queries_for(model: nn.Module, batch: SceneBatch) -> Tensor | None:
 
 
 def score_cameras(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """Areas under the curve of pose errors, in 0 … 1, a scene each (B,), as in `geomtx.metrics.Evaluation`.
+    """Return areas under the curve of pose errors, in 0 … 1, (B,), as in `geomtx.metrics.Evaluation`.
 
-    Nothing where there are no cameras or no two views; NaN for a scene without two known cameras.
+    There are none without cameras or with one view; a scene without two known cameras has NaN.
     """
     measured = measure_poses(predictions, batch)
-    return {short: measured[name] for name, short in _POSES.items() if name in measured}
+    return {name: measured[field] for name, field in _POSES.items() if field in measured}
 
 
 def score_depth(predictions: Predictions, batch: SceneBatch) -> dict[str, Tensor]:
-    """Errors of depth with one scale a scene, (B,), as in `geomtx.metrics.Evaluation`; nothing without depth."""
+    """Return errors of depth aligned by one scale a scene, (B,), as in `geomtx.metrics.Evaluation`, if it is known."""
     measured = measure_depth(predictions, batch)
-    return {short: measured[name] for name, short in _DEPTH.items() if name in measured}
+    return {name: measured[field] for name, field in _DEPTH.items() if field in measured}
 
 
 def _num_processes() -> int:
