@@ -87,7 +87,7 @@ SIGNATURES = {
     "DenseHead.forward": "(self, tokens)",
     "AlternatingEncoder.forward": "(self, images, *, patch_mask, taps, camera_shift, patch_shift)",
     "VGGTForNVS": "(config, vggt)",
-    "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask, scene_images, query_points)",
+    "VGGTForNVS.forward": "(self, images, target_cameras, *, input_cameras, input_mask)",
     "VGGTForNVS.from_vggt": "(source, *, device, dtype, **numbers)",
     "VGGTForNVS.from_pretrained": "(source, *, device, dtype, extra_heads, **numbers)",
     "VGGTForNVS.save_pretrained": "(self, folder, *, overwrite)",
@@ -95,8 +95,7 @@ SIGNATURES = {
     "TrackHead.forward": "(self, tokens, query_points)",
     "TrackHead.track": "(self, features, query_points, *, view_mask)",
     "VideoTracker": "(config, *, features)",
-    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, num_iterations, "
-    "scene_images, scene_queries)",
+    "VideoTracker.forward": "(self, video, query_points, *, backward, support_grid, local_grid, num_iterations)",
     "VideoTracker.from_pretrained": "(source, *, features, device, dtype, extra_heads)",
     "VideoTracker.from_vggt": "(source, *, device, dtype, **numbers)",
     "VideoTracker.save_pretrained": "(self, folder, *, overwrite)",

@@ -72,19 +72,6 @@ def test_queries_in_chunks_are_tracked_as_if_alone():
     assert torch.equal(ours.windows.coords_px, torch.cat([part.windows.coords_px for part in alone], dim=4))
 
 
-def test_the_vggt_inside_predicts_of_other_scenes_in_the_same_call():
-    model, video, queries = tracker(), draw_video(), draw_queries([0, 2])
-    images, points = draw_video(3, 2), draw_queries([0, 1], 2)
-    tracks, scenes = model(video, queries, scene_images=images, scene_queries=points)
-    assert_equal_tracks(tracks.tracks, model(video, queries).tracks, 0)
-    expected = model.vggt(images, points)
-    assert torch.equal(scenes.depth.value, expected.depth.value)
-    assert torch.equal(scenes.tracks.coords_px, expected.tracks.coords_px)
-    assert model(video, queries, scene_images=images).scenes.tracks is None
-    with pytest.raises(ValueError, match=r"^features must be a VGGT's for the model to have one, got ImageFeatures$"):
-        tracker(features="images")(video, queries, scene_images=images)
-
-
 def test_the_vggt_inside_stays_usable():
     model = tracker()
     images = draw_video(2)

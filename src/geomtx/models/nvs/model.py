@@ -27,7 +27,7 @@ from geomtx.models.published import open_weights
 from geomtx.models.saved_model import HeadSource, kind_of, load_around_vggt, parse_stored, save_around_vggt
 from geomtx.models.vggt.config import check_numbers
 from geomtx.models.vggt.model import VGGT
-from geomtx.types import Bool, Cameras, EmbeddedViews, Float, Predictions, Tokens, show_shapes
+from geomtx.types import Bool, Cameras, EmbeddedViews, Float, Tokens, show_shapes
 
 __all__ = ["NVSConfig", "NVSPrediction", "VGGTForNVS"]
 
@@ -38,11 +38,9 @@ class NVSPrediction(NamedTuple):
 
     Attributes:
         images: Colours of the target views in [0, 1], (B, T, 3, H, W), in float32 or better.
-        scenes: Predictions of the VGGT inside for `scene_images`; None without.
     """
 
     images: Float[Tensor, "b t 3 h w"]
-    scenes: Predictions | None = None
 
 
 @dataclass(eq=False)
@@ -132,8 +130,6 @@ class VGGTForNVS(nn.Module):
         *,
         input_cameras: Cameras | None = None,
         input_mask: Bool[Tensor, "*batch s"] | None = None,
-        scene_images: Tensor | None = None,
-        query_points: Tensor | None = None,
     ) -> NVSPrediction:
         """Synthesise the views of target cameras; differentiable.
 
@@ -149,9 +145,6 @@ class VGGTForNVS(nn.Module):
             input_cameras: Cameras of `images`, (B, S, …), for a model with `config.known_cameras` or
                 `config.input_rays`; defaults to unknown cameras.
             input_mask: Boolean mask of the known input cameras, (B, S); defaults to all.
-            scene_images: Images of any scenes, (B, S, 3, H, W), for which the VGGT inside predicts in the same call,
-                as distributed training needs it; defaults to none.
-            query_points: Query points for that, see `VGGT.forward`.
 
         Returns:
             `NVSPrediction`, always with the B axis.
@@ -161,8 +154,7 @@ class VGGTForNVS(nn.Module):
                 the CPU, for input cameras in another frame.
         """
         views, attend = self.embed(images, target_cameras, input_cameras=input_cameras, input_mask=input_mask)
-        scenes = None if scene_images is None else self.vggt(scene_images, query_points)
-        return self.decode(self.encoder.collect(views, attend), target_cameras)._replace(scenes=scenes)
+        return self.decode(self.encoder.collect(views, attend), target_cameras)
 
     def embed(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,9 @@ from geomtx.models.video_tracker.features import VGGTFeatures
 from geomtx.tracking.image_features import ImageFeatures
 from geomtx.tracking.queries import batch_queries, check_queries, local_queries, support_queries, take_queries
 from geomtx.tracking.video import WindowTracker
-from geomtx.types import Float, Predictions, VideoTracks, show_shapes
+from geomtx.types import Float, VideoTracks
 
-__all__ = ["VideoPrediction", "VideoTracker", "VideoTrackerConfig"]
-
-
-@show_shapes
-class VideoPrediction(NamedTuple):
-    """Output of `VideoTracker` with `scene_images`: tracks of the video, and predictions of the VGGT inside."""
-
-    video: VideoTracks
-    scenes: Predictions
+__all__ = ["VideoTracker", "VideoTrackerConfig"]
 
 
 class VideoTracker(nn.Module):
@@ -98,9 +90,7 @@ class VideoTracker(nn.Module):
         support_grid: int = 0,
         local_grid: int = 0,
         num_iterations: int | None = None,
-        scene_images: Tensor | None = None,
-        scene_queries: Tensor | None = None,
-    ) -> VideoTracks | VideoPrediction:
+    ) -> VideoTracks:
         """Track points through a video; differentiable.
 
         Args:
@@ -113,9 +103,6 @@ class VideoTracker(nn.Module):
             local_grid: Also track a grid of this many points a side around each query, 50 pixels wide; 0 for none.
             num_iterations: Number of refinements in each window; defaults to the configuration's for the model's mode,
                 training or evaluation.
-            scene_images: Images of any scenes, (B, S, 3, H, W), for which the VGGT inside predicts in the same call,
-                as distributed training needs it; defaults to none.
-            scene_queries: Query points for that, see `VGGT.forward`.
 
         Returns:
             Tracks (B, S, N, …), always with the B axis, and the windows of the pass forwards in time. CoTracker2 takes
@@ -137,7 +124,7 @@ class VideoTracker(nn.Module):
             )
         image_hw = (video.shape[-2], video.shape[-1])
         check_queries(query_points, video.shape[1], image_hw, view="frame", on_any_device=True)
-        tracks = self.track(
+        return self.track(
             self._make_features(video),
             query_points,
             backward=backward,
@@ -145,7 +132,6 @@ class VideoTracker(nn.Module):
             local_grid=local_grid,
             num_iterations=num_iterations,
         )
-        return tracks if scene_images is None else VideoPrediction(tracks, self.vggt(scene_images, scene_queries))
 
     def _make_features(self, video: Tensor) -> Tensor:
         """Maps of the stride that positions are counted with; ValueError for those of another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from geomtx.losses.rendering import RenderingLoss, count_pictures, gaussian_simi
 from geomtx.losses.terms import CountSource
 from geomtx.metrics.image import psnr, read_vgg
 from geomtx.models.nvs.config import NVSConfig
-from geomtx.models.nvs.model import NVSPrediction, VGGTForNVS
+from geomtx.models.nvs.model import VGGTForNVS
 from geomtx.models.published import open_weights
 from geomtx.models.saved_model import kind_of
 from geomtx.parsing import parse_fields
@@ -29,11 +29,23 @@ from geomtx.training.tasks.rehearsal import PreparedBatch, Rehearsal, add_rehear
 from geomtx.training.tasks.running import PLAIN, RunOptions, head_precision, recomputed, recomputed_backbone, run_vggt
 from geomtx.training.tasks.task import starting_from
 from geomtx.training.tasks.vggt import VggtTask, leave_out_heads, leave_out_late_tracks, load_vggt, queries_for
-from geomtx.types import Cameras, SceneBatch
+from geomtx.types import Cameras, Predictions, SceneBatch
 
 __all__ = ["NvsLoss", "NvsTask"]
 
 logger = logging.getLogger("geomtx")
+
+
+class NvsOutputs(NamedTuple):
+    """What `NvsTask.predict` returns.
+
+    Attributes:
+        images: Synthesised target views in [0, 1], (B, T, 3, H, W).
+        scenes: Predictions of the VGGT inside for the scenes of a rehearsal; None without.
+    """
+
+    images: Tensor
+    scenes: Predictions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +160,7 @@ class NvsTask:
             return PreparedBatch(scenes)
         return PreparedBatch(scenes, self.rehearsal.choose(scenes, training=training))
 
-    def predict(self, model: nn.Module, batch: PreparedBatch, options: RunOptions = PLAIN) -> NVSPrediction:
+    def predict(self, model: nn.Module, batch: PreparedBatch, options: RunOptions = PLAIN) -> NvsOutputs:
         """Synthesise the targets and, with rehearsal, run the VGGT inside.
 
         Known cameras of the inputs are given to a model that takes them.
@@ -162,13 +174,13 @@ class NvsTask:
             mask = None if scenes.camera_mask is None else scenes.camera_mask[:, : self.num_inputs]
             known = {"input_cameras": cameras.inputs, "input_mask": mask}
         if options == PLAIN:
-            prediction = model(inputs, cameras.targets, **known)
+            outputs = NvsOutputs(model(inputs, cameras.targets, **known).images)
         else:
-            prediction = _synthesise(bare, inputs, cameras.targets, known, options)
+            outputs = NvsOutputs(_synthesise(bare, inputs, cameras.targets, known, options))
         if batch.rehearsal is None:
-            return prediction
+            return outputs
         queries = queries_for(model, batch.rehearsal)
-        return prediction._replace(scenes=run_vggt(bare.vggt, batch.rehearsal.images, queries, options))
+        return outputs._replace(scenes=run_vggt(bare.vggt, batch.rehearsal.images, queries, options))
 
     def relate(self, batch: SceneBatch) -> RelativeCameras:
         """Return the cameras of prepared scenes in the frame and the unit that the model is trained with."""
@@ -183,7 +195,7 @@ class NvsTask:
         known = known_pixels(seen).flatten(1).any(1)
         return relate_cameras(inputs, targets, scale=torch.where(known, by_depth, by_cameras.scale))
 
-    def score(self, outputs: NVSPrediction, batch: PreparedBatch) -> dict[str, Tensor]:
+    def score(self, outputs: NvsOutputs, batch: PreparedBatch) -> dict[str, Tensor]:
         """Return PSNR and SSIM, means over a scene's targets of known camera, and the scores of the rehearsal."""
         scenes = batch.scenes
         true = scenes.images[:, self.num_inputs :]
@@ -234,7 +246,7 @@ class NvsLoss:
         mask = batch.scenes.camera_mask
         return batch.images[:, self.num_inputs :], None if mask is None else mask[:, self.num_inputs :]
 
-    def __call__(self, outputs: NVSPrediction, batch: PreparedBatch) -> LossReport:
+    def __call__(self, outputs: NvsOutputs, batch: PreparedBatch) -> LossReport:
         """Return the loss, its tasks and its terms."""
         rendering = self.rendering.to(batch.images.device)
         with count_scope("rendering"):
@@ -245,8 +257,8 @@ class NvsLoss:
 
 def _synthesise(
     model: VGGTForNVS, images: Tensor, targets: Cameras, known: dict[str, Any], options: RunOptions
-) -> NVSPrediction:
-    """Return what `model(images, targets, **known)` gives, run with options."""
+) -> Tensor:
+    """Return the images of `model(images, targets, **known)`, run with options."""
     recompute = options.recomputes(model)
     each_view = recomputed_backbone(model.encoder) if recompute else None
     views, attend = model.embed(images, targets, **known, each_view=each_view)
@@ -254,7 +266,7 @@ def _synthesise(
     with head_precision(images.device, options):
         if options.heads_in_float32:
             tokens = tokens._replace(layers={index: layer.float() for index, layer in tokens.layers.items()})
-        return model.decode(tokens, targets)
+        return model.decode(tokens, targets).images
 
 
 def _take_views(batch: SceneBatch, order: Tensor) -> SceneBatch:
