@@ -1,4 +1,3 @@
-import ast
 import importlib
 import inspect
 import re
@@ -250,14 +249,6 @@ def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match=r"^module 'geomtx' has no attribute 'VGGTT'; did you mean 'VGGT'"):
         geomtx.VGGTT  # noqa: B018
     assert not hasattr(geomtx, "anything")
-
-
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse(Path(geomtx.__file__).read_text(encoding="utf-8"))
-    (block,) = [n for n in tree.body if isinstance(n, ast.If)]
-    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
-    assert {n: f"geomtx.{home}" for n, home in geomtx._HOMES.items()} == {n: home for n, (home, _) in seen.items()}
-    assert all(name == alias for alias, (_, name) in seen.items())
 
 
 def test_the_page_of_blocks_shows_every_module():

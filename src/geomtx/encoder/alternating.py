@@ -210,8 +210,8 @@ class AlternatingEncoder(nn.Module):
             x: Tokens, (B, S, P, C).
             attend: Functions that run a block of each scope, for instance `attention(views)`.
             taps: Indices of the layers to yield.
-            keep: Function applied to the output of a block that another block of the same tapped layer follows;
-                defaults to the identity. Where blocks overwrite their input, it copies the output.
+            keep: Function that copies a block's output in a tapped layer before the layer's next block writes over it;
+                defaults to the identity, for blocks that write into tensors of their own.
 
         Yields:
             Index and block outputs, (B, S, P, C) each, of every tapped layer when it is reached.

@@ -1,4 +1,4 @@
-"""A forward pass that keeps of every layer only what the heads will read, in the form in which they read it."""
+"""A forward pass in parts: tapped layers are projected for the heads as soon as they are computed, and then dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that a user adds to a model: what may be one, and how it is run."""
+"""Heads that a user adds to a model: checks of a new one, and the mapping of all heads by name."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class _Job(NamedTuple):
     report: bool
 
 
-# A picture is drawn by a package further out, which is named here and imported only when a report is wanted.
+# The report is drawn by `geomtx.report`, which imports scenes: it is named here, and imported when a report is wanted.
 _DRAW_REPORT = "geomtx.report:draw_report"
 
 
