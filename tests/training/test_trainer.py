@@ -302,10 +302,14 @@ def test_the_launcher_decides_on_neither_precision_nor_accumulation(tmp_path: Pa
 
 
 def test_a_head_of_tracks_needs_tracks(tmp_path: Path):
+    """Left out by itself, and resumed so; refused where it is asked for."""
+    small_trainer(tmp_path / "out", model=TRACKS, log={"tensorboard": False}).train(until=1)
+    resumed = small_trainer(tmp_path / "out", resume=True, model=TRACKS, log={"tensorboard": False})
+    assert resumed.bare_model.heads == ("camera", "depth", "points")
+    assert small_trainer(tmp_path / "frozen", model=TRACKS, freeze=["track_head"]).bare_model.track_head is not None
     message = r"^data\.num_tracks must be positive where the head of tracks is trained, got 0; else leave 'tracks' out"
     with pytest.raises(ValueError, match=message):
-        small_trainer(tmp_path, model=TRACKS)
-    small_trainer(tmp_path, model=TRACKS, freeze=["track_head"])
+        small_trainer(tmp_path / "run", model={**TRACKS, "numbers": {**TRACKS["numbers"], "heads": ["tracks"]}})
 
 
 def test_weights_to_start_from(tmp_path: Path):
