@@ -87,7 +87,8 @@ def test_overwrite_begins_anew(config: str, tmp_path: Path):
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 1
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
     assert geomtx.VGGT.from_pretrained(out / "weights").heads == ("camera",)
-    (out / "checkpoint.pt").unlink()
+    assert [path.name for path in out.glob("*.pt")] == ["checkpoint.pt"], "kept checkpoints of the other run go too"
+    (out / "checkpoint.pt").rename(out / "checkpoint-0000001.pt")
     assert main(["train", config, "-o", str(out), "--cpu"]) == 2, "a kept checkpoint is one of a run too"
 
 
@@ -106,6 +107,22 @@ def test_what_is_read_is_not_written_over(
     assert main(["train", str(own), "-o", str(tmp_path), "--cpu", *overwrite]) == 2
     assert f"'config.yaml' in it is '{own}'" in capsys.readouterr().err
     assert own.read_text() == SMALL
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint-0000002.pt"])
+def test_a_checkpoint_that_is_read_is_not_removed(
+    name: str, config: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    torch.save({}, out / name)
+    before = (out / name).read_bytes()
+    (tmp_path / "link.pt").symlink_to(out / name)
+    for weights in (out / name, tmp_path / "link.pt", out):
+        argv = ["train", config, "-o", str(out), "--cpu", "--overwrite", "--set", f"model={{weights: {weights}}}"]
+        assert main(argv) == 2
+        assert f"under the name of a result, but '{name}' in it is" in capsys.readouterr().err
+        assert (out / name).read_bytes() == before
 
 
 def test_a_run_goes_on_with_its_own_configuration(config: str, tmp_path: Path):

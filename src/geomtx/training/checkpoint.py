@@ -233,14 +233,17 @@ class RunFolder:
             state = read_state(self.checkpoint)
             check_writable(self.path, self._taken(CONFIG_FILE, LOG_FILE), overwrite=overwrite)
             return state
-        if not overwrite and (self.checkpoint.exists() or any(self.path.glob(_KEPT))):
+        kept = sorted(path.name for path in self.path.glob(_KEPT))
+        if not overwrite and (self.checkpoint.exists() or kept):
             raise ValueError(
                 f"output folder must have no run in it, got '{self.path}'; --resume goes on with it, "
                 "--overwrite begins a new one in its place"
             )
+        # All that `start` removes, so that nothing that is read goes.
+        names = (self.checkpoint.name, *kept, *_FILES)
         inputs = list_inputs(self.config.model.weights)
-        check_writable(self.path, self._taken(*_FILES), overwrite=overwrite, inputs=inputs)
-        self._stale = [self.path / name for name in ("checkpoint.pt", *_FILES)] if overwrite else []
+        check_writable(self.path, self._taken(*names), overwrite=overwrite, inputs=inputs)
+        self._stale = [self.path / name for name in names] if overwrite else []
         return None
 
     def _taken(self, *names: str) -> list[str]:

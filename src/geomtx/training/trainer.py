@@ -177,7 +177,7 @@ class Trainer:
             `VGGT.from_pretrained` loads, `weights/`.
         resume: Whether to continue from the folder's checkpoint; otherwise the folder must not have one.
         overwrite: Whether a new run may begin in a folder with another run, and replace files of the same names that
-            geomtx did not write. They are removed when the run begins.
+            geomtx did not write. They are removed when the run begins, checkpoints of the other run too.
         cpu: Whether to train on the CPU even where there is an accelerator.
         progress: Whether a bar is shown on stderr; defaults to a bar where stderr is a terminal, and elsewhere to a
             line for each line of the log.
