@@ -224,14 +224,20 @@ def test_inputs_are_files_of_folders_too(tmp_path: Path) -> None:
 def test_own_files_are_known_by_what_they_hold(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in (
-        b'{"format": "geomtx.cameras"}', b'{\n  "format": "geomtx.tracks", "a": [1', b"# geomtx train: all\na: 1\n",
-        b"ply\nformat ascii 1.0\ncomment geomtx point cloud\nend_header\n", b'{"step": 3, "kind": "train"}\n{"st',
+        b'{"format": "geomtx.cameras"}', b'{\n  "format": "geomtx.tracks", "a": [1',
+        b"# geomtx train: every value of the run\na: 1\n",
+        b"ply\nformat ascii 1.0\ncomment geomtx point cloud\nend_header\n",
+        b'{"step": 0, "kind": "validation", "auc@30": 0.1, "objective": 2.5}\n{"st',
+        b'{"step": 3, "kind": "train", "objective": 2.5, "lr": 0.1}\n{"st',
+        b'{"step": 3, "kind": "train", "lr": 0.1, "skipped": 3.0}',
     ):  # fmt: skip
         path.write_bytes(content)
         assert is_own(path), content
     for content in (
         b"", b"geomtx", b'{"format": "other"}', b'{"a": "format", "b": "geomtx."}', b"# geo\n", b"\xff\xfe" * 900,
-        b"ply\nformat ascii 1.0\nend_header\ncomment geomtx point cloud\n", b'{"step": 3}', b"\x89PNG\r\n\x1a\n",
+        b"ply\nformat ascii 1.0\nend_header\ncomment geomtx point cloud\n", b'{"step": 3}', b"# geomtx notes of mine\n",
+        b'{"step": 1, "kind": "train", "loss": 0.5}\n{"objective": 1}', b'{"step": 1, "kind": "note", "objective": 1}',
+        b"\x89PNG\r\n\x1a\n",
         (1 << 40).to_bytes(8, "little") + b"{", (2).to_bytes(8, "little") + b"{}", (9).to_bytes(8, "little") + b"{",
     ):  # fmt: skip
         path.write_bytes(content)

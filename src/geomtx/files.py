@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PNG_KEY",
+    "TRAINING_HEADER",
     "check_inputs",
     "check_writable",
     "escape_name",
     "is_own",
     "is_own_picture",
     "list_inputs",
+    "read_metadata",
     "save_picture",
     "staged_folder",
     "unique_names",
@@ -38,8 +40,12 @@ PathLike = str | os.PathLike[str]
 PNG_KEY = "geomtx"
 """Keyword of a PNG text chunk; its value says what the picture is: "report", "photo", …"""
 _JSON = re.compile(rb'\s*\{\s*"format":\s*"geomtx\.')
-_JSON_LINES = re.compile(rb'\{"step": \d+, "kind": "')
-_YAML = b"# geomtx "
+# A log of training has the loss in each line, or its own counts where all steps were skipped.
+_JSON_LINES = re.compile(
+    rb'\{"step": \d+, "kind": "(train|validation)", ([^\n]*, )?("objective": |"lr": [^\n]*, "skipped": )'
+)
+TRAINING_HEADER = "# geomtx train: every value of the run\n"
+"""First line of the configuration that a training run writes."""
 _PLY = b"comment geomtx "
 _SAFETENSORS_KEY = re.compile(r"geomtx(_|$)")
 
@@ -103,9 +109,10 @@ def is_own(path: PathLike) -> bool:
             return _png_mark(file) is not None
         if head.startswith(b"ply\n"):
             return _PLY in head.partition(b"end_header\n")[0]
-        if _JSON.match(head) or _JSON_LINES.match(head) or head.startswith(_YAML):
+        if _JSON.match(head) or _JSON_LINES.match(head) or head.startswith(TRAINING_HEADER.encode()):
             return True
-        return any(_SAFETENSORS_KEY.match(each) for each in _safetensors_marks(file))
+    metadata = read_metadata(path)
+    return str(metadata.get("format")).startswith("geomtx.") or any(_SAFETENSORS_KEY.match(each) for each in metadata)
 
 
 def is_own_picture(path: PathLike) -> bool:
@@ -149,18 +156,18 @@ def _png_mark(file: BinaryIO) -> bytes | None:
     return None
 
 
-def _safetensors_marks(file: BinaryIO) -> list[str]:
-    """What the metadata of a .safetensors file could be recognised by; nothing for other files."""
-    file.seek(0)
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
-    if length > _MAX_HEADER or file.read(1) != b"{":
-        return []
-    try:
-        metadata = json.loads(b"{" + file.read(length - 1)).get("__metadata__", {})
-        return [*metadata, *(["geomtx_scene"] if str(metadata.get("format")).startswith("geomtx.") else [])]
-    except (ValueError, AttributeError, TypeError):
-        return []
+def read_metadata(path: PathLike) -> dict[str, str]:
+    """Read the metadata of a .safetensors file without the package; nothing for other files."""
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
+        if length > _MAX_HEADER or file.read(1) != b"{":
+            return {}
+        try:
+            metadata = json.loads(b"{" + file.read(length - 1)).get("__metadata__", {})
+        except (ValueError, AttributeError):
+            return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 # Writing

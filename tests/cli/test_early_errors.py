@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 import geomtx
 from geomtx.cli import main
 from geomtx.cli.weights import check_image_side, embedded_weights
-from geomtx.models.registry import EMBEDDED
+from geomtx.models.published import EMBEDDED
 
 MISTAKES = {
     "reconstruct gone --weights nano": "source must be an existing folder or image, got 'gone'",
@@ -97,3 +98,23 @@ def test_results_go_to_a_folder_named_after_the_photos(tmp_path: Path, monkeypat
     assert main(["reconstruct", ".", *options]) == 0
     assert [path.name for path in Path.cwd().iterdir()] == ["a.png"], "nothing is written among the photos"
     assert len(geomtx.Scene.load(tmp_path / "photos-geomtx")) == 1
+
+
+@pytest.mark.usefixtures("_folder")
+def test_results_of_other_photos_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset", "tiny", "--size", "28", "--heads", "camera"]
+    for name in ("a", "b"):
+        shutil.copytree("photos", f"{name}/images")
+    (tmp_path / "c-geomtx").mkdir()
+    (tmp_path / "c-geomtx" / "notes.txt").write_text("mine")
+    shutil.copytree("photos", "c")
+    for source in ("a/images", "b/images", "a/images", "b/images", "c"):
+        assert main(["reconstruct", source, *options]) == 0
+    folders = {path.name for path in tmp_path.glob("*-geomtx*")}
+    assert folders == {"images-geomtx", "images-geomtx-2", "c-geomtx", "c-geomtx-2"}
+    assert [path.name for path in (tmp_path / "c-geomtx").iterdir()] == ["notes.txt"]
+    assert (
+        "geomtx: 'images-geomtx' holds something else, the results go to 'images-geomtx-2'" in capsys.readouterr().err
+    )
+    assert main(["reconstruct", "c", *options, "--overwrite"]) == 0
+    assert (tmp_path / "c-geomtx" / "scene.safetensors").is_file()

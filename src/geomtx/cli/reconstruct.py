@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import itertools
+import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,7 +21,7 @@ from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
-from geomtx.files import check_writable, list_inputs, staged_folder, user_path
+from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
 from geomtx.views.listing import list_photos
 
 if TYPE_CHECKING:
@@ -108,7 +112,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that is quick to check, then do the work, then write; of several processes the first writes."""
     # Before torch is imported, which takes seconds: a mistake in the arguments is found at once.
-    arguments.output = arguments.output or _choose_output(arguments.photos)
+    source = None if arguments.output else _find_source(arguments.photos)
+    arguments.output = arguments.output or _choose_output(arguments.photos, overwrite=arguments.overwrite)
     _check_arguments(arguments)
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
     from geomtx.scene import reconstruct
@@ -148,6 +153,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     require_finite(scene, _advise(model))
     made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    if source is not None:
+        made["source"] = _digest(source)
     scene = dataclasses.replace(scene, provenance=made)
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
@@ -162,13 +169,46 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}: {summary}, {seconds:.1f} s")
 
 
-def _choose_output(photos: Sequence[str]) -> Path:
-    """Return `NAME-geomtx` in the current folder for photos NAME; beside the folder of the photos if that is here."""
-    paths = [user_path(each).absolute() for each in photos]
-    source = paths[0] if len(paths) == 1 else paths[0].parent
+def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:
+    """Return `NAME-geomtx` in the current folder for photos NAME; beside the folder of the photos if that is here.
+
+    Where that folder has something else in it than results of the same photos, it is `NAME-geomtx-2`, and so on.
+    """
+    source = _find_source(photos)
     name = f"{source.name if source.is_dir() else source.stem}-geomtx"
-    inside = len(paths) == 1 and source.resolve() in (Path.cwd(), *Path.cwd().parents)
-    return source.resolve().parent / name if inside else Path(name)
+    inside = len(photos) == 1 and source.resolve() in (Path.cwd(), *Path.cwd().parents)
+    first = source.resolve().parent / name if inside else Path(name)
+    numbered = (first.with_name(f"{name}-{number}") for number in itertools.count(2))
+    if overwrite or _may_hold(first, source):
+        return first
+    output = next(folder for folder in numbered if _may_hold(folder, source))
+    if is_first_process():
+        print(f"geomtx: '{first}' holds something else, the results go to '{output}'", file=sys.stderr)
+    return output
+
+
+def _find_source(photos: Sequence[str]) -> Path:
+    """Return the folder of photos or the only photo; of several photos, the folder of the first."""
+    paths = [user_path(each).absolute() for each in photos]
+    return paths[0] if len(paths) == 1 else paths[0].parent
+
+
+def _may_hold(folder: Path, source: Path) -> bool:
+    """Whether a folder is free or empty, or has results that were made of the same photos without --output."""
+    if not os.path.lexists(folder):
+        return True
+    try:
+        if not any(folder.iterdir()):
+            return True
+        made = json.loads(read_metadata(folder / "scene.safetensors").get("provenance", "{}"))
+        return bool(made.get("source") == _digest(source))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _digest(source: Path) -> str:
+    """Return what the place of photos is recognised by; scenes are given to others, so they don't hold its path."""
+    return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:16]
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def describe_scene(scene: SceneContent, shown: Sequence[int]) -> list[str]:
     views = count(num_views, "view")
     if len(shown) < num_views:
         views = f"{len(shown)} of {num_views} views shown, evenly spaced"
-    made = [f"{name} {value}" for name, value in scene.provenance.items() if name != "photos"]
+    made = [f"{name} {value}" for name, value in scene.provenance.items() if name not in ("photos", "source")]
     return [*made, views, f"model's images {width} × {height}"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geomtx.data.files import read_text
-from geomtx.files import user_path
+from geomtx.files import TRAINING_HEADER, user_path
 from geomtx.models.vggt.config import VGGTConfig
 from geomtx.parsing import parse_dataclass, parse_fields
 from geomtx.training.config import TrainingConfig
@@ -62,7 +62,7 @@ def save_config(config: TrainingConfig, path: Path) -> None:
     """Write all values as YAML, defaults included, unless the file has just these already."""
     yaml = import_extra("yaml")
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=120)
-    text = f"# geomtx train: every value of the run\n{text}"
+    text = TRAINING_HEADER + text
     if not path.is_file() or path.read_bytes() != text.encode():
         path.write_text(text, encoding="utf-8", newline="\n")
 
