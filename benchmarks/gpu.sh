@@ -2,7 +2,7 @@
 # Everything that waits for a GPU, in order of worth: `benchmarks/gpu.sh [PART …]`, default all: tests vggt attention
 # exactness quantise long train nano.
 #
-# Made for a machine that is lent for minutes: stop it anywhere, run it again and it goes on. What fails doesn't stop
+# Made for a machine that is rented for minutes: stop it anywhere, run it again and it goes on. What fails doesn't stop
 # what comes after it. Training runs by itself, in a session of its own that outlives this script, and from its last
 # checkpoint if that was stopped too; what is timed comes before it, or waits for it.
 #

@@ -18,8 +18,8 @@ _HOMES = {name: home for home, name in re.findall(r"^from geomtx\.(\S+) import (
 
 # The rest of each is one step further: `geomtx.losses.RenderingLoss`.
 _PACKAGES = (
-    "data", "encoder", "geometry", "heads", "inference", "layers", "losses", "metrics", "models", "scene", "tracking",
-    "training", "views",
+    "checkpoint", "data", "encoder", "geometry", "heads", "inference", "layers", "losses", "metrics", "models",
+    "report", "scene", "tracking", "training", "types", "views",
 )  # fmt: skip
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -92,3 +92,26 @@ def test_a_recomputed_block_is_the_block_in_all_its_steps():
 def test_chunks_of_tokens_have_no_gradients(model, images):
     with pytest.raises(RuntimeError, match=r"^chunks of tokens are overwritten, which gradients can't follow; use "):
         predict(model, images.double(), plan=PLANS["token chunks"])
+
+
+class ShiftedCamera(geomtx.CameraHead):
+    """A head whose `forward` is not that of its class."""
+
+    def forward(self, tokens):
+        prediction = super().forward(tokens)
+        return prediction._replace(pose_encodings=prediction.pose_encodings + 7)
+
+
+@pytest.mark.parametrize("plan", [None, MemoryPlan(1, 5)])
+def test_heads_with_a_forward_of_their_own_are_called(plan):
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).eval()
+    images = torch.rand(1, 2, 3, 28, 28)
+    model.camera_head.__class__ = ShiftedCamera
+    with torch.no_grad():
+        torch.testing.assert_close(predict(model, images, plan=plan).pose_encodings, model(images).pose_encodings)
+
+
+def test_recomputation_needs_gradients():
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^recompute must be False with a token_chunk"):
+        predict(model, torch.rand(1, 2, 3, 28, 28), plan=MemoryPlan(1, 5), recompute=True)

@@ -339,3 +339,12 @@ def test_images_too_small_for_added_tracks():
         ValueError, match=rf"^images must have at least {side} pixels a side for tracks, got \(6, 84\)$"
     ):
         check_track_images(torch.zeros(1, 2, 3, 6, 84), [model.extra_heads["mine"]])
+
+
+def test_an_added_head_may_read_other_layers_than_the_model_s_heads(images):
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",), taps=(0, 0, 1, 3))).eval()
+    model.add_head(
+        "normals", geomtx.DenseHead(geomtx.DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), 3)
+    )
+    with torch.no_grad():
+        assert model(images).extra["normals"].value.shape == (2, 3, 56, 84, 3)

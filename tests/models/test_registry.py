@@ -30,6 +30,11 @@ def test_the_class_comes_from_the_configuration_or_the_names(kind, tmp_path: Pat
     for prefix in ("", "module."):
         save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "bare.safetensors")
         assert find_family(tmp_path / "bare.safetensors").model is type(model)
+    if kind != "VGGT":
+        with pytest.raises(
+            ValueError, match=f"^weights must have a configuration, got .* tensors of a {kind} alone; the"
+        ):
+            load_model(tmp_path / "bare.safetensors")
 
 
 def test_published_names_are_a_vggts(tmp_path: Path):

@@ -13,7 +13,7 @@ from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.types import ProjectedTokens, Tokens
 
-__all__ = ["EachView", "Gather", "head_dtype", "run_head"]
+__all__ = ["EachView", "Gather", "has_steps", "head_dtype", "run_head"]
 
 EachView = Callable[..., Any]
 """Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
@@ -46,21 +46,29 @@ def run_head(
         Result of the head.
     """
     dtype = head_dtype(head)
-    if each_view is None and gather is None:
+    if (each_view is None and gather is None) or not has_steps(head):
         tokens = _convert(tokens, dtype)
         return head(tokens, query_points) if isinstance(head, TrackHead) else head(tokens)
-    each_view, gather = each_view or _call, gather or _identity
     if isinstance(head, CameraHead):
+        if gather is None:
+            return head(_convert(tokens, dtype))
         assert isinstance(tokens, Tokens), "a camera head reads no projections"
         camera_tokens = head.camera_tokens(_convert(tokens, dtype))
         return head.predict(gather(camera_tokens), tokens.image_hw, _valid_views(tokens, gather))
+    each_view, gather = each_view or _call, gather or _identity
     if isinstance(head, DenseHead | RGBHead):
         return each_view(lambda part: head(_convert(part, dtype)), tokens)
     if isinstance(head, TrackHead):
         assert query_points is not None, "a head of tracks runs with query points only"
         features = each_view(lambda part: head.extract(_convert(part, dtype)), tokens)
         return head.track(gather(features), query_points, view_mask=_valid_views(tokens, gather))
-    return head(_convert(tokens, dtype))
+    raise AssertionError("only these heads have steps")
+
+
+def has_steps(head: nn.Module) -> bool:
+    """Return whether a head is one of geomtx's whose `forward` is its own, so that its steps give the same result."""
+    kinds = (CameraHead, DenseHead, RGBHead, TrackHead)
+    return any(isinstance(head, kind) and type(head).forward is kind.forward for kind in kinds)
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

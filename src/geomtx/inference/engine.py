@@ -80,13 +80,15 @@ def predict(
         plan: Work on some views or tokens at a time, without gradients, see `MemoryPlan`; defaults to all at once.
         approximation: Keys that global attention leaves out, see `GlobalApproximation`; defaults to nothing.
         recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
-            checkpointing, Chen et al. 2016). Not with a plan.
+            checkpointing, Chen et al. 2016). Not with a `token_chunk`.
 
     Raises:
         ValueError: As the model; for numbers of a plan or an approximation that mean nothing, and blocks that can't be
             run so.
         RuntimeError: For a plan with a `token_chunk` where gradients are recorded.
     """
+    if recompute and plan is not None and plan.token_chunk is not None:
+        raise ValueError("recompute must be False with a token_chunk, whose passes have no gradients, got True")
     inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads))
     execution = Execution(
         plan=WHOLE if plan is None else plan,
@@ -155,7 +157,7 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         report.heads(read),
         inputs.heads,
         None if inputs.query_points is None else inputs.query_points.to(device),
-        each_view=heads_in_chunks(device, plan),
+        each_view=None if plan == WHOLE and shares is None else heads_in_chunks(device, plan),
         gather=None if shares is None else partial(shares.gather, dim=1),
     )
 

@@ -13,16 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from geomtx.checks import check_mask
+from geomtx.checks import check_mask, close_matches
 from geomtx.encoder.patches import grid_of
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.run import has_steps
 from geomtx.heads.track import TrackHead
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.shares import Shares, count_processes, deal_out
 from geomtx.types import DenseMap, Predictions
 
 __all__ = ["predict_parallel"]
+
+_OPTIONS = ("plan", "approximation", "progress")
 
 
 def predict_parallel(
@@ -51,13 +53,14 @@ def predict_parallel(
         group: The process group; defaults to all processes.
         gather: Whether every process gets the predictions of all views, or only those of its own, see
             `geomtx.inference.deal_out`.
-        options: `plan` and `approximation`, as for `geomtx.inference.predict`. A plan is for a process's own views;
-            but keys and values of all tokens, of one block at a time, are in every process.
+        options: `plan`, `approximation` and `progress`, as for `geomtx.inference.predict`. A plan is for a process's
+            own views; but keys and values of all tokens, of one block at a time, are in every process.
 
     Raises:
         ValueError: As the model's `forward` and `predict`; for fewer views than processes, arguments that are not the
             same in every process, a group without this process, the scope "cross".
         RuntimeError: Where gradients are recorded, or without a process group.
+        TypeError: For an option that doesn't exist.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("gradients don't flow between processes; use torch.no_grad()")
@@ -65,6 +68,9 @@ def predict_parallel(
     modules = {name: head for name, head in model.head_modules().items() if name in inputs.heads}
     _check_heads(modules)
     device = next(model.parameters()).device
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"predict_parallel takes no option {name!r}{close_matches(name, _OPTIONS)}")
     execution = Execution()._replace(**{name: value for name, value in options.items() if value is not None})
     numbers = _numbers_of(inputs, model.heads)
     numbers |= {"bits of a parameter": torch.finfo(next(model.parameters()).dtype).bits}
@@ -81,7 +87,7 @@ def predict_parallel(
 
 def _check_heads(heads: dict[str, nn.Module]) -> None:
     for name, head in heads.items():
-        if not isinstance(head, CameraHead | DenseHead | RGBHead | TrackHead):
+        if not has_steps(head):
             raise ValueError(f"heads must be of geomtx's classes in parallel, got {type(head).__name__} for {name!r}")
 
 

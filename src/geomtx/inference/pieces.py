@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.run import EachView, head_dtype
+from geomtx.heads.run import EachView, has_steps, head_dtype
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies
 from geomtx.inference.plan import MemoryPlan
@@ -33,12 +33,14 @@ class LayerReader:
     def __init__(self, heads: Mapping[str, nn.Module], taps: tuple[int, ...], plan: MemoryPlan) -> None:
         self.plan = plan
         self.decoders: dict[str, DPTDecoder] = {
-            name: head.decoder for name, head in heads.items() if isinstance(head, DenseHead | RGBHead | TrackHead)
+            name: head.decoder
+            for name, head in heads.items()
+            if has_steps(head) and isinstance(head, DenseHead | RGBHead | TrackHead)
         }
         self.camera_layers = {
             name: max(taps) if head.layer is None else head.layer
             for name, head in heads.items()
-            if isinstance(head, CameraHead)
+            if has_steps(head) and isinstance(head, CameraHead)
         }
         self.whole = taps if heads.keys() - self.decoders.keys() - self.camera_layers.keys() else ()
         self.camera_tokens: dict[int, Tensor] = {}

@@ -58,7 +58,7 @@ EMBEDDED = ("nano",)
 
 def find_weights(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Return the folder of embedded weights, or any other source as it is. A folder named so is given as "./nano"."""
-    return Path(__file__).parents[1] / "weights" / source if source in EMBEDDED else source
+    return Path(__file__).parents[1] / "weights" / str(source) if str(source) in EMBEDDED else source
 
 
 def open_weights(source: str | os.PathLike[str]) -> Checkpoint:

@@ -79,6 +79,11 @@ def load_model(
         FileNotFoundError: If there are no such weights.
     """
     family = find_family(source)
+    if not family.has_heads and stored_kind(open_weights(source)) is None:
+        raise ValueError(
+            f"weights must have a configuration, got '{source}' with tensors of a {family.model.__name__} alone; the "
+            "config.json that save_pretrained wrote belongs beside them"
+        )
     options = {} if heads is None else {"heads": heads}
     if options and not family.has_heads:
         raise ValueError(f"heads must be None for weights of a {family.model.__name__}, got {heads!r}")

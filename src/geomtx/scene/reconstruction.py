@@ -74,7 +74,9 @@ def reconstruct(
             batch norm in training mode.
         TypeError: For an option that doesn't exist.
     """
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
+        raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
     available = _heads_of_scenes(model)
     views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
     warn_of_size(config, views.image_hw)

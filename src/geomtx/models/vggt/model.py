@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from geomtx.checkpoint.files import load_model, save_model
 from geomtx.checks import check_images, check_option
+from geomtx.heads.camera import CameraHead
+from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
@@ -167,8 +169,17 @@ class VGGT(nn.Module):
         return head_modules(self)
 
     def taps_of(self, heads: tuple[str, ...]) -> tuple[int, ...]:
-        """Return the layers that some heads read: the camera head the last tap, all others all taps."""
-        return self.config.taps[-1:] if heads == ("camera",) else self.config.taps
+        """Return the layers that some heads read: those of their decoders, the camera head's, or else all taps."""
+        modules, taps = head_modules(self), set()
+        for name in heads:
+            decoder = getattr(modules[name], "decoder", None)
+            if isinstance(decoder, DPTDecoder):
+                taps |= set(decoder.taps)
+            elif isinstance(modules[name], CameraHead):
+                taps.add(self.config.taps[-1] if modules[name].layer is None else modules[name].layer)
+            else:
+                taps |= set(self.config.taps)
+        return tuple(sorted(taps)) or self.config.taps
 
     def check_inputs(
         self,
