@@ -258,6 +258,19 @@ def test_own_tensor_files(tmp_path: Path, metadata: dict[str, str] | None, own: 
     assert is_own(tmp_path / "a.safetensors") is own
 
 
+@pytest.mark.parametrize(
+    ("key", "config", "own"),
+    [("geomtx_config", '{\n  "a": 1\n}', True), ("geomtx_config", '{"a": 2}', False), ("config", '{"a": 1}', False)],
+)
+def test_a_configuration_beside_own_weights_is_own_if_they_hold_it_too(
+    key: str, config: str, own: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert not is_own(tmp_path / "config.json")
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={key: '{"a": 1}', "geomtx": "weights"})
+    assert is_own(tmp_path / "config.json") is own
+
+
 def test_own_pictures(tmp_path: Path) -> None:
     picture = Image.new("RGB", (30, 20))
     other = PngInfo()

@@ -11,7 +11,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -97,7 +97,8 @@ def is_own(path: PathLike) -> bool:
     """Whether geomtx wrote a file, by what the file holds, not by its name.
 
     Own files are pictures with a text chunk `PNG_KEY`, JSON whose first key is a "format" of geomtx's, point clouds
-    with geomtx's comment, .safetensors with geomtx's metadata, and configurations and logs of training runs. A link is
+    with geomtx's comment, .safetensors with geomtx's metadata, and configurations and logs of training runs. So is
+    a config.json that says just what geomtx's weights beside it hold too: version 0.1.0 gave it no "format". A link is
     never one: its user put it there.
     """
     path = Path(path)
@@ -112,7 +113,9 @@ def is_own(path: PathLike) -> bool:
         if _JSON.match(head) or _JSON_LINES.match(head) or head.startswith(TRAINING_HEADER.encode()):
             return True
     metadata = read_metadata(path)
-    return str(metadata.get("format")).startswith("geomtx.") or any(_SAFETENSORS_KEY.match(each) for each in metadata)
+    if str(metadata.get("format")).startswith("geomtx.") or any(_SAFETENSORS_KEY.match(each) for each in metadata):
+        return True
+    return path.name == "config.json" and _is_embedded(path, path.with_name("model.safetensors"))
 
 
 def is_own_picture(path: PathLike) -> bool:
@@ -154,6 +157,20 @@ def _png_mark(file: BinaryIO) -> bytes | None:
             length = 0
         file.seek(length + 4 if length else 4, os.SEEK_CUR)
     return None
+
+
+def _is_embedded(config: Path, weights: Path) -> bool:
+    """Whether geomtx's metadata of a .safetensors file hold the same values as a file of JSON."""
+    try:
+        values = json.loads(config.read_bytes())
+        own = [text for key, text in read_metadata(weights).items() if _SAFETENSORS_KEY.match(key)]
+    except (OSError, ValueError):
+        return False
+    for text in own:
+        with suppress(ValueError, TypeError):  # others are no JSON
+            if json.loads(text) == values:
+                return True
+    return False
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:

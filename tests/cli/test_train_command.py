@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -131,6 +132,24 @@ def test_a_run_goes_on_with_its_own_configuration(config: str, tmp_path: Path):
     before = (out / "config.yaml").read_bytes()
     assert main(["train", str(out / "config.yaml"), "-o", str(out), "--cpu", "--resume"]) == 0
     assert (out / "config.yaml").read_bytes() == before
+
+
+def test_weights_of_others_are_found_before_a_run_goes_on(config: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "run"
+    assert main(["train", config, "-o", str(out), "--cpu", "--set", "schedule.steps=1"]) == 0
+    described = json.loads((out / "weights" / "config.json").read_text())
+    (out / "weights" / "config.json").write_text('{"model_type": "other"}')
+    resume = ["train", config, "-o", str(out), "--cpu", "--resume"]
+    capsys.readouterr()
+    assert main(resume) == 2
+    said = capsys.readouterr()
+    assert "under the names of results, got config.json;" in said.err
+    assert said.out == "", "before the first step"
+    assert main([*resume, "--overwrite"]) == 0
+    assert json.loads((out / "weights" / "config.json").read_text()) == described
+    del described["format"]  # as version 0.1.0 wrote it
+    (out / "weights" / "config.json").write_text(json.dumps(described))
+    assert main([*resume, "--set", "schedule.steps=3"]) == 0
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])

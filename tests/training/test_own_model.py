@@ -85,6 +85,20 @@ def test_a_model_that_cannot_save_itself_is_saved_by_names(tmp_path: Path):
     assert is_equal(weights_of(resumed), weights_of(trainer))
 
 
+class SavesItself(Plain):
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text('{"mine": true}')
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+def test_a_model_that_saves_itself_decides_what_it_replaces(options: dict[str, bool], tmp_path: Path):
+    weights = own(tmp_path, SavesItself(), _plain_loss, task=PlainTask()).train(until=1)
+    (weights / "config.json").write_text("{}")
+    own(tmp_path, SavesItself(), _plain_loss, task=PlainTask(), **options).train()
+    assert (weights / "config.json").read_text() == '{"mine": true}'
+
+
 class PlainTask(GreyTask):
     def score(self, outputs: Any, batch: SceneBatch) -> dict[str, Tensor]:
         return {}

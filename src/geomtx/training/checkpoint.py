@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import logging
 import os
@@ -194,7 +195,8 @@ def kept_rng(device: torch.device, seed: int) -> Iterator[None]:
 
 logger = logging.getLogger("geomtx")
 
-_FILES = (CONFIG_FILE, LOG_FILE, *(f"weights/{name}" for name in (WEIGHTS, CONFIG, INDEX)))
+_WEIGHT_FILES = (WEIGHTS, CONFIG, INDEX)
+_FILES = (CONFIG_FILE, LOG_FILE, *(f"weights/{name}" for name in _WEIGHT_FILES))
 _KEPT = f"checkpoint-{7 * '[0-9]'}.pt"
 
 
@@ -210,6 +212,7 @@ class RunFolder:
         self.path = user_path(path)
         self.config = config
         self._stale: list[Path] = []
+        self._overwrite = False
         self.checkpoint = self.path / "checkpoint.pt"
         self.weights = self.path / "weights"
 
@@ -229,6 +232,7 @@ class RunFolder:
         if os.path.lexists(self.path) and not self.path.is_dir():
             found = "a link to nothing" if self.path.is_symlink() and not self.path.exists() else "a file"
             raise ValueError(f"output must be a folder, got '{self.path}', which is {found}")
+        self._overwrite = overwrite
         if resume:
             state = read_state(self.checkpoint)
             check_writable(self.path, self._taken(CONFIG_FILE, LOG_FILE), overwrite=overwrite)
@@ -245,6 +249,17 @@ class RunFolder:
         check_writable(self.path, self._taken(*names), overwrite=overwrite, inputs=inputs)
         self._stale = [self.path / name for name in names] if overwrite else []
         return None
+
+    def check_weights(self, model: nn.Module) -> None:
+        """Require, before any work is done, that the weights can be written.
+
+        A model whose own `save_pretrained` has no `overwrite` decides by itself what it replaces.
+
+        Raises:
+            FileExistsError: If a file in their place is not geomtx's, and the run was not opened with `overwrite`.
+        """
+        if not hasattr(model, "save_pretrained") or _has_overwrite(model.save_pretrained):
+            check_writable(self.weights, _WEIGHT_FILES, overwrite=self._overwrite)
 
     def _taken(self, *names: str) -> list[str]:
         """Return the names without that of an empty log: a run was stopped before its first line, which is added to."""
@@ -323,9 +338,10 @@ class RunFolder:
         model: Any = copy.deepcopy(blueprint)
         model.load_state_dict({**state["model"], **averages}, assign=True)
         if hasattr(model, "save_pretrained"):
-            model.save_pretrained(self.weights)
+            options = {"overwrite": self._overwrite} if _has_overwrite(model.save_pretrained) else {}
+            model.save_pretrained(self.weights, **options)
         else:
-            with staged_folder(self.weights, (WEIGHTS,)) as stage:
+            with staged_folder(self.weights, (WEIGHTS,), overwrite=self._overwrite) as stage:
                 save_model(model, str(stage / WEIGHTS), metadata={"geomtx": "weights"})
 
 
@@ -337,6 +353,10 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
     return copy.deepcopy(model, memo)
+
+
+def _has_overwrite(save: Any) -> bool:
+    return "overwrite" in inspect.signature(save).parameters
 
 
 def _flatten(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

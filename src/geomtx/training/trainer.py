@@ -242,6 +242,7 @@ class Trainer:
             model = self.folder.build_model(state, self.task)
         if state is not None:
             self.folder.report_changes(state)
+        self.folder.check_weights(model)
         frozen = prepare_model(model, config)
         options = RunOptions(config.detach, config.precision != "float32", config.gradient_checkpointing)
         check_options(options, model, self.task)
