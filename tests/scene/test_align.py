@@ -45,6 +45,35 @@ def test_a_scene_comes_back_from_any_frame(scene: geomtx.Scene, kept: tuple[str,
             torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("centers", ["one view", "one place", "two views", "on a line"])
+def test_cameras_alone_say_how_a_scene_is_turned(
+    scene: geomtx.Scene, centers: str, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rotations say it where the centres do not."""
+    num_views = {"one view": 1, "two views": 2}.get(centers, 4)
+    torch.manual_seed(seed)
+    along = torch.zeros(4) if centers == "one place" else torch.arange(4.0)
+    poses = random_rigid(4).float()
+    world_from_cam = torch.cat([poses[:, :, :3], (torch.tensor([1.0, 2.0, 3.0]) * (1 + along[:, None]))[..., None]], -1)
+    cameras = scene.predictions.cameras._replace(cam_from_world=invert_rigid(world_from_cam))
+    target = dataclasses.replace(scene, predictions=scene.predictions._replace(cameras=cameras))
+    target = _first_views(strip(target, "cameras", "points"), num_views)
+    other = strip(moved(target, random_rigid(1)[0], 2.5), "cameras")
+    aligned = align_scene(other, strip(target, "cameras"))
+    torch.testing.assert_close(
+        aligned.predictions.cameras.cam_from_world, target.predictions.cameras.cam_from_world, atol=1e-4, rtol=1e-4
+    )
+    assert ("give no scale" in caplog.text) is (centers in ("one view", "one place"))
+
+
+def _first_views(scene: geomtx.Scene, count: int) -> geomtx.Scene:
+    return dataclasses.replace(
+        scene, names=scene.names[:count], transforms=scene.transforms[:count], images=scene.images[:count],
+        masks=scene.masks[:count], predictions=scene.predictions.map(lambda each: each[:count]), paths=(),
+    )  # fmt: skip
+
+
 def test_it_does_not_change_what_pixels_show(scene: geomtx.Scene) -> None:
     """However bad the fit: depth and cameras move together with the point map."""
     torch.manual_seed(0)

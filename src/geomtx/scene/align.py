@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -15,12 +16,16 @@ from geomtx.types import Cameras
 
 __all__ = ["align_scene", "move_scene"]
 
+logger = logging.getLogger(__name__)
+
 
 def align_scene(scene: Scene, target: Scene) -> Scene:
     """Move, turn and scale a scene so that its points come to lie on those of another.
 
-    The similarity is the one of least squares between the points of all pixels that both masks hold, or between the
-    camera centres where one of the two scenes has no points.
+    The similarity is the one of least squares between the points of all pixels that both masks hold. Where one of the
+    two scenes has no points, the cameras give it: the rotation is the mean of those between their axes, and the
+    centres, by their spread and their mean, give scale and translation. One view, or centres in one place, leave the
+    scale as it is, with a warning in the log.
 
     Args:
         scene: Scene with points (see `Scene.point_map`) or cameras.
@@ -79,8 +84,23 @@ def _fit_points(scene: Scene, target: Scene) -> Similarity | None:
 def _fit_cameras(scene: Scene, target: Scene) -> Similarity | None:
     if scene.predictions.cameras is None or target.predictions.cameras is None:
         return None
-    source, wanted = _centers(scene.predictions.cameras), _centers(target.predictions.cameras)
-    return fit_similarity(source, wanted, source.isfinite().all(-1) & wanted.isfinite().all(-1))
+    source, wanted = (_world_from_cam(each) for each in (scene.predictions.cameras, target.predictions.cameras))
+    both = source.isfinite().all(-1).all(-1) & wanted.isfinite().all(-1).all(-1)
+    if not both.any():
+        return fit_similarity(source[..., 3], wanted[..., 3], both)
+    source, wanted = source[both], wanted[both]
+    import roma
+
+    # Centres alone would leave the turn open for one view, and the roll for centres on a line.
+    rotation = roma.special_procrustes((wanted[..., :3] @ source[..., :3].mT).sum(0))
+    (source_center, source_spread), (wanted_center, wanted_spread) = (
+        _spread(each[..., 3]) for each in (source, wanted)
+    )
+    scale = wanted_spread / source_spread
+    if not (source_spread > 0 and wanted_spread > 0):
+        logger.warning("cameras in one place give no scale between the scenes, it is left as it is")
+        scale = torch.ones_like(scale)
+    return Similarity(scale, rotation, wanted_center - scale * (rotation @ source_center))
 
 
 def _has_points(scene: Scene) -> bool:
@@ -88,5 +108,12 @@ def _has_points(scene: Scene) -> bool:
     return has_depth or scene.predictions.points is not None
 
 
-def _centers(cameras: Cameras) -> Tensor:
-    return invert_rigid(cameras.cam_from_world.double())[..., 3]
+def _world_from_cam(cameras: Cameras) -> Tensor:
+    return invert_rigid(cameras.cam_from_world.double())
+
+
+def _spread(centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of centres (S, 3), and their root mean square distance from it: 0 within float32's rounding."""
+    middle = centers.mean(0)
+    spread = (centers - middle).square().sum(-1).mean().sqrt()
+    return middle, torch.where(spread > 1e-6 * centers.norm(dim=-1).max(), spread, 0.0)
