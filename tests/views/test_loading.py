@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import pickle
@@ -330,6 +331,13 @@ def test_views_know_how_to_be_prepared_again(two_photos: Path) -> None:
     for same in (pickle.loads(pickle.dumps(views)), views[[1, 0]], views.with_masks(_no_masks(views))):
         assert same.preparation == views.preparation
     assert replace(views, images=views.images / 2).preparation is None, "its images are no longer the photos"
+    changed = copy.deepcopy(views)
+    assert changed.preparation == views.preparation
+    changed.images[0] = 0
+    for same in (changed, changed[0], copy.copy(changed), pickle.loads(pickle.dumps(changed))):
+        assert same.preparation is None, "changed in place"
+    with torch.inference_mode():
+        assert load_views(two_photos, size=56).preparation == views.preparation
     again = prepare_again(views[1], 8, 64)
     assert again.names == views.names[1:]
     assert torch.equal(again.images, load_views(two_photos / "b.png", size=56, patch_size=8).images)
@@ -345,6 +353,9 @@ def test_what_is_masked_stays_masked_in_views_that_are_prepared_again(two_photos
     fresh = load_views(two_photos, size=80, patch_size=10)
     assert torch.equal(again.masks, fresh.with_masks(masks).masks)
     assert torch.equal(again.images, fresh.images)
+    Image.new("RGB", (50, 40)).save(two_photos / "b.png")
+    with pytest.raises(PhotoError, match=r"b.png' must have the \d+x\d+ pixels of its mask, got 50x40"):
+        prepare_again(views.with_masks(masks), 10, None)
 
 
 def _no_masks(views: Views) -> list[torch.Tensor]:

@@ -57,6 +57,8 @@ def test_subsets(mixed: Views) -> None:
     assert torch.equal(picked.images, mixed.images[[2, 0]])
     assert picked.transforms == (mixed.transforms[2], mixed.transforms[0])
     assert mixed[-1].names == ("square.png",)
+    for index in (np.int64(-1), torch.tensor(-1), np.array([2]), torch.tensor([2]), [np.int32(2)]):
+        assert mixed[index].names == ("square.png",)
     assert [view.names[0] for view in mixed] == list(mixed.names)
     with pytest.raises(IndexError):
         mixed[3]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geomtx.checks import check_divisible, check_option, check_positive
 from geomtx.inference.plan import free_bytes
-from geomtx.views.listing import PathLike, list_photos, name_files
+from geomtx.views.listing import PathLike, PhotoError, list_photos, name_files
 from geomtx.views.pictures import read_picture
 from geomtx.views.transform import MODES, Mode, ViewTransform, place_photo
 from geomtx.views.views import Preparation, Views
@@ -92,7 +92,7 @@ def prepare_again(views: Views, patch_size: int, image_size: int | None) -> View
             None where it is made for none. A size that was chosen becomes the nearest multiple of the patch.
 
     Raises:
-        PhotoError: As `load_views`.
+        PhotoError: As `load_views`, and for a photo with a mask that has another size by now.
     """
     before = views.preparation
     paths = [path for path in views.paths if path is not None]
@@ -100,15 +100,20 @@ def prepare_again(views: Views, patch_size: int, image_size: int | None) -> View
     side = before.size if before.asked else image_size or _SIZE
     again = _prepare(paths, views.names, before._replace(size=default_size(patch_size, side)), patch_size)
     pairs = zip(zip(views.transforms, views.masks.cpu(), strict=True), again.transforms, strict=True)
-    left_out = torch.stack([_carry_left_out(*before, after) for before, after in pairs])
+    left_out = torch.stack(
+        [_carry_left_out(*before, after, path) for (before, after), path in zip(pairs, paths, strict=True)]
+    )
     return replace(again, masks=again.masks & ~left_out).prepared_by(again.preparation)
 
 
-def _carry_left_out(before: ViewTransform, mask: Tensor, after: ViewTransform) -> Tensor:
+def _carry_left_out(before: ViewTransform, mask: Tensor, after: ViewTransform, path: Path) -> Tensor:
     """Return where an image shows what the mask of an earlier image of the same photo left out of the photo."""
     left_out = before.mask & ~mask
     if not left_out.any():
         return torch.zeros(after.image_hw, dtype=torch.bool)
+    if before.original_hw != after.original_hw:
+        size, now = (f"{width}x{height}" for height, width in (before.original_hw, after.original_hw))
+        raise PhotoError(f"'{path}' must have the {size} pixels of its mask, got {now}; the file was replaced since")
     return after.depth_from_original(before.depth_to_original(left_out, mode="nearest"), mode="nearest")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -51,8 +52,6 @@ class Views:
         names: S different names, those of the files, with their folders if files of several folders share a name.
         paths: S files; None for a view without a file.
         patch_size: Side of a patch in pixels.
-        preparation: How the images were made of the photos in `paths`; None where that isn't known, as for views whose
-            images were replaced. With it, `geomtx.reconstruct` can prepare them again for a model of another patch.
     """
 
     images: Tensor
@@ -61,7 +60,8 @@ class Views:
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     patch_size: int = 14
-    preparation: Preparation | None = field(default=None, init=False)  # so that dataclasses.replace drops it
+    # With the version of the images that it made; not an argument, so that dataclasses.replace drops it.
+    _prepared: tuple[Preparation | None, int] = field(default=(None, 0), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_shape("images", self.images, ("S", 3, "H", "W"))
@@ -120,17 +120,21 @@ class Views:
     def __len__(self) -> int:
         return len(self.transforms)
 
-    def __getitem__(self, index: int | slice | Sequence[int]) -> Views:
+    def __getitem__(self, index: SupportsIndex | slice | Iterable[SupportsIndex]) -> Views:
         """Select views by an index, a slice or a list of indices, in that order. The padding stays.
 
         Raises:
             ValueError: If no view is selected, or for booleans, which would be taken as the indices 0 and 1.
         """
-        if any(_is_bool(i) for i in (index if isinstance(index, Iterable) else [index])):
+        if any(_is_bool(i) for i in (index if isinstance(index, Iterable) and getattr(index, "ndim", 1) else [index])):
             raise ValueError(f"index must hold whole numbers, got booleans: {index}")
         indices = range(len(self))
-        picked = indices[index] if isinstance(index, int | slice) else [indices[i] for i in index]
-        picked = [picked] if isinstance(picked, int) else list(picked)
+        if isinstance(index, slice):
+            picked = list(indices[index])
+        elif isinstance(index, Iterable) and getattr(index, "ndim", 1):
+            picked = [indices[operator.index(i)] for i in index]
+        else:  # an integer, also one of numpy's or a tensor of no axes
+            picked = [indices[operator.index(index)]]
         if not picked:
             raise ValueError(f"index must pick at least one of {len(self)} views, got {index}")
         views = Views(
@@ -143,11 +147,27 @@ class Views:
         )
         return views.prepared_by(self.preparation)
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """How the images were made of the photos in `paths`; None where they were replaced or changed in place since.
+
+        With it, `geomtx.reconstruct` can prepare them again for a model of another patch.
+        """
+        made, version = self._prepared
+        return made if version == _version(self.images) else None
+
     def prepared_by(self, preparation: Preparation | None) -> Views:
         """Return these views with a note of how their images were made of the photos."""
         views = replace(self)
-        object.__setattr__(views, "preparation", preparation)
+        object.__setattr__(views, "_prepared", (preparation, _version(views.images)))
         return views
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": (self.preparation, 0)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy counts the changes of its images anew.
+        self.__dict__.update(state, _prepared=(state["_prepared"][0], _version(state["images"])))
 
     def __repr__(self) -> str:
         height, width = self.image_hw
@@ -224,6 +244,11 @@ class Views:
     def _check_views(self, name: str, values: Tensor, dim: int) -> None:
         if values.ndim < -dim or values.shape[dim] != len(self):
             raise ValueError(f"{name} must have {len(self)} views on axis {dim}, got shape {tuple(values.shape)}")
+
+
+def _version(images: Tensor) -> int:
+    """Return the number of changes in place; tensors of `torch.inference_mode` don't count them."""
+    return 0 if images.is_inference() else images._version
 
 
 def warn_of_range(images: Tensor) -> None:
