@@ -79,7 +79,7 @@ def test_from_the_weights_of_a_run_another_goes_on_with_new_adapters(tmp_path: P
 def test_adapters_that_cannot_be(tmp_path: Path):
     with pytest.raises(ValueError, match=r"^lora\.patterns must match a name of the model, got 'encoder\.qvk'"):
         small_trainer(tmp_path, lora={"patterns": ["encoder.qvk"]})
-    with pytest.raises(ValueError, match=r"^lora\.patterns must match linear layers, got '\*\.attention', which"):
+    with pytest.raises(ValueError, match=r"^lora: patterns must match linear layers, got '\*\.attention', which"):
         small_trainer(tmp_path, lora={"patterns": ["*.attention"]})
     for lora, message in (
         ({}, r"lora\.patterns must be given, got none"),

@@ -169,7 +169,7 @@ def test_numbers_of_transform_and_choice(tmp_path: Path):
         options(transform={"turn_portraits": True})
     with pytest.raises(ValueError, match=r"^data\.choice\.num_nearest must be a whole number, got 2\.5$"):
         options(choice={"num_nearest": 2.5})
-    with pytest.raises(ValueError, match=r"^expand_range must be None beside expand_ratio, got 5$"):
+    with pytest.raises(ValueError, match=r"^data.choice.expand_range must be None beside expand_ratio, got 5$"):
         options(choice={"expand_range": 5, "expand_ratio": 2})
 
 
@@ -225,7 +225,7 @@ def test_numbers_of_videos():
         section(kind="synthetic_video", choice={"expand_range": 3})
     with pytest.raises(ValueError, match=r"got 'data\.motion\.speed'"):
         build_source(section(kind="synthetic_video", motion={"speed": 1}), patch_size=14)
-    with pytest.raises(ValueError, match=r"^moving must be in 0 … 1, got 2\.0$"):
+    with pytest.raises(ValueError, match=r"^data.motion.moving must be in 0 … 1, got 2\.0$"):
         build_source(section(kind="synthetic_video", motion={"moving": 2}), patch_size=14)
     with pytest.raises(ValueError, match=r"^validation\.views must be up to 64 of rendered scenes, got 65$"):
         parse_config({"data": {"kind": "synthetic_video"}, "validation": {"views": [65]}})

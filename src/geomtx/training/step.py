@@ -242,15 +242,16 @@ class _LossParts:
 
     def _run(self, counts: BatchCounts, predictions: Any, chunk: Any) -> LossReport:
         """Run the loss; what it draws, such as pairs of views, is drawn alike for all chunks."""
-        state = capture_rng(self.device)
+        now = capture_rng(self.device)
+        is_first = self.rng is None
         if self.rng is None:
-            self.rng, state = state, None
+            self.rng = now
         else:
             restore_rng(self.rng, self.device)
         with counting(counts):
             report = compare_part(self.loss, predictions, chunk)
-        if state is not None:
-            restore_rng(state, self.device)
+        if not is_first:
+            restore_rng(now, self.device)
         return report
 
     def _share(self, chunks: list[BatchCounts]) -> None:
