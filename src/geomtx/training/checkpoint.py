@@ -204,8 +204,8 @@ class RunFolder:
     """The folder with a run's configuration, log, checkpoints and weights.
 
     Args:
-        path: Is made when the run starts.
-        config: Of the run.
+        path: Path of the folder, which is made when the run starts.
+        config: Configuration of the run.
     """
 
     def __init__(self, path: Path, config: TrainingConfig) -> None:
@@ -322,8 +322,8 @@ class RunFolder:
         """Write the checkpoint, then the weights, averaged ones if there are any.
 
         Args:
-            state: Of the run.
-            blueprint: Its model without values, see `copy_to_meta`. Its own `save_pretrained` writes the weights;
+            state: State of the run, as `open` returns it.
+            blueprint: The run's model without values, see `copy_to_meta`. Its own `save_pretrained` writes the weights;
                 without one, they are its state in `model.safetensors`.
         """
         config: Any = getattr(blueprint, "config", None)
