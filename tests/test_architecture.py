@@ -211,6 +211,14 @@ def test_no_device_is_named():
     assert {path for path in named if not path.startswith("cli/")} == set()
 
 
+def test_training_needs_no_float64_on_the_device():
+    """Apple's accelerator has none."""
+    texts = {id_of(p): p.read_text(encoding="utf-8") for p in MODULES if part_of(p) == "training"}
+    assert texts
+    on_device = re.compile(r"(?<!\.cpu\(\))\.(double\(|(to|type)\([^)]*float64)")
+    assert {path for path, text in texts.items() if on_device.search(text)} == set()
+
+
 def test_nothing_waits_for_an_accelerator():
     """No `.item()`, `.tolist()`, `.cpu()` or `.numpy()` on a tensor of a forward pass."""
     waiting = [

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import geomtx
 from geomtx.geometry.scene_frame import normalize_scene
 from geomtx.losses.multitask import MultitaskLoss
 from geomtx.training.optim import ClipGroup
-from geomtx.training.step import TrainingStep, predict
+from geomtx.training.step import TrainingStep, compute_scores, predict
+from geomtx.training.tasks.vggt import VggtTask
 from geomtx.types import Predictions, SceneBatch
 from training.small_run import NUMBERS, random_scenes
 
@@ -211,3 +213,18 @@ def test_autocast_runs_the_encoder_in_half_precision(model: geomtx.VGGT):
     seen.clear()
     predict(model, batch)
     assert seen == {torch.float32}
+
+
+def test_scores_are_computed_where_there_is_float64(monkeypatch: pytest.MonkeyPatch):
+    class Shapes(VggtTask):
+        def score(self, outputs: Any, batch: SceneBatch) -> dict[str, torch.Tensor]:
+            return {"sum": (outputs["x"] + batch.images.sum()).double()}
+
+    batch = random_scenes(1)._replace(images=torch.zeros(1, 2, 3, 28, 28, device="meta"))
+    outputs = {"x": torch.zeros((), device="meta")}
+    assert compute_scores(outputs, batch, task=Shapes())["sum"].is_meta
+    monkeypatch.setattr("geomtx.training.step._has_float64", lambda device: False)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        compute_scores(outputs, batch, task=Shapes())
+    on_cpu = batch._replace(images=torch.ones(1, 2, 3, 28, 28))
+    assert compute_scores({"x": torch.ones(())}, on_cpu, task=Shapes())["sum"] == 1 + 2 * 3 * 28 * 28

@@ -25,7 +25,7 @@ _OTHERS = ("loss_", "rehearsal_loss_", "psnr", "aj")
 
 
 class ScalarMeans:
-    """Means of scalars over steps; they stay on the device until they are read."""
+    """Means of scalars over steps; they stay on the device until they are read, in float32: some have no float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
@@ -34,7 +34,7 @@ class ScalarMeans:
         """Add the scalars of a step."""
         for name, value in scalars.items():
             total, count = self._sums.get(name, (0, 0))
-            self._sums[name] = (value.double() + total, count + 1)
+            self._sums[name] = (value.float() + total, count + 1)
 
     def sums(self) -> dict[str, tuple[float, int]]:
         """Return name → (sum, count) of what was added since the last call."""

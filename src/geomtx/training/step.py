@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from geomtx.training.monitor import GradientMonitor
 
-__all__ = ["StepReport", "TrainingStep", "predict"]
+__all__ = ["StepReport", "TrainingStep", "compute_scores", "predict"]
 
 VGGT_TASK = VggtTask()
 
@@ -172,6 +173,32 @@ def predict(model: nn.Module, batch: Any, autocast: torch.dtype | None = None, *
         return task.predict(model, batch)
 
 
+def compute_scores(predictions: Any, batch: Any, *, task: Task) -> dict[str, Tensor]:
+    """Return the scores of a task, on the CPU where the device has no float64, in which metrics are computed.
+
+    Args:
+        predictions: What the task predicted for the batch.
+        batch: Batch that the task prepared.
+        task: Task that scores.
+    """
+    if not _has_float64(batch.images.device):
+        predictions, batch = tree_map(_move_to_cpu, (predictions, batch))
+    return task.score(predictions, batch)
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _move_to_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
+
+
 class _LossParts:
     """Losses of the chunks of a step which add up, over chunks and processes, to the loss of the whole batch.
 
@@ -182,9 +209,9 @@ class _LossParts:
 
     Args:
         loss: As in `TrainingStep`.
-        accelerator: Of the run.
-        device: Of the batch.
-        is_whole: The batch is one chunk.
+        accelerator: Accelerator of the run.
+        device: Device of the batch.
+        is_whole: Whether the batch is one chunk.
     """
 
     def __init__(
@@ -211,7 +238,7 @@ class _LossParts:
         self.rng = None
 
     def compare(self, predictions: Any, chunk: Any) -> LossReport:
-        """A chunk's part of the loss, with a graph."""
+        """Return a chunk's part of the loss, with a graph."""
         if self.is_alone:
             return self.loss(predictions, chunk)
         if self.whole is None:
@@ -219,7 +246,7 @@ class _LossParts:
         return self._run(BatchCounts(self.whole), predictions, chunk)
 
     def add_processes(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars of a process → those of all of them, added up; one may be without some."""
+        """Return the scalars of a process summed over all processes; a process may lack some of them."""
         if self.accelerator.num_processes == 1:
             return totals
         values = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
@@ -261,7 +288,7 @@ class _LossParts:
 
 
 def _sum_counts(counts: list[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Sums by name; where one list is longer, the others have zeros there."""
+    """Return sums by name; where one list is longer, the others have zeros there."""
     names = dict.fromkeys(name for values in counts for name in values)
     return {
         name: [sum(column) for column in itertools.zip_longest(*(v.get(name, ()) for v in counts), fillvalue=0)]

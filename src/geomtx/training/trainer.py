@@ -54,7 +54,7 @@ from geomtx.training.prepare import (
     leave_out_tracks,
     prepare_model,
 )
-from geomtx.training.step import VGGT_TASK, StepReport, TrainingStep, predict
+from geomtx.training.step import VGGT_TASK, StepReport, TrainingStep, compute_scores, predict
 from geomtx.training.tasks.running import RunOptions, TrainedModel, check_options
 from geomtx.training.tasks.task import Task, build_task
 from geomtx.types import SceneBatch
@@ -158,11 +158,11 @@ def validate(
         predictions = predict(model, prepared, autocast, task=task)
         report = loss(predictions, prepared)
         terms = {"objective": report.total, **report.terms}
-        scores = task.score(predictions, prepared)
+        scores = compute_scores(predictions, prepared, task=task)
         found = {name: value.expand(len(prepared.images)) for name, value in terms.items()}
         found |= {name: value[~value.isnan()] for name, value in scores.items()}
         for name, value in found.items():
-            values.setdefault(f"{name}/{num_views}v", []).append(value.double())
+            values.setdefault(f"{name}/{num_views}v", []).append(value.cpu().double())
     for module, mode in modes.items():
         module.training = mode
     return {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
@@ -366,7 +366,7 @@ class Trainer:
             log.bar.update()
         if step % config.log.every == 0 or step == config.schedule.steps:
             if report.applied:
-                scores = self.task.score(report.predictions, report.batch)
+                scores = compute_scores(report.predictions, report.batch, task=self.task)
                 self.means.add({name: value.nanmean() for name, value in scores.items()})
             scalars = ScalarMeans.merge(self._gather(self.means.sums()))
             counts = {"skipped": float(self.num_skipped), "scenes_left_out": float(self._count_left_out())}
