@@ -175,6 +175,7 @@ def test_reconstruct_counts_the_bytes_that_are_held(tiny_model):
     quantize_model(tiny_model, "int8")
     assert weight_bytes(tiny_model) < whole
     scene = geomtx.reconstruct(tiny_model, views, memory="low")
+    assert scene.provenance["quantize"] == "int8"
     assert scene.predictions.depth is not None
     assert scene.predictions.depth.value.isfinite().all()
 

@@ -181,8 +181,9 @@ def test_matplotlib_is_imported_only_where_something_is_drawn() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_names_that_are_no_plain_text(photos_alone: geomtx.Scene, recwarn: pytest.WarningsRecorder) -> None:
+def test_names_that_are_no_plain_text(scene: geomtx.Scene, recwarn: pytest.WarningsRecorder) -> None:
     """Neither formulas nor letters that the font lacks nor what isn't Unicode stop or spoil a report."""
     names = ("$x^2", "写真.png", "a\nb\udcff.png", "long " * 80)
-    draw_report(dataclasses.replace(photos_alone, names=names, provenance={"photos": "$a_$", "weights": "写"}))
+    made = {"photos": "$a_$", "weights": "写"}
+    draw_report(dataclasses.replace(scene, names=names, provenance=made, units="$m_$"), max_views=1)
     assert [str(warning.message) for warning in recwarn if "lyph" in str(warning.message)] == []

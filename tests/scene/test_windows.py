@@ -176,6 +176,7 @@ def test_windows_come_back_to_the_first_ones_world(room, plan, heads):
 def test_unsure_points_do_no_harm(room):
     model = KnownWindows(room, ("camera", "depth"), noise=0.3)
     scene = geomtx.reconstruct(model, room.images[0], window=WindowPlan(4, 2))
+    assert scene.provenance["window"] == "4 views, 2 shared"
     cameras = Predictions(cameras=scene.predictions.cameras)
     assert_true(dataclasses.replace(scene, predictions=cameras), room, 1e-6)
 

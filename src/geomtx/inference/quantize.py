@@ -16,7 +16,7 @@ from geomtx.checks import check_divisible, check_option
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.lora import adapted_layers
 
-__all__ = ["QuantizedType", "is_quantized", "quantize_model"]
+__all__ = ["QuantizedType", "is_quantized", "quantize_model", "quantized_type"]
 
 QuantizedType = Literal["int8", "fp8"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -74,6 +74,14 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
 def is_quantized(model: nn.Module) -> bool:
     """Whether any weight of a transformer block is."""
     return any(type(layer.weight).__module__.startswith("torchao.") for layer in _linear_layers(model).values())
+
+
+def quantized_type(model: nn.Module) -> QuantizedType | None:
+    """Return the kind of weights that `quantize_model` gave to a model; None for a model that isn't quantised."""
+    if not is_quantized(model):
+        return None
+    kinds = {type(layer.weight).__name__ for layer in _linear_layers(model).values()}
+    return "fp8" if any("float8" in kind.lower() for kind in kinds) else "int8"
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -191,7 +191,15 @@ def _draw_scale_bar(axes: Axes, units: str) -> None:
     axes.errorbar(
         start + length / 2, low + 0.03 * height, xerr=length / 2, color=INK, capsize=4, elinewidth=1.6, capthick=1.6
     )
-    axes.annotate(text, (start, low + 0.03 * height), (0, 8), textcoords="offset points", color=INK, fontsize=9.5)
+    axes.annotate(
+        text,
+        (start, low + 0.03 * height),
+        (0, 8),
+        textcoords="offset points",
+        color=INK,
+        fontsize=9.5,
+        parse_math=False,
+    )
     axes.text(
         right - 0.02 * width, low + 0.025 * height, "x right, z up: the first camera's frame", color=MUTED, ha="right",
         fontsize=9,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_name, check_option, close_matches
 from geomtx.heads.dense import DenseHead
+from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.scene.finite import warn_of_nonfinite
 from geomtx.scene.memory import check_scene_memory, warn_of_size
@@ -89,9 +91,12 @@ def reconstruct(
         check_window_heads(heads)
         windows = place_windows(len(views), window)
     _check_memory(model, views, heads, len(windows[0]), run_options)
-    if len(windows) > 1:
+    if window is not None and len(windows) > 1:
         parts = (views[part.start : part.stop] for part in windows)
-        return stitch_scenes((_run_pass(model, part, None, heads, run_options, progress) for part in parts), windows)
+        scenes = (_run_pass(model, part, None, heads, run_options, progress) for part in parts)
+        stitched = stitch_scenes(scenes, windows)
+        made = {"window": f"{window.size} views, {window.overlap} shared"}
+        return replace(stitched, provenance={**stitched.provenance, **made})
     return _run_pass(model, views, queries, heads, run_options, progress)
 
 
@@ -115,7 +120,13 @@ def _run_pass(
         predictions=_single_scene(predictions),
         query_points=queries,
         paths=views.paths,
-        provenance=describe_run(model, views, autocast=options.dtype, approximation=options.approximation),
+        provenance=describe_run(
+            model,
+            views,
+            autocast=options.dtype,
+            approximation=options.approximation,
+            quantize=quantized_type(model),
+        ),
     )
     warn_of_nonfinite(scene)
     return scene

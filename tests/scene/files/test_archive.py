@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import geomtx
 from geomtx.scene.files import write_archive
+from geomtx.types import DenseMap
 from geomtx.views import ViewTransform
 
 
@@ -54,6 +55,20 @@ def test_metadata_says_what_is_in_the_file(scene: geomtx.Scene, tmp_path: Path) 
     views = json.loads(metadata["views"])
     assert [view["name"] for view in views] == list(scene.names)
     assert views[0]["original_hw"] == [84, 112]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_written_as_float32(scene: geomtx.Scene, tmp_path: Path, dtype: torch.dtype) -> None:
+    assert scene.predictions.depth is not None
+    half = DenseMap(*(each.to(dtype) for each in scene.predictions.depth))
+    write_archive(
+        tmp_path / "a.safetensors",
+        dataclasses.replace(scene, predictions=scene.predictions._replace(depth=half)),
+        maps="original",
+    )
+    loaded = geomtx.Scene.load(tmp_path / "a.safetensors").predictions.depth
+    assert loaded is not None
+    assert torch.equal(loaded.value, half.value.float())
 
 
 def test_wrong_maps(scene: geomtx.Scene, tmp_path: Path) -> None:

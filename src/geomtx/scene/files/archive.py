@@ -65,7 +65,8 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
         ValueError: If `maps` is neither.
     """
     check_option("maps", maps, ("original", "network"))
-    entries = {name: _Entry(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in _tensors_of(scene)}  # type: ignore[misc]
+    tensors = {name: _storable(tensor) for name, tensor in _tensors_of(scene)}
+    entries = {name: _Entry(tuple(t.shape), t.dtype, lambda t=t: t) for name, t in tensors.items()}  # type: ignore[misc]
     if maps == "original" and scene.predictions.depth is not None:
         entries |= _original_maps(scene)
     views = [
@@ -174,9 +175,15 @@ def _original_maps(scene: SceneContent) -> dict[str, _Entry]:
     entries = {}
     for index, (name, transform) in enumerate(zip(scene.names, scene.transforms, strict=True)):
         for maps, suffix in ((depth.value, "depth"), (depth.confidence, "depth_confidence")):
-            make = functools.partial(transform.depth_to_original, maps[index])
-            entries[f"original/{name}/{suffix}"] = _Entry(transform.original_hw, maps.dtype, make)
+            map_ = _storable(maps[index])
+            make = functools.partial(transform.depth_to_original, map_)
+            entries[f"original/{name}/{suffix}"] = _Entry(transform.original_hw, map_.dtype, make)
     return entries
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """Return float32 in place of half precision, which a scene's file doesn't hold."""
+    return tensor if tensor.dtype in _DTYPES else tensor.float()
 
 
 def _write_safetensors(path: Path, entries: dict[str, _Entry], metadata: dict[str, str]) -> None:
