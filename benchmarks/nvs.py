@@ -105,7 +105,7 @@ def train_regime(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_regimes(arguments: argparse.Namespace) -> None:
-    task = NvsTask(**{**load_regime("all", 1).task, "rehearsal": 0})
+    task = NvsTask(**{**load_regime("all", 1).task, "rehearsal": None})
     scenes = list(render(arguments.scenes, NUM_INPUTS + NUM_TARGETS))  # in their order: the first views go in
     views = list(render(arguments.scenes, TASK_VIEWS))
     pictures: dict[str, list[Tensor]] = {"true": [batch.images[:, NUM_INPUTS:] for batch in scenes]}
