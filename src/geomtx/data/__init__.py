@@ -2,13 +2,12 @@
 
 from geomtx.data.augmentation import ColorAugmentation, VideoAugmentation
 from geomtx.data.collate import collate_scenes, repeat_batch
-from geomtx.data.dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
 from geomtx.data.datasets.co3d import CO3D_SEEN, Co3dDataset, convert_pytorch3d
 from geomtx.data.datasets.colmap import ColmapDataset
 from geomtx.data.datasets.unified import UnifiedDataset
 from geomtx.data.datasets.virtual_kitti import VirtualKittiDataset
 from geomtx.data.depth import clean_depth, read_depth, read_half_png, read_integer_png
-from geomtx.data.frames import (
+from geomtx.data.frame_geometry import (
     Frame,
     FrameTransform,
     crop_exactly,
@@ -18,6 +17,7 @@ from geomtx.data.frames import (
 )
 from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest, SceneSource, ViewCountSampler, rank_by_pose
 from geomtx.data.scene_check import BatchCheck, SceneError, check_batch, check_cameras, check_values
+from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
 from geomtx.data.synthetic.motion import MotionStyle
 from geomtx.data.synthetic.photos import save_photos, truth_in_views
 from geomtx.data.synthetic.render import (

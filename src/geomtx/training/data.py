@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from geomtx.checks import check_divisible
 from geomtx.data.augmentation import ColorAugmentation, VideoAugmentation
 from geomtx.data.collate import collate_scenes, split_scenes
-from geomtx.data.dataset import SampleOptions, SceneDataset
 from geomtx.data.datasets.co3d import Co3dDataset
 from geomtx.data.datasets.colmap import ColmapDataset
 from geomtx.data.datasets.unified import UnifiedDataset
 from geomtx.data.datasets.virtual_kitti import VirtualKittiDataset
-from geomtx.data.frames import FrameTransform
+from geomtx.data.frame_geometry import FrameTransform
 from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest
 from geomtx.data.scene_check import check_values
+from geomtx.data.scene_dataset import SampleOptions, SceneDataset
 from geomtx.data.synthetic.motion import MotionStyle
 from geomtx.data.synthetic.render import VideoStyle, held_out_seed, render_scenes, render_videos, training_seed
 from geomtx.data.synthetic.rooms import RoomStyle

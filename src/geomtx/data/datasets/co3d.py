@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_option
-from geomtx.data.dataset import (
+from geomtx.data.depth import clean_depth, read_half_png
+from geomtx.data.files import read_image, read_mask
+from geomtx.data.frame_geometry import Frame
+from geomtx.data.scene_check import SceneError
+from geomtx.data.scene_dataset import (
     OnError,
     SampleOptions,
     SceneDataset,
@@ -23,10 +27,6 @@ from geomtx.data.dataset import (
     check_extent,
     collect_records,
 )
-from geomtx.data.depth import clean_depth, read_half_png
-from geomtx.data.files import read_image, read_mask
-from geomtx.data.frames import Frame
-from geomtx.data.scene_check import SceneError
 from geomtx.files import user_path
 from geomtx.types import Float
 

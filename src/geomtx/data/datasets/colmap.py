@@ -10,13 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from geomtx.checks import check_finite_positive
-from geomtx.data.dataset import (
-    OnError,
-    SampleOptions,
-    SceneDataset,
-    SceneRecord,
-    collect_records,
-)
 from geomtx.data.datasets.colmap_model import (
     ColmapImage,
     ColmapModel,
@@ -28,9 +21,16 @@ from geomtx.data.datasets.colmap_model import (
     undistort_image,
 )
 from geomtx.data.files import find_missing, read_image
-from geomtx.data.frames import Frame
+from geomtx.data.frame_geometry import Frame
 from geomtx.data.sampling import FrameChoice, rank_by_pose
 from geomtx.data.scene_check import SceneError
+from geomtx.data.scene_dataset import (
+    OnError,
+    SampleOptions,
+    SceneDataset,
+    SceneRecord,
+    collect_records,
+)
 from geomtx.files import user_path
 from geomtx.geometry.rotation import quat_to_matrix
 

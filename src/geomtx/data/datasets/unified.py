@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from geomtx.data.dataset import (
+from geomtx.data.depth import clean_depth, read_depth
+from geomtx.data.files import find_missing, read_image, read_mask
+from geomtx.data.frame_geometry import Frame
+from geomtx.data.scene_check import SceneError
+from geomtx.data.scene_dataset import (
     OnError,
     SampleOptions,
     SceneDataset,
@@ -16,10 +20,6 @@ from geomtx.data.dataset import (
     check_extent,
     collect_records,
 )
-from geomtx.data.depth import clean_depth, read_depth
-from geomtx.data.files import find_missing, read_image, read_mask
-from geomtx.data.frames import Frame
-from geomtx.data.scene_check import SceneError
 from geomtx.files import user_path
 
 __all__ = ["UnifiedDataset"]

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geomtx.data.dataset import (
+from geomtx.data.depth import clean_depth, read_integer_png
+from geomtx.data.files import find_missing, read_image, read_text
+from geomtx.data.frame_geometry import Frame
+from geomtx.data.sampling import FrameChoice
+from geomtx.data.scene_check import SceneError
+from geomtx.data.scene_dataset import (
     OnError,
     SampleOptions,
     SceneDataset,
@@ -17,11 +22,6 @@ from geomtx.data.dataset import (
     check_extent,
     collect_records,
 )
-from geomtx.data.depth import clean_depth, read_integer_png
-from geomtx.data.files import find_missing, read_image, read_text
-from geomtx.data.frames import Frame
-from geomtx.data.sampling import FrameChoice
-from geomtx.data.scene_check import SceneError
 from geomtx.files import user_path
 
 __all__ = ["VirtualKittiDataset"]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from geomtx.checks import check_at_least, check_option, check_positive
 from geomtx.data.augmentation import ColorAugmentation
-from geomtx.data.frames import Frame, FrameTransform
+from geomtx.data.frame_geometry import Frame, FrameTransform
 from geomtx.data.sampling import FrameChoice, SceneRequest
 from geomtx.data.scene_check import SceneError, check_cameras
 from geomtx.data.tracks import build_track_labels
