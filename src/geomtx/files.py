@@ -233,7 +233,8 @@ def check_inputs(folder: PathLike, owned: Iterable[str], inputs: Iterable[PathLi
     folder = user_path(folder)
     known = {identity: path for path in map(user_path, inputs) if (identity := _identity(path)) is not None}
     for name in owned:
-        found = known.get(_identity(folder / name))
+        identity = _identity(folder / name)
+        found = None if identity is None else known.get(identity)
         if found is not None:
             raise FileExistsError(
                 f"output folder '{folder}' must not hold an input under the name of a result, but '{name}' in it is "

@@ -189,7 +189,7 @@ class Views:
         """
         patch = self.patch_size
         pixels = rearrange(self.masks, "s (rows p) (columns q) -> s rows columns (p q)", p=patch, q=patch)
-        mask = pixels.sum(-1) * 2 >= patch * patch
+        mask: Tensor = pixels.sum(-1) * 2 >= patch * patch
         return None if mask.all() else mask
 
     def with_masks(self, masks: Sequence[Tensor]) -> Views:

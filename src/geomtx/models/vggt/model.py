@@ -170,13 +170,14 @@ class VGGT(nn.Module):
 
     def taps_of(self, heads: tuple[str, ...]) -> tuple[int, ...]:
         """Return the layers that some heads read: those of their decoders, the camera head's, or else all taps."""
-        modules, taps = head_modules(self), set()
+        modules, taps = head_modules(self), set[int]()
         for name in heads:
-            decoder = getattr(modules[name], "decoder", None)
+            head = modules[name]
+            decoder = getattr(head, "decoder", None)
             if isinstance(decoder, DPTDecoder):
                 taps |= set(decoder.taps)
-            elif isinstance(modules[name], CameraHead):
-                taps.add(self.config.taps[-1] if modules[name].layer is None else modules[name].layer)
+            elif isinstance(head, CameraHead):
+                taps.add(self.config.taps[-1] if head.layer is None else head.layer)
             else:
                 taps |= set(self.config.taps)
         return tuple(sorted(taps)) or self.config.taps
