@@ -531,8 +531,8 @@ def test_broken_configurations(tmp_path, model):
         (b"{", "holds broken JSON"),
         (b"\xff\xfe\x00\x01", "holds broken JSON"),
         (b"[1, 2]", "holds JSON that is no object$"),
-        (b'{"dim": "abc"}', "dim must be like 1024, got 'abc'$"),
-        (b'{"width": 3}', "has a configuration that makes no model: config key must be one of .*, got 'width'$"),
+        (b'{"dim": "abc"}', "dim must be a whole number, got 'abc'$"),
+        (b'{"width": 3}', "has a configuration that makes no model: config key must be one of .*, got 'width'"),
     ):
         (tmp_path / CONFIG).write_bytes(content)
         assert_refused(tmp_path, wanted)

@@ -79,7 +79,7 @@ def test_weights_without_all_heads_are_measured_where_they_can(
     assert [name for name, value in errors["model"].items() if value is not None] == ["depth_abs_rel", "depth_delta"]
     assert None not in errors["guess"].values()
     lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if line.startswith("poses")).split()[2] == "-"
+    assert next(line for line in lines if line.startswith("pose AUC")).split()[2] == "-"
     assert not (tmp_path / "out" / "tracks.json").exists()
 
 

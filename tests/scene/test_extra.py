@@ -59,7 +59,7 @@ def test_each_channel_comes_to_the_photos_pixels_as_depth_does(model, tmp_path: 
 
 
 def test_heads_without_maps_are_left_out(model, photos):
-    with pytest.raises(ValueError, match=r"^head must be one of .*'normals', 'heat', got 'mean'$"):
+    with pytest.raises(ValueError, match=r"^head must be one of .*'normals', 'heat', got 'mean'"):
         geomtx.reconstruct(model, photos, heads=("camera", "mean"))
 
 

@@ -84,7 +84,7 @@ def rotary_table(
     angles = positions[..., None] * base**exponents  # (..., P, 2, D/4)
     sin = angles.sin()
     halves = ([angles.cos()] * 2, [-sin, sin])  # of the two channels of every pair
-    return RotaryTable(*(rearrange(torch.stack(half), "pair ... xy k -> ... (xy pair k)") for half in halves))
+    return RotaryTable(*(torch.cat(half, dim=-1).flatten(-2) for half in halves))
 
 
 def apply_rotary(x: Float[Tensor, "*batch d"], table: RotaryTable) -> Float[Tensor, "*batch d"]:

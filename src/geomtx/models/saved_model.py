@@ -109,7 +109,9 @@ def choose_heads(
     tails = (name.removeprefix(path) for name in checkpoint.shapes if name.startswith(path))
     described = (_stored(checkpoint) or {}).get(_EXTRA_HEADS) or {}
     there = dict.fromkeys(tail.partition(".")[0] for tail in tails)
-    stored = tuple(dict.fromkeys((*(name for name in described if name in there), *there)))
+    # A head without parameters has no tensors: it is stored if it is described, and comes back if it is given.
+    without = [name for name in given if name in described]
+    stored = tuple(dict.fromkeys((*(name for name in described if name in there), *there, *without)))
     for name, source in given.items():
         if source is not None and name not in stored:
             names = ", ".join(map(repr, stored)) or "none"

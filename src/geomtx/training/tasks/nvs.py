@@ -29,13 +29,14 @@ from geomtx.training.tasks.rehearsal import PreparedBatch, Rehearsal, add_rehear
 from geomtx.training.tasks.running import PLAIN, RunOptions, head_precision, recomputed, recomputed_backbone, run_vggt
 from geomtx.training.tasks.task import starting_from
 from geomtx.training.tasks.vggt import VggtTask, leave_out_heads, leave_out_late_tracks, load_vggt, queries_for
-from geomtx.types import Cameras, Predictions, SceneBatch
+from geomtx.types import Cameras, Predictions, SceneBatch, show_shapes
 
 __all__ = ["NvsLoss", "NvsTask"]
 
 logger = logging.getLogger("geomtx")
 
 
+@show_shapes
 class NvsOutputs(NamedTuple):
     """What `NvsTask.predict` returns.
 
