@@ -40,9 +40,11 @@ PathLike = str | os.PathLike[str]
 PNG_KEY = "geomtx"
 """Keyword of a PNG text chunk; its value says what the picture is: "report", "photo", …"""
 _JSON = re.compile(rb'\s*\{\s*"format":\s*"geomtx\.')
-# A log of training has the loss in each line, or its own counts where all steps were skipped.
+# A log of training begins with a validation before the first step; without one it has the loss in each line, or its own
+# counts where all steps were skipped.
 _JSON_LINES = re.compile(
-    rb'\{"step": \d+, "kind": "(train|validation)", ([^\n]*, )?("objective": |"lr": [^\n]*, "skipped": )'
+    rb'\{"step": 0, "kind": "validation", "'
+    rb'|\{"step": \d+, "kind": "(train|validation)", ([^\n]*, )?("objective": |"lr": [^\n]*, "skipped": )'
 )
 TRAINING_HEADER = "# geomtx train: every value of the run\n"
 """First line of the configuration that a training run writes."""
