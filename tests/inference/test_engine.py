@@ -109,9 +109,3 @@ def test_heads_with_a_forward_of_their_own_are_called(plan):
     model.camera_head.__class__ = ShiftedCamera
     with torch.no_grad():
         torch.testing.assert_close(predict(model, images, plan=plan).pose_encodings, model(images).pose_encodings)
-
-
-def test_recomputation_needs_gradients():
-    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
-    with torch.no_grad(), pytest.raises(ValueError, match=r"^recompute must be False with a token_chunk"):
-        predict(model, torch.rand(1, 2, 3, 28, 28), plan=MemoryPlan(1, 5), recompute=True)

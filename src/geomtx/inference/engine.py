@@ -80,15 +80,13 @@ def predict(
         plan: Work on some views or tokens at a time, without gradients, see `MemoryPlan`; defaults to all at once.
         approximation: Keys that global attention leaves out, see `GlobalApproximation`; defaults to nothing.
         recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
-            checkpointing, Chen et al. 2016). Not with a `token_chunk`.
+            checkpointing, Chen et al. 2016). Without effect where no gradients are recorded.
 
     Raises:
         ValueError: As the model; for numbers of a plan or an approximation that mean nothing, and blocks that can't be
             run so.
         RuntimeError: For a plan with a `token_chunk` where gradients are recorded.
     """
-    if recompute and plan is not None and plan.token_chunk is not None:
-        raise ValueError("recompute must be False with a token_chunk, whose passes have no gradients, got True")
     inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads))
     execution = Execution(
         plan=WHOLE if plan is None else plan,
