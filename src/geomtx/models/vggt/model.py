@@ -170,7 +170,7 @@ class VGGT(nn.Module):
 
     def taps_of(self, heads: tuple[str, ...]) -> tuple[int, ...]:
         """Return the layers that some heads read: those of their decoders, the camera head's, or else all taps."""
-        modules, taps = head_modules(self), set[int]()
+        modules, taps = head_modules(self), set()
         for name in heads:
             head = modules[name]
             decoder = getattr(head, "decoder", None)
