@@ -5,7 +5,7 @@ import torch
 
 import geomtx
 from geomtx.cli import main
-from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
+from geomtx.cli.device import device_of_process, is_first_process, joined_processes, num_processes
 from geomtx.data.synthetic.photos import save_photos
 from processes import start, wait_for
 from reference import named_tensors

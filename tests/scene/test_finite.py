@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import geomtx
-from geomtx.scene.finite import require_finite, warn_of_nonfinite
+from geomtx.scene.checks import require_finite, warn_of_nonfinite
 from geomtx.types import Predictions
 
 

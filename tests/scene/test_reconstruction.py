@@ -263,7 +263,7 @@ def test_scenes_that_do_not_fit_into_memory_are_refused(
     model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"cpu": 2 * 84 * 112 * (4 + 4 * 6)}  # 8-bit colours, mask, depth, points and their confidence
-    monkeypatch.setattr("geomtx.scene.memory.free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr("geomtx.scene.checks.free_bytes", lambda device: free[device.type])
     geomtx.reconstruct(model, views)
     free["cpu"] -= 1
     message = r"^size of the images must be small enough for memory, got 112x84: 2 views need at least 0.000491 GiB on "

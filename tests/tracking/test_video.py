@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from geomtx.tracking import WindowTracker, sample_views
-from geomtx.tracking.sampling import sample_map
+from geomtx.tracking.correlation import sample_map
 from reference import bilinear, randomize, without_gradient
 
 C, MAP_HW = 8, (9, 13)

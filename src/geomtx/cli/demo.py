@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.models.registry import load_model
     from geomtx.models.vggt import VGGT
     from geomtx.report import draw_comparison
+    from geomtx.scene.checks import require_finite
     from geomtx.scene.files import SCENE_FILES
-    from geomtx.scene.finite import require_finite
 
     owned = (*SCENE_FILES, *_FILES)
     inputs = list_inputs(arguments.weights)

@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
 from geomtx.cli import long_sequences
-from geomtx.cli.device import check_device_name, choose_device
+from geomtx.cli.device import (
+    check_device_name,
+    choose_device,
+    device_of_process,
+    is_first_process,
+    joined_processes,
+    num_processes,
+)
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
-from geomtx.cli.processes import device_of_process, is_first_process, joined_processes, num_processes
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
 from geomtx.views.listing import list_photos
@@ -117,9 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
     _check_arguments(arguments)
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
     from geomtx.scene import reconstruct
+    from geomtx.scene.checks import queries_to_model, require_finite
     from geomtx.scene.files import SCENE_FILES
-    from geomtx.scene.finite import require_finite
-    from geomtx.scene.query import queries_to_model
     from geomtx.views import load_views
 
     first = is_first_process()
@@ -248,7 +253,7 @@ def _read_config(arguments: argparse.Namespace) -> VGGTConfig:
 
 def _check_memory(arguments: argparse.Namespace, config: VGGTConfig, views: Views, device: torch.device) -> None:
     """Refuse photos that can't fit into memory before the weights are loaded, which may take minutes."""
-    from geomtx.scene.memory import check_scene_memory
+    from geomtx.scene.checks import check_scene_memory
 
     if num_processes() > 1:
         return

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_mask, check_option, check_range, check_shape
-from geomtx.geometry.pose_encoding import POSE_DIM, encode_pose
+from geomtx.geometry.camera import POSE_DIM, encode_pose
 from geomtx.types import Bool, Cameras, Float
 
 __all__ = ["CameraConditioning", "withhold"]

@@ -5,11 +5,18 @@ precision can represent neither pixel coordinates nor rotations. Arguments of di
 widest of them. Gradients are finite wherever the derivative, or a one-sided derivative, is.
 """
 
-from geomtx.geometry.camera import compose_rigid, fov_to_intrinsics, intrinsics_to_fov, invert_rigid, transform_points
+from geomtx.geometry.camera import (
+    activate_pose,
+    compose_rigid,
+    decode_pose,
+    encode_pose,
+    fov_to_intrinsics,
+    intrinsics_to_fov,
+    invert_rigid,
+    transform_points,
+)
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
-from geomtx.geometry.pose_encoding import activate_pose, decode_pose, encode_pose
-from geomtx.geometry.projection import project, unproject
-from geomtx.geometry.rays import RayOrder, plucker_rays
+from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.scene_frame import RelativeCameras, normalize_scene, relate_cameras
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity

@@ -1,7 +1,8 @@
-"""Rigid transforms and pinhole intrinsics.
+"""Rigid transforms, pinhole intrinsics, and the encoding of cameras by nine numbers (VGGT, section 3.1).
 
 A camera is `cam_from_world`, [R | t] with x_cam = R x_world + t on OpenCV axes (x right, y down, z forward), and
-`intrinsics` in pixels. All results are float32 or better, see `geomtx.geometry`.
+`intrinsics` in pixels. The nine numbers are the translation t (3), the quaternion xyzw of R (4), and the vertical and
+horizontal field of view in radians (2). All results are float32 or better, see `geomtx.geometry`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
+from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix
 from geomtx.layers.precision import float32_island
-from geomtx.types import Float
+from geomtx.types import Cameras, Float
 
-__all__ = ["compose_rigid", "fov_to_intrinsics", "intrinsics_to_fov", "invert_rigid", "transform_points"]
+__all__ = [
+    "POSE_DIM",
+    "activate_pose",
+    "compose_rigid",
+    "decode_pose",
+    "encode_pose",
+    "fov_to_intrinsics",
+    "intrinsics_to_fov",
+    "invert_rigid",
+    "transform_points",
+]
 
 
 @float32_island
@@ -97,3 +109,64 @@ def intrinsics_to_fov(intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[i
     # atan of the quotient would have a gradient of NaN at a focal length of 0.
     half = [torch.atan2(torch.full_like(f, size / 2), f) for f, size in ((f_y, height), (f_x, width))]
     return 2 * torch.stack(half, dim=-1)
+
+
+POSE_DIM = 9
+"""Number of channels of a pose encoding."""
+
+
+@float32_island
+def encode_pose(
+    cam_from_world: Float[Tensor, "*batch 3 4"], intrinsics: Float[Tensor, "*batch 3 3"], image_hw: tuple[int, int]
+) -> Float[Tensor, "*batch 9"]:
+    """Return the pose encodings of cameras.
+
+    Principal point and skew are not encoded: decoding puts the principal point at (W/2, H/2).
+
+    Args:
+        cam_from_world: Poses with OpenCV axes, (..., 3, 4).
+        intrinsics: Intrinsics in pixels of an image of size `image_hw`, (..., 3, 3).
+        image_hw: Height and width of the image in pixels.
+
+    Returns:
+        Pose encodings, (..., 9), in float32 or better; the quaternion's w is not negative.
+
+    Raises:
+        ValueError: If a shape is another one.
+    """
+    check_shape("cam_from_world", cam_from_world, ("...", 3, 4))
+    check_shape("intrinsics", intrinsics, ("...", 3, 3))
+    quat = matrix_to_quat(cam_from_world[..., :3])
+    return torch.cat([cam_from_world[..., 3], quat, intrinsics_to_fov(intrinsics, image_hw)], dim=-1)
+
+
+@float32_island
+def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) -> Cameras:
+    """Return the cameras of pose encodings; the inverse of `encode_pose` for a centred principal point.
+
+    Args:
+        encoding: Pose encodings, (..., 9). The quaternion may have any length, see `quat_to_matrix`.
+        image_hw: Height and width in pixels of the image that the intrinsics shall belong to.
+
+    Returns:
+        Cameras, (..., 3, 4) and (..., 3, 3), in float32 or better.
+
+    Raises:
+        ValueError: If the shape is another one.
+    """
+    check_shape("encoding", encoding, ("...", POSE_DIM))
+    rotation = quat_to_matrix(encoding[..., 3:7])
+    cam_from_world = torch.cat([rotation, encoding[..., :3, None]], dim=-1)
+    return Cameras(cam_from_world, fov_to_intrinsics(encoding[..., 7:], image_hw))
+
+
+def activate_pose(encoding: Float[Tensor, "*batch 9"]) -> Float[Tensor, "*batch 9"]:
+    """Return the pose encoding of a raw network output: the field of view is rectified, the rest stays.
+
+    Args:
+        encoding: Raw output of the network, (..., 9).
+
+    Returns:
+        Pose encodings, (..., 9), of the same type, as nothing is rounded.
+    """
+    return torch.cat([encoding[..., :7], encoding[..., 7:].relu()], dim=-1)

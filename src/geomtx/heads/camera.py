@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_positive, check_shape
-from geomtx.geometry.pose_encoding import POSE_DIM, activate_pose, decode_pose
+from geomtx.geometry.camera import POSE_DIM, activate_pose, decode_pose
 from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.block import Attend, TransformerBlock

@@ -5,7 +5,6 @@ from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
 from geomtx.losses.consistency.depth import DepthConsistencySettings, depth_consistency_loss
 from geomtx.losses.consistency.epipolar import EpipolarSettings, epipolar_loss
-from geomtx.losses.consistency.pairs import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.consistency.photometric import (
     PhotometricSettings,
     photometric_loss,
@@ -13,6 +12,7 @@ from geomtx.losses.consistency.photometric import (
     structural_similarity,
 )
 from geomtx.losses.consistency.track_points import track_point_loss
+from geomtx.losses.consistency.warp import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.multitask import LossReport, MultitaskLoss
 from geomtx.losses.penalty import Penalty

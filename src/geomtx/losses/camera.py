@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_mask, check_option, check_positive, check_shape
-from geomtx.geometry.pose_encoding import POSE_DIM
+from geomtx.geometry.camera import POSE_DIM
 from geomtx.layers.precision import at_least_float32
 from geomtx.losses.penalty import Penalty, PenaltyKind
 from geomtx.losses.reduce import average_stages, masked_mean, select

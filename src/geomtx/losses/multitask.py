@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from geomtx.geometry.pose_encoding import POSE_DIM
+from geomtx.geometry.camera import POSE_DIM
 from geomtx.losses.reduce import count_scope, counting, is_counting, over_batch, weigh
 from geomtx.losses.terms import CameraTerm, CountSource, DenseTerm, HeadLoss, HeadTerm, Term, TrackTerm
 from geomtx.types import DenseMap, Predictions, SceneBatch, TrackIterations, show_shapes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_at_least, check_finite_positive, check_option
-from geomtx.geometry.pose_encoding import encode_pose
+from geomtx.geometry.camera import encode_pose
 from geomtx.geometry.projection import unproject
 from geomtx.geometry.scene_frame import known_pixels
 from geomtx.layers.precision import at_least_float32
@@ -19,9 +19,9 @@ from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import camera_loss, depth_to_camera_mask
 from geomtx.losses.consistency.depth import depth_consistency_loss
 from geomtx.losses.consistency.epipolar import epipolar_loss
-from geomtx.losses.consistency.pairs import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.consistency.photometric import photometric_loss
 from geomtx.losses.consistency.track_points import track_point_loss
+from geomtx.losses.consistency.warp import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.gradient import gradient_loss, normal_loss
 from geomtx.losses.penalty import Penalty
 from geomtx.losses.reduce import has_enough

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from geomtx.losses.consistency.depth import DepthConsistencySettings, depth_consistency_loss
-from geomtx.losses.consistency.pairs import ViewPairs
-from geomtx.losses.consistency.warp import warp_pixels
+from geomtx.losses.consistency.warp import ViewPairs, warp_pixels
 from geomtx.metrics.evaluate import measure_poses
 from geomtx.types import Cameras, Predictions, SceneBatch
 

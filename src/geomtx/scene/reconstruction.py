@@ -1,26 +1,25 @@
-"""From a model and photos to a scene."""
+"""From a model and photos to a scene, with a record of how it was made."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_name, check_option, close_matches
 from geomtx.heads.dense import DenseHead
 from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
-from geomtx.scene.finite import warn_of_nonfinite
-from geomtx.scene.memory import check_scene_memory, warn_of_size
-from geomtx.scene.progress import progress_bar
-from geomtx.scene.provenance import describe_run
-from geomtx.scene.query import queries_to_model
+from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Predictions
@@ -28,7 +27,59 @@ from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size, prepare_again
 from geomtx.views.views import warn_of_range
 
-__all__ = ["reconstruct"]
+__all__ = [
+    "describe_run",
+    "name_folder",
+    "progress_bar",
+    "reconstruct",
+]
+
+
+@contextmanager
+def progress_bar(*, shown: bool) -> Iterator[Callable[[float], None] | None]:
+    """Show a progress bar on stderr while the block runs; yields a function that takes the share that is done."""
+    if not shown:
+        yield None
+        return
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with tqdm(total=1.0, desc="encoder and heads", bar_format=bar_format, leave=False) as bar:
+        yield lambda share: bar.update(min(share, bar.total - bar.n))
+
+
+def describe_run(model: nn.Module, views: Views, **options: Any) -> dict[str, str]:
+    """Return name → value of what a scene depends on; nothing that changes from run to run.
+
+    Args:
+        model: The model that ran.
+        views: Its views, which name the folder of the photos.
+        options: Further names and values that matter to the result; those that are None are left out.
+    """
+    folder = name_folder(views)
+    kind, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    dtype = next(model.parameters()).dtype
+    named = {name: value for name, value in options.items() if value is not None}
+    return {
+        **({"photos": folder} if folder else {}),
+        "model": f"{kind}, {_count(parameters)} parameters, {_plain(dtype)}",
+        **{name: _plain(value) for name, value in named.items()},
+    }
+
+
+def name_folder(views: Views) -> str:
+    """Return the name of the innermost folder that holds all photos; "" where they came from no files."""
+    parents = [str(path.absolute().parent) for path in views.paths if path is not None]
+    return Path(os.path.commonpath(parents)).name if parents else ""
+
+
+def _count(number: int) -> str:
+    return next(
+        (f"{number / size:.1f} {letter}" for size, letter in ((1e9, "G"), (1e6, "M")) if number >= size), str(number)
+    )
+
+
+def _plain(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
 """Point tracking: feature maps and query points → tracks."""
 
-from geomtx.tracking.correlation import build_pyramid, correlate
+from geomtx.tracking.correlation import build_pyramid, correlate, sample_map, sample_views
 from geomtx.tracking.image_features import ImageFeatures
 from geomtx.tracking.queries import local_queries, support_queries
-from geomtx.tracking.sampling import sample_map, sample_views
 from geomtx.tracking.tracker import Tracker
 from geomtx.tracking.updater import TrackUpdater
 from geomtx.tracking.video import WindowTracker

@@ -11,8 +11,7 @@ from geomtx.layers.backends import BackendName
 from geomtx.layers.mlp import MLP
 from geomtx.layers.position import fourier_features, sample_grid_signal
 from geomtx.layers.precision import Float32Linear, at_least_float32
-from geomtx.tracking.correlation import build_pyramid, correlate
-from geomtx.tracking.sampling import sample_views
+from geomtx.tracking.correlation import build_pyramid, correlate, sample_views
 from geomtx.tracking.updater import TrackUpdater
 from geomtx.types import Bool, Float, TrackIterations
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from geomtx.data.synthetic.lighting import LitRoom
 from geomtx.data.synthetic.rooms import Lights
-from geomtx.data.synthetic.solids import Solids
-from geomtx.data.synthetic.textures import NUM_WAVES, Textures, paint
+from geomtx.data.synthetic.solids import NUM_WAVES, Solids, Textures, paint
 from geomtx.types import Cameras
 
 PAINTS = torch.linspace(0.2, 0.8, 21, dtype=torch.float64).reshape(7, 3)  # six walls and a box, evenly coloured

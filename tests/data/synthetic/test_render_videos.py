@@ -12,8 +12,7 @@ from geomtx.data.synthetic.motion import (
 )
 from geomtx.data.synthetic.render import MOST_TRACKS, VideoStyle, render_scenes, render_videos
 from geomtx.data.synthetic.rooms import Dice, RoomStyle, pick_textures, place_cameras, place_lights, place_solids
-from geomtx.data.synthetic.solids import cast_rays, clearance
-from geomtx.data.synthetic.textures import paint
+from geomtx.data.synthetic.solids import cast_rays, clearance, paint
 from geomtx.geometry.camera import invert_rigid, transform_points
 
 SEEDS = [int(seed) for seed in torch.randint(2**40, (6,), generator=torch.Generator().manual_seed(5))]

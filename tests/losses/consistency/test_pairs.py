@@ -4,7 +4,7 @@ import torch
 from geometry.random_cameras import random_intrinsics, random_rigid
 from geomtx import Cameras
 from geomtx.losses import choose_cameras, draw_pairs
-from geomtx.losses.consistency.pairs import mean_over_pairs
+from geomtx.losses.consistency.warp import mean_over_pairs
 
 
 @pytest.mark.parametrize(

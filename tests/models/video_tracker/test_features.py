@@ -2,7 +2,7 @@ import torch
 from torch.nn import functional as F
 
 from geomtx import VGGT, VGGTConfig
-from geomtx.models.video_tracker.features import VGGTFeatures
+from geomtx.models.video_tracker.model import VGGTFeatures
 from reference import randomize
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from geomtx.data.synthetic.rooms import Lights
-from geomtx.data.synthetic.solids import Solids, cast_rays, is_blocked
-from geomtx.data.synthetic.textures import Textures, paint
+from geomtx.data.synthetic.solids import Solids, Textures, cast_rays, is_blocked, paint
 from geomtx.geometry.camera import invert_rigid
 from geomtx.types import Cameras
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from geomtx.checks import check_at_least, check_range
 from geomtx.data.synthetic.rooms import CAMERA_MARGIN, Dice, look_at, turn_about
-from geomtx.data.synthetic.solids import Solids, clearance
-from geomtx.data.synthetic.textures import Textures
+from geomtx.data.synthetic.solids import Solids, Textures, clearance
 from geomtx.geometry.camera import invert_rigid
 
 __all__ = ["MOST_FRAMES", "MotionStyle", "carry_solids", "carry_textures", "move_camera", "move_solids"]

@@ -30,8 +30,7 @@ from geomtx.data.synthetic.rooms import (
     place_lights,
     place_solids,
 )
-from geomtx.data.synthetic.solids import Solids, cast_rays, is_blocked
-from geomtx.data.synthetic.textures import Textures
+from geomtx.data.synthetic.solids import Solids, Textures, cast_rays, is_blocked
 from geomtx.geometry.camera import invert_rigid, transform_points
 from geomtx.geometry.projection import project, unproject
 from geomtx.types import Cameras, SceneBatch, TrackLabels

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_at_least, check_range
-from geomtx.data.synthetic.solids import Solids, clearance
-from geomtx.data.synthetic.textures import NUM_WAVES, Textures
+from geomtx.data.synthetic.solids import NUM_WAVES, Solids, Textures, clearance
 from geomtx.geometry.camera import fov_to_intrinsics
 from geomtx.types import Cameras, show_shapes
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomtx.checks import check_option, check_positive
-from geomtx.losses.consistency.pairs import ViewPairs, mean_over_pairs
-from geomtx.losses.consistency.warp import relative_error, warp_pixels
+from geomtx.losses.consistency.warp import ViewPairs, mean_over_pairs, relative_error, warp_pixels
 from geomtx.losses.reduce import select
 from geomtx.types import Bool, Cameras, Float
 

@@ -13,8 +13,7 @@ from geomtx.checks import check_mask, check_option, check_positive, check_shape
 from geomtx.geometry.camera import compose_rigid, invert_rigid
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.layers.precision import at_least_float32
-from geomtx.losses.consistency.pairs import ViewPairs, check_cameras, check_pairs, mean_over_pairs
-from geomtx.losses.consistency.warp import known_cameras
+from geomtx.losses.consistency.warp import ViewPairs, check_cameras, check_pairs, known_cameras, mean_over_pairs
 from geomtx.losses.reduce import select
 from geomtx.types import Bool, Cameras, Float
 

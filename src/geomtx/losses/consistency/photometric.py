@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from geomtx.checks import check_floating, check_mask, check_option, check_positive, check_shape
 from geomtx.layers.precision import at_least_float32
-from geomtx.losses.consistency.pairs import ViewPairs, mean_over_pairs
-from geomtx.losses.consistency.warp import MIN_DEPTH, sample_maps, warp_pixels
+from geomtx.losses.consistency.warp import MIN_DEPTH, ViewPairs, mean_over_pairs, sample_maps, warp_pixels
 from geomtx.losses.reduce import masked_mean, select
 from geomtx.types import Bool, Cameras, Float
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, get_args
 
 from geomtx.checks import check_count, check_option, check_range, suggest_keywords
-from geomtx.geometry.rays import RayOrder
+from geomtx.geometry.projection import RayOrder
 from geomtx.models.vggt.config import VGGTConfig, check_inner_config
 from geomtx.parsing import parse_dataclass
 

@@ -17,7 +17,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.conditioning import CameraConditioning, withhold
 from geomtx.encoder.patches import PatchEmbedding
 from geomtx.encoder.scopes import AttentionTable
-from geomtx.geometry.rays import plucker_rays
+from geomtx.geometry.projection import plucker_rays
 from geomtx.heads.dense import RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.layers.attention import key_mask

@@ -1,7 +1,6 @@
 """Point tracking in video on feature maps, for instance VGGT's."""
 
 from geomtx.models.video_tracker.config import VideoTrackerConfig
-from geomtx.models.video_tracker.features import VGGTFeatures
-from geomtx.models.video_tracker.model import VideoTracker
+from geomtx.models.video_tracker.model import VGGTFeatures, VideoTracker
 
 __all__ = ["VGGTFeatures", "VideoTracker", "VideoTrackerConfig"]

@@ -18,8 +18,7 @@ from geomtx.models.published import open_weights
 from geomtx.models.saved_model import kind_of
 from geomtx.models.vggt.config import VGGTConfig
 from geomtx.models.video_tracker.config import VideoTrackerConfig
-from geomtx.models.video_tracker.features import VGGTFeatures
-from geomtx.models.video_tracker.model import VideoTracker
+from geomtx.models.video_tracker.model import VGGTFeatures, VideoTracker
 from geomtx.parsing import parse_fields, replace_fields
 from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.prepare import build_loss
