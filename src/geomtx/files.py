@@ -135,7 +135,7 @@ def save_picture(picture: Image.Image, path: PathLike, kind: str) -> None:
     Args:
         picture: Picture to write.
         path: Path of the file, overwritten if it exists.
-        kind: What the picture is: "report", "comparison", …; "photo" for what can be reconstructed from.
+        kind: Kind of the picture: "report", "comparison", …; "photo" for what can be reconstructed from.
     """
     from PIL.PngImagePlugin import PngInfo
 

@@ -410,7 +410,7 @@ class SceneBatch(NamedTuple):
         camera_mask: Boolean mask of the known cameras, (B, S); None for all.
         depth: Depth (B, S, H, W), the z coordinate in the camera, in the unit of the cameras' translations.
         points: Points (B, S, H, W, 3) in the world of the cameras.
-        mask: Where depth and points are known, (B, S, H, W) bool; elsewhere they may hold anything.
+        mask: Mask of the pixels with known depth and points, (B, S, H, W) bool; elsewhere they may hold anything.
         tracks: True tracks.
         query_views: View (B, N) of each track's query; None for view 0.
     """

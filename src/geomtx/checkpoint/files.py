@@ -61,10 +61,10 @@ class Checkpoint(NamedTuple):
     """Open files and what is stored with them.
 
     Attributes:
-        source: What they were asked for as.
+        source: Name, hub id or path that they were asked for by.
         files: At least one.
-        config: Of the `config.json` beside them, if there is one.
-        embedded_config: Of the files' own metadata, if we wrote them.
+        config: Content of the `config.json` beside them, if there is one.
+        embedded_config: Configuration in the metadata of the files, if geomtx wrote them.
         shared: Name of a tensor that was saved under another name, because several parameters are one → that name.
     """
 
@@ -136,8 +136,8 @@ def load_model(
         checkpoint: From `open_checkpoint`.
         build: Makes the model.
         keys: Names, published ↔ geomtx; a checkpoint may have either.
-        device: Of the parameters; None = the CPU.
-        dtype: Of the parameters; None = as stored.
+        device: Device of the parameters; defaults to the CPU.
+        dtype: Dtype of the parameters; defaults to that in the file.
         apart: Prefixes of names that are passed over, because the caller leaves them out.
         parts: Names of modules that run in a precision of their own.
 
@@ -380,8 +380,8 @@ def save_model(
         folder: Is made if need be.
         keys: Names, published ↔ geomtx.
         config: Goes into the weights' own metadata, so that the file can be loaded alone, and into `config.json`.
-        published_config: What goes into `config.json` with published names.
-        names: Of the tensors.
+        published_config: Content of `config.json` where names are published ones.
+        names: Names of the tensors.
         overwrite: Whether files of these names, and an index of shards, that geomtx did not write may be replaced.
 
     Returns:

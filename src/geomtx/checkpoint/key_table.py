@@ -80,7 +80,7 @@ class Unwrapped(NamedTuple):
 
     Attributes:
         names: Stored name → name in the model, without the prefix that all share and without what wrappers add.
-        prefix: What the stored names begin with, "" or a text that ends in a point.
+        prefix: Prefix of the stored names, "" or a text that ends in a point.
         ignored: Stored names that don't begin with the prefix, or that belong to another copy of the model.
     """
 

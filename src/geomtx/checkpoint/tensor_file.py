@@ -33,7 +33,7 @@ class TensorFile(Protocol):
     """A file of named tensors.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         shapes: Name → shape.
         dtypes: Name → dtype.
         metadata: Strings that the file carries.

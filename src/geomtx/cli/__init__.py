@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: Arguments without the program's name; None = those of the process.
+        argv: Arguments without the program's name; defaults to those of the process.
 
     Returns:
         The exit code: 0; 1 after an unexpected error; 2 after an expected one (a line on stderr says which) or wrong

@@ -19,13 +19,13 @@ class CheckpointSummary(NamedTuple):
     """Facts about a checkpoint.
 
     Attributes:
-        num_tensors: How many.
-        num_parameters: Numbers in them.
+        num_tensors: Number of tensors.
+        num_parameters: Number of parameters in them.
         dtypes: Name of a dtype → how many tensors have it.
         naming: "published", "geomtx" or "unknown".
-        heads: Those that it has tensors for.
-        licence: Of the weights, if we know it.
-        prefix: What all names begin with besides the model's own, as "module." of a wrapped model.
+        heads: Names of the heads that it has tensors of.
+        licence: Licence of the weights where it is known.
+        prefix: Prefix of all names that is not part of the model, such as "module." of a wrapped model.
     """
 
     num_tensors: int

@@ -74,9 +74,9 @@ def add_output(parser: argparse.ArgumentParser, what: str, default: str | None =
 
     Args:
         parser: Parser of the command.
-        what: What the help says of the folder.
+        what: Description of the folder in the help.
         default: Name of the folder where none is given; None where the command chooses one by `rule`.
-        rule: How the command chooses the folder, for the help.
+        rule: Description of how the command chooses the folder, for the help.
     """
     parser.add_argument(
         "-o", "--output", type=_parse_folder, default=default, metavar="OUT", help=f"{what} ({default or rule})"

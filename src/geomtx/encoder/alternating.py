@@ -109,7 +109,7 @@ class AlternatingEncoder(nn.Module):
 
         Args:
             images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; the first view is the reference.
-            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; defaults to all. No token attends to
+            patch_mask: Mask of the valid patches, (B, S, H/patch, W/patch) bool; defaults to all. No token attends to
                 the others, and their content is not read. In a view without any valid patch, the special tokens are
                 invalid too.
             taps: Layers to keep; defaults to the encoder's `taps`. Nothing after the last of them is computed.
@@ -143,7 +143,7 @@ class AlternatingEncoder(nn.Module):
 
         Args:
             images: Images in [0, 1], see `forward`.
-            patch_mask: Which patches are valid, see `forward`.
+            patch_mask: Mask of the valid patches, see `forward`.
             camera_shift: Vectors added to the camera tokens, see `forward`.
             patch_shift: Vectors added to the patch tokens, see `forward`.
             extra_patches: Patch tokens of further views, (B, T, patches, C), on the same grid; for instance rays of

@@ -66,7 +66,7 @@ class CameraConditioning(nn.Module):
             cameras: Cameras, (B, S, 3, 4) and (B, S, 3, 3), in the frame of the first view and the unit that the model
                 is trained with, see `geomtx.normalize_scene` and `geomtx.geometry.relate_cameras`.
             image_hw: Height and width in pixels of the images that the intrinsics belong to.
-            mask: Which cameras are known, (B, S) bool; the others are not read. Defaults to all.
+            mask: Mask of the known cameras, (B, S) bool; the others are not read. Defaults to all.
 
         Returns:
             (B, S, C), exactly 0 for views of unknown or withheld camera.
@@ -108,7 +108,7 @@ def withhold(mask: Bool[Tensor, "b s"], drop: float, *, by: Literal["scene", "vi
     """Return a mask of known cameras without those of scenes, or views, that are drawn at random.
 
     Args:
-        mask: Which cameras are known, (B, S) bool.
+        mask: Mask of the known cameras, (B, S) bool.
         drop: Probability of being withheld, 0 to 1.
         by: Whether the cameras of a "scene" are withheld together, or each "view" by itself.
     """

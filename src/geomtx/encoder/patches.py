@@ -61,7 +61,7 @@ def drop_masked(
 
     Args:
         images: Images, (N, C, H, W).
-        mask: Which patches are valid, (N, P) bool.
+        mask: Mask of the valid patches, (N, P) bool.
         patch_size: Side of a patch in pixels.
     """
     invalid = ~repeat(mask, "n (r q) -> n 1 (r h) (q w)", r=images.shape[-2] // patch_size, h=patch_size, w=patch_size)
@@ -112,7 +112,7 @@ class PatchEmbedding(nn.Module):
 
         Args:
             images: Normalised images, (N, in_channels, H, W), H and W multiples of the patch size.
-            patch_mask: Which patches are valid, (N, P) bool; the others are embedded as zeros. Defaults to all.
+            patch_mask: Mask of the valid patches, (N, P) bool; the others are embedded as zeros. Defaults to all.
 
         Raises:
             ValueError: If the number of channels is another one, or a side is not a multiple of the patch size.

@@ -77,7 +77,7 @@ def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         x: Tokens, (B, S, P, C).
-        mask: Which tokens are valid, (B, S, P) bool; None for all.
+        mask: Mask of the valid tokens, (B, S, P) bool; None for all.
     """
     view = torch.arange(x.shape[1], device=x.device).repeat_interleave(x.shape[2])
     others = (view[:, None] != view)[None, None]

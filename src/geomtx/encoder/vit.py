@@ -133,7 +133,7 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: Normalised images, (N, 3, H, W), H and W multiples of the patch size.
-            patch_mask: Which patches are valid, (N, P) bool; the others are no keys in any attention. Defaults to all.
+            patch_mask: Mask of the valid patches, (N, P) bool; the others are no keys of attention. Defaults to all.
             run_block: Function that returns, for a block, a function with the same result that is called in its place,
                 for instance with gradient checkpointing. Defaults to the block itself.
 

@@ -120,7 +120,7 @@ class CameraHead(nn.Module):
         Args:
             camera_tokens: Result of `camera_tokens`, (B, S, C).
             image_hw: Height and width of the images in pixels.
-            view_mask: Which views are valid, (B, S) bool; defaults to all.
+            view_mask: Mask of the valid views, (B, S) bool; defaults to all.
             attend: Function that runs a block of the trunk, see `refine`; defaults to attention over all views at
                 once.
         """

@@ -131,8 +131,8 @@ class DPTDecoder(nn.Module):
             layers: Patch tokens of the four taps, (N, P, C) each.
             grid_hw: Numbers of rows and columns of patches.
             image_hw: Height and width of the images in pixels.
-            patch_mask: Which patches are valid, (N, P) bool; the others become zero, as beyond the border. Defaults to
-                all.
+            patch_mask: Mask of the valid patches, (N, P) bool; the others become zero, as beyond the border.
+                Defaults to all.
 
         Returns:
             Feature maps, (N, out_channels, H / stride, W / stride).
@@ -162,7 +162,7 @@ class DPTDecoder(nn.Module):
             tokens: Patch tokens of the layer, (N, P, C).
             grid_hw: Numbers of rows and columns of patches.
             image_hw: Height and width of the images in pixels.
-            patch_mask: Which patches are valid, see `forward`.
+            patch_mask: Mask of the valid patches, see `forward`.
 
         Returns:
             Projected map, (N, channels of the level, rows, columns).

@@ -77,7 +77,7 @@ class TrackHead(nn.Module):
             features: Feature maps of all views, (B, S, C, H / stride, W / stride).
             query_points: Query points, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y); without
                 the B axis for one scene.
-            view_mask: Which views are valid, (B, S) bool; defaults to all.
+            view_mask: Mask of the valid views, (B, S) bool; defaults to all.
 
         Returns:
             Tracks (B, S, N, …) and all iterations, see `Tracker`.

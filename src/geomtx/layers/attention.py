@@ -21,7 +21,7 @@ def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
     stay finite.
 
     Args:
-        mask: Which tokens are valid, (batch, N) bool.
+        mask: Mask of the valid tokens, (batch, N) bool.
     """
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
 

@@ -20,7 +20,7 @@ class PublishedWeights(NamedTuple):
     """Weights that `geomtx.load_model` knows by name.
 
     Attributes:
-        name: What to load them by, a hub id or the name of weights that come with geomtx.
+        name: Name to load them by: a hub id, or the name of weights that come with geomtx.
         kind: Name of the class that they are weights of.
         num_parameters: Number of parameters.
         size: Bytes of the file.

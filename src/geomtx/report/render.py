@@ -107,7 +107,7 @@ def render_points(
     Args:
         xyz: (N, 3).
         rgb: (N, 3) uint8.
-        viewpoint: Where the picture is taken from.
+        viewpoint: Camera of the picture.
         image_wh: Width and height of the picture, pixels.
         radius: Radius of all splats, or of each, (N,); pixels of the picture.
         background: Colour where there are no points.

@@ -111,7 +111,7 @@ def reconstruct(
             see `geomtx.scene.windows.stitch_scenes`; defaults to all views in one pass. Neighbouring views must show
             the same things. Not with query points.
         progress: Whether to show a progress bar on stderr.
-        options: How the model is run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
+        options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
             `approximation`, `compile`, `parallel`.
 
     Returns:

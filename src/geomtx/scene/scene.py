@@ -37,7 +37,8 @@ class Scene(SceneContent):
         notice: A warning that every exported file repeats, or "".
         paths: The S files of the photos, None for a view without a file; () where they aren't known, as after `load`.
             The report shows the photos of files that are still there, and the model's images in place of others.
-        provenance: How the scene was made, such as {"weights": "nano"}. The report and scene.safetensors repeat it.
+        provenance: Record of how the scene was made, such as {"weights": "nano"}. The report and
+            scene.safetensors repeat it.
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:

@@ -103,7 +103,7 @@ class Tracker(nn.Module):
             features: Feature maps of all views, (B, S, C, H, W).
             query_points: Query points, (B, N, 2) as (x, y) in pixels of the images in view 0, or (B, N, 3) as
                 (view, x, y).
-            view_mask: Which views are valid, (B, S) bool; tracks in the others are meaningless. Defaults to all.
+            view_mask: Mask of the valid views, (B, S) bool; tracks in the others are meaningless. Defaults to all.
 
         Returns:
             Coordinates (I, B, S, N, 2) in pixels of the images after every iteration, which are a query's own in its

@@ -116,8 +116,9 @@ class TrackUpdater(nn.Module):
 
         Args:
             tokens: Tokens of the tracks, (B, N, S, in_dim); converted to the precision of the weights.
-            view_mask: Which views are valid, (B, S) bool; defaults to all.
-            track_mask: Which tracks are valid, (B, N) bool; the others have no influence on any track. Defaults to all.
+            view_mask: Mask of the valid views, (B, S) bool; defaults to all.
+            track_mask: Mask of the valid tracks, (B, N) bool; the others have no influence on any track. Defaults to
+                all.
             attend: Function that runs a block that mixes views, (number, block, tokens (B, tracks, S, dim)) → tokens;
                 defaults to attention over all views at once.
         """

@@ -51,9 +51,9 @@ class WindowQueries(NamedTuple):
 
     Attributes:
         coords: Positions (x, y) of the queries in pixels of the maps, (B, N, 2).
-        in_own_view: Which views are a query's own, (B, W, N) bool.
-        view_mask: Which views are valid, (B, W) bool.
-        track_mask: Which tracks are valid, (B, N) bool.
+        in_own_view: Mask of the view that each query point was given in, (B, W, N) bool.
+        view_mask: Mask of the valid views, (B, W) bool.
+        track_mask: Mask of the valid tracks, (B, N) bool.
     """
 
     coords: Float[Tensor, "b n 2"]

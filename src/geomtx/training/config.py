@@ -48,7 +48,7 @@ class DatasetSection:
         root: Folder of the dataset.
         annotations: Folder of Co3Dv2's annotations; defaults to `root`.
         validation_root: Folder of the scenes to validate on; not for Co3Dv2, which has a split for it.
-        length: How often scenes are drawn from this dataset, relative to the others; defaults to its number of scenes.
+        length: Weight of this dataset when scenes are drawn, relative to the others; defaults to its number of scenes.
         options: Further keyword arguments of the dataset's class.
     """
 
@@ -258,7 +258,7 @@ class OptimiserSection:
         betas: Decay rates of the two moments.
         eps: Number added to the denominator.
         weight_decay: Decoupled weight decay.
-        decay: Which parameters decay: "matrices", those with two axes or more, or "all".
+        decay: Parameters with weight decay: "matrices", those with two axes or more, or "all".
         groups: Pattern of parameter names → differences; the first pattern that matches a parameter counts.
         clip: Pattern of parameter names → norm that their gradient is clipped to. Every trained parameter must match
             exactly one.
@@ -390,7 +390,7 @@ class TrainingConfig:
         ema: Decay of the averaged weights, which validation and the saved model use; 0 for none.
         max_skipped: Number of steps in a row that may be skipped; one more ends the run.
         monitor: Comparison of the tasks' gradients.
-        checkpoint: Which checkpoints are written and kept.
+        checkpoint: Schedule of the checkpoints that are written and kept.
         log: The log.
     """
 

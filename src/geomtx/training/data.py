@@ -170,7 +170,7 @@ class RenderedScenes:
     """Rendered rooms (`geomtx.data.render_scenes`); see `DrawScenes`.
 
     Args:
-        style: How the rooms are drawn.
+        style: Distribution that the rooms are drawn from.
         num_tracks: Number of tracks a scene.
         supersample: Number of rays a pixel along each axis.
         color: Augmentation of colours, drawn from the seed of each scene; defaults to none.
@@ -204,8 +204,8 @@ class RenderedVideos:
     """Rendered videos (`geomtx.data.render_videos`), whose views are frames in order; see `DrawScenes`.
 
     Args:
-        style: How the rooms are drawn.
-        motion: How things and cameras move.
+        style: Distribution that the rooms are drawn from.
+        motion: Distribution of the motion of objects and cameras.
         num_tracks: Number of tracks a video.
         supersample: Number of rays a pixel along each axis.
         color: Augmentation of colours, drawn from the seed of each video; defaults to none.

@@ -63,7 +63,7 @@ class TrainingLog:
 
     Args:
         folder: Folder of the run.
-        section: What is written.
+        section: Section of the configuration to write.
         start: Number of steps that were done before; lines of later steps, which a stopped run left, are dropped.
         total: Number of steps in all.
         progress: Whether a bar is shown on stderr; defaults to a bar where stderr is a terminal, and elsewhere to a

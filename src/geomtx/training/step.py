@@ -42,7 +42,7 @@ class StepReport(NamedTuple):
         applied: Whether the weights were changed; they are not if loss or gradient are not finite, or too large.
         scalars: Name → detached scalar: `objective`, the loss's terms, `norm/PATTERN`; of all chunks and processes.
         batch: The last chunk, as the task prepared it.
-        predictions: What the task predicted for it, detached.
+        predictions: Predictions of the task for this micro-batch, detached.
     """
 
     applied: bool
@@ -177,7 +177,7 @@ def compute_scores(predictions: Any, batch: Any, *, task: Task) -> dict[str, Ten
     """Return the scores of a task, on the CPU where the device has no float64, in which metrics are computed.
 
     Args:
-        predictions: What the task predicted for the batch.
+        predictions: Predictions of the task for the batch.
         batch: Batch that the task prepared.
         task: Task that scores.
     """

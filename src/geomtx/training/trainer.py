@@ -89,7 +89,7 @@ def explain_skip(scalars: Mapping[str, Tensor], problem: str | None, limits: Map
 
     Args:
         scalars: Scalars of its `StepReport`.
-        problem: What is wrong with its batch, or None.
+        problem: Description of the fault in its batch, or None.
         limits: Name of a scalar → its largest value.
     """
     if problem is not None:

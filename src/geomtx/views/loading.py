@@ -54,7 +54,7 @@ def load_views(
         source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
             folder are read in natural order (img2 before img10), without hidden files, subfolders and pictures of
             results that geomtx wrote.
-        mode: How a photo is fitted into the model's image, see the table; defaults to "fit".
+        mode: Way of fitting a photo into the model's image, see the table; defaults to "fit".
         size: Side of the model's image in pixels, a multiple of the patch; defaults to that of `model`, without one to
             the multiple nearest to 518, the size of the published models.
         patch_size: Side of the model's patches in pixels; defaults to that of `model`, without one to 14.

@@ -29,7 +29,7 @@ class Preparation(NamedTuple):
     """How `load_views` made images of photos.
 
     Attributes:
-        mode: How a photo was placed, see `load_views`.
+        mode: Way in which photos were fitted into the images, see `load_views`.
         size: Side of the images in pixels.
         asked: Whether the caller chose the size; otherwise it is that of a model, or the default.
     """
@@ -126,15 +126,14 @@ class Views:
         Raises:
             ValueError: If no view is selected, or for booleans, which would be taken as the indices 0 and 1.
         """
-        if any(_is_bool(i) for i in (index if isinstance(index, Iterable) and getattr(index, "ndim", 1) else [index])):
+        chosen: list[Any] = list(index) if isinstance(index, Iterable) and getattr(index, "ndim", 1) != 0 else [index]
+        if any(_is_bool(each) for each in chosen):
             raise ValueError(f"index must hold whole numbers, got booleans: {index}")
         indices = range(len(self))
         if isinstance(index, slice):
             picked = list(indices[index])
-        elif isinstance(index, Iterable) and getattr(index, "ndim", 1):
-            picked = [indices[operator.index(i)] for i in index]
-        else:  # an integer, also one of numpy's or a tensor of no axes
-            picked = [indices[operator.index(index)]]
+        else:  # integers, also numpy's or tensors of no axes
+            picked = [indices[operator.index(each)] for each in chosen]
         if not picked:
             raise ValueError(f"index must pick at least one of {len(self)} views, got {index}")
         views = Views(
@@ -211,8 +210,8 @@ class Views:
             if mask.dtype != torch.bool:
                 raise ValueError(f"masks[{index}] must be bool, got {mask.dtype}")
             mapped.append(transform.depth_from_original(mask, mode="nearest"))
-        masks = self.masks & torch.stack(mapped).to(self.masks.device)
-        return replace(self, masks=masks).prepared_by(self.preparation)
+        visible = self.masks & torch.stack(mapped).to(self.masks.device)
+        return replace(self, masks=visible).prepared_by(self.preparation)
 
     def tracks_to_original(self, coords_px: Tensor) -> Tensor:
         """Map tracks (..., S, N, 2) from the model's pixels to each view's original pixels."""

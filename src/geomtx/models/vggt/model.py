@@ -112,7 +112,7 @@ class VGGT(nn.Module):
                 size. The first view is the reference: its camera is the world.
             query_points: Points to track, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y);
                 without the B axis for one scene. Defaults to none; then there are no tracks.
-            patch_mask: Which patches are valid, (B, S, H/patch, W/patch) bool; without the B axis for one scene.
+            patch_mask: Mask of the valid patches, (B, S, H/patch, W/patch) bool; without the B axis for one scene.
                 Defaults to all.
             heads: Names of the heads to run; defaults to all that the model has.
 
@@ -143,8 +143,8 @@ class VGGT(nn.Module):
             read: Function from the name of a head to what it reads, called once a head.
             heads: Names of the heads to run.
             query_points: (B, N, 2) or (B, N, 3), for heads that track.
-            each_view: How a function of single views is called, `each_view(function, tokens)`; defaults to one call
-                with all views.
+            each_view: Function that applies a function of single views, `each_view(function, tokens)`; defaults to one
+                call with all views.
             gather: Brings the views of all processes together along axis 1; defaults to the identity.
         """
         modules = head_modules(self)
@@ -231,9 +231,9 @@ class VGGT(nn.Module):
             source: "nano", the small model that comes with geomtx; a hub id ("facebook/VGGT-1B"); a folder
                 (`model.safetensors`, sharded or not, with or without `config.json`); or a .safetensors, .pt, .pth,
                 .bin or .ckpt file; with published or geomtx names.
-            heads: Build and load only these; None = all that the checkpoint has.
-            device: Where to; None = the CPU.
-            dtype: Of all parameters; None = as stored, for "nano" float32.
+            heads: Names of the heads to build and load; defaults to all that the checkpoint has.
+            device: Device of the parameters; defaults to the CPU.
+            dtype: Dtype of all parameters; defaults to that in the file, for "nano" to float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
             quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
             extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function

@@ -72,7 +72,7 @@ class VideoTracker(nn.Module):
     Args:
         config: All numbers.
         features: Another source of feature maps, video (B, S, 3, H, W) → (B, S, C, H / stride, W / stride) with
-            C = `config.vggt.track_features`; None = what `config.features` says.
+            C = `config.vggt.track_features`; defaults to those of `config.features`.
 
     Attributes:
         features: The source; its `vggt`, if it has one, is a whole VGGT.

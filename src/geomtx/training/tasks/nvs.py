@@ -61,7 +61,7 @@ class NvsTask:
         num_targets: Largest number of target views a scene; defaults to all other views.
         redraw: Share of the scenes in training whose targets are drawn from all views, with replacement: input views
             are asked for too, by which the model learns to find and copy. LagerNVS uses 0.2.
-        unit: What the unit of length of the cameras is taken from: "depth", the depth of the input views, or where it
+        unit: Source of the unit of length of the cameras: "depth", the depth of the input views, or where it
             is unknown as for "cameras", 1.35 times the largest distance of an input camera from the first.
         numbers: Fields of `NVSConfig`, except `vggt`, for a model with random weights and for parts that
             `model.weights` don't have.

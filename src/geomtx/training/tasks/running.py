@@ -56,7 +56,7 @@ class TrainedModel(nn.Module):
     Args:
         model: The model.
         task: The task, see `geomtx.training.tasks.task.Task`.
-        options: How the model's parts are called.
+        options: Keyword arguments that the parts of the model are called with.
         frozen: Names of modules that stay in evaluation mode.
     """
 
