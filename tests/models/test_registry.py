@@ -60,6 +60,7 @@ def test_known_weights():
     names = [weights.name for weights in list_models()]
     assert names == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
     assert [weights.name for weights in list_models("*vggt*commercial")] == names[-1:]
+    assert [weights.name for weights in list_models("vggt*")] == names[1:]
     assert list_models("nothing") == []
     assert {weights.kind for weights in list_models()} <= {family.model.__name__ for family in FAMILIES}
     with torch.device("meta"):

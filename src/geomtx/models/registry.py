@@ -116,6 +116,11 @@ def list_models(pattern: str = "*") -> list[PublishedWeights]:
     """Return the weights that are known by name, with class, number of parameters, size and licence.
 
     Args:
-        pattern: Pattern of names as of a shell, such as "facebook/*"; letters of either case match.
+        pattern: Pattern of names as of a shell, with or without the owner on the hub: "vggt*" finds what
+            "facebook/vggt*" finds. Letters of either case match. Defaults to all names.
     """
-    return [each for name, each in PUBLISHED.items() if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+    return [weights for name, weights in PUBLISHED.items() if _matches(name.lower(), pattern.lower())]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.rpartition("/")[2]))
