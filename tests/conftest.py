@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before the first import of geomtx: annotations become jaxtyping's, and an import hook checks them at every call.
+# Before the first import of geomtx: shape annotations become jaxtyping's, and a hook checks them at every call.
 os.environ["GEOMTX_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import jaxtyping
+import shape_checker
 
-jaxtyping.install_import_hook("geomtx", "shape_checker.checker")
+shape_checker.install()
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 

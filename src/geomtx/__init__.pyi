@@ -4,12 +4,12 @@ from geomtx.checkpoint.lora_file import load_lora as load_lora
 from geomtx.checkpoint.lora_file import save_lora as save_lora
 from geomtx.encoder.alternating import AlternatingEncoder as AlternatingEncoder
 from geomtx.encoder.vit import VisionTransformer as VisionTransformer
+from geomtx.geometry.camera import decode_pose as decode_pose
+from geomtx.geometry.camera import encode_pose as encode_pose
 from geomtx.geometry.camera import invert_rigid as invert_rigid
-from geomtx.geometry.pose_encoding import decode_pose as decode_pose
-from geomtx.geometry.pose_encoding import encode_pose as encode_pose
+from geomtx.geometry.projection import plucker_rays as plucker_rays
 from geomtx.geometry.projection import project as project
 from geomtx.geometry.projection import unproject as unproject
-from geomtx.geometry.rays import plucker_rays as plucker_rays
 from geomtx.geometry.scene_frame import normalize_scene as normalize_scene
 from geomtx.geometry.similarity import fit_similarity as fit_similarity
 from geomtx.heads.camera import CameraHead as CameraHead
