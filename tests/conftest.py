@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import geomtx  # noqa: E402
+from lean import build_lean, visible  # noqa: E402
 from processes import start, wait_for  # noqa: E402
 
 # Tests run in parallel, and tiny tensors gain nothing from threads.
@@ -43,12 +44,13 @@ def unchecked() -> Iterator[None]:
 @pytest.fixture
 def tiny_model() -> geomtx.VGGT:
     """A tiny VGGT with random weights that are not all near their initial value, in evaluation mode."""
-    model = geomtx.VGGT(geomtx.VGGTConfig.tiny())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.uniform_(0.2, 0.6)  # at their start, LayerScales hide most of what the blocks do
-    return model.eval()
+    return visible(geomtx.VGGT(geomtx.VGGTConfig.tiny())).eval()
+
+
+@pytest.fixture
+def lean_model() -> geomtx.VGGT:
+    """As `tiny_model`, with fewer blocks and iterations."""
+    return build_lean()
 
 
 @pytest.fixture

@@ -243,6 +243,7 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart:
     """
     expected = model.state_dict(keep_vars=True)
     plain = {drop_wrappers(name, private=True): name for name in expected}
+    dtypes = checkpoint.dtypes
     matched: dict[str, str] = {}
     found: set[str] = set()
     problems = []
@@ -258,8 +259,8 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart:
             matched[stored] = ours
             if shape != tuple(expected[ours].shape):
                 problems.append(f"{stored} has shape {shape} instead of {tuple(expected[ours].shape)}")
-            if expected[ours].is_floating_point() and not checkpoint.dtypes[stored].is_floating_point:
-                problems.append(f"{stored} has numbers of type {checkpoint.dtypes[stored]}")
+            if expected[ours].is_floating_point() and not dtypes[stored].is_floating_point:
+                problems.append(f"{stored} has numbers of type {dtypes[stored]}")
         elif getattr(model, ours.partition(".")[0], model) is not None:
             problems.append(f"{stored} is unexpected")
     unused, ties = _unused(model), _ties(model, found)

@@ -11,6 +11,7 @@ from torch import Tensor
 from geomtx import VGGT, Attention, CameraHead, DPTDecoder, Predictions, VGGTConfig
 from geomtx.geometry import rotation_angle
 from geomtx.inference import predict
+from lean import lean_config
 from reference import named_tensors, relative_error, without_gradient
 
 HEADS = ("camera", "depth", "points", "tracks")
@@ -30,20 +31,20 @@ FIELDS = {
 
 
 @pytest.fixture
-def model(tiny_model) -> VGGT:
-    return tiny_model.double()
+def model(lean_model) -> VGGT:
+    return lean_model.double()
 
 
 @pytest.fixture
-def images(images) -> Tensor:
-    """(2, 3, 3, 56, 84)."""
-    return images.double()
+def images() -> Tensor:
+    """(2, 3, 3, 28, 42)."""
+    return torch.rand(2, 3, 3, 28, 42, dtype=torch.float64)
 
 
 @pytest.fixture
 def queries() -> Tensor:
     """(2, 5, 2)."""
-    return torch.rand(2, 5, 2, dtype=torch.float64) * torch.tensor([83, 55])
+    return torch.rand(2, 5, 2, dtype=torch.float64) * torch.tensor([41, 27])
 
 
 def view_axis(name: str) -> int:
@@ -83,15 +84,15 @@ def test_shapes(model, images, queries):
     assert shapes == {
         "cameras.cam_from_world": (2, 3, 3, 4),
         "cameras.intrinsics": (2, 3, 3, 3),
-        "pose_encodings": (4, 2, 3, 9),
-        "depth.value": (2, 3, 56, 84),
-        "depth.confidence": (2, 3, 56, 84),
-        "points.value": (2, 3, 56, 84, 3),
-        "points.confidence": (2, 3, 56, 84),
+        "pose_encodings": (2, 2, 3, 9),
+        "depth.value": (2, 3, 28, 42),
+        "depth.confidence": (2, 3, 28, 42),
+        "points.value": (2, 3, 28, 42, 3),
+        "points.confidence": (2, 3, 28, 42),
         "tracks.coords_px": (2, 3, 5, 2),
         "tracks.visibility": (2, 3, 5),
         "tracks.confidence": (2, 3, 5),
-        "track_iterations.coords_px": (4, 2, 3, 5, 2),
+        "track_iterations.coords_px": (2, 2, 3, 5, 2),
         "track_iterations.visibility_logits": (2, 3, 5),
         "track_iterations.confidence_logits": (2, 3, 5),
     }
@@ -106,16 +107,16 @@ def test_ranges(model, images, queries):
     rotations = prediction.cameras.cam_from_world[..., :3]
     torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).double().expand_as(rotations), rtol=0, atol=1e-12)
     torch.testing.assert_close(
-        prediction.cameras.intrinsics[..., :2, 2], torch.tensor([42.0, 28.0]).double().expand(2, 3, 2)
+        prediction.cameras.intrinsics[..., :2, 2], torch.tensor([21.0, 14.0]).double().expand(2, 3, 2)
     )
 
 
 def test_a_scene_needs_no_batch_axis(model, images, queries):
-    mask = torch.rand(3, 4, 6) < 0.7
+    mask = torch.rand(3, 2, 3) < 0.7
     assert_same(model(images[0], queries[0], mask), model(images[:1], queries[:1], mask[None]), atol=0, tracks_atol=0)
 
 
-@pytest.mark.parametrize("heads", [("camera",), ("depth", "tracks"), ("points",), HEADS, ("tracks",), ()])
+@pytest.mark.parametrize("heads", [("camera",), ("depth", "tracks"), ("points",), ()])
 def test_only_the_heads_asked_for(model, images, queries, heads):
     everything = named_tensors(model(images, queries))
     found = named_tensors(model(images, queries, heads=heads))
@@ -126,7 +127,7 @@ def test_only_the_heads_asked_for(model, images, queries, heads):
 
 @pytest.mark.parametrize("heads", [("camera",), ("camera", "depth"), ("points", "tracks"), ()])
 def test_a_model_of_some_heads(images, queries, heads):
-    model = VGGT(VGGTConfig.tiny(heads=heads)).double()
+    model = VGGT(lean_config(heads=heads)).double()
     assert model.heads == heads
     assert named_tensors(model(images, queries)).keys() == set().union(*(FIELDS[head] for head in heads))
     built = {name.partition(".")[0] for name, _ in model.named_parameters()} - {"encoder"}
@@ -142,10 +143,10 @@ def test_without_queries_there_are_no_tracks(model, images):
         model(images, heads=("tracks",))
 
 
-@pytest.mark.parametrize("query", [(3.0, 1, 1), (-1.0, 1, 1), (0.0, 84, 1), (0.0, 1, -2)])
+@pytest.mark.parametrize("query", [(3.0, 1, 1), (-1.0, 1, 1), (0.0, 42, 1), (0.0, 1, -2)])
 def test_queries_outside_the_views_are_refused(model, images, query):
     queries = torch.tensor(query, dtype=images.dtype).expand(2, 4, 3)
-    with pytest.raises(ValueError, match=r"^query_points must lie in one of 3 views of 84x56 pixels, got \["):
+    with pytest.raises(ValueError, match=r"^query_points must lie in one of 3 views of 42x28 pixels, got \["):
         model(images, queries)
     with pytest.raises(ValueError, match=r"^query_points must be finite, got \[nan, "):
         model(images, queries * torch.nan)
@@ -160,13 +161,13 @@ def test_cameras_alone_compute_nothing_dense(model, images, queries, monkeypatch
     model.encoder.register_forward_hook(lambda _, __, tokens: kept.append(list(tokens.layers)))
     model(images, heads=("camera",))
     model(images, queries, heads=("camera",))
-    assert kept == [[3], [3]]
+    assert kept == [[1], [1]]
     with pytest.raises(AssertionError, match="the decoder ran"):
         model(images, heads=("depth",))
 
 
 def test_layers_that_are_no_taps_are_let_go(images):
-    model = VGGT(VGGTConfig.tiny(depth=6, taps=(0, 2, 3, 4)))
+    model = VGGT(lean_config(depth=6, taps=(0, 2, 3, 4), heads=("depth",)))
     kept = []
     model.encoder.register_forward_hook(lambda _, __, tokens: kept.append(list(tokens.layers)))
     model(images.float())
@@ -187,8 +188,8 @@ def test_every_part_is_usable_alone(model, images, queries):
 
 @pytest.mark.parametrize("options", [{"backbone": "conv"}, {"num_registers": 0}, {"patch_size": 7, "dim": 48}])
 def test_other_numbers(options, images, queries):
-    prediction = VGGT(VGGTConfig.tiny(**options)).double()(images, queries)
-    assert prediction.depth.value.shape == (2, 3, 56, 84)
+    prediction = VGGT(lean_config(**options)).double()(images, queries)
+    assert prediction.depth.value.shape == (2, 3, 28, 42)
     assert all(tensor.isfinite().all() for tensor in named_tensors(prediction).values())
 
 
@@ -251,7 +252,7 @@ def test_every_number_of_the_configuration_goes_where_it_belongs():
 
 
 def test_attention_backends_agree(model, images, queries):
-    other = VGGT(VGGTConfig.tiny(attention="math")).double()
+    other = VGGT(lean_config(attention="math")).double()
     other.load_state_dict(model.state_dict())
     assert_same(other(images, queries), model(images, queries))
 
@@ -260,7 +261,7 @@ def test_attention_backends_agree(model, images, queries):
 
 
 def test_views_after_the_first_have_no_order(model, queries):
-    images, order = torch.rand(2, 5, 3, 56, 84, dtype=torch.float64), [0, 3, 1, 4, 2]
+    images, order = torch.rand(2, 5, 3, 28, 42, dtype=torch.float64), [0, 3, 1, 4, 2]
     assert_same_views(model(images[:, order], queries), [0, 1, 2, 3, 4], model(images, queries), order)
 
 
@@ -272,9 +273,9 @@ def test_the_first_view_is_the_reference(model, images):
 
 
 def test_scenes_of_a_batch_do_not_see_each_other(model):
-    images = torch.rand(3, 2, 3, 56, 84, dtype=torch.float64)
-    queries = torch.rand(3, 4, 2, dtype=torch.float64) * 50
-    mask = torch.rand(3, 2, 4, 6) < 0.7
+    images = torch.rand(3, 2, 3, 28, 42, dtype=torch.float64)
+    queries = torch.rand(3, 4, 2, dtype=torch.float64) * 27
+    mask = torch.rand(3, 2, 2, 3) < 0.7
     together = named_tensors(model(images, queries, mask))
     for scene in range(3):
         alone = named_tensors(model(images[scene], queries[scene], mask[scene]))
@@ -285,7 +286,7 @@ def test_scenes_of_a_batch_do_not_see_each_other(model):
 
 
 def test_a_single_view(model, queries):
-    prediction = model(torch.rand(2, 1, 3, 56, 84, dtype=torch.float64), queries)
+    prediction = model(torch.rand(2, 1, 3, 28, 42, dtype=torch.float64), queries)
     assert all(tensor.isfinite().all() for tensor in named_tensors(prediction).values())
     torch.testing.assert_close(prediction.tracks.coords_px[:, 0], queries)
 
@@ -300,7 +301,7 @@ def test_images_need_not_be_contiguous(model, images, queries):
 
 
 def test_inputs_are_not_written_to(model, images, queries):
-    mask = torch.rand(2, 3, 4, 6) < 0.7
+    mask = torch.rand(2, 3, 2, 3) < 0.7
     before = images.clone(), queries.clone(), mask.clone()
     model(images, queries, mask)
     for now, then in zip((images, queries, mask), before, strict=True):
@@ -312,7 +313,7 @@ def test_inputs_are_not_written_to(model, images, queries):
 
 def test_content_of_masked_patches_changes_nothing(model, images, queries):
     """In no output, to the last bit, even where it is NaN or infinite."""
-    mask = torch.rand(2, 3, 4, 6) < 0.7
+    mask = torch.rand(2, 3, 2, 3) < 0.7
     mask[:, :, 0, 0] = True
     pixels = mask.repeat_interleave(14, dim=2).repeat_interleave(14, dim=3)[:, :, None]
     reference = model(images, queries, mask)
@@ -322,15 +323,15 @@ def test_content_of_masked_patches_changes_nothing(model, images, queries):
 
 
 def test_a_mask_changes_what_is_seen(model, images):
-    mask = torch.ones(2, 3, 4, 6, dtype=torch.bool)
-    mask[:, 1, 2, 3] = False
+    mask = torch.ones(2, 3, 2, 3, dtype=torch.bool)
+    mask[:, 1, 1, 2] = False
     masked, whole = named_tensors(model(images, patch_mask=mask)), named_tensors(model(images))
     assert relative_error(masked["cameras.cam_from_world"], whole["cameras.cam_from_world"]) > 1e-6
 
 
 def test_a_padded_view_is_no_view(model, queries):
-    images = torch.rand(2, 4, 3, 56, 84, dtype=torch.float64)
-    mask = torch.ones(2, 4, 4, 6, dtype=torch.bool)
+    images = torch.rand(2, 4, 3, 28, 42, dtype=torch.float64)
+    mask = torch.ones(2, 4, 2, 3, dtype=torch.bool)
     mask[:, 2] = False
     images[:, 2] = torch.nan
     padded, without = model(images, queries, mask), model(images[:, [0, 1, 3]], queries)
@@ -340,8 +341,8 @@ def test_a_padded_view_is_no_view(model, queries):
 
 def test_scenes_of_different_numbers_of_views(model, queries):
     """One of two and one of three in a batch."""
-    images = torch.rand(2, 3, 3, 56, 84, dtype=torch.float64)
-    mask = torch.ones(2, 3, 4, 6, dtype=torch.bool)
+    images = torch.rand(2, 3, 3, 28, 42, dtype=torch.float64)
+    mask = torch.ones(2, 3, 2, 3, dtype=torch.bool)
     mask[0, 2] = False
     together = model(images, queries, mask)
     short, long = model(images[0, :2], queries[0]), model(images[1], queries[1])
@@ -355,13 +356,13 @@ def test_scenes_of_different_numbers_of_views(model, queries):
 
 
 def test_a_mask_of_all_true_is_no_mask(model, images, queries):
-    assert_same(model(images, queries, torch.ones(2, 3, 4, 6, dtype=torch.bool)), model(images, queries))
+    assert_same(model(images, queries, torch.ones(2, 3, 2, 3, dtype=torch.bool)), model(images, queries))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "math"])
 def test_a_scene_without_a_single_patch_stays_finite(attention, images, queries):
-    model = VGGT(VGGTConfig.tiny(attention=attention)).double()
-    mask = torch.ones(2, 3, 4, 6, dtype=torch.bool)
+    model = VGGT(lean_config(attention=attention)).double()
+    mask = torch.ones(2, 3, 2, 3, dtype=torch.bool)
     mask[1] = False
     predictions = named_tensors(model(images, queries, mask))
     assert all(tensor.isfinite().all() for tensor in predictions.values())
@@ -381,26 +382,26 @@ def test_every_parameter_gets_a_gradient(model, images, queries):
 
 
 def test_gradients_do_not_read_masked_patches(model, images, queries):
-    mask = torch.ones(2, 3, 4, 6, dtype=torch.bool)
-    mask[:, 1, 2, 3] = False
-    images[:, 1, :, 28:42, 42:56] = torch.nan
+    mask = torch.ones(2, 3, 2, 3, dtype=torch.bool)
+    mask[:, 1, 1, 2] = False
+    images[:, 1, :, 14:, 28:] = torch.nan
     predictions = named_tensors(model(images, queries, mask)).values()
     sum((tensor * torch.randn_like(tensor)).sum() for tensor in predictions).backward()
     assert without_gradient(model) == ["encoder.backbone.mask_token"]
 
 
 def test_gradients_of_the_images_end_at_the_mask(model, images, queries):
-    mask = torch.ones(2, 3, 4, 6, dtype=torch.bool)
-    mask[:, 1, 2, 3] = False
+    mask = torch.ones(2, 3, 2, 3, dtype=torch.bool)
+    mask[:, 1, 1, 2] = False
     images.requires_grad_()
     sum(tensor.sum() for tensor in named_tensors(model(images, queries, mask)).values()).backward()
     assert images.grad.isfinite().all()
-    assert not images.grad[:, 1, :, 28:42, 42:56].any()
-    assert images.grad[:, 1, :, 28:42, :42].any()
+    assert not images.grad[:, 1, :, 14:, 28:].any()
+    assert images.grad[:, 1, :, 14:, :28].any()
 
 
-def test_steps_of_training_lower_the_loss(tiny_model, images, queries):
-    model, images, queries = tiny_model.train(), images.float(), queries.float()
+def test_steps_of_training_lower_the_loss(lean_model, images, queries):
+    model, images, queries = lean_model.train(), images.float(), queries.float()
     with torch.no_grad():
         targets = {
             "cameras.cam_from_world": torch.eye(3, 4).expand(2, 3, 3, 4),
@@ -408,9 +409,9 @@ def test_steps_of_training_lower_the_loss(tiny_model, images, queries):
             "points.value": images.movedim(2, -1),
             "tracks.coords_px": queries[:, None].expand(-1, 3, -1, -1),
         }
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     history = []
-    for _ in range(8):
+    for _ in range(5):
         predictions = named_tensors(model(images, queries))
         losses = {name: (predictions[name] - target).abs().mean() for name, target in targets.items()}
         optimizer.zero_grad()
@@ -426,13 +427,13 @@ def test_training_mode_computes_the_same(model, images, queries):
     assert_same(model.train()(images, queries), model.eval()(images, queries), atol=0, tracks_atol=0)
 
 
-# Precision. The bounds on rotations, in radians, are about 1.4 times the worst of twelve random tiny models.
+# Precision. The bounds on rotations, in radians, are about 1.4 times the worst of twelve random lean models.
 
 ROTATION_BOUNDS = {
-    ("weights", torch.float32): 5e-6,
-    ("weights", torch.float16): 0.01,
-    ("weights", torch.bfloat16): 0.08,
-    ("autocast", torch.float16): 0.006,
+    ("weights", torch.float32): 2.5e-6,
+    ("weights", torch.float16): 0.0055,
+    ("weights", torch.bfloat16): 0.06,
+    ("autocast", torch.float16): 0.0042,
     ("autocast", torch.bfloat16): 0.04,
 }
 
@@ -472,7 +473,7 @@ def test_precision_on_a_gpu(model, images, queries, how, dtype, monkeypatch):
 
 @pytest.mark.cuda
 def test_a_gpu_computes_the_same(model, images, queries):
-    mask = torch.rand(2, 3, 4, 6) < 0.7
+    mask = torch.rand(2, 3, 2, 3) < 0.7
     reference = model(images, queries, mask)
     ours = copy.deepcopy(model).cuda()(images.cuda(), queries.cuda(), mask.cuda())
     for name, tensor in named_tensors(ours).items():
@@ -545,7 +546,7 @@ def test_builds_on_the_meta_device_at_full_size():
 
 
 def test_heads_that_the_model_does_not_have(images):
-    model = VGGT(VGGTConfig.tiny(heads=("camera", "depth"))).double()
+    model = VGGT(lean_config(heads=("camera", "depth"))).double()
     with pytest.raises(ValueError, match=r"^head must be one of 'camera', 'depth', got 'points'$"):
         model(images, heads=("camera", "points"))
 
@@ -553,18 +554,18 @@ def test_heads_that_the_model_does_not_have(images):
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_inputs(model, images, queries):
     wanted = r"^images must have shape \(B, S, 3, H, W\) or \(S, 3, H, W\), got "
-    with pytest.raises(ValueError, match=wanted + r"\(3, 56, 84\)$"):
+    with pytest.raises(ValueError, match=wanted + r"\(3, 28, 42\)$"):
         model(images[0, 0])
-    with pytest.raises(ValueError, match=wanted + r"\(3, 56, 84\)$"):
+    with pytest.raises(ValueError, match=wanted + r"\(3, 28, 42\)$"):
         model(images[0, 0], queries[0])
-    with pytest.raises(ValueError, match=wanted + r"\(2, 3, 56, 84, 3\)$"):
+    with pytest.raises(ValueError, match=wanted + r"\(2, 3, 28, 42, 3\)$"):
         model(images.movedim(2, -1))
     with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
         model((images * 255).byte())
     with pytest.raises(ValueError, match=r"^number of views must be positive, got 0$"):
         model(images[:, :0])
-    with pytest.raises(ValueError, match=r"^image height must be a multiple of 14, got 55$"):
-        model(images[..., :55, :])
+    with pytest.raises(ValueError, match=r"^image height must be a multiple of 14, got 27$"):
+        model(images[..., :27, :])
     wanted = r"^query_points must have shape \(2, N, 2\) or \(2, N, 3\), got "
     with pytest.raises(ValueError, match=wanted + r"\(2, 5, 4\)$"):
         model(images, queries.repeat(1, 1, 2))
@@ -572,8 +573,8 @@ def test_wrong_inputs(model, images, queries):
         model(images, queries[0])
     with pytest.raises(ValueError, match=wanted + r"\(2,\)$"):
         model(images, queries[0, 0])
-    with pytest.raises(ValueError, match=r"^patch_mask must have shape \(2, 3, 4, 6\), got \(2, 3, 56, 84\)$"):
-        model(images, patch_mask=torch.ones(2, 3, 56, 84, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^patch_mask must have shape \(2, 3, 2, 3\), got \(2, 3, 28, 42\)$"):
+        model(images, patch_mask=torch.ones(2, 3, 28, 42, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^head must be one of .*, got 'normals'$"):
         model(images, heads=("normals",))
 
@@ -581,7 +582,7 @@ def test_wrong_inputs(model, images, queries):
 def test_images_too_small_to_track(model):
     images, queries = torch.rand(1, 2, 3, 14, 14, dtype=torch.float64), torch.rand(1, 2, 2, dtype=torch.float64)
     assert model(images).depth.value.shape == (1, 2, 14, 14)
-    config = VGGTConfig.tiny(track_levels=5)
+    config = lean_config(track_levels=5)
     with pytest.raises(ValueError, match=r"^images must have at least 32 pixels a side for tracks, got \(14, 14\)"):
         VGGT(config).double()(images, queries)
 
@@ -592,7 +593,7 @@ def test_taps_beyond_the_depth():
 
 
 def test_images_too_small_to_track_do_for_other_heads():
-    model = VGGT(VGGTConfig.tiny(track_levels=5)).double()
+    model = VGGT(lean_config(track_levels=5)).double()
     images, queries = torch.rand(1, 2, 3, 14, 14, dtype=torch.float64), torch.rand(1, 2, 2, dtype=torch.float64)
     assert model(images, queries, heads=("depth",)).depth.value.shape == (1, 2, 14, 14)
     assert model(images).tracks is None
@@ -600,13 +601,13 @@ def test_images_too_small_to_track_do_for_other_heads():
 
 def test_queries_on_the_border_of_the_image(model, images):
     """Up to half a pixel outside of the outermost pixel centres."""
-    queries = torch.tensor([[-0.5, -0.5], [83.5, 55.5], [0, 55.5]], dtype=torch.float64).expand(2, 3, 2)
+    queries = torch.tensor([[-0.5, -0.5], [41.5, 27.5], [0, 27.5]], dtype=torch.float64).expand(2, 3, 2)
     assert model(images, queries).tracks.coords_px.isfinite().all()
     assert model(images, queries[:, :0]).tracks.coords_px.shape == (2, 3, 0, 2)
 
 
 def test_global_blocks_start_by_similarity_on_request():
-    model = VGGT(VGGTConfig.tiny(similarity_gain=1.5))
+    model = VGGT(VGGTConfig.tiny(similarity_gain=1.5, heads=()))
     dim = model.config.dim
     for block in model.encoder.global_blocks:
         weight, bias = block.attention.qkv.weight, block.attention.qkv.bias
@@ -614,7 +615,7 @@ def test_global_blocks_start_by_similarity_on_request():
         assert torch.equal(bias[:dim], bias[dim : 2 * dim])
         assert (block.attention.q_norm.weight == 1.5).all()
         assert (block.attention.k_norm.weight == 1.5).all()
-    for block in [*model.encoder.frame_blocks, *VGGT(VGGTConfig.tiny()).encoder.global_blocks]:
+    for block in [*model.encoder.frame_blocks, *VGGT(VGGTConfig.tiny(heads=())).encoder.global_blocks]:
         weight = block.attention.qkv.weight
         assert not torch.equal(weight[:dim], weight[dim : 2 * dim])
         assert (block.attention.q_norm.weight == 1).all()
