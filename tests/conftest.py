@@ -59,6 +59,12 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 3, 56, 84)
 
 
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports and comparisons have few pixels, where it isn't these that are tested."""
+    monkeypatch.setattr("geomtx.report.layout._DPI", 20)
+
+
 @pytest.fixture(scope="session")
 def parallel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Number of processes → what each of them found, with a scene among them; see `inference/several_processes.py`."""

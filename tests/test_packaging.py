@@ -26,8 +26,10 @@ class Finder:
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 from geomtx.cli import demo, main
+from geomtx.report import layout
 
-demo._NUM_GUESS_SCENES = 4  # of the guess that nano is compared with: fewer are quicker
+# Small photos and pictures, and few scenes for the guess that nano is compared with.
+demo._PHOTO_HW, demo._SUPERSAMPLE, demo._NUM_GUESS_SCENES, layout._DPI = (48, 64), 1, 2, 20
 code = main(["demo", "-o", "out", "--views", "2"])
 assert not hidden & {name.partition(".")[0] for name in sys.modules}
 sys.exit(code)

@@ -51,6 +51,7 @@ TRAINING_HEADER = "# geomtx train: every value of the run\n"
 _PLY = b"comment geomtx "
 _SAFETENSORS_KEY = re.compile(r"geomtx(_|$)")
 
+_PNG_LEVEL = 4  # zlib's; its default, 6, takes nearly twice the time and makes a report a twentieth smaller
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = 4096  # bytes that decide what a text file is
 _MAX_HEADER = 100 << 20  # of a safetensors file, as the package itself allows
@@ -141,7 +142,7 @@ def save_picture(picture: Image.Image, path: PathLike, kind: str) -> None:
 
     mark = PngInfo()
     mark.add_text(PNG_KEY, kind)
-    picture.save(user_path(path), format="PNG", pnginfo=mark)
+    picture.save(user_path(path), format="PNG", pnginfo=mark, compress_level=_PNG_LEVEL)
 
 
 def _png_mark(file: BinaryIO) -> bytes | None:

@@ -38,7 +38,7 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small", "drawn_reports")
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (out / "photos").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(scene.query_points) == 6
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small", "drawn_reports")
 def test_weights_without_all_heads_are_measured_where_they_can(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +141,7 @@ def test_rooms_are_those_that_nano_is_trained_on_but_none_that_it_saw() -> None:
 
 def test_the_truth_scores_as_the_truth(tmp_path: Path) -> None:
     """Photos, the model's pixels, and the measures: a model that answers with the truth has no errors."""
-    photographed = render_scenes([4], 3, (210, 280), num_tracks=8)
+    photographed = render_scenes([4], 3, (126, 168), num_tracks=8)
     save_photos(photographed.images[0], tmp_path)
     small = normalize_scene(truth_in_views(photographed, geomtx.load_views(tmp_path, size=56)))[0]
     model = KnownScene(small)

@@ -22,7 +22,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path, *options: str) -> int:
     out = str(photos.parent / "out")
     return main(
-        ["reconstruct", str(photos), "-o", out, "--preset", "tiny", "--size", "56", "--device", "cpu", *options]
+        ["reconstruct", str(photos), "-o", out, "--preset", "tiny", "--size", "28", "--device", "cpu", *options]
     )
 
 

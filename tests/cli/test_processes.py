@@ -6,10 +6,8 @@ import torch
 import geomtx
 from geomtx.cli import main
 from geomtx.cli.device import device_of_process, is_first_process, joined_processes, num_processes
-from geomtx.data.synthetic.photos import save_photos
 from processes import start, wait_for
 from reference import named_tensors
-from scene.known_scene import render_room
 
 
 @pytest.fixture
@@ -60,11 +58,20 @@ def test_each_process_has_a_gpu_of_its_own(environment: pytest.MonkeyPatch):
         device_of_process(torch.device("cuda"))
 
 
-def test_two_processes_reconstruct_what_one_does(tmp_path: Path):
-    save_photos(render_room(3, (90, 120)).images[0], tmp_path / "photos")
-    options = ["--preset", "tiny", "--size", "56", "--device", "cpu", "--heads", "camera,depth,points"]
-    command = ["reconstruct", str(tmp_path / "photos"), *options, "-o"]
-    first, second = wait_for(start(["-m", "geomtx", *command, str(tmp_path / "two")], 2))
+SMALL_PICTURES = """
+import sys
+from geomtx.cli import main
+from geomtx.report import layout
+
+layout._DPI = 20
+sys.exit(main())
+"""
+
+
+def test_two_processes_reconstruct_what_one_does(photos: Path, tmp_path: Path):
+    options = ["--preset", "tiny", "--size", "28", "--device", "cpu", "--heads", "depth,points"]
+    command = ["reconstruct", str(photos), *options, "-o"]
+    first, second = wait_for(start(["-c", SMALL_PICTURES, *command, str(tmp_path / "two")], 2))
     assert main([*command, str(tmp_path / "one")]) == 0
     assert first.startswith(f"wrote {tmp_path / 'two'}: scene.safetensors")
     assert second == ""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from PIL import Image
 import geomtx
 from geomtx.report import comparison, draw_comparison
 from geomtx.types import DenseMap, Predictions
-from scene.known_scene import known_scene
 
 
 def strip(scene: geomtx.Scene, *kept: str) -> geomtx.Scene:
@@ -104,6 +102,7 @@ def test_missing_heads(
     assert [caption.note != "" for caption in captions] == ["depth" in kept] * 4
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_predictions_that_are_not_finite_are_drawn(truth: geomtx.Scene) -> None:
     assert truth.predictions.cameras is not None
     cameras = truth.predictions.cameras._replace(cam_from_world=truth.predictions.cameras.cam_from_world * torch.nan)
@@ -112,7 +111,8 @@ def test_predictions_that_are_not_finite_are_drawn(truth: geomtx.Scene) -> None:
     draw_comparison(broken, truth, max_views=1)
 
 
-def test_other_views_are_refused(truth: geomtx.Scene, tmp_path: Path) -> None:
-    other = known_scene(tmp_path, 3)
+def test_other_views_are_refused(truth: geomtx.Scene) -> None:
+    per_view = {name: getattr(truth, name)[:3] for name in ("names", "images", "masks", "transforms", "paths")}
+    other = dataclasses.replace(truth, predictions=Predictions(), **per_view)
     with pytest.raises(ValueError, match=r"scene.masks must have shape \(4, 84, 112\), got \(3, 84, 112\)"):
         draw_comparison(other, truth)

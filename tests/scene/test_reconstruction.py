@@ -310,4 +310,4 @@ def test_half_predictions_become_float32(
     monkeypatch.setattr(model, "forward", forward_in_half)
     scene = geomtx.reconstruct(model, views, query_points=[(0, 3, 4)])
     assert {leaf.dtype for leaf in tree_leaves(scene.predictions) if leaf is not None} == {torch.float32}
-    scene.save(tmp_path / "out")
+    scene.save(tmp_path / "out", report=False)

@@ -120,11 +120,11 @@ def render_points(
     nearest = _splat(coords[order], (width, height), radii[order])
     hit = nearest < len(order)
     index = order[np.where(hit, nearest, 0)] if len(order) else np.zeros_like(nearest)
-    picture = np.full((height, width, 3), background, dtype=np.float64)
+    picture = np.full((height, width, 3), background, dtype=np.uint8)
     if hit.any():
         shade = _shade_edges(np.where(hit, depth[index], np.inf))
-        picture[hit] = rgb[index[hit]] * shade[hit][:, None]
-    image = Image.fromarray(picture.round().astype(np.uint8))
+        picture[hit] = (rgb[index[hit]] * shade[hit][:, None]).round()
+    image = Image.fromarray(picture)
     return image.resize(image_wh, Image.Resampling.BOX)
 
 
@@ -149,7 +149,10 @@ def _splat(coords: np.ndarray, wh: tuple[int, int], radius: np.ndarray) -> np.nd
 
 
 def _shade_edges(depth: np.ndarray) -> np.ndarray:
-    """Eye-dome lighting (Boucheny 2009): darken a pixel by how far it lies behind its neighbours."""
+    """Eye-dome lighting (Boucheny 2009): darken a pixel by how far it lies behind its neighbours.
+
+    Infinite depth is the background, whose own shade means nothing.
+    """
     log_depth = np.log2(depth)
     padded = np.pad(log_depth, _SUPERSAMPLING, mode="edge")
     step, (height, width) = _SUPERSAMPLING, depth.shape
@@ -157,8 +160,7 @@ def _shade_edges(depth: np.ndarray) -> np.ndarray:
     for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
         neighbor = padded[dy * step : dy * step + height, dx * step : dx * step + width]
         with np.errstate(invalid="ignore"):
-            difference = log_depth - neighbor
-        behind += np.clip(np.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0), 0, 0.08)
+            behind += np.clip(log_depth - neighbor, 0, 0.08)
     return 0.55 + 0.45 * np.exp(-_EDGE_STRENGTH / 4 * behind)
 
 

@@ -17,6 +17,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_same_bytes_every_time(scene: geomtx.Scene, tmp_path: Path) -> None:
     paths = scene.save(tmp_path / "one", max_points=1000)
     scene.save(tmp_path / "two", max_points=1000)
@@ -47,11 +48,12 @@ def test_stale_tracks_go(scene: geomtx.Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "tracks.json").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_predictions_that_are_not_finite_give_everything_but_points(
     scene: geomtx.Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
 ) -> None:
-    scene.save(tmp_path)
+    scene.save(tmp_path, report=False)
     predictions = tree_map(lambda t: None if t is None else torch.full_like(t, value), scene.predictions)
     broken = dataclasses.replace(scene, predictions=predictions)
     with pytest.raises(ValueError, match="no finite points: the predictions are not finite"):
