@@ -30,6 +30,7 @@ from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.layers.lora import adapted_layers
 from geomtx.models.vggt.keys import VGGT_KEYS
 from geomtx.training.checkpoint import load_into, training_state
+from lean import lean_config
 from reference import named_tensors
 
 MASK_TOKEN = "encoder.backbone.mask_token"
@@ -53,12 +54,12 @@ def assert_same_weights(ours: nn.Module, reference: nn.Module) -> None:
 @pytest.fixture
 def tiny_model() -> VGGT:
     """One head is enough here."""
-    return VGGT(VGGTConfig.tiny(heads=("depth",), depth=2, taps=(0, 0, 1, 1))).eval()
+    return VGGT(lean_config(heads=("depth",))).eval()
 
 
 @pytest.fixture
 def whole_model() -> VGGT:
-    return VGGT(VGGTConfig.tiny()).eval()
+    return VGGT(lean_config()).eval()
 
 
 @pytest.fixture
@@ -68,17 +69,7 @@ def images() -> Tensor:
 
 # Names
 
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "module._orig_mod.",
-    "_orig_mod.module.",
-    "model.",
-    "model._orig_mod.",
-    "net.vggt.",
-    "encoder.",
-    "vggt.",
-)
+PREFIXES = ("module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "net.vggt.", "encoder.")
 
 
 @pytest.mark.parametrize(
@@ -150,9 +141,10 @@ def test_a_prefix_does_not_make_it_lax(tiny_model, tmp_path: Path):
         VGGT.from_pretrained(write(tensors, tmp_path), config=tiny_model.config)
 
 
+FEW = lean_config(heads=("depth", "tracks"))
 AROUND = {
-    "nvs": lambda: VGGTForNVS(NVSConfig.tiny()),
-    "video": lambda: VideoTracker(VideoTrackerConfig.tiny()),
+    "nvs": lambda: VGGTForNVS(NVSConfig.tiny(vggt=FEW)),
+    "video": lambda: VideoTracker(VideoTrackerConfig.tiny(vggt=FEW)),
     "images": lambda: VideoTracker(VideoTrackerConfig.tiny(features="images")),
 }
 
@@ -205,7 +197,7 @@ def test_adapters_of_wrapped_models(whole_model, images, tmp_path: Path):
 def test_adapters_of_a_head_that_is_left_out(whole_model, tmp_path: Path, caplog):
     add_lora(whole_model, ["encoder.frame_blocks.0.mlp.*", "camera_head.trunk.0.mlp.*"], rank=2)
     file = save_lora(whole_model, tmp_path / "a.safetensors")
-    model = VGGT(VGGTConfig.tiny(heads=("depth",)))
+    model = VGGT(lean_config(heads=("depth",)))
     with caplog.at_level(logging.WARNING, logger="geomtx"):
         layers = load_lora(model, file)
     assert layers == ["encoder.frame_blocks.0.mlp.expand", "encoder.frame_blocks.0.mlp.contract"]
@@ -285,8 +277,8 @@ def test_types_that_are_only_for_storage(tiny_model, tmp_path: Path):
 
 
 def dense_head(num_values: int = 3, **options) -> DenseHead:
-    """With a decoder of its own, as large as the tiny model's."""
-    return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), num_values, **options)
+    """With a decoder of its own, as large as the model's."""
+    return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 0, 1, 1)), num_values, **options)
 
 
 class Tied(nn.Module):
@@ -299,7 +291,7 @@ class Tied(nn.Module):
         self.row = nn.Parameter(self.one.weight.detach()[0])
 
     def forward(self, tokens) -> Tensor:
-        return self.two(self.one(tokens.layer(3))) * self.row
+        return self.two(self.one(tokens.layer(1))) * self.row
 
 
 def test_shared_parts_are_saved_once_and_shared_again(whole_model, images, tmp_path: Path):
@@ -342,7 +334,8 @@ def test_shared_parts_of_the_models_own(whole_model, images, tmp_path: Path):
         assert torch.equal(loaded(images).points.value, whole_model(images).points.value)
 
 
-def test_adapters_in_a_shared_layer(whole_model, images, tmp_path: Path):
+def test_adapters_in_a_shared_layer(images, tmp_path: Path):
+    whole_model = VGGT(lean_config(heads=("camera",), camera_depth=2)).eval()
     whole_model.camera_head.trunk[1] = whole_model.camera_head.trunk[0]
     add_lora(whole_model, ["camera_head.trunk.0.mlp.*"])
     for _, adapter in adapted_layers(whole_model).values():
@@ -354,7 +347,7 @@ def test_adapters_in_a_shared_layer(whole_model, images, tmp_path: Path):
 
 def test_a_training_with_a_shared_part_can_be_resumed(images, tmp_path: Path):
     def start() -> tuple[VGGT, torch.optim.Optimizer]:
-        model = VGGT(VGGTConfig.tiny(heads=("depth",)))
+        model = VGGT(lean_config(heads=("depth",)))
         model.add_head("normals", DenseHead(model.depth_head.decoder, 3))
         return model, torch.optim.AdamW(model.parameters())
 

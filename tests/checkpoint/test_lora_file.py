@@ -5,20 +5,31 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from geomtx import VGGT, VGGTConfig
+from geomtx import VGGT
 from geomtx.checkpoint.lora_file import load_lora, save_lora
 from geomtx.layers.lora import adapted_layers, add_lora, lora_state
+from lean import build_lean, lean_config
 
 
 @pytest.fixture
-def adapted(tiny_model: VGGT) -> VGGT:
+def images() -> torch.Tensor:
+    return torch.rand(1, 2, 3, 28, 42)
+
+
+@pytest.fixture
+def plain_model() -> VGGT:
+    return build_lean(depth=4, taps=(0, 1, 2, 3), heads=("camera", "depth"))
+
+
+@pytest.fixture
+def adapted(plain_model: VGGT) -> VGGT:
     """With trained adapters of two ranks."""
-    add_lora(tiny_model, ["encoder.*.qkv"], rank=2)
-    add_lora(tiny_model, ["camera_head.*"], rank=3, alpha=1)
+    add_lora(plain_model, ["encoder.*.qkv"], rank=2)
+    add_lora(plain_model, ["camera_head.*"], rank=3, alpha=1)
     with torch.no_grad():
-        for _, adapter in adapted_layers(tiny_model).values():
+        for _, adapter in adapted_layers(plain_model).values():
             adapter.up.normal_(std=0.1)
-    return tiny_model
+    return plain_model
 
 
 def base_of(model: VGGT) -> VGGT:
@@ -45,17 +56,17 @@ def test_a_saved_model_holds_the_merged_weights(adapted, images, tmp_path: Path)
         adapted.save_pretrained(tmp_path / names, names=names)
         loaded = VGGT.from_pretrained(tmp_path / names, config=adapted.config)
         assert adapted_layers(loaded) == {}
-        assert loaded.state_dict().keys() == VGGT(VGGTConfig.tiny()).state_dict().keys()
+        assert loaded.state_dict().keys() == VGGT(adapted.config).state_dict().keys()
         assert torch.equal(loaded(images).depth.value, adapted(images).depth.value)
         assert torch.equal(loaded(images).pose_encodings, adapted(images).pose_encodings)
     assert adapted.state_dict().keys() == before
 
 
-def test_nothing_to_save(tiny_model, tmp_path: Path):
+def test_nothing_to_save(plain_model, tmp_path: Path):
     with pytest.raises(ValueError, match=r"^model must have adapters to be saved, got VGGT without any$"):
-        save_lora(tiny_model, tmp_path / "a.safetensors")
+        save_lora(plain_model, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"^file must end in .safetensors, got '.*a.pt'$"):
-        save_lora(tiny_model, tmp_path / "a.pt")
+        save_lora(plain_model, tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,11 +74,11 @@ def test_files_that_do_not_fit(adapted, tmp_path: Path):
     file = save_lora(adapted, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"^model must have no adapters yet, got some"):
         load_lora(adapted, file)
-    shallow = VGGT(VGGTConfig.tiny(depth=3, taps=(0, 1, 2, 2)))
+    shallow = VGGT(lean_config(depth=3, taps=(0, 1, 2, 2), heads=("camera",)))
     with pytest.raises(ValueError, match=r"doesn't fit the model: patterns must match .*blocks.3.attention"):
         load_lora(shallow, file)
     assert adapted_layers(shallow) == {}
-    wide = VGGT(VGGTConfig.tiny(dim=64))
+    wide = VGGT(lean_config(depth=4, dim=64, heads=("camera",)))
     trained = [name for name, parameter in wide.named_parameters() if parameter.requires_grad]
     with pytest.raises(ValueError, match=r"a.safetensors doesn't fit the model: \S+down must have shape \(2, 64\)"):
         load_lora(wide, file)
@@ -75,18 +86,18 @@ def test_files_that_do_not_fit(adapted, tmp_path: Path):
     assert [name for name, parameter in wide.named_parameters() if parameter.requires_grad] == trained
 
 
-def test_files_that_are_something_else(tiny_model, tmp_path: Path):
+def test_files_that_are_something_else(plain_model, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"^adapters must be a file, got '.*none.safetensors'"):
-        load_lora(tiny_model, tmp_path / "none.safetensors")
+        load_lora(plain_model, tmp_path / "none.safetensors")
     plain = tmp_path / "plain.safetensors"
     save_file({"a": torch.zeros(1)}, plain)
     with pytest.raises(ValueError, match=r"plain.safetensors must hold adapters that save_lora wrote, got none$"):
-        load_lora(tiny_model, plain)
+        load_lora(plain_model, plain)
     (tmp_path / "cut.safetensors").write_bytes(plain.read_bytes()[:20])
     with pytest.raises(ValueError, match=r"cut.safetensors is truncated or no safetensors file"):
-        load_lora(tiny_model, tmp_path / "cut.safetensors")
+        load_lora(plain_model, tmp_path / "cut.safetensors")
     for numbers in ("[]", "{", json.dumps({"encoder": {}}), json.dumps({"encoder": {"rank": "x", "alpha": 1}})):
         save_file({"a": torch.zeros(1)}, plain, metadata={"geomtx_lora": numbers})
         with pytest.raises(ValueError, match=r"plain.safetensors (holds|doesn't fit|must)"):
-            load_lora(tiny_model, plain)
-    assert lora_state(tiny_model) == {}
+            load_lora(plain_model, plain)
+    assert lora_state(plain_model) == {}

@@ -3,12 +3,13 @@ import torch
 from torch import Tensor, nn
 
 from encoder.test_alternating import assert_same, draw_images, encoder
-from geomtx import VGGT, AlternatingEncoder, VGGTConfig
+from geomtx import VGGT, AlternatingEncoder
 from geomtx.inference import GlobalApproximation, MemoryPlan, predict
 from geomtx.inference.attention import attention_table
 from geomtx.inference.keys import check_approximation, choose_keys, choose_views, strided_patches
 from geomtx.inference.plan import WHOLE
 from geomtx.types import EmbeddedViews, Tokens
+from lean import build_lean, lean_config
 from operations import count_operations
 from reference import named_tensors, without_gradient
 
@@ -131,10 +132,9 @@ def test_nothing_left_out_is_exact(approximation, masked):
 
 @pytest.mark.parametrize("approximation", [(1,), (3,), (3, 2), (None, 2), (5, 3), (2, 1, 1), (None, 2, 2)])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("vit", [False, True])
-def test_equals_exact_blocks_with_the_other_keys_masked(approximation, masked, vit):
+def test_equals_exact_blocks_with_the_other_keys_masked(approximation, masked):
     approximation = GlobalApproximation(*approximation)
-    model, images, mask = encoder(vit=vit), draw_images(2, 5), draw_mask() if masked else None
+    model, images, mask = encoder(vit=True), draw_images(2, 5), draw_mask() if masked else None
     tokens = encode(model, images, mask, approximation)
     keys = choose_keys(model.embed(images, patch_mask=mask), approximation, None)
     chosen = torch.ones(2, 5 * TOKENS, dtype=torch.bool)
@@ -143,7 +143,7 @@ def test_equals_exact_blocks_with_the_other_keys_masked(approximation, masked, v
     local = approximation.num_local_layers
     # A local layer is a frame block with the global one's weights.
     order = (("frame", "frame"),) * local + (("frame", "global"),) * (3 - local)
-    reference = encoder(3 + local, 3 - local, vit=vit, order=order)
+    reference = encoder(3 + local, 3 - local, vit=True, order=order)
     for ours, theirs in ((model.backbone, reference.backbone), (model.special, reference.special)):
         theirs.load_state_dict(ours.state_dict())
     pairs = [module for pair in zip(model.frame_blocks, model.global_blocks, strict=True) for module in pair]
@@ -205,13 +205,13 @@ def test_gradients_flow():
 
 
 @pytest.mark.parametrize("plan", [MemoryPlan(2, 7), MemoryPlan(1, 1000, "cpu"), MemoryPlan(100, 3, part_device="cpu")])
-@pytest.mark.parametrize("approximation", [(2,), (2, 2, 1), (None, 3), (None, 1, 2)])
+@pytest.mark.parametrize("approximation", [(2,), (2, 2, 1), (None, 3), (None, 1, 1)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_fewer_keys_with_chunks_of_tokens(tiny_model, images, plan, approximation, masked):
-    model, images = tiny_model.double(), images.double()
-    mask = None
+def test_fewer_keys_with_chunks_of_tokens(plan, approximation, masked):
+    model = build_lean(heads=("camera", "depth")).double()
+    images, mask = torch.rand(2, 3, 3, 28, 42, dtype=torch.float64), None
     if masked:
-        mask = torch.rand(2, 3, 4, 6) < 0.8
+        mask = torch.rand(2, 3, 2, 3) < 0.8
         mask[:, 0, 0, 0], mask[1, 2] = True, False
     options = {"heads": ("camera", "depth"), "approximation": GlobalApproximation(*approximation)}
     with torch.no_grad():
@@ -232,14 +232,15 @@ def test_global_blocks_only():
 # What it costs
 
 
-@pytest.mark.parametrize("approximation", [(2,), (2, 2), (None, 2), (1, 4, 2)])
+@pytest.mark.parametrize("approximation", [(2,), (2, 2), (None, 2), (1, 4, 1)])
 @pytest.mark.parametrize("plan", [None, MemoryPlan(2, 50)])
-def test_there_are_fewer_keys(tiny_model, approximation, plan):
+def test_there_are_fewer_keys(approximation, plan):
     """Attention's work is queries times keys: counted in the global blocks."""
     num_views, special, patches = 6, 5, 4 * 6
+    model = build_lean(heads=("camera",))
     pairs = {}
 
-    for index, module in enumerate(tiny_model.encoder.global_blocks):
+    for index, module in enumerate(model.encoder.global_blocks):
         backend = module.attention.backend
 
         def count(q, k, v, mask, index=index, backend=backend):
@@ -249,13 +250,13 @@ def test_there_are_fewer_keys(tiny_model, approximation, plan):
         module.attention.backend = count
     with torch.no_grad():
         approximated = GlobalApproximation(*approximation)
-        predict(tiny_model, torch.rand(num_views, 3, 56, 84), plan=plan, approximation=approximated)
+        predict(model, torch.rand(num_views, 3, 56, 84), plan=plan, approximation=approximated)
     num_key_views, stride, num_local = GlobalApproximation(*approximation)
     queries = num_views * (special + patches)
     of_view = (4 // stride) * ((6 + stride // 2 - 1) // stride) if stride > 1 else patches
     keys = num_views * special + (num_key_views or num_views) * of_view
     local = num_views * (special + patches) ** 2
-    assert list(pairs.values()) == [local] * num_local + [queries * keys] * (4 - num_local)
+    assert list(pairs.values()) == [local] * num_local + [queries * keys] * (2 - num_local)
 
 
 def test_nothing_waits_for_values():
@@ -263,7 +264,7 @@ def test_nothing_waits_for_values():
         mask = torch.empty(1, 8, 4, 6) > 0
         predict(model, torch.empty(1, 8, 3, 56, 84), None, mask, approximation=GlobalApproximation(3, 2, 1))
 
-    counts = count_operations(lambda: VGGT(VGGTConfig.tiny(heads=("camera", "depth"))), run)
+    counts = count_operations(lambda: VGGT(lean_config(heads=("camera",))), run)
     assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.equal"} & counts.keys()
 
 
@@ -298,7 +299,7 @@ def test_what_is_no_approximation(tiny_model, images):
 
 
 def test_cross_attention_has_no_approximation(images):
-    model = VGGT(VGGTConfig.tiny(scopes=("frame", "cross"), heads=("camera",)))
+    model = VGGT(lean_config(scopes=("frame", "cross"), heads=("camera",)))
     with pytest.raises(ValueError, match=r"^approximation must be None with the scope 'cross', got GlobalApprox"):
         predict(model, images, approximation=GlobalApproximation(2))
 
@@ -308,7 +309,7 @@ def test_other_blocks_have_no_keys_to_choose(images):
         def forward(self, x: Tensor, rope=None, mask=None) -> Tensor:
             return super().forward(x)
 
-    model = VGGT(VGGTConfig.tiny(heads=("camera",))).eval()
+    model = VGGT(lean_config(heads=("camera",))).eval()
     for index in range(len(model.encoder.global_blocks)):
         model.encoder.global_blocks[index] = Plain(model.config.dim, model.config.dim)
     with pytest.raises(ValueError, match=r"^blocks must be TransformerBlock for fewer keys, got Plain$"):

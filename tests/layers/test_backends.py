@@ -91,26 +91,24 @@ def test_math_is_the_definition(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head_dim", [5, *HEAD_DIMS])
+@pytest.mark.parametrize("head_dim", [5, HEAD_DIMS[0], HEAD_DIMS[-1]])
 @pytest.mark.parametrize("name", ON_CPU)
 def test_equals_the_definition(name, head_dim, mask):
     assert forward_error(resolve_backend(name), *draw(mask, head_dim)) < 64
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("name", [name for name in ON_CPU if name != "flex"])  # without gradients on a CPU
-def test_gradients_equal_the_definition_s(name, head_dim, mask):
-    errors = gradient_errors(resolve_backend(name), *draw(mask, head_dim))
+def test_gradients_equal_the_definition_s(name, mask):
+    errors = gradient_errors(resolve_backend(name), *draw(mask, HEAD_DIMS[0]))
     assert max(errors.values()) < 128, errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("name", ON_CPU)
-def test_half_precision_stays_within_its_rounding(name, head_dim, mask, dtype):
-    inputs = draw(mask, head_dim, dtype)
+def test_half_precision_stays_within_its_rounding(name, mask, dtype):
+    inputs = draw(mask, HEAD_DIMS[1], dtype)
     assert forward_error(resolve_backend(name), *inputs) < 8
     if name != "flex":
         errors = gradient_errors(resolve_backend(name), *inputs)

@@ -11,20 +11,30 @@ from geomtx.heads import RGBHead
 from geomtx.heads.track import check_track_images
 from geomtx.inference import LEAN_PLAN, PLANS, MemoryPlan, predict
 from geomtx.losses.terms import HeadTerm
+from lean import build_lean, lean_config
 from reference import named_tensors
 
 
-def decoder(dim: int = 64, taps: tuple[int, ...] = (0, 1, 2, 3), **options) -> DPTDecoder:
+def decoder(dim: int = 64, taps: tuple[int, ...] = (0, 0, 1, 1), **options) -> DPTDecoder:
     return DPTDecoder(dim, 16, channels=(16, 16, 32, 32), taps=taps, **options)
 
 
-def dense(dim: int = 64, taps: tuple[int, ...] = (0, 1, 2, 3)) -> DenseHead:
+def dense(dim: int = 64, taps: tuple[int, ...] = (0, 0, 1, 1)) -> DenseHead:
     return DenseHead(decoder(dim, taps), 3)
 
 
 def track() -> TrackHead:
-    numbers = {"num_levels": 3, "radius": 2, "hidden_dim": 32, "num_heads": 2, "depth": 1, "num_virtual": 4}
-    return TrackHead(decoder(out_channels=16, stride=2, position_signal=False), Tracker(16, **numbers))
+    numbers = {
+        "num_levels": 3,
+        "radius": 2,
+        "hidden_dim": 32,
+        "num_heads": 2,
+        "depth": 1,
+        "num_virtual": 4,
+        "num_iterations": 2,
+    }
+    tracker = Tracker(16, num_iterations=2, **numbers)
+    return TrackHead(decoder(out_channels=16, stride=2, position_signal=False), tracker)
 
 
 class Mean(nn.Module):
@@ -40,7 +50,7 @@ class Mean(nn.Module):
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "dense": dense,
-    "camera": lambda: CameraHead(64, 1, num_heads=4, layer=1),
+    "camera": lambda: CameraHead(64, 1, num_heads=4, layer=0),
     "track": track,
     "rgb": lambda: RGBHead(decoder(), hidden_dim=8),
     "foreign": Mean,
@@ -48,15 +58,20 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.fixture
-def model(tiny_model: VGGT) -> VGGT:
+def images() -> Tensor:
+    return torch.rand(2, 3, 3, 28, 42)
+
+
+@pytest.fixture
+def model(lean_model: VGGT) -> VGGT:
     for name, make in MAKERS.items():
-        tiny_model.add_head(f"my_{name}", make())
-    return tiny_model.double()
+        lean_model.add_head(f"my_{name}", make())
+    return lean_model.double()
 
 
 @pytest.fixture
 def queries() -> Tensor:
-    return torch.rand(2, 5, 2, dtype=torch.float64) * torch.tensor([83, 55])
+    return torch.rand(2, 5, 2, dtype=torch.float64) * torch.tensor([41, 27])
 
 
 def assert_close(ours, reference, tolerance: float = 1e-9) -> None:
@@ -93,18 +108,18 @@ def test_every_head_reads_the_same_tokens(model, images, queries):
         "my_rgb": heads["my_rgb"](tokens),
         "my_foreign": heads["my_foreign"](tokens),
     }
-    assert extra["my_dense"].value.shape == (2, 3, 56, 84, 3)
+    assert extra["my_dense"].value.shape == (2, 3, 28, 42, 3)
     assert_close(extra, expected, tolerance=0)
 
 
-def test_the_models_own_predictions_are_what_they_were(tiny_model, images):
-    before = tiny_model(images)
-    tiny_model.add_head("normals", dense())
-    after = tiny_model(images)
+def test_the_models_own_predictions_are_what_they_were(lean_model, images):
+    before = lean_model(images)
+    lean_model.add_head("normals", dense())
+    after = lean_model(images)
     assert after.extra.keys() == {"normals"}
     assert_close(after._replace(extra=None), before, tolerance=0)
-    assert tiny_model.remove_head("normals") is not None
-    assert tiny_model(images).extra is None
+    assert lean_model.remove_head("normals") is not None
+    assert lean_model(images).extra is None
 
 
 def test_only_the_heads_asked_for(model, images):
@@ -126,7 +141,7 @@ def test_only_the_heads_asked_for(model, images):
 
 
 def test_scenes_of_a_batch_do_not_meet(model, images, queries):
-    images, mask = images.double(), torch.rand(2, 3, 4, 6) < 0.7
+    images, mask = images.double(), torch.rand(2, 3, 2, 3) < 0.7
     both = model(images, queries, mask).extra
     for scene in range(2):
         part = slice(scene, scene + 1)
@@ -141,7 +156,7 @@ def test_scenes_of_a_batch_do_not_meet(model, images, queries):
 @pytest.mark.parametrize("plan", [PLANS[1], LEAN_PLAN], ids=["device", "lean"])
 @pytest.mark.parametrize("heads", [None, ("my_camera", "my_dense"), ("my_rgb",), ("my_foreign",)])
 def test_in_pieces_they_give_the_same(model, images, queries, plan, heads):
-    images, mask = images.double(), torch.rand(2, 3, 4, 6) < 0.7
+    images, mask = images.double(), torch.rand(2, 3, 2, 3) < 0.7
     given = queries if heads is None else None
     with torch.no_grad():
         whole = model(images, given, mask, heads=heads)
@@ -163,7 +178,7 @@ def test_pictures_are_made_of_some_views_at_a_time(model, images):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_head_stays_in_float32_on_an_encoder_in_bfloat16(name, images, queries):
-    model, head = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).bfloat16().eval(), MAKERS[name]()
+    model, head = VGGT(lean_config(heads=("camera",))).bfloat16().eval(), MAKERS[name]()
     geomtx.freeze(model, ["*"])
     model.add_head("mine", head)
     given = (queries.float(),) if name == "track" else ()
@@ -181,7 +196,7 @@ def test_a_head_stays_in_float32_on_an_encoder_in_bfloat16(name, images, queries
 
 
 def test_gradients_reach_an_encoder_of_another_precision(images):
-    model = VGGT(geomtx.VGGTConfig.tiny(heads=())).bfloat16()
+    model = VGGT(lean_config(heads=())).bfloat16()
     model.add_head("mine", dense())
     model(images).extra["mine"].value.square().mean().backward()
     assert learning(model) == {"extra_heads.mine", "encoder"}
@@ -189,7 +204,7 @@ def test_gradients_reach_an_encoder_of_another_precision(images):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_head_of_another_precision_in_pieces(name, images, queries):
-    model = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",))).double().eval()
+    model = VGGT(lean_config(heads=("camera",))).double().eval()
     model.add_head("mine", MAKERS[name]())
     if name == "track":
         model.extra_heads["mine"].tracker.num_iterations = 1  # with random weights, each makes rounding much larger
@@ -201,7 +216,7 @@ def test_a_head_of_another_precision_in_pieces(name, images, queries):
     assert {tensor.dtype for tensor in named_tensors(pieces.extra).values()} == {torch.float32}
 
 
-def test_under_autocast_tokens_stay_what_they_are(tiny_model, images):
+def test_under_autocast_tokens_stay_what_they_are(lean_model, images):
     seen = []
 
     class Look(Mean):
@@ -210,10 +225,10 @@ def test_under_autocast_tokens_stay_what_they_are(tiny_model, images):
             return super().forward(tokens)
 
     with torch.autocast("cpu", torch.bfloat16):
-        given = [layer.dtype for layer in tiny_model.encoder(images).layers.values()]
-        tiny_model.add_head("look", Look())
+        given = [layer.dtype for layer in lean_model.encoder(images).layers.values()]
+        lean_model.add_head("look", Look())
         seen.clear()
-        tiny_model(images, heads=("look",))
+        lean_model(images, heads=("look",))
     assert seen == given
 
 
@@ -221,18 +236,18 @@ def test_under_autocast_tokens_stay_what_they_are(tiny_model, images):
 
 
 def labels(images: Tensor) -> SceneBatch:
-    return SceneBatch(images, depth=torch.rand(2, 3, 56, 84) + 1, points=torch.rand(2, 3, 56, 84, 3))
+    return SceneBatch(images, depth=torch.rand(2, 3, 28, 42) + 1, points=torch.rand(2, 3, 28, 42, 3))
 
 
 def point_error(prediction, batch: SceneBatch) -> Tensor | None:
     return None if batch.points is None else (prediction.value - batch.points).abs().mean()
 
 
-def test_the_loss_of_a_head_joins_the_others(tiny_model, images):
-    tiny_model.add_head("normals", dense())
-    tiny_model.add_head("mean", Mean())
+def test_the_loss_of_a_head_joins_the_others(lean_model, images):
+    lean_model.add_head("normals", dense())
+    lean_model.add_head("mean", Mean())
     batch = labels(images)
-    predictions = tiny_model(images, heads=("depth", "normals"))
+    predictions = lean_model(images, heads=("depth", "normals"))
     error = point_error(predictions.extra["normals"], batch)
     for given, weight in ((point_error, 1.0), (HeadTerm("normals", point_error, 0.25), 0.25)):
         loss = MultitaskLoss(others={"normals": given})
@@ -242,7 +257,7 @@ def test_the_loss_of_a_head_joins_the_others(tiny_model, images):
         torch.testing.assert_close(report.terms["loss_normals"], error)
     # Without labels or prediction, it takes no part.
     assert loss(predictions, batch._replace(points=None)).tasks.keys() == {"depth"}
-    assert loss(tiny_model(images, heads=("depth",)), batch).tasks.keys() == {"depth"}
+    assert loss(lean_model(images, heads=("depth",)), batch).tasks.keys() == {"depth"}
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -256,39 +271,39 @@ def learning(model: VGGT) -> set[str]:
     return {".".join(name.split(".")[: 2 if name.startswith("extra") else 1]) for name in parts}
 
 
-def test_gradients_reach_the_head_and_the_encoder(tiny_model, images):
-    tiny_model.add_head("normals", dense())
-    tiny_model.add_head("mean", Mean())
+def test_gradients_reach_the_head_and_the_encoder(lean_model, images):
+    lean_model.add_head("normals", dense())
+    lean_model.add_head("mean", Mean())
     loss = MultitaskLoss(depth=None, points=None, others={"normals": point_error})
-    loss(tiny_model(images), labels(images)).total.backward()
-    assert learning(tiny_model) == {"extra_heads.normals", "encoder"}
+    loss(lean_model(images), labels(images)).total.backward()
+    assert learning(lean_model) == {"extra_heads.normals", "encoder"}
 
 
-def test_copies_have_heads_of_their_own(tiny_model, images):
-    tiny_model.add_head("mean", Mean())
-    copied = copy.deepcopy(tiny_model)
-    tiny_model.remove_head("mean")
+def test_copies_have_heads_of_their_own(lean_model, images):
+    lean_model.add_head("mean", Mean())
+    copied = copy.deepcopy(lean_model)
+    lean_model.remove_head("mean")
     assert copied.heads[-1] == "mean"
     copied(images, heads=("mean",)).extra["mean"].sum().backward()
-    assert learning(tiny_model) == set()
+    assert learning(lean_model) == set()
     assert "extra_heads.mean" in learning(copied)
 
 
 # Structure
 
 
-def test_heads_see_tokens_and_nothing_else(tiny_model, images):
+def test_heads_see_tokens_and_nothing_else(lean_model, images):
     """No pixels, no other head's predictions: they stand beside each other on one encoder."""
     seen = []
 
     class Look(nn.Module):
         def forward(self, *args, **options):
             seen.append((args, options))
-            return args[0].layer(3).mean()
+            return args[0].layer(1).mean()
 
-    tiny_model.add_head("look", Look())
+    lean_model.add_head("look", Look())
     seen.clear()
-    tiny_model(images)
+    lean_model(images)
     ((args, options),) = seen
     assert [type(value) for value in args] == [Tokens]
     assert options == {}
@@ -312,39 +327,39 @@ def test_heads_see_tokens_and_nothing_else(tiny_model, images):
         (3, r"^name must be an identifier .* got 3$"),
     ],
 )
-def test_names(tiny_model, name, message):
-    tiny_model.add_head("normals", Mean())
+def test_names(lean_model, name, message):
+    lean_model.add_head("normals", Mean())
     with pytest.raises(ValueError, match=message):
-        tiny_model.add_head(name, Mean())
-    assert list(tiny_model.extra_heads) == ["normals"]
+        lean_model.add_head(name, Mean())
+    assert list(lean_model.extra_heads) == ["normals"]
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_other_things_that_are_no_heads(tiny_model):
+def test_other_things_that_are_no_heads(lean_model):
     with pytest.raises(ValueError, match=r"^head must be a torch.nn.Module, got function$"):
-        tiny_model.add_head("mine", lambda tokens: tokens)
+        lean_model.add_head("mine", lambda tokens: tokens)
     with pytest.raises(ValueError, match=r"^head must be no part of the model yet, got one that is, DenseHead$"):
-        tiny_model.add_head("mine", tiny_model.depth_head)
-    assert tiny_model.heads == tiny_model.config.heads
-    tiny_model.add_head("mine", Mean())
+        lean_model.add_head("mine", lean_model.depth_head)
+    assert lean_model.heads == lean_model.config.heads
+    lean_model.add_head("mine", Mean())
     with pytest.raises(ValueError, match=r"^name of an added head must be one of 'mine', got 'depth'$"):
-        tiny_model.remove_head("depth")
+        lean_model.remove_head("depth")
 
 
 def test_images_too_small_for_added_tracks():
-    model = VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    model = VGGT(lean_config(heads=("camera",)))
     model.add_head("mine", track())
     side = model.extra_heads["mine"].tracker.min_image_side
     with pytest.raises(
-        ValueError, match=rf"^images must have at least {side} pixels a side for tracks, got \(6, 84\)$"
+        ValueError, match=rf"^images must have at least {side} pixels a side for tracks, got \(6, 42\)$"
     ):
-        check_track_images(torch.zeros(1, 2, 3, 6, 84), [model.extra_heads["mine"]])
+        check_track_images(torch.zeros(1, 2, 3, 6, 42), [model.extra_heads["mine"]])
 
 
 def test_an_added_head_may_read_other_layers_than_the_model_s_heads(images):
-    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",), taps=(0, 0, 1, 3))).eval()
+    model = build_lean(heads=("camera",), depth=4, taps=(0, 0, 1, 3))
     model.add_head(
         "normals", geomtx.DenseHead(geomtx.DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 2, 3)), 3)
     )
     with torch.no_grad():
-        assert model(images).extra["normals"].value.shape == (2, 3, 56, 84, 3)
+        assert model(images).extra["normals"].value.shape == (2, 3, 28, 42, 3)

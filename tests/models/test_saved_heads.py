@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geomtx import VGGT, DenseHead, DPTDecoder, Tokens, VGGTConfig, VGGTForNVS, VideoTracker, add_lora
+from geomtx import VGGT, DenseHead, DPTDecoder, Tokens, VGGTForNVS, VideoTracker, add_lora
 from geomtx.heads import RGBHead
 from geomtx.layers.lora import adapted_layers
+from lean import build_lean
 from reference import named_tensors, randomize
 
 
@@ -21,11 +22,11 @@ class Foreign(nn.Module):
         self.project = nn.Linear(dim, 2)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        return self.scale * self.project(self.norm(tokens.layer(3)[:, :, 0].flatten(0, 1)))
+        return self.scale * self.project(self.norm(tokens.layer(1)[:, :, 0].flatten(0, 1)))
 
 
 def dense() -> DenseHead:
-    return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 1, 3)), 5)
+    return DenseHead(DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(0, 1, 1, 1)), 5)
 
 
 HEADS = {"mine": Foreign, "dense": dense}
@@ -36,11 +37,21 @@ def given() -> dict[str, nn.Module]:
 
 
 @pytest.fixture
-def model(tiny_model: VGGT, images: Tensor) -> VGGT:
+def images() -> Tensor:
+    return torch.rand(2, 2, 3, 28, 42)
+
+
+@pytest.fixture
+def plain_model() -> VGGT:
+    return build_lean(heads=("camera", "depth"))
+
+
+@pytest.fixture
+def model(plain_model: VGGT, images: Tensor) -> VGGT:
     for name, head in given().items():
-        tiny_model.add_head(name, head)
-    randomize(tiny_model).train()(images)  # statistics of the norm
-    return tiny_model.eval()
+        plain_model.add_head(name, head)
+    randomize(plain_model).train()(images)  # statistics of the norm
+    return plain_model.eval()
 
 
 def assert_same(ours, reference) -> None:
@@ -59,12 +70,12 @@ def test_heads_that_are_given_are_filled(model, images, tmp_path: Path):
         assert_same(loaded(images), model(images))
 
 
-def test_heads_with_a_dpt_decoder_come_back_by_themselves(tiny_model, images, tmp_path: Path):
-    tiny_model.add_head("dense", dense())
-    tiny_model.add_head("colours", RGBHead(tiny_model.depth_head.decoder, hidden_dim=8))
-    loaded = VGGT.from_pretrained(tiny_model.save_pretrained(tmp_path))
-    assert_same(loaded(images), tiny_model(images))
-    assert repr(loaded.extra_heads) == repr(tiny_model.extra_heads)
+def test_heads_with_a_dpt_decoder_come_back_by_themselves(plain_model, images, tmp_path: Path):
+    plain_model.add_head("dense", dense())
+    plain_model.add_head("colours", RGBHead(plain_model.depth_head.decoder, hidden_dim=8))
+    loaded = VGGT.from_pretrained(plain_model.save_pretrained(tmp_path))
+    assert_same(loaded(images), plain_model(images))
+    assert repr(loaded.extra_heads) == repr(plain_model.extra_heads)
     assert loaded.extra_heads["colours"].decoder.smooth.weight is loaded.depth_head.decoder.smooth.weight
 
 
@@ -91,9 +102,9 @@ def test_adapters_within_a_head_are_merged(model, images, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_given_heads_that_do_not_fit(tiny_model, tmp_path: Path):
-    tiny_model.add_head("mine", Foreign())
-    tiny_model.save_pretrained(tmp_path)
+def test_given_heads_that_do_not_fit(plain_model, tmp_path: Path):
+    plain_model.add_head("mine", Foreign())
+    plain_model.save_pretrained(tmp_path)
     message = r"^extra_heads must have a module for the head 'mine' of '.*', got none; from_pretrained\(…, extra_heads="
     with pytest.raises(ValueError, match=message):
         VGGT.from_pretrained(tmp_path)
@@ -152,7 +163,7 @@ def test_heads_of_the_vggt_inside(model, images, kind, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", AROUND)
 def test_added_heads_keep_their_precision_inside(images, kind, tmp_path: Path):
-    vggt = VGGT(VGGTConfig.tiny(heads=("tracks",))).bfloat16().eval()
+    vggt = build_lean(heads=("tracks",)).bfloat16()
     vggt.add_head("dense", dense())
     outer = around(kind, vggt)
     new = [name for name, p in outer.named_parameters() if p.dtype == torch.float32]

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geomtx import VGGT, VGGTConfig, VideoTracker, VideoTrackerConfig
+from geomtx import VGGT, VideoTracker, VideoTrackerConfig
 from geomtx.inference import track_in_chunks
 from geomtx.types import Tokens
+from lean import lean_config
 from reference import randomize, without_gradient
 
 HW = (28, 56)
@@ -15,11 +16,11 @@ HW = (28, 56)
 
 class FirstToken(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
-        return tokens.layer(3)[:, :, 0]
+        return tokens.layer(1)[:, :, 0]
 
 
 def tracker(**changes) -> VideoTracker:
-    vggt = VGGTConfig.tiny(dim=16, camera_depth=1, dpt_features=8, dpt_channels=(8, 8, 8, 8), track_features=8)
+    vggt = lean_config(heads=("depth", "tracks"), dim=16, dpt_features=8, dpt_channels=(8, 8, 8, 8), track_features=8)
     numbers = {"vggt": vggt, "window": 4, "window_stride": 2, **changes}
     return randomize(VideoTracker(VideoTrackerConfig.tiny(**numbers)), 0.2).double().eval()
 
@@ -122,7 +123,7 @@ def test_saved_and_loaded(tmp_path, features):
 
 
 def test_on_a_vggt_that_is_there(tmp_path):
-    vggt = randomize(VGGT(VGGTConfig.tiny(dim=16))).eval()
+    vggt = randomize(VGGT(lean_config(dim=16))).eval()
     images, queries = torch.rand(1, 3, 3, *HW), torch.rand(1, 2, 2)
     before = vggt(images, queries)
     vggt.save_pretrained(tmp_path)
@@ -139,7 +140,7 @@ def test_on_a_vggt_that_is_there(tmp_path):
     half = VideoTracker.from_vggt(copy.deepcopy(vggt).bfloat16(), levels=2, num_virtual=3, depth=1, dim=16, num_heads=2)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     assert half(images, torch.tensor([[[0, 3.0, 4.0]]])).tracks.coords_px.dtype == torch.float32
-    small = VGGT(VGGTConfig.tiny(dim=16, heads=("camera",)))
+    small = VGGT(lean_config(dim=16, heads=("camera",)))
     assert VideoTracker.from_vggt(small, num_virtual=3, depth=1, dim=16, num_heads=2).vggt.track_head is None
 
 
@@ -239,7 +240,7 @@ def test_queries_by_the_border_of_a_video_that_maps_round_down():
 
 def test_on_a_vggt_on_another_device():
     numbers = {"num_virtual": 3, "depth": 1, "dim": 16, "num_heads": 2}
-    vggt = VGGT(VGGTConfig.tiny(dim=16, heads=("camera",))).to("meta", torch.bfloat16)
+    vggt = VGGT(lean_config(dim=16, heads=("camera",))).to("meta", torch.bfloat16)
     model = VideoTracker.from_vggt(vggt, **numbers)
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
 
@@ -254,7 +255,7 @@ def test_queries_are_looked_at_on_a_gpu_too():
 
 
 def test_numbers_of_a_tracker_on_a_vggt(tmp_path):
-    vggt = VGGT(VGGTConfig.tiny(dim=16))
+    vggt = VGGT(lean_config(dim=16))
     numbers = {"num_virtual": 3, "depth": 1, "dim": 16, "num_heads": 2}
     with pytest.raises(ValueError, match=r"^features must be 'vggt' for a tracker on a VGGT, got 'images'$"):
         VideoTracker.from_vggt(vggt, features="images")
@@ -303,7 +304,7 @@ def test_features_that_do_not_fit():
 
 
 def test_added_heads_elsewhere_are_saved_with_the_features(tmp_path):
-    vggt = VGGT(VGGTConfig.tiny(heads=()))
+    vggt = VGGT(lean_config(heads=()))
     vggt.add_head("mine", nn.Linear(3, 3))
     model = VideoTracker(tracker().config, features=nn.Sequential(vggt))
     model.save_pretrained(tmp_path / "new")
