@@ -13,7 +13,10 @@ from geomtx.training.data import DrawScenes
 from geomtx.training.trainer import Trainer
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
-NUMBERS = {"patch_size": 7, "image_size": 28, "depth": 4, "vit_depth": 1, "camera_depth": 1, "camera_iterations": 2}
+NUMBERS = {
+    "patch_size": 7, "image_size": 28, "depth": 2, "taps": [0, 0, 1, 1], "vit_depth": 1, "camera_depth": 1,
+    "camera_iterations": 2, "track_levels": 2, "track_depth": 1, "track_iterations": 2,
+}  # fmt: skip
 
 
 def small_config(**changes: Any) -> TrainingConfig:
@@ -22,7 +25,7 @@ def small_config(**changes: Any) -> TrainingConfig:
         "model": {"preset": "tiny", "numbers": {**NUMBERS, "heads": ["camera", "depth"]}},
         "data": {"image_hw": [28, 28], "images": 4, "views": {2: 1}},
         "optimiser": {"lr": 2e-3},
-        "schedule": {"steps": 6},
+        "schedule": {"steps": 4},
         "log": {"every": 2, "tensorboard": False},
     }
     return parse_config({**values, **changes})

@@ -1,7 +1,7 @@
 """Runs with `lora`."""
 
+import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import torch
 import geomtx
 from geomtx.layers.lora import adapted_layers, merge_lora
 from geomtx.training.config_file import parse_config
+from geomtx.training.trainer import Trainer
 from training.small_run import is_equal, small_config, small_trainer, weights_of
 
 LORA = {
@@ -21,56 +22,60 @@ LORA = {
 }
 
 
-def test_adapters_train_where_all_else_is_frozen(tmp_path: Path):
-    trainer = small_trainer(tmp_path, **LORA)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """A run at its end, and the weights it began with."""
+    trainer = small_trainer(tmp_path_factory.mktemp("adapters") / "whole", **LORA)
     before = weights_of(trainer)
+    trainer.train()
+    return trainer, before
+
+
+def test_adapters_train_where_all_else_is_frozen(whole: tuple[Trainer, dict[str, torch.Tensor]]):
+    trainer, before = whole
     trained = {name for name, p in trainer.bare_model.named_parameters() if p.requires_grad}
     assert {name.rpartition(".")[2] for name in trained if name.startswith("encoder.")} == {"down", "up"}
     assert all(a.rank == 2 and a.alpha == 4 for _, a in adapted_layers(trainer.bare_model).values())
-    trainer.train()
     after = weights_of(trainer)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name for name in trained if name.startswith("encoder.")} <= changed
     assert changed <= trained
 
 
-def test_the_weights_are_merged_and_averaged_and_the_run_goes_on(tmp_path: Path):
-    trainer = small_trainer(tmp_path, **LORA)
-    loaded = geomtx.VGGT.from_pretrained(trainer.train())
+def test_the_weights_are_merged_and_averaged(whole: tuple[Trainer, dict[str, torch.Tensor]]):
+    trainer, _ = whole
     assert adapted_layers(trainer.bare_model), "saving takes no adapter off"
-    with trainer.average.applied():
+    loaded = geomtx.VGGT.from_pretrained(trainer.folder.weights)
+    model = copy.deepcopy(trainer.bare_model).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(trainer.average.averages.get(name, parameter))
         images = torch.rand(2, 3, 28, 28)
-        trainer.bare_model.eval()
-        with torch.no_grad():
-            want = trainer.bare_model(images)
-            torch.testing.assert_close(loaded(images).depth.value, want.depth.value)
-        merge_lora(trainer.bare_model)
-        assert is_equal(loaded.state_dict(), trainer.bare_model.state_dict())
+        torch.testing.assert_close(loaded(images).depth.value, model(images).depth.value)
+    merge_lora(model)
+    assert is_equal(loaded.state_dict(), model.state_dict())
 
 
-def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path):
-    whole = small_trainer(tmp_path / "whole", **LORA)
-    whole.train()
-    small_trainer(tmp_path / "parts", **LORA).train(until=3)
+def test_stopped_and_resumed_is_as_if_never_stopped(whole: tuple[Trainer, dict[str, torch.Tensor]], tmp_path: Path):
+    trainer, _ = whole
+    small_trainer(tmp_path, **LORA).train(until=3)
     torch.manual_seed(123)
-    resumed = small_trainer(tmp_path / "parts", resume=True, **LORA)
+    resumed = small_trainer(tmp_path, resume=True, **LORA)
     resumed.train()
-    assert is_equal(weights_of(whole), weights_of(resumed))
-    assert is_equal(whole.average.averages, resumed.average.averages)
-    files = [tmp_path / name / "weights" / "model.safetensors" for name in ("whole", "parts")]
+    assert is_equal(weights_of(trainer), weights_of(resumed))
+    assert is_equal(trainer.average.averages, resumed.average.averages)
+    files = [folder / "model.safetensors" for folder in (trainer.folder.weights, tmp_path / "weights")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("lora", [None, {**LORA["lora"], "rank": 3}])
-def test_a_checkpoint_with_other_adapters(lora: dict[str, Any] | None, tmp_path: Path):
-    small_trainer(tmp_path, **LORA).train(until=1)
-    clip = {"encoder.*": 1.0, "*_head.*": 1.0}
-    with pytest.raises(ValueError, match=r"^checkpoint must be of this model, with its adapters, got .* in encoder\."):
-        small_trainer(tmp_path, resume=True, **{**LORA, "lora": lora, "optimiser": {"clip": clip}})
-
-
-def test_from_the_weights_of_a_run_another_goes_on_with_new_adapters(tmp_path: Path):
+def test_checkpoint_and_weights_of_a_stopped_run(tmp_path: Path):
+    """Other adapters don't fit the checkpoint; another run may begin from the weights with new ones."""
     weights = small_trainer(tmp_path / "first", **LORA).train(until=1)
+    clip = {"encoder.*": 1.0, "*_head.*": 1.0}
+    message = r"^checkpoint must be of this model, with its adapters, got .* in encoder\."
+    for lora in (None, {**LORA["lora"], "rank": 3}):
+        with pytest.raises(ValueError, match=message):
+            small_trainer(tmp_path / "first", resume=True, **{**LORA, "lora": lora, "optimiser": {"clip": clip}})
     trainer = small_trainer(tmp_path / "second", model={"weights": str(weights)}, **LORA)
     merge_lora(trainer.bare_model)
     assert is_equal(weights_of(trainer), geomtx.VGGT.from_pretrained(weights).state_dict())

@@ -40,7 +40,7 @@ class Plain(nn.Module):
 
 
 def own(folder: Path, model: nn.Module, loss: Any, *, resume: bool = False, **options: Any) -> Trainer:
-    config = small_config(schedule={"steps": 4}, validation={"every": 4, "scenes": 2, "views": [2]})
+    config = small_config(schedule={"steps": 2}, validation={"every": 2, "scenes": 2, "views": [2]})
     return Trainer(config, folder, model=model, loss=loss, resume=resume, cpu=True, progress=False, **options)
 
 
@@ -60,7 +60,7 @@ def test_a_model_and_a_loss_of_ones_own(tmp_path: Path):
 def test_it_goes_on_where_it_is_given_again(tmp_path: Path):
     whole = own(tmp_path / "whole", build_vggt(), depth_loss)
     whole.train()
-    own(tmp_path / "parts", build_vggt(), depth_loss).train(until=2)
+    own(tmp_path / "parts", build_vggt(), depth_loss).train(until=1)
     again = build_vggt()
     nn.init.zeros_(again.depth_head.decoder.norm.weight)
     resumed = own(tmp_path / "parts", again, depth_loss, resume=True)
@@ -125,7 +125,7 @@ def test_an_added_head_is_trained_with_the_others_saved_and_resumed(tmp_path: Pa
         "freeze": ["encoder"],
         "lora": {"patterns": ["encoder.*.attention.*"], "rank": 2},
         "precision": "bfloat16",
-        "schedule": {"steps": 4},
+        "schedule": {"steps": 2},
         "ema": 0.5,
     }
 
@@ -141,7 +141,7 @@ def test_an_added_head_is_trained_with_the_others_saved_and_resumed(tmp_path: Pa
     weights = whole.train()
     after = weights_of(whole)
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("extra_heads.grey."))
-    run("parts").train(until=2)
+    run("parts").train(until=1)
     resumed = run("parts", resume=True)
     resumed.train()
     assert is_equal(after, weights_of(resumed))

@@ -20,7 +20,12 @@ HUGE = 1e9
 
 @pytest.fixture
 def model() -> geomtx.VGGT:
-    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS)).double()
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, heads=("camera", "depth"))).double()
+
+
+@pytest.fixture
+def tracking_model() -> geomtx.VGGT:
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, heads=("camera", "tracks"))).double()
 
 
 def training_step(model: geomtx.VGGT, *, num_chunks: int = 1, max_norm: float = HUGE, lr: float = 0.1) -> TrainingStep:
@@ -38,38 +43,28 @@ def double(batch: SceneBatch) -> SceneBatch:
     return batch._replace(images=batch.images.double(), cameras=cameras, depth=batch.depth.double(), tracks=tracks)
 
 
-@pytest.mark.parametrize("num_chunks", [2, 9])
-def test_accumulation_equals_the_full_batch(num_chunks: int, model: geomtx.VGGT):
-    """Of scenes that all know as many pixels; three chunks of four scenes are unequal and weighted."""
-    batch = double(random_scenes(4))
+def test_more_chunks_than_scenes_are_the_full_batch(model: geomtx.VGGT):
+    """Fewer, and scenes that know different things, are in `test_accumulation`."""
+    batch = double(random_scenes(2))
     other = copy.deepcopy(model)
     whole = training_step(model)(batch)
-    parts = training_step(other, num_chunks=num_chunks)(batch)
+    parts = training_step(other, num_chunks=9)(batch)
     torch.testing.assert_close(parts.scalars["objective"], whole.scalars["objective"])
     torch.testing.assert_close(parts.scalars["norm/*"], whole.scalars["norm/*"])
     for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8, msg=name)
 
 
-def test_unequal_chunks_count_by_their_share(model: geomtx.VGGT):
-    batch = double(random_scenes(3))
-    other = copy.deepcopy(model)
-    whole = training_step(model)(batch)
-    parts = training_step(other, num_chunks=2)(batch)
-    torch.testing.assert_close(parts.scalars["loss_depth"], whole.scalars["loss_depth"])
-    torch.testing.assert_close(parts.scalars["norm/*"], whole.scalars["norm/*"])
-
-
-def test_a_step_is_gradient_descent_on_the_normalised_scene(model: geomtx.VGGT):
+def test_a_step_is_gradient_descent_on_the_normalised_scene(tracking_model: geomtx.VGGT):
     batch = double(random_scenes(2))
-    other = copy.deepcopy(model)
-    report = training_step(model, lr=0.1)(batch)
+    other = copy.deepcopy(tracking_model)
+    report = training_step(tracking_model, lr=0.1)(batch)
     scene = normalize_scene(batch)[0]
     loss = MultitaskLoss()(other(scene.images, scene.tracks.coords_px[:, 0]), scene)
     loss.total.backward()
     assert report.applied
     torch.testing.assert_close(report.scalars["objective"], loss.total.detach())
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+    for one, two in zip(tracking_model.parameters(), other.parameters(), strict=True):
         if two.grad is not None:
             torch.testing.assert_close(one, two - 0.1 * two.grad)
         assert one.grad is None
@@ -87,11 +82,8 @@ def test_clipping_bounds_the_step(model: geomtx.VGGT):
     ("where", "value", "num_chunks"),
     [
         ("images", math.nan, 1),
-        ("images", math.inf, 2),
-        ("depth", math.nan, 2),
-        ("depth", math.inf, 1),
+        ("depth", math.inf, 2),
         ("cameras", math.nan, 2),
-        ("cameras", math.inf, 1),
     ],
 )
 def test_what_is_not_finite_changes_no_weight(where: str, value: float, num_chunks: int, model: geomtx.VGGT):
@@ -142,14 +134,14 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is(model: geomtx.V
     assert not report.applied
 
 
-def test_empty_track_slots_are_queried_nowhere_outside(model: geomtx.VGGT):
+def test_empty_track_slots_are_queried_nowhere_outside(tracking_model: geomtx.VGGT):
     batch = double(random_scenes(1))
     batch.tracks.coords_px[0, :, 1] = math.nan
     batch.tracks.valid[0, 1] = False
     batch.tracks.visible[0, :, 1] = False
-    predictions = predict(model, batch)
+    predictions = predict(tracking_model, batch)
     assert predictions.tracks.coords_px.isfinite().all()
-    assert training_step(model)(batch).applied
+    assert training_step(tracking_model)(batch).applied
 
 
 class TwoProcesses:
@@ -166,23 +158,23 @@ class TwoProcesses:
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_head_of_tracks_runs_without_tracks_where_others_wait_for_it(
-    frozen: bool, model: geomtx.VGGT, monkeypatch: pytest.MonkeyPatch
+    frozen: bool, tracking_model: geomtx.VGGT, monkeypatch: pytest.MonkeyPatch
 ):
-    model.track_head.requires_grad_(not frozen)
-    step = training_step(model)
+    tracking_model.track_head.requires_grad_(not frozen)
+    step = training_step(tracking_model)
     seen: dict[str, torch.Tensor] = {}
-    for name, parameter in model.track_head.named_parameters():
+    for name, parameter in tracking_model.track_head.named_parameters():
         if not frozen:
             parameter.register_post_accumulate_grad_hook(lambda p, n=name: seen.update({n: p.grad.clone()}))
     batch = double(random_scenes(2))._replace(tracks=None)
-    step = TrainingStep(model, step.loss, step.optimiser, TwoProcesses(), step.clip_groups)
+    step = TrainingStep(tracking_model, step.loss, step.optimiser, TwoProcesses(), step.clip_groups)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     report = step(batch)
     assert report.applied
     assert (report.predictions.tracks is None) is frozen
     assert not any(name.startswith("loss_track") for name in report.scalars)
-    assert len(seen) == (0 if frozen else len(list(model.track_head.parameters())))
+    assert len(seen) == (0 if frozen else len(list(tracking_model.track_head.parameters())))
     assert all((gradient == 0).all() for gradient in seen.values())
 
 

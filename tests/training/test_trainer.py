@@ -18,7 +18,7 @@ from geomtx.training.trainer import SkippedSteps, SkipReason, Trainer, explain_s
 from geomtx.types import SceneBatch
 from training.small_run import NUMBERS, is_equal, random_scenes, small_config, small_trainer, weights_of
 
-TRACKS = {"preset": "tiny", "numbers": {"patch_size": 7, "image_size": 28, "depth": 4, "camera_iterations": 2}}
+TRACKS = {"preset": "tiny", "numbers": NUMBERS}
 EVERYTHING = {
     "model": TRACKS,
     "data": {"image_hw": [28, 28], "images": 4, "views": {2: 1, 4: 1}, "num_tracks": 4, "augment": True},
@@ -31,23 +31,30 @@ EVERYTHING = {
 }
 
 
-def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run with everything on, at its end."""
+    trainer = small_trainer(tmp_path_factory.mktemp("everything") / "whole", **EVERYTHING)
+    trainer.train()
+    return trainer
+
+
+def test_stopped_and_resumed_is_as_if_never_stopped(whole: Trainer, tmp_path: Path):
     """With everything on, stopped in the middle of what a line of the log is the mean of."""
-    whole = small_trainer(tmp_path / "whole", **EVERYTHING)
-    whole.train()
-    stopped = small_trainer(tmp_path / "parts", **EVERYTHING)
+    stopped = small_trainer(tmp_path, **EVERYTHING)
     stopped.train(until=3)
     torch.manual_seed(123)  # another process begins with other random numbers
-    resumed = small_trainer(tmp_path / "parts", resume=True, **EVERYTHING)
+    resumed = small_trainer(tmp_path, resume=True, **EVERYTHING)
     assert resumed.step == 3
     resumed.train()
     assert is_equal(weights_of(whole), weights_of(resumed))
     assert not is_equal(weights_of(whole), weights_of(stopped))
-    files = [tmp_path / name / "weights" / "model.safetensors" for name in ("whole", "parts")]
+    folders = (whole.folder.weights.parent, tmp_path)
+    files = [folder / "weights" / "model.safetensors" for folder in folders]
     assert files[0].read_bytes() == files[1].read_bytes()
-    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "parts")]
+    logs = [(folder / "log.jsonl").read_text() for folder in folders]
     assert logs[0] == logs[1]
-    assert torch.equal(*(torch.rand(4, generator=g) for g in (_rng(tmp_path / "whole"), _rng(tmp_path / "parts"))))
+    assert torch.equal(*(torch.rand(4, generator=_rng(folder)) for folder in folders))
 
 
 def _rng(folder: Path) -> torch.Generator:
@@ -55,18 +62,18 @@ def _rng(folder: Path) -> torch.Generator:
     return torch.Generator().set_state(state)
 
 
-def test_the_folder_has_what_a_run_leaves(tmp_path: Path):
-    trainer = small_trainer(tmp_path, **EVERYTHING)
-    weights = trainer.train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+def test_the_folder_has_what_a_run_leaves(whole: Trainer):
+    weights = whole.folder.weights
+    folder = weights.parent
+    assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoint.pt", "config.yaml", "log.jsonl", "tensorboard", "weights",
     ]  # fmt: skip
     loaded = geomtx.VGGT.from_pretrained(weights)
-    averages = trainer.average.averages
+    averages = whole.average.averages
     assert all(torch.equal(p, averages[n]) for n, p in loaded.named_parameters() if n in averages)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["kind"]) for line in lines] == [
-        (0, "validation"), (2, "train"), (4, "train"), (4, "validation"), (6, "train"), (6, "validation"),
+        (0, "validation"), (2, "train"), (4, "train"), (4, "validation"),
     ]  # fmt: skip
     for name in ("objective", "loss_camera", "loss_T", "loss_depth", "loss_point", "norm/*", "lr", "auc@30", "skipped"):
         assert math.isfinite(lines[1][name])
@@ -75,9 +82,9 @@ def test_the_folder_has_what_a_run_leaves(tmp_path: Path):
 
 
 def test_the_monitor_changes_nothing(tmp_path: Path):
-    without = small_trainer(tmp_path / "a")
+    without = small_trainer(tmp_path / "a", schedule={"steps": 2})
     without.train()
-    watched = small_trainer(tmp_path / "b", monitor={"every": 1})
+    watched = small_trainer(tmp_path / "b", schedule={"steps": 2}, monitor={"every": 1})
     watched.train()
     assert is_equal(weights_of(without), weights_of(watched))
 
@@ -90,15 +97,17 @@ def test_checkpoints_of_the_past_are_kept_if_asked_for(tmp_path: Path):
     assert torch.load(tmp_path / "checkpoint-0000002.pt", weights_only=True)["step"] == 2
 
 
-@pytest.mark.parametrize("freeze", [[], ["encoder"], ["encoder.backbone", "encoder.frame_blocks.[01]"]])
-def test_a_small_model_learns_two_scenes_by_heart(freeze: list[str], tmp_path: Path):
+def test_a_small_model_learns_two_scenes_by_heart(tmp_path: Path):
+    """With some of its parts frozen."""
     scenes = render_scenes([3, 4], 2, (28, 28))
+    numbers = {**NUMBERS, "depth": 1, "taps": [0, 0, 0, 0], "layer_scale": 0.3, "camera_iterations": 1}
     trainer = small_trainer(
         tmp_path,
         lambda seeds, num_views, image_hw, device=None: scenes,
-        freeze=freeze,
-        optimiser={"lr": 5e-3, "weight_decay": 0.0},
-        schedule={"steps": 220, "warmup": 0.1},
+        model={"preset": "tiny", "numbers": {**numbers, "heads": ["camera", "depth"]}},
+        freeze=["encoder.backbone", "encoder.frame_blocks.0"],
+        optimiser={"lr": 1e-2, "weight_decay": 0.0},
+        schedule={"steps": 90, "warmup": 0.1},
     )
     frozen = {name: p.detach().clone() for name, p in trainer.bare_model.named_parameters() if not p.requires_grad}
 
@@ -109,13 +118,14 @@ def test_a_small_model_learns_two_scenes_by_heart(freeze: list[str], tmp_path: P
     trainer.train()
     after = losses()
     assert after["loss_camera/2v"] < before["loss_camera/2v"] / 10
-    assert after["loss_reg_depth/2v"] < before["loss_reg_depth/2v"] / 10
+    assert after["loss_reg_depth/2v"] < before["loss_reg_depth/2v"] / 5
     assert after["auc@30/2v"] > 0.7
+    assert frozen
     assert all(torch.equal(dict(trainer.bare_model.named_parameters())[name], p) for name, p in frozen.items())
 
 
 class Spoiled:
-    """Renders; in some steps, a pixel of view 0 is NaN."""
+    """Draws scenes; in some steps, a pixel of view 0 is NaN."""
 
     def __init__(self, bad_calls: set[int]) -> None:
         self.bad_calls = bad_calls
@@ -124,7 +134,7 @@ class Spoiled:
     def __call__(
         self, seeds: list[int], num_views: int, image_hw: tuple[int, int], *, device: torch.device | None = None
     ) -> SceneBatch:
-        scenes = render_scenes(seeds, num_views, image_hw)
+        scenes = random_scenes(len(seeds), num_views, image_hw)
         if self.calls in self.bad_calls:
             scenes.images[0, 0, 0, 0, 0] = math.nan
         self.calls += 1
@@ -132,7 +142,7 @@ class Spoiled:
 
 
 def test_bad_batches_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    trainer = small_trainer(tmp_path, Spoiled({1, 2, 4}), ema=0.9)
+    trainer = small_trainer(tmp_path, Spoiled({1, 2, 4}), schedule={"steps": 6}, ema=0.9)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="geomtx"):
         trainer.train()
@@ -166,7 +176,9 @@ def test_steps_with_too_large_a_gradient_are_skipped_and_logged(tmp_path: Path, 
 
 
 def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
-    trainer = small_trainer(tmp_path, Spoiled({0, 2, 3, 4}), max_skipped=2, checkpoint={"every": 2})
+    trainer = small_trainer(
+        tmp_path, Spoiled({0, 2, 3, 4}), schedule={"steps": 6}, max_skipped=2, checkpoint={"every": 2}
+    )
     message = r"^batches must be scenes, got 3 steps in a row that are not, up to step 5 \(images must be in \[0, 1\]"
     with pytest.raises(ValueError, match=message):
         trainer.train()
@@ -174,13 +186,12 @@ def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
 
 
 def test_a_checkpoint_that_was_due_is_made_up_for(tmp_path: Path):
-    trainer = small_trainer(tmp_path, Spoiled({3}), checkpoint={"every": 4}, schedule={"steps": 12})
-    draw = trainer.stream.draw
+    trainer = small_trainer(tmp_path, Spoiled({1}), checkpoint={"every": 2}, schedule={"steps": 6})
     steps = []
     save = trainer.folder.save
-    trainer.folder.save = lambda state, config: (steps.append((state["step"], draw.calls)), save(state, config))
+    trainer.folder.save = lambda state, config: (steps.append(state["step"]), save(state, config))
     trainer.train()
-    assert [step for step, _ in steps] == [5, 8, 12]
+    assert steps == [3, 4, 6]
 
 
 def _break(trainer: Trainer, step: int) -> None:
@@ -228,7 +239,7 @@ def test_training_never_sees_held_out_scenes(tmp_path: Path):
     ) -> SceneBatch:
         for seed in seeds:
             seen[is_held_out(seed)].add(seed)
-        return render_scenes(seeds, num_views, image_hw)
+        return random_scenes(len(seeds), num_views, image_hw)
 
     trainer = small_trainer(tmp_path, draw, validation={"every": 2, "scenes": 3, "views": [2]}, schedule={"steps": 4})
     trainer.train()
@@ -242,8 +253,8 @@ def test_what_cannot_be_resumed(tmp_path: Path):
         small_trainer(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"^checkpoint must be a file, got '.*checkpoint\.pt', which doesn't"):
         small_trainer(tmp_path / "other", resume=True)
-    model = {"preset": "tiny", "numbers": {"dim": 64, "depth": 5, "heads": ["camera"]}}
-    with pytest.raises(ValueError, match=r"^checkpoint must be of a model with heads \['camera'\], dim 64, depth 5, .*got '.*' with heads \['camera', 'depth'\], dim 32, depth 4"):  # fmt: skip # noqa: E501
+    model = {"preset": "tiny", "numbers": {"dim": 64, "depth": 4, "heads": ["camera"]}}
+    with pytest.raises(ValueError, match=r"^checkpoint must be of a model with heads \['camera'\], dim 64, depth 4, .*got '.*' with heads \['camera', 'depth'\], dim 32, depth 2"):  # fmt: skip # noqa: E501
         small_trainer(tmp_path / "run", resume=True, model=model)
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     content = checkpoint.read_bytes()
@@ -361,7 +372,7 @@ def test_tf32_is_on_where_asked_for(tmp_path: Path):
 
 
 def test_half_precision_trains_and_keeps_float32_weights(tmp_path: Path):
-    trainer = small_trainer(tmp_path, precision="bfloat16")
+    trainer = small_trainer(tmp_path, precision="bfloat16", schedule={"steps": 2})
     before = weights_of(trainer)
     trainer.train()
     after = weights_of(trainer)

@@ -17,7 +17,7 @@ TASK = VggtTask()
 
 @pytest.fixture
 def model() -> geomtx.VGGT:
-    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS, track_depth=1))
+    return geomtx.VGGT(geomtx.VGGTConfig.tiny(**NUMBERS))
 
 
 def test_models_by_numbers_and_of_weights(model: geomtx.VGGT, tmp_path: Path):

@@ -17,7 +17,8 @@ from training.small_run import is_equal, weights_of
 
 VGGT_NUMBERS = {
     "dim": 16, "patch_size": 7, "image_size": 28, "vit_depth": 1, "camera_depth": 1, "camera_iterations": 1,
-    "dpt_features": 8, "dpt_channels": [8, 8, 8, 8], "track_features": 8, "track_levels": 2,
+    "depth": 2, "taps": [0, 0, 1, 1], "dpt_features": 8, "dpt_channels": [8, 8, 8, 8], "track_features": 8,
+    "track_levels": 2, "track_depth": 1, "track_iterations": 2,
 }  # fmt: skip
 TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
 SECTION = ModelSection(kind="video_tracker", preset="tiny", numbers=VGGT_NUMBERS)
@@ -43,7 +44,7 @@ def video_config(**changes):
         "data": {"kind": "synthetic_video", "image_hw": [28, 28], "images": 10, "views": {5: 1}, "num_tracks": 4,
                  "style": PRACTICE.style},
         "optimiser": {"lr": 2e-3},
-        "schedule": {"steps": 4, "shape": "linear"},
+        "schedule": {"steps": 2, "shape": "linear"},
         "validation": {"every": 2, "scenes": 2, "views": [5]},
         "log": {"every": 2, "tensorboard": False},
     }  # fmt: skip
@@ -150,7 +151,7 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
     whole = Trainer(config, tmp_path / "whole", cpu=True, progress=False)
     folder = whole.train()
     first = Trainer(config, tmp_path / "parts", cpu=True, progress=False)
-    first.train(2)
+    first.train(1)
     second = Trainer(config, tmp_path / "parts", cpu=True, progress=False, resume=True)
     second.train()
     assert is_equal(weights_of(second), weights_of(whole))
@@ -159,7 +160,7 @@ def test_a_run_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
 
 
 def test_the_frozen_vggt_stays_what_it_was(tmp_path):
-    config = video_config(freeze=["features.vggt"], task={"tracker": TRACKER})
+    config = video_config(freeze=["features.vggt"], task={"tracker": TRACKER}, validation={})
     trainer = Trainer(config, tmp_path, cpu=True, progress=False)
     before = weights_of(trainer)
     trainer.train()
