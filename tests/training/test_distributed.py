@@ -1,3 +1,5 @@
+"""Training by several processes, each compared with what one process makes."""
+
 import json
 from pathlib import Path
 
@@ -6,29 +8,33 @@ import torch
 
 from processes import start, wait_for
 from training import two_processes
+from training.small_run import is_equal
 
-
-def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+AROUND_VGGT = ("nvs", "video_tracker")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same run, of one process and of two, stopped and resumed both times."""
+    """What one process made, this one, and what two did in the meantime."""
     folder = tmp_path_factory.mktemp("processes")
-    runs = (("two", 2), ("one", 1))
-    wait_for(
-        [
-            process
-            for name, num in runs
-            for process in start([two_processes.__file__, str(folder / name)], num, ACCELERATE_USE_CPU="true")
-        ]
-    )
+    running = start([two_processes.__file__, str(folder / "two")], 2, ACCELERATE_USE_CPU="true")
+    two_processes.run_all(folder / "one")
+    wait_for(running)
     return folder / "one", folder / "two"
 
 
+def read(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_close(found: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_two_processes_have_the_losses_and_gradients_of_one(folders: tuple[Path, Path]):
-    one, two = map(log_of, folders)
+    one, two = ([json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in folders)
     assert [(line["step"], line["kind"]) for line in one] == [(line["step"], line["kind"]) for line in two]
     assert len(one) == 5
     for a, b in zip(one, two, strict=True):
@@ -39,20 +45,18 @@ def test_two_processes_have_the_losses_and_gradients_of_one(folders: tuple[Path,
 
 
 def test_two_processes_end_with_the_weights_of_one(folders: tuple[Path, Path]):
-    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders)
+    one, two = (read(folder / "checkpoint.pt") for folder in folders)
     assert one["step"] == two["step"] == 3
     assert (len(one["processes"]), len(two["processes"])) == (1, 2)
-    for name, value in one["model"].items():
-        torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-5, msg=name)
-    for name, value in one["average"]["averages"].items():
-        torch.testing.assert_close(two["average"]["averages"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert_close(two["model"], one["model"])
+    assert_close(two["average"]["averages"], one["average"]["averages"])
 
 
 def test_unevenly_labelled_scenes_in_two_processes_take_the_step_of_one(folders: tuple[Path, Path]):
     """In one chunk each, and in two, though a process is without what another one has."""
-    one, two = (torch.load(folder / "uneven.pt", weights_only=True) for folder in folders)
+    one, two = (read(folder / "uneven.pt") for folder in folders)
     (whole, scalars), *_ = one
-    for change, found in two:
+    for change, found in (*one, *two):
         assert (change - whole).norm() < 1e-9 * whole.norm()
         assert found.keys() == scalars.keys()
         for name, value in scalars.items():
@@ -60,31 +64,71 @@ def test_unevenly_labelled_scenes_in_two_processes_take_the_step_of_one(folders:
 
 
 def test_two_processes_train_the_adapters_of_one(folders: tuple[Path, Path]):
-    one, two = (torch.load(folder / "adapters" / "checkpoint.pt", weights_only=True) for folder in folders)
+    one, two = (read(folder / "adapters" / "checkpoint.pt") for folder in folders)
     assert (len(one["processes"]), len(two["processes"])) == (1, 2)
     adapters = [name for name in one["model"] if name.endswith(".up")]
     assert adapters
     assert all(one["model"][name].any() for name in adapters)
-    for name, value in one["model"].items():
-        torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert_close(two["model"], one["model"])
 
 
 def test_scenes_without_tracks_stop_nobody(folders: tuple[Path, Path]):
-    state = torch.load(folders[1] / "no_tracks" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 3
+    state = read(folders[1] / "no_tracks" / "checkpoint.pt")
+    assert state["step"] == 2
     heads = [name for name in state["optimiser"]["state"] if name.startswith("track_head.")]
     assert heads
 
 
 def test_sharded_parameters_train_as_whole_ones(folders: tuple[Path, Path]):
     """Norms, steps, averages, and all of it out of and into whole tensors."""
-    results = torch.load(folders[1] / "sharded.pt", weights_only=True)
+    results = read(folders[1] / "sharded.pt")
     whole, sharded = results["whole"], results["sharded"]
     torch.testing.assert_close(sharded["norm"], whole["norm"], rtol=1e-4, atol=0)
     for part in ("model", "averages", "next"):
-        assert sharded[part].keys() == whole[part].keys()
-        for name, value in whole[part].items():
-            torch.testing.assert_close(sharded[part][name], value, rtol=1e-3, atol=1e-5, msg=f"{part} {name}")
+        assert_close(sharded[part], whole[part])
     assert sharded["optimiser"]["state"].keys() == whole["optimiser"]["state"].keys()
     assert not all(torch.equal(whole["model"][name], value) for name, value in whole["next"].items())
     assert results["monitor"] == "parameters must be whole for a monitor, got some that are sharded"
+
+
+# `VGGTForNVS` and `VideoTracker`
+
+
+@pytest.mark.parametrize("run", ["nvs", "nvs_frozen", "video", "video_frozen"])
+def test_two_processes_end_with_the_weights_of_one_around_a_vggt(run: str, folders: tuple[Path, Path]):
+    one, two = (read(folder / "around_vggt" / run / "checkpoint.pt") for folder in folders)
+    assert one["step"] == two["step"] == 2
+    assert (len(one["processes"]), len(two["processes"])) == (1, 2)
+    assert_close(two["model"], one["model"])
+    trained = {name for name in one["optimiser"]["state"] if "_head." in name}
+    # With rehearsal the heads of the VGGT inside are trained; else they are frozen, and the RGB head is none of them.
+    assert any("vggt." in name for name in trained) == (not run.endswith("_frozen"))
+
+
+@pytest.mark.parametrize("kind", AROUND_VGGT)
+def test_processes_that_draw_for_themselves_have_the_same_weights_also_when_resumed(
+    kind: str, folders: tuple[Path, Path]
+):
+    folder = folders[1] / "around_vggt"
+    whole = [read(folder / f"{kind}_whole_{rank}.pt") for rank in range(2)]
+    assert is_equal(*whole)
+    for rank in range(2):
+        assert is_equal(whole[rank], read(folder / f"{kind}_parts_{rank}.pt"))
+
+
+@pytest.mark.parametrize(("kind", "inside"), [("nvs", "vggt"), ("video_tracker", "features.vggt")])
+def test_heads_that_never_run_are_refused_in_every_process(kind: str, inside: str, folders: tuple[Path, Path]):
+    folder = folders[1] / "around_vggt"
+    for rank in range(2):
+        assert (folder / f"{kind}_{rank}.txt").read_text() == (
+            "task.rehearsal must be on where several processes train heads of the VGGT inside, got none for "
+            f"{inside}.camera_head, {inside}.depth_head; else freeze these"
+        )
+    assert not (folder / f"{kind}_refused").exists()
+
+
+@pytest.mark.parametrize("kind", AROUND_VGGT)
+def test_sharded_parameters_train_as_whole_ones_of_ddp(kind: str, folders: tuple[Path, Path]):
+    results = read(folders[1] / "around_vggt" / "sharded.pt")[kind]
+    assert any(not torch.equal(value, results["start"][name]) for name, value in results["whole"].items())
+    assert_close(results["sharded"], results["whole"])

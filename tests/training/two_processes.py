@@ -1,4 +1,4 @@
-"""One of several processes of a run, started by `test_processes`: `python two_processes.py FOLDER`.
+"""One of several processes of a run, started by `test_distributed`: `python two_processes.py FOLDER`.
 
 Environment as torchrun gives it: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 """
@@ -25,6 +25,7 @@ from geomtx.training.monitor import GradientMonitor
 from geomtx.training.optim import WeightAverage, build_clip_groups
 from geomtx.training.step import TrainingStep
 from geomtx.types import SceneBatch
+from training import two_processes_around_vggt as around_vggt
 from training.small_run import NUMBERS, random_scenes, small_config, small_trainer
 from training.test_accumulation import Everywhere, changes, uneven_scenes
 
@@ -33,7 +34,6 @@ IMAGES = 8
 
 
 def run(folder: Path, num_processes: int) -> None:
-    torch.set_num_threads(1)
     changes = {
         "data": {"image_hw": [28, 28], "images": IMAGES // num_processes, "views": {2: 1}},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
@@ -52,17 +52,16 @@ def run(folder: Path, num_processes: int) -> None:
 
 
 def train_adapters(folder: Path, num_processes: int) -> None:
-    """Low-rank adapters and the heads, stopped and resumed."""
+    """Low-rank adapters and the heads."""
     changes = {
         "data": {"image_hw": [28, 28], "images": IMAGES // num_processes, "views": {2: 1}},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
-        "schedule": {"steps": 3},
+        "schedule": {"steps": 2},
         "freeze": ["encoder"],
         "lora": {"patterns": ["encoder.*.attention.*"], "rank": 2},
     }
     cpu = torch.accelerator.is_available()
-    small_trainer(folder, cpu=cpu, **changes).train(until=2)
-    small_trainer(folder, resume=True, cpu=cpu, **changes).train()
+    small_trainer(folder, cpu=cpu, **changes).train()
 
 
 def train_without_tracks(folder: Path) -> None:
@@ -76,8 +75,8 @@ def train_without_tracks(folder: Path) -> None:
         scenes = random_scenes(len(seeds), num_views, image_hw)
         return scenes._replace(tracks=None) if rank or calls > 1 else scenes
 
-    model = {"preset": "tiny", "numbers": {**NUMBERS, "track_depth": 1, "heads": ["camera", "tracks"]}}
-    trainer = small_trainer(folder, draw, cpu=torch.accelerator.is_available(), model=model, schedule={"steps": 3})
+    model = {"preset": "tiny", "numbers": {**NUMBERS, "heads": ["camera", "tracks"]}}
+    trainer = small_trainer(folder, draw, cpu=torch.accelerator.is_available(), model=model, schedule={"steps": 2})
     trainer.train()
     assert trainer.num_skipped == 0
 
@@ -134,13 +133,21 @@ def shard(folder: Path) -> None:
         torch.save(results, folder / "sharded.pt")
 
 
+def run_all(folder: Path) -> None:
+    """All runs, and those of several processes only."""
+    rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    run(folder, num_processes)
+    train_adapters(folder / "adapters", num_processes)
+    take_uneven_step(folder, rank, num_processes)
+    around_vggt.run_all(folder / "around_vggt")
+    if num_processes > 1:
+        train_without_tracks(folder / "no_tracks")
+        shard(folder)
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
-    train_adapters(Path(sys.argv[1]) / "adapters", int(os.environ["WORLD_SIZE"]))
-    take_uneven_step(Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        train_without_tracks(Path(sys.argv[1]) / "no_tracks")
-        shard(Path(sys.argv[1]))
-        # Whoever leaves first would cut the others' connections.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    torch.set_num_threads(1)
+    run_all(Path(sys.argv[1]))
+    # Whoever leaves first would cut the others' connections.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,14 +1,10 @@
-"""One of several processes that train models around a VGGT, started by `test_processes_around_vggt`.
-
-`python two_processes_around_vggt.py FOLDER`, in an environment as torchrun gives it.
-"""
+"""What `two_processes` trains of models around a VGGT."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +62,7 @@ def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **c
     heads = changes.pop("heads", ["camera", "depth"])
     views = changes.pop("views", {5: 1} if is_video else {2: 1})
     values: dict[str, Any] = {
-        "model": {"kind": kind, "preset": "tiny", "numbers": {**NUMBERS, "track_levels": 2, "heads": heads}},
+        "model": {"kind": kind, "preset": "tiny", "numbers": {**NUMBERS, "heads": heads}},
         "data": {"image_hw": [28, 28], "images": (20 if is_video else 8) // NUM_PROCESSES, "views": views},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
         "schedule": {"steps": 2},
@@ -140,7 +136,7 @@ def shard(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
     results = {}
     for kind, task, _ in drawing_tasks():
-        numbers = {**NUMBERS, "camera_iterations": 1, "track_levels": 2, "heads": ["camera", "depth"]}
+        numbers = {**NUMBERS, "camera_iterations": 1, "heads": ["camera", "depth"]}
         torch.manual_seed(0)
         whole = TrainedModel(task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)), task)
         sharded = copy.deepcopy(whole)
@@ -154,15 +150,10 @@ def shard(folder: Path) -> None:
         torch.save(results, folder / "sharded.pt")
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def run_all(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     train_on_the_same(folder)
     if NUM_PROCESSES > 1:
         resume(folder)
         refuse(folder)
         shard(folder)
-        # Whoever leaves first would cut the others' connections.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
