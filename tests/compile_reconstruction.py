@@ -21,6 +21,7 @@ import geomtx
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.graphs import CompiledBlock, many_variants
 from geomtx.inference.plan import WHOLE, MemoryPlan
+from lean import lean_config
 from reference import named_tensors, randomize
 
 PLAN = MemoryPlan(2, 13)
@@ -61,7 +62,8 @@ class Comparison:
 
 
 def build_model(**changes: Any) -> geomtx.VGGT:
-    return randomize(geomtx.VGGT(geomtx.VGGTConfig.tiny(camera_iterations=2, **changes))).double().eval()
+    config = lean_config(**{"vit_depth": 2, "heads": ("camera", "depth"), **changes})
+    return randomize(geomtx.VGGT(config)).double().eval()
 
 
 def compare_many(comparison: Comparison) -> None:
@@ -74,7 +76,7 @@ def compare_many(comparison: Comparison) -> None:
     comparison.add("more views in pieces", model, 6, (56, 84), plan=PLAN)
     mask = torch.ones(1, 3, 4, 6, dtype=torch.bool)
     mask[0, 1, 2:] = False
-    comparison.add("masked", model, 3, (56, 84), patch_mask=mask)
+    comparison.add("masked", build_model(backbone="conv"), 3, (56, 84), patch_mask=mask)
 
 
 def compare_camera(comparison: Comparison) -> None:

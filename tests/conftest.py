@@ -68,12 +68,9 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def parallel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Number of processes → what each of them found, with a scene among them; see `inference/several_processes.py`."""
-    found = {}
-    for num in (2, 3):
-        folder = tmp_path_factory.mktemp("parallel")
-        wait_for(start([str(Path(__file__).parent / "inference" / "several_processes.py"), str(folder)], num))
-        found[num] = [torch.load(folder / f"{rank}.pt") for rank in range(num)]
-    return found
+    folder = tmp_path_factory.mktemp("parallel")
+    wait_for(start([str(Path(__file__).parent / "inference" / "several_processes.py"), str(folder)], 1))
+    return {num: [torch.load(folder / f"{num}/{rank}.pt") for rank in range(num)] for num in (2, 3)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

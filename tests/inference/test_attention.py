@@ -101,10 +101,10 @@ def test_the_first_blocks_may_be_local():
 
 
 def test_gradcheck_with_fewer_keys():
-    block = TransformerBlock(16, 2, qk_norm=True).double()
+    block = TransformerBlock(8, 2, qk_norm=True).double()
     keys = KeySubset(torch.tensor([[0, 3, 2], [1, 2, 4]]))
     attend = KeysFirst(None, key_mask(torch.tensor([[True, True, False], [True, True, True]])), keys)
-    x = torch.randn(2, 1, 5, 16, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 1, 5, 8, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: attend(0, block, x), (x,))
 
 

@@ -18,6 +18,7 @@ from geomtx.inference import graphs
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, run_captured
 from inference.model_state import state_of
+from lean import build_lean
 from reference import named_tensors, randomize
 
 SCRIPT = Path(__file__).parents[1] / "compile_reconstruction.py"
@@ -79,54 +80,54 @@ def recorder(monkeypatch) -> Recorder:
 
 def run(model, num_views, heads=("camera",), images=None):
     """Record, or replay, the plain pass."""
-    images = torch.rand(1, num_views, 3, 56, 84) if images is None else images
+    images = torch.rand(1, num_views, 3, 28, 42) if images is None else images
     with torch.no_grad():
         return run_captured(model, partial(model, heads=heads), {"images": images, "patch_mask": None}, heads)
 
 
-def test_every_size_is_recorded_once(tiny_model, recorder):
+def test_every_size_is_recorded_once(lean_model, recorder):
     for num_views, recorded in ((2, 1), (2, 1), (3, 2), (2, 2)):
-        run(tiny_model, num_views)
+        run(lean_model, num_views)
         assert recorder.recorded == recorded
-    run(tiny_model, 2, heads=("depth",))
+    run(lean_model, 2, heads=("depth",))
     assert recorder.recorded == 3
 
 
-def test_outputs_are_those_of_the_inputs_and_stay(tiny_model, recorder):
-    images = torch.rand(2, 1, 2, 3, 56, 84)
-    got = [run(tiny_model, 2, ("camera", "depth"), images=part) for part in images]
+def test_outputs_are_those_of_the_inputs_and_stay(lean_model, recorder):
+    images = torch.rand(2, 1, 2, 3, 28, 42)
+    got = [run(lean_model, 2, ("camera", "depth"), images=part) for part in images]
     with torch.no_grad():
         for part, predictions in zip(images, got, strict=True):
-            expected = named_tensors(tiny_model(part, heads=("camera", "depth")))
+            expected = named_tensors(lean_model(part, heads=("camera", "depth")))
             assert {n: torch.equal(t, expected[n]) for n, t in named_tensors(predictions).items()} == dict.fromkeys(
                 expected, True
             )
     assert recorder.recorded == 1
 
 
-def test_new_values_of_weights_count_and_weights_elsewhere_are_recorded_anew(tiny_model, recorder):
-    run(tiny_model, 2)
-    randomize(tiny_model)
-    run(tiny_model, 2)
+def test_new_values_of_weights_count_and_weights_elsewhere_are_recorded_anew(lean_model, recorder):
+    run(lean_model, 2)
+    randomize(lean_model)
+    run(lean_model, 2)
     assert recorder.recorded == 1
-    tiny_model.double()
-    run(tiny_model.float(), 2)
+    lean_model.double()
+    run(lean_model.float(), 2)
     assert recorder.recorded == 2
-    assert len(graphs._RECORDINGS[tiny_model].passes) == 1
+    assert len(graphs._RECORDINGS[lean_model].passes) == 1
 
 
-def test_few_recordings_are_kept(tiny_model, recorder):
+def test_few_recordings_are_kept(lean_model, recorder):
     for num_views in (1, 2, 3, 4, 1, 5):
-        run(tiny_model, num_views)
+        run(lean_model, num_views)
     assert recorder.recorded == 5
-    run(tiny_model, 1)
+    run(lean_model, 1)
     assert recorder.recorded == 5  # it was used after the others
-    run(tiny_model, 2)
+    run(lean_model, 2)
     assert recorder.recorded == 6
 
 
 def test_recordings_go_with_their_model(recorder):
-    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(heads=("camera",)))
+    model = build_lean(heads=("camera",))
     run(model, 2)
     key_count = len(graphs._RECORDINGS)
     for recording in graphs._RECORDINGS[model].passes.values():
@@ -135,32 +136,32 @@ def test_recordings_go_with_their_model(recorder):
     assert len(graphs._RECORDINGS) == key_count - 1
 
 
-def test_not_everywhere(tiny_model):
+def test_not_everywhere(lean_model):
     with pytest.raises(ValueError, match=r"^compile must not be 'graphs' on a device that records none, got cpu$"):
         check_can_capture(torch.device("cpu"))
     with pytest.raises(ValueError, match=r"^compile must not be 'graphs'"):
-        geomtx.reconstruct(tiny_model, torch.rand(2, 3, 56, 84), compile="graphs")
+        geomtx.reconstruct(lean_model, torch.rand(2, 3, 28, 42), compile="graphs")
 
 
-def test_reconstruct(tiny_model, recorder):
-    views = torch.rand(2, 3, 56, 84)
-    expected = geomtx.reconstruct(tiny_model, views)
+def test_reconstruct(lean_model, recorder):
+    views = torch.rand(2, 3, 28, 42)
+    expected = geomtx.reconstruct(lean_model, views)
     for _ in range(2):
-        scene = geomtx.reconstruct(tiny_model, views, compile="graphs", memory=10**10)
+        scene = geomtx.reconstruct(lean_model, views, compile="graphs", memory=10**10)
         assert torch.equal(scene.predictions.depth.value, expected.predictions.depth.value)
     assert recorder.recorded == 1
-    geomtx.reconstruct(tiny_model, views, compile="graphs", memory="low")
+    geomtx.reconstruct(lean_model, views, compile="graphs", memory="low")
     assert recorder.recorded == 1
     with pytest.raises(ValueError, match=r"^dtype must be the model's own torch.float32 with compile='graphs', got "):
-        geomtx.reconstruct(tiny_model, views, compile="graphs", dtype=torch.bfloat16)
+        geomtx.reconstruct(lean_model, views, compile="graphs", dtype=torch.bfloat16)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_replayed_on_a_gpu(tiny_model, dtype):
-    model = tiny_model.to("cuda", dtype)
+def test_replayed_on_a_gpu(lean_model, dtype):
+    model = lean_model.to("cuda", dtype)
     for num_views in (2, 3, 2):
-        views = torch.rand(num_views, 3, 56, 84)
+        views = torch.rand(num_views, 3, 28, 42)
         queries = [(0, 20, 30), (1, 10, 10)]
         expected = named_tensors(geomtx.reconstruct(model, views, query_points=queries).predictions)
         got = named_tensors(geomtx.reconstruct(model, views, query_points=queries, compile="graphs").predictions)
@@ -215,24 +216,24 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     graphs._compile.cache_clear()
 
 
-def test_every_block_of_the_encoder_is_compiled_and_the_model_is_as_before(tiny_model, images, calls):
-    before = state_of(tiny_model)
-    inputs = Inputs(*tiny_model.check_inputs(images, None, None, None))
+def test_every_block_of_the_encoder_is_compiled_and_the_model_is_as_before(lean_model, images, calls):
+    before = state_of(lean_model)
+    inputs = Inputs(*lean_model.check_inputs(images, None, None, None))
     with torch.no_grad():
-        got = execute(tiny_model, inputs, Execution(run_block=CompiledBlock))
-        assert calls.count("forward") == 2 + 4 + 4
-        assert state_of(tiny_model) == before
+        got = execute(lean_model, inputs, Execution(run_block=CompiledBlock))
+        assert calls.count("forward") == 1 + 2 + 2
+        assert state_of(lean_model) == before
         calls.clear()
-        assert torch.equal(got.depth.value, tiny_model(images).depth.value)
+        assert torch.equal(got.depth.value, lean_model(images).depth.value)
     assert calls == []
 
 
 @pytest.mark.parametrize("memory", ["auto", "low"])
-def test_reconstruct_with_compiled_blocks(tiny_model, calls, memory):
-    views = torch.rand(3, 3, 56, 84)
-    expected = geomtx.reconstruct(tiny_model, views, heads=("camera", "depth"), memory=memory)
+def test_reconstruct_with_compiled_blocks(lean_model, calls, memory):
+    views = torch.rand(3, 3, 28, 42)
+    expected = geomtx.reconstruct(lean_model, views, heads=("camera", "depth"), memory=memory)
     assert calls == []
-    scene = geomtx.reconstruct(tiny_model, views, heads=("camera", "depth"), memory=memory, compile=True)
+    scene = geomtx.reconstruct(lean_model, views, heads=("camera", "depth"), memory=memory, compile=True)
     assert set(calls) == {"forward"} | ({"project_keys", "attend_to"} if memory == "low" else set())
     assert torch.equal(scene.predictions.depth.value, expected.predictions.depth.value)
 

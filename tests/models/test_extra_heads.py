@@ -24,15 +24,7 @@ def dense(dim: int = 64, taps: tuple[int, ...] = (0, 0, 1, 1)) -> DenseHead:
 
 
 def track() -> TrackHead:
-    numbers = {
-        "num_levels": 3,
-        "radius": 2,
-        "hidden_dim": 32,
-        "num_heads": 2,
-        "depth": 1,
-        "num_virtual": 4,
-        "num_iterations": 2,
-    }
+    numbers = {"num_levels": 3, "radius": 2, "hidden_dim": 32, "num_heads": 2, "depth": 1, "num_virtual": 4}
     tracker = Tracker(16, num_iterations=2, **numbers)
     return TrackHead(decoder(out_channels=16, stride=2, position_signal=False), tracker)
 

@@ -2,18 +2,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geomtx import VGGT, FeatureExtractor, VGGTConfig
+from geomtx import VGGT, FeatureExtractor
+from lean import build_lean, lean_config
 from reference import randomize
 
 
 @pytest.fixture
-def model(tiny_model) -> VGGT:
-    return tiny_model.double()
+def model() -> VGGT:
+    return build_lean(depth=4, taps=(0, 1, 2, 3), heads=("camera", "depth")).double()
 
 
 @pytest.fixture
-def images(images) -> Tensor:
-    return images.double()
+def images() -> Tensor:
+    return torch.rand(2, 3, 3, 28, 42, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -22,15 +23,15 @@ def test_maps_are_the_patches_of_the_layers(model, images, bare):
     maps, tokens = extractor(images), model.encoder(images)
     assert maps.keys() == {1, 3}
     for layer, found in maps.items():
-        assert found.shape == (2, 3, 64, 4, 6)
-        for row, column in ((0, 0), (2, 5), (3, 1)):
-            token = tokens.layer(layer)[:, :, tokens.num_special + 6 * row + column]
+        assert found.shape == (2, 3, 64, 2, 3)
+        for row, column in ((0, 0), (1, 2), (0, 1)):
+            token = tokens.layer(layer)[:, :, tokens.num_special + 3 * row + column]
             assert torch.equal(found[..., row, column], token)
     torch.testing.assert_close(extractor(images[0])[1], maps[1][:1], rtol=1e-10, atol=1e-10)  # without the B axis
 
 
 def test_layers_that_no_head_reads(images):
-    deep = randomize(VGGT(VGGTConfig.tiny(depth=6, taps=(0, 2, 4, 5)))).double()
+    deep = randomize(VGGT(lean_config(depth=6, taps=(0, 2, 4, 5), heads=("depth",)))).double()
     assert FeatureExtractor(deep).layers == (0, 2, 4, 5)
     outputs = []
     deep.encoder.global_blocks[3].register_forward_hook(lambda *args: outputs.append(args[2]))
@@ -53,7 +54,7 @@ def test_tokens_have_the_special_ones_too(model, images):
 
 
 def test_scenes_of_a_batch_do_not_meet_and_masked_patches_are_zero(model, images):
-    extractor, mask = FeatureExtractor(model, layers=(1,)), torch.rand(2, 3, 4, 6) < 0.6
+    extractor, mask = FeatureExtractor(model, layers=(1,)), torch.rand(2, 3, 2, 3) < 0.6
     both = extractor(images, patch_mask=mask)[1]
     for scene in range(2):
         alone = extractor(images[scene], patch_mask=mask[scene])[1][0]

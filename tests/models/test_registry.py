@@ -8,11 +8,13 @@ import geomtx
 from geomtx import VGGT, NVSConfig, VGGTConfig, VGGTForNVS, VideoTracker, VideoTrackerConfig, list_models, load_model
 from geomtx.models.published import EMBEDDED, find_weights
 from geomtx.models.registry import FAMILIES, find_family
+from lean import lean_config
 
+FEW = lean_config(heads=("camera",))
 MODELS = {
-    "VGGT": lambda: VGGT(VGGTConfig.tiny(heads=("camera",))),
-    "VGGTForNVS": lambda: VGGTForNVS(NVSConfig.tiny()),
-    "VideoTracker": lambda: VideoTracker(VideoTrackerConfig.tiny()),
+    "VGGT": lambda: VGGT(FEW),
+    "VGGTForNVS": lambda: VGGTForNVS(NVSConfig.tiny(vggt=FEW)),
+    "VideoTracker": lambda: VideoTracker(VideoTrackerConfig.tiny(vggt=FEW)),
 }
 
 
