@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from geomtx.checks import check_option
@@ -47,8 +46,8 @@ class WithinViews:
     def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
         num_views = x.shape[1]
-        x = block(rearrange(x, "b s p c -> (b s) p c"), rope=self.rope, mask=self.mask)
-        return rearrange(x, "(b s) p c -> b s p c", s=num_views)
+        x = block(x.flatten(0, 1), rope=self.rope, mask=self.mask)  # (B·S, P, C)
+        return x.unflatten(0, (-1, num_views))
 
 
 @dataclass(eq=False)
@@ -66,8 +65,8 @@ class AcrossViews:
     def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Return the tokens (B, S, P, C) after the block."""
         num_views = x.shape[1]
-        x = block(rearrange(x, "b s p c -> b (s p) c"), rope=self.rope, mask=self.mask)
-        return rearrange(x, "b (s p) c -> b s p c", s=num_views)
+        x = block(x.flatten(1, 2), rope=self.rope, mask=self.mask)  # (B, S·P, C)
+        return x.unflatten(1, (num_views, -1))
 
 
 def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:

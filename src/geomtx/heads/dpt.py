@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -170,7 +169,8 @@ class DPTDecoder(nn.Module):
         x = self.norm(tokens)
         if patch_mask is not None:
             x = x.masked_fill(~patch_mask[..., None], 0.0)
-        return self._add_signal(self.project[level](rearrange(x, "n (r q) c -> n c r q", r=grid_hw[0])), image_hw)
+        maps = x.transpose(1, 2).unflatten(2, grid_hw)  # (N, C, rows, columns)
+        return self._add_signal(self.project[level](maps), image_hw)
 
     def merge(self, projected: Sequence[Tensor], image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
         """Merge the projected layers; the second half of `forward`.

@@ -100,5 +100,5 @@ def empty_on(device: torch.device | None, like: Tensor, *shape: int) -> Tensor:
 
 def wait_for_copies(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Wait until copies from `device` into pinned tensors are complete; before that the host would read old values."""
-    if any(tensor.is_pinned() for tensor in tensors):
+    if device.type not in ("cpu", "meta") and any(tensor.is_pinned() for tensor in tensors):
         torch.accelerator.current_stream(device).synchronize()

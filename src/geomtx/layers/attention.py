@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible
@@ -95,8 +94,8 @@ class Attention(nn.Module):
         Returns:
             Queries and keys, normalised and rotated, and values, each (batch, N, heads, D).
         """
-        # (batch, N, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
-        q, k, v = rearrange(self.qkv(x), "b n (k h d) -> k b n h d", k=3, h=self.num_heads).unbind()
+        # (batch, N, 3, H, D): heads stay beside each other in memory, as the fused kernels read and write them.
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rotary(torch.stack([q, k]), rope.over_heads())
@@ -112,7 +111,7 @@ class Attention(nn.Module):
             x: Tokens, (batch, N, C).
             rope: Rotary table of the N tokens; defaults to no rotation.
         """
-        q = rearrange(self._project_rows(x, slice(0, self.dim)), "b n (h d) -> b n h d", h=self.num_heads)
+        q = self._project_rows(x, slice(0, self.dim)).unflatten(-1, (self.num_heads, -1))
         return _rotate(self.q_norm(q), rope).to(q.dtype)
 
     def project_keys(
@@ -124,9 +123,7 @@ class Attention(nn.Module):
             x: Tokens, (batch, M, C).
             rope: Rotary table of the M tokens; defaults to no rotation.
         """
-        k, v = rearrange(
-            self._project_rows(x, slice(self.dim, None)), "b m (k h d) -> k b m h d", k=2, h=self.num_heads
-        ).unbind()
+        k, v = self._project_rows(x, slice(self.dim, None)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return _rotate(self.k_norm(k), rope).to(v.dtype), v
 
     def attend(
@@ -148,7 +145,7 @@ class Attention(nn.Module):
             core: Function that computes attention, as for `forward`.
         """
         out = (core or self.backend)(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
-        return self.out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.out(out.transpose(1, 2).flatten(2))
 
     def _project_rows(self, x: Tensor, rows: slice) -> Tensor:
         """Multiply by some rows of the packed projection, whose rows are those of q, then of k, then of v."""

@@ -64,7 +64,7 @@ def grid_signal(
     # Both axes are encoded at once: on a GPU, launching operations takes longer than running ones as small as these.
     signal = (scale * sincos(torch.cat([x, y]), dim // 2, base=base)).to(dtype or x.dtype)
     columns, rows = signal.split([x.shape[0], y.shape[0]])
-    return rearrange(torch.cat([columns.expand(size), rows[:, None].expand(size)], dim=-1), "h w c -> c h w")
+    return torch.cat([columns.expand(size), rows[:, None].expand(size)], dim=-1).permute(2, 0, 1)
 
 
 @float32_island

@@ -95,6 +95,6 @@ def apply_rotary(x: Float[Tensor, "*batch d"], table: RotaryTable) -> Float[Tens
         table: Rotary table, broadcastable to `x`: (P, D) for (..., P, D); see `RotaryTable.over_heads` for
             (..., P, heads, D).
     """
-    pairs = rearrange(x, "... (xy pair k) -> ... xy pair k", xy=2, pair=2)
-    swapped = rearrange(pairs.flip(-2), "... xy pair k -> ... (xy pair k)")
+    pairs = x.unflatten(-1, (2, 2, -1))  # (..., axis of the image, channel of a pair, frequency)
+    swapped = pairs.flip(-2).flatten(-3)
     return torch.addcmul(x * table.cos, swapped, table.sin).to(x.dtype)

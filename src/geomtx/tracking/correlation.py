@@ -127,7 +127,7 @@ def correlate(
 
 def _correlate(pyramid: Sequence[Tensor], targets: Tensor, coords: Tensor, radius: int) -> Tensor:
     steps = torch.arange(-radius, radius + 1, device=coords.device, dtype=coords.dtype)
-    window = rearrange(torch.stack(torch.meshgrid(steps, steps, indexing="ij")), "xy i j -> (i j) xy")
+    window = torch.cartesian_prod(steps, steps)
     scaled = targets * targets.shape[-1] ** -0.5
     correlations = []
     for level, maps in enumerate(pyramid):

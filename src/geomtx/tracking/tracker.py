@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_positive, check_shape
@@ -115,8 +115,8 @@ class Tracker(nn.Module):
         check_shape("features", features, ("B", "S", self.map_norm.normalized_shape[0], "H", "W"))
         num_scenes, num_views = features.shape[:2]
         check_shape("query_points", query_points, (num_scenes, "N", 2), (num_scenes, "N", 3))
-        maps = rearrange(features.to(self.map_norm.weight.dtype), "b s c h w -> b s h w c")
-        maps = at_least_float32(rearrange(self.map_norm(maps), "b s h w c -> b s c h w"))
+        maps = features.to(self.map_norm.weight.dtype).movedim(2, -1)  # (B, S, H, W, C)
+        maps = at_least_float32(self.map_norm(maps).movedim(-1, 2))
         pyramid = build_pyramid(maps.flatten(0, 1), self.num_levels)
         query, query_view = self._split_query(query_points.to(maps.dtype), num_views)
         track = repeat(sample_views(maps, query_view, query), "b n c -> b s n c", s=num_views)
@@ -126,7 +126,7 @@ class Tracker(nn.Module):
         for _ in range(self.num_iterations):
             coords = coords.detach()
             tokens = self._tokens(pyramid, track, coords, query) + fixed
-            update = rearrange(self.updater(rearrange(tokens, "b s n c -> b n s c"), view_mask), "b n s c -> b s n c")
+            update = self.updater(tokens.transpose(1, 2), view_mask).transpose(1, 2)
             step, change = update.split([2, self.dim], dim=-1)
             change = self.feature_norm(change.to(self.feature_norm.weight.dtype))
             track = track + nn.functional.gelu(self.feature_update(change))

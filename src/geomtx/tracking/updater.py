@@ -149,4 +149,4 @@ class _AttendOverViews:
     def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         num_tracks = x.shape[1]
         mask = None if self.view_mask is None else key_mask(repeat(self.view_mask, "b s -> (b n) s", n=num_tracks))
-        return rearrange(block(rearrange(x, "b n s c -> (b n) s c"), mask=mask), "(b n) s c -> b n s c", n=num_tracks)
+        return block(x.flatten(0, 1), mask=mask).unflatten(0, (-1, num_tracks))  # (B·N, S, C)

@@ -289,8 +289,8 @@ class WindowTracker(nn.Module):
         if num_iterations is None:
             num_iterations = self.num_iterations if self.training else self.test_iterations
         check_count("num_iterations", num_iterations)
-        maps = rearrange(features.to(self.map_norm.weight.dtype), "b s c h w -> b s h w c")
-        maps = at_least_float32(rearrange(self.map_norm(maps), "b s h w c -> b s c h w"))
+        maps = features.to(self.map_norm.weight.dtype).movedim(2, -1)  # (B, S, H, W, C)
+        maps = at_least_float32(self.map_norm(maps).movedim(-1, 2))
         query_points = query_points.to(maps.dtype)
         view = query_points[..., 0].round().long().clamp(0, num_views - 1)
         query = query_points[..., 1:] / self.stride
