@@ -107,7 +107,8 @@ def test_a_masked_view_is_no_view():
 
 def test_decoder_and_tracker_must_fit():
     decoder = DPTDecoder(16, 8, channels=(8, 8, 8, 8), out_channels=8, stride=1)
+    numbers = {"num_levels": 2, "hidden_dim": 16, "num_heads": 2, "depth": 1}
     with pytest.raises(ValueError, match=r"^decoder must have 8 channels and stride 2, as the tracker, got 8 and 1$"):
-        TrackHead(decoder, Tracker(8, num_levels=2))
+        TrackHead(decoder, Tracker(8, **numbers))
     with pytest.raises(ValueError, match=r"^decoder must "):
-        TrackHead(decoder, Tracker(12, num_levels=2, stride=1))
+        TrackHead(decoder, Tracker(12, stride=1, **numbers))

@@ -53,7 +53,7 @@ def test_views_at_a_time_without_a_plan(lean_model, monkeypatch, asked, chunk):
     assert plans == [MemoryPlan(chunk, output_device=None)]
 
 
-@pytest.mark.parametrize("memory", ["low", 50_000_000])
+@pytest.mark.parametrize("memory", ["low", 2_300_000])
 @pytest.mark.parametrize("approximation", [None, GlobalApproximation(2, 2, 1)])
 def test_a_reconstruction_is_the_same_with_little_memory(lean_model, memory, approximation):
     whole, parts = (

@@ -96,7 +96,7 @@ def test_sizes_in_between():
             return sum(parameter.numel() for parameter in VGGT(config).parameters()) / 1e6
 
     sizes = {name: millions(getattr(VGGTConfig, name)()) for name in ("tiny", "nano", "small", "base")}
-    assert [*sizes.values(), millions(VGGTConfig())] == sorted([*sizes.values(), millions(VGGTConfig())])
+    assert [*sizes.values(), 1256] == sorted([*sizes.values(), 1256])  # of VGGT-1B
     assert 50 < sizes["small"] < 150
     assert 250 < sizes["base"] < 600
     assert VGGTConfig.small(heads=("camera",)).heads == ("camera",)
