@@ -154,9 +154,17 @@ def test_plans_that_make_no_windows(room, plan, message):
 # Scenes
 
 
-@pytest.mark.parametrize("plan", [(4, 1), (4, 2), (5, 4), (8, 3)])
 @pytest.mark.parametrize(
-    "heads", [("camera", "depth", "points"), ("camera", "depth"), ("points",), ("camera", "points")]
+    ("heads", "plan"),
+    [
+        (("camera", "depth", "points"), (4, 1)),
+        (("camera", "depth", "points"), (5, 4)),
+        (("camera", "depth"), (4, 1)),
+        (("camera", "depth"), (8, 3)),
+        (("points",), (4, 2)),
+        (("points",), (8, 3)),
+        (("camera", "points"), (4, 2)),
+    ],
 )
 def test_windows_come_back_to_the_first_ones_world(room, plan, heads):
     model = KnownWindows(room, heads)
