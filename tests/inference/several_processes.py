@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ from lean import lean_config, visible
 from reference import named_tensors
 
 IMAGE_HW = (28, 42)
+LIMIT = timedelta(minutes=3)  # after which no process waits for another
 
 
 class Case(NamedTuple):
@@ -214,7 +217,7 @@ def reconstruct(rank: int) -> tuple[dict[str, Tensor], int]:
 
 
 def run(folder: Path, rank: int, num: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num, timeout=LIMIT)
     results: dict[str, Any] = {"errors": errors(rank, num)}
     for dtype in (torch.float64, torch.bfloat16):
         results[f"attention {dtype}"] = attend_shared((5, 2, 4)[:num], dtype)
@@ -255,10 +258,15 @@ def run_forks(folder: Path) -> None:
         ]
         for fork in forks:
             fork.start()
-        for fork in forks:
-            fork.join()
-        if any(fork.exitcode for fork in forks):
-            sys.exit(f"exit codes of {num} processes: {[fork.exitcode for fork in forks]}")
+        running = {fork.sentinel: fork for fork in forks}
+        while running:
+            for ended in wait(list(running)):
+                fork = running.pop(ended)
+                fork.join()
+                if fork.exitcode:  # the others would wait for it
+                    for other in running.values():
+                        other.kill()
+                    sys.exit(f"{fork.name} of {num} ended with exit code {fork.exitcode}")
 
 
 if __name__ == "__main__":
