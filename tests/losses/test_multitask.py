@@ -408,23 +408,26 @@ def test_the_published_one_counts_the_pixels_of_depth_without_a_mask():
 # With a model
 
 
-def test_it_trains_a_model(images):
+def test_it_trains_a_model():
     """All losses get smaller in a few steps on one batch, under autocast."""
-    model = geomtx.VGGT(geomtx.VGGTConfig.tiny())
+    numbers = {"patch_size": 7, "depth": 1, "taps": (0, 0, 0, 0), "vit_depth": 1, "camera_depth": 1}
+    numbers |= {"camera_iterations": 2, "track_depth": 1, "track_iterations": 2}
+    model = geomtx.VGGT(geomtx.VGGTConfig.tiny(**numbers))
+    images = torch.rand(2, 3, 3, 28, 28)
     b, s, _, h, w = images.shape
     cameras = random_rigid(1, s).float().repeat(b, 1, 1, 1)
     batch = SceneBatch(
         images,
         Cameras(cameras, torch.tensor([[w, 0, w / 2], [0, w, h / 2], [0, 0, 1]]).expand(b, s, 3, 3)),
         depth=torch.rand(b, s, 1, 1).expand(b, s, h, w) + 0.5,
-        tracks=TrackLabels(torch.full((b, s, 3, 2), 20.0), torch.ones(b, s, 3).bool(), torch.ones(b, 3).bool()),
+        tracks=TrackLabels(torch.full((b, s, 3, 2), 15.0), torch.ones(b, s, 3).bool(), torch.ones(b, 3).bool()),
     )
     batch, _ = geomtx.normalize_scene(batch)
     loss, optimizer = MultitaskLoss(), torch.optim.AdamW(model.parameters(), lr=2e-3)
     totals = []
     for _ in range(8):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            report = loss(model(images, torch.full((b, 3, 2), 22.0)), batch)
+            report = loss(model(images, torch.full((b, 3, 2), 17.0)), batch)
         assert report.total.dtype == torch.float32
         optimizer.zero_grad()
         report.total.backward()
