@@ -27,7 +27,7 @@ from geomtx.checks import check_option
 from geomtx.files import staged_folder, user_path
 from geomtx.layers.lora import merged_state
 
-__all__ = ["Checkpoint", "SkippedInitialisation", "load_model", "open_checkpoint", "save_model", "share_parameters"]
+__all__ = ["Checkpoint", "SkippedInitialisation", "load_weights", "open_checkpoint", "save_model", "share_parameters"]
 
 logger = logging.getLogger("geomtx")
 
@@ -116,14 +116,14 @@ def _say_unwrapped(source: str, prefix: str, num_ignored: int, first: str) -> No
     logger.warning("%s: %s taken off the tensors' names%s.", source, what, beside)
 
 
-def load_model(
+def load_weights(
     checkpoint: Checkpoint,
     build: Callable[[], Model],
     keys: KeyTable,
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    apart: Sequence[str] = (),
+    ignored: Sequence[str] = (),
     parts: Sequence[str] = (),
 ) -> Model:
     """Build a model on the meta device and fill it; parts of it may be elsewhere, with values that are replaced.
@@ -138,7 +138,7 @@ def load_model(
         keys: Names, published ↔ geomtx; a checkpoint may have either.
         device: Device of the parameters; defaults to the CPU.
         dtype: Dtype of the parameters; defaults to that in the file.
-        apart: Prefixes of names that are passed over, because the caller leaves them out.
+        ignored: Prefixes of names that are passed over, because the caller leaves them out.
         parts: Names of modules that run in a precision of their own.
 
     Returns:
@@ -152,7 +152,7 @@ def load_model(
         raise ValueError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
     with torch.device("meta"), SkippedInitialisation():
         model = build()
-    names = match_names(model, checkpoint, keys, apart)
+    names = match_names(model, checkpoint, keys, ignored)
     ties = _ties(model, names.values())
     dtypes = _choose_dtypes(model, checkpoint, names, parts) if dtype is None else {}
     for file in checkpoint.files:
@@ -233,10 +233,12 @@ def fill_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value)
 
 
-def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart: Sequence[str] = ()) -> dict[str, str]:
+def match_names(
+    model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, ignored: Sequence[str] = ()
+) -> dict[str, str]:
     """Stored name → our name of every parameter, and of every buffer that is saved.
 
-    Tensors of parts that the model leaves out (None), and of those that are `apart`, are passed over.
+    Tensors of parts that the model leaves out (None), and those that are `ignored`, are passed over.
 
     Raises:
         ValueError: Naming the first ten tensors that are missing, unexpected or misshapen.
@@ -248,7 +250,7 @@ def match_names(model: nn.Module, checkpoint: Checkpoint, keys: KeyTable, apart:
     found: set[str] = set()
     problems = []
     for stored, shape in checkpoint.shapes.items():
-        if stored.startswith(tuple(apart)):
+        if stored.startswith(tuple(ignored)):
             continue
         ours = stored if stored in expected else keys.to_geomtx(stored) or stored
         ours = plain.get(drop_wrappers(ours, private=True), ours)
@@ -286,9 +288,9 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     beside, embedded = folder / CONFIG, files[0].metadata.get(CONFIG_KEY)
     config = _read_config(beside) if path != files[0].path and beside.is_file() else None
     embedded_config = None if embedded is None else parse_json(embedded, files[0].path)
-    told = [each.pop(SHARED_KEY, None) for each in (config, embedded_config) if each is not None]
+    listed = [each.pop(SHARED_KEY, None) for each in (config, embedded_config) if each is not None]
     # Others' tools write such pairs of names into the metadata itself.
-    pairs = [*files[0].metadata.items(), *(pair for each in told if isinstance(each, dict) for pair in each.items())]
+    pairs = [*files[0].metadata.items(), *(pair for each in listed if isinstance(each, dict) for pair in each.items())]
     files, shared = _with_shared(files, dict(pairs))
     return Checkpoint(str(source), files, config, embedded_config, shared)
 
@@ -433,7 +435,7 @@ def _save_once(state: Mapping[str, Tensor], *, once: bool) -> tuple[dict[str, Te
             continue
         first.setdefault(same, name)
         storage = (tensor.device, tensor.untyped_storage().data_ptr())
-        apart = tensor.clone() if storage in storages else tensor
-        tensors[name] = apart.contiguous()
+        own = tensor.clone() if storage in storages else tensor
+        tensors[name] = own.contiguous()
         storages.add(storage)
     return tensors, shared

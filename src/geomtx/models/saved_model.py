@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_model, save_model
+from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights, save_model
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
@@ -251,7 +251,7 @@ def load_around_vggt(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> Model:
-    """The inverse of `save_around_vggt`, see `load_model` and, for the heads, `choose_heads`.
+    """The inverse of `save_around_vggt`, see `load_weights` and, for the heads, `choose_heads`.
 
     Raises:
         ValueError: If the tensors don't fit.
@@ -261,9 +261,11 @@ def load_around_vggt(
         model = build()
     checkpoint = checkpoint.unwrapped(dict(model.named_parameters()).__contains__)
     vggt: Any = dict(model.named_modules()).get(inside)
-    added, apart = ({}, []) if vggt is None else choose_heads(checkpoint, heads, vggt.config, inside=inside)
+    added, ignored = ({}, []) if vggt is None else choose_heads(checkpoint, heads, vggt.config, inside=inside)
     if vggt is not None:
         vggt.extra_heads.update(added)
     parts = [*(f"{inside}.{head}" for head in (*HEAD_MODULES.values(), *(f"{_EXTRA_HEADS}.{n}" for n in added)))]
     parts.append("tracker")
-    return load_model(checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, apart=apart, parts=parts)
+    return load_weights(
+        checkpoint, lambda: model, NO_OTHER_NAMES, device=device, dtype=dtype, ignored=ignored, parts=parts
+    )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import load_model, save_model
+from geomtx.checkpoint.files import load_weights, save_model
 from geomtx.checks import check_images, check_option
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dpt import DPTDecoder
@@ -252,7 +252,7 @@ class VGGT(nn.Module):
         if heads is not None:
             check_heads(heads, (*numbers.heads, *added_heads(checkpoint)))
             numbers = dataclasses.replace(numbers, heads=tuple(head for head in heads if head in numbers.heads))
-        added, apart = choose_heads(checkpoint, extra_heads, numbers, asked=heads)
+        added, ignored = choose_heads(checkpoint, extra_heads, numbers, asked=heads)
 
         def build() -> VGGT:
             model = cls(numbers)
@@ -260,7 +260,7 @@ class VGGT(nn.Module):
             return model
 
         parts = (*HEAD_MODULES.values(), *(f"extra_heads.{name}" for name in added))
-        model = load_model(checkpoint, build, VGGT_KEYS, device=device, dtype=dtype, apart=apart, parts=parts)
+        model = load_weights(checkpoint, build, VGGT_KEYS, device=device, dtype=dtype, ignored=ignored, parts=parts)
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)
 
