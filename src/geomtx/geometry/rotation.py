@@ -1,6 +1,6 @@
-"""Rotations as matrices and quaternions, which are xyzw (scalar last), computed with roma.
+"""Rotations as matrices and quaternions, which are xyzw (scalar last).
 
-roma is imported inside the functions: it imports torch's compiler, which takes longer than importing geomtx.
+roma is imported inside the functions: it imports torch's compiler, which takes seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batc
     Returns:
         Rotation matrices, (..., 3, 3).
     """
-    import roma
-
     # Dividing by the largest component first keeps squares within range, and changes no direction and no gradient.
     largest = quat_xyzw.detach().abs().amax(-1, keepdim=True)
     # Two selections: the inner one keeps the backward pass of rsqrt finite where the outer one discards its value.
@@ -37,7 +35,14 @@ def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batc
     unit = scaled * torch.where(is_zero, 1.0, scaled.square().sum(-1, keepdim=True)).rsqrt()
     identity = torch.zeros_like(quat_xyzw)
     identity[..., 3] = 1.0
-    return roma.unitquat_to_rotmat(torch.where(is_zero, identity, unit))
+    x, y, z, w = torch.where(is_zero, identity, unit).unbind(-1)
+    # Written here, because every forward pass needs it, and no forward pass should wait for the import of roma.
+    rows = (
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
 @float32_island
