@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,12 @@ def parallel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list
     folder = tmp_path_factory.mktemp("parallel")
     wait_for(start([str(Path(__file__).parent / "inference" / "several_processes.py"), str(folder)], 1))
     return {num: [torch.load(folder / f"{num}/{rank}.pt") for rank in range(num)] for num in (2, 3)}
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end: garbage collection need not look at it again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
