@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt  # Python compiles what it imports
 
 .PHONY: demo test bench lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,train,bench]"
+	$(PIP) torch
+	$(PIP) -e ".[dev,train]"
 	@touch $(STAMP)
+
+$(STAMP)-%: $(STAMP)
+	$(PIP) -e ".[$*]"
+	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/geomtx demo -o demo-out
@@ -18,7 +23,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile  # a file's fixtures are made once
 
-bench: $(STAMP)
+bench: $(STAMP)-bench
 	benchmarks/cpu.sh
 
 lint: $(STAMP)
@@ -26,7 +31,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)
+docs: $(STAMP)-docs
 	$(BIN)/mkdocs build --strict
 
 clean:
