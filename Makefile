@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/geomtx demo -o demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile  # a file's fixtures are made once
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a file's fixtures are made once
 
 bench: $(STAMP)-bench
 	benchmarks/cpu.sh

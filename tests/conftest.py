@@ -80,9 +80,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+# Files of minutes begin first, so that no process works on one alone at the end.
+LONGEST = ("test_goldens.py", "test_distributed.py", "test_compile.py", "test_trainer.py", "test_docs.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine can't run, with the reason."""
+    """Skip what this machine can't run, with the reason; begin with the longest files."""
     no_cuda = pytest.mark.skip(reason="needs an NVIDIA GPU")
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(no_cuda)
+    items.sort(key=lambda item: item.path.name not in LONGEST)

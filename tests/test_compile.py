@@ -9,20 +9,18 @@ import pytest
 SCRIPT = Path(__file__).parent / "compile_components.py"
 
 
-def measure(what: str) -> dict[str, float]:
+@pytest.fixture(scope="module")
+def errors() -> dict[str, dict[str, float]]:
     """Component → largest difference from eager, measured in a process without the hook that checks shapes."""
     environment = {name: value for name, value in os.environ.items() if name != "GEOMTX_CHECK_SHAPES"}
-    run = subprocess.run([sys.executable, SCRIPT, what], env=environment, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
-# One test each, so that tests in parallel don't compile twice.
-
-
 @pytest.mark.timeout(600)
-def test_compiles_without_a_break_and_computes_the_same():
-    errors = measure("compile")
+def test_compiles_without_a_break_and_computes_the_same(errors):
+    errors = errors["compiled"]
     assert errors.keys() == {
         "adapted model with added heads and a mask",
         "model in chunks of views",
@@ -33,9 +31,8 @@ def test_compiles_without_a_break_and_computes_the_same():
     assert {component: error for component, error in errors.items() if not error < 1e-9} == {}
 
 
-@pytest.mark.timeout(600)
-def test_one_exported_program_serves_all_views_and_sizes():
-    errors = measure("export")
+def test_one_exported_program_serves_all_views_and_sizes(errors):
+    errors = errors["exported"]
     sizes = ("56 x 84", "98 x 70")
     assert errors.keys() == {
         *(f"exported, {views} views of {size}" for views in (1, 2, 5, 8) for size in sizes),

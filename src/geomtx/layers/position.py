@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from geomtx.checks import check_divisible
@@ -137,4 +136,4 @@ def fourier_features(coords: Float[Tensor, "*batch 2"], dim: int) -> Float[Tenso
     check_divisible("dim", dim, 2)
     frequencies = torch.arange(0, dim, 2, device=coords.device, dtype=coords.dtype) * (1000.0 / dim)
     angles = coords[..., None] * frequencies
-    return rearrange(torch.stack([angles.sin(), angles.cos()]), "wave ... xy k -> ... (xy k wave)")
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)  # (..., axis, frequency, sine or cosine)
