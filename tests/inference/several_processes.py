@@ -99,8 +99,18 @@ CASES = {
 }
 
 
+_MODELS: dict[str, geomtx.VGGT] = {}
+
+
 def model_of(case: Case) -> geomtx.VGGT:
-    """Return a model with the same weights in every process."""
+    """Return a model with the same weights in every process, one for all cases that are alike in it."""
+    kind = f"{case.config} {case.dtype} {case.added}"
+    if kind not in _MODELS:
+        _MODELS[kind] = build_model(case)
+    return _MODELS[kind]
+
+
+def build_model(case: Case) -> geomtx.VGGT:
     torch.manual_seed(1)
     model = geomtx.VGGT(lean_config(**case.config))
     if case.added:
@@ -143,7 +153,7 @@ def tokens_of(case: Case) -> dict[str, Tensor]:
 
 
 def predict(case: Case, device: str = "cpu") -> dict[str, Tensor]:
-    model = model_of(case).to(device)
+    model = build_model(case).to(device) if device != "cpu" else model_of(case)
     before = state_of(model)
     predictions = predict_parallel(model, *arguments_of(case), **case.options)
     assert state_of(model) == before
@@ -210,7 +220,7 @@ def reconstruct(rank: int) -> tuple[dict[str, Tensor], int]:
 
     if rank:
         run.choose_plan = lambda model, size, memory, *, held: choose_plan(model, size, "low", held=held)
-    model, whole = model_of(Case(1, 4, dtype=torch.float32)), []
+    model, whole = build_model(Case(1, 4, dtype=torch.float32)), []
     model.encoder.global_blocks[0].register_forward_hook(lambda *_: whole.append(1))
     scene = geomtx.reconstruct(model, arguments_of(Case(1, 4, dtype=torch.float32))[0][0], parallel=True)
     return named_tensors(scene.predictions), len(whole)
@@ -250,6 +260,8 @@ def run_on_gpus(folder: Path) -> None:
 
 def run_forks(folder: Path) -> None:
     torch.set_num_threads(1)
+    for case in CASES.values():
+        model_of(case)  # which the forks then share
     for num in (2, 3):
         (folder / str(num)).mkdir()
         forks = [

@@ -102,6 +102,22 @@ def test_reconstruct(parallel_results: Results):
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_attention_is_that_of_all_tokens(parallel_results: Results, num_processes: int):
+    """Processes exchange heads; some keys are masked."""
+    for results in parallel_results[num_processes]:
+        here, expected = results["attention torch.float64"]
+        assert here.shape == expected.shape
+        torch.testing.assert_close(here, expected, rtol=0, atol=1e-14)
+
+
+def test_half_precision_stays_what_it_is(parallel_results: Results):
+    for results in parallel_results[2] + parallel_results[3]:
+        here, expected = results["attention torch.bfloat16"]
+        assert here.dtype == torch.bfloat16
+        torch.testing.assert_close(here, expected)
+
+
 @pytest.mark.parametrize("num", [2, 3])
 def test_errors_come_in_all_processes(parallel_results: Results, num: int):
     for rank, results in enumerate(parallel_results[num]):
