@@ -12,7 +12,11 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         attributes = vars(module)
-        held = {key: dict(zip(v, map(id, v.values()))) for key, v in attributes.items() if isinstance(v, dict) and v}
-        state[name] = (dict(zip(attributes, map(id, attributes.values()))), held)
+        held = {key: _identities(value) for key, value in attributes.items() if isinstance(value, dict)}
+        state[name] = (_identities(attributes), held)
     state |= {f"version of {name}": parameter._version for name, parameter in model.named_parameters()}
     return state | {f"buffer {name}": (id(buffer), buffer._version) for name, buffer in model.named_buffers()}
+
+
+def _identities(values: dict[str, Any]) -> dict[str, int]:
+    return dict(zip(values, map(id, values.values()), strict=True))
