@@ -151,6 +151,7 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         del views
         tokens = tokens._replace(layers=dict(map(_join, layers)))
         read = partial(_same, tokens)
+    del table, attend, layers  # the rotary table of the scene need not outlive the last block
     return model.run_heads(
         report.heads(read),
         inputs.heads,
