@@ -62,7 +62,7 @@ class Comparison:
 
 
 def build_model(**changes: Any) -> geomtx.VGGT:
-    config = lean_config(**{"vit_depth": 2, "heads": ("camera", "depth"), **changes})
+    config = lean_config(**{"heads": ("camera", "depth"), **changes})
     return randomize(geomtx.VGGT(config)).double().eval()
 
 

@@ -20,7 +20,7 @@ from geomtx.layers.backends import (
 from layers.attention_cases import HEAD_DIMS, MASKS, B, H, N, draw, forward_error, gradient_errors
 from reference import attend
 
-ON_CPU = ["auto", "math", "sdpa", "sdpa_flash", "flex"]
+ON_CPU = ["auto", "math", "sdpa", "sdpa_flash", "flex"]  # the last is slow: it is traced anew in every test
 NOT_INSTALLED_WITH_TORCH = {"xformers": "xformers", "flash3": "flash_attn_interface"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -91,10 +91,15 @@ def test_math_is_the_definition(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("head_dim", [5, HEAD_DIMS[0], HEAD_DIMS[-1]])
 @pytest.mark.parametrize("name", ON_CPU)
-def test_equals_the_definition(name, head_dim, mask):
-    assert forward_error(resolve_backend(name), *draw(mask, head_dim)) < 64
+def test_equals_the_definition(name, mask):
+    assert forward_error(resolve_backend(name), *draw(mask, HEAD_DIMS[0])) < 64
+
+
+@pytest.mark.parametrize("head_dim", [5, HEAD_DIMS[-1]])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_equals_the_definition_for_any_width(name, head_dim):
+    assert forward_error(resolve_backend(name), *draw("pairs", head_dim)) < 64
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -105,8 +110,10 @@ def test_gradients_equal_the_definition_s(name, mask):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [(name, mask) for name in ON_CPU for mask in MASKS if name != "flex" or mask in ("none", "pairs")],
+)
 def test_half_precision_stays_within_its_rounding(name, mask, dtype):
     inputs = draw(mask, HEAD_DIMS[1], dtype)
     assert forward_error(resolve_backend(name), *inputs) < 8
@@ -116,7 +123,7 @@ def test_half_precision_stays_within_its_rounding(name, mask, dtype):
 
 
 @pytest.mark.parametrize("name", ON_CPU)
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (1, 13), (13, 1), (33, 65)])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 13), (13, 1), (33, 65)])
 def test_equals_the_definition_at_any_length(name, num_queries, num_keys):
     q, k, v, _ = draw("none", 16)
     q, k, v = (x.repeat(1, 1, 2, 1)[:, :, :length] for x, length in ((q, num_queries), (k, num_keys), (v, num_keys)))
