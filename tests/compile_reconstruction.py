@@ -88,6 +88,8 @@ def compare_camera(comparison: Comparison) -> None:
 
 def main(arguments: list[str]) -> int:
     torch.manual_seed(0)
+    # It keeps results for symbolic shapes that don't come again, for more time than the tracing takes.
+    torch._dynamo.config.fake_tensor_cache_enabled = False
     comparison = Comparison(arguments[0])
     with torch.no_grad():
         {"eager": compare_many, "inductor": compare_camera}[arguments[0]](comparison)
