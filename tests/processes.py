@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parent
 
@@ -45,3 +49,20 @@ def wait_for(running: list[subprocess.Popen], *, timeout: float = 240) -> list[s
     codes = [process.returncode for process in running]
     assert not any(codes), "\n".join(f"exit code {code}:\n{err}" for code, (_, err) in zip(codes, texts, strict=True))
     return [out for out, _ in texts]
+
+
+def run_forks(target: Callable[..., None], num_processes: int, *arguments: Any) -> None:
+    """`target(rank, *arguments)` in so many forks of this process, in which everything is imported once."""
+    context = multiprocessing.get_context("fork")
+    forks = [context.Process(target=target, args=(rank, *arguments)) for rank in range(num_processes)]
+    for fork in forks:
+        fork.start()
+    running = {fork.sentinel: fork for fork in forks}
+    while running:
+        for ended in wait(list(running)):
+            fork = running.pop(ended)
+            fork.join()
+            if fork.exitcode:  # the others would wait for it
+                for other in running.values():
+                    other.kill()
+                sys.exit(f"{fork.name} of {num_processes} ended with exit code {fork.exitcode}")

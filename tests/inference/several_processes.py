@@ -7,13 +7,11 @@ functions of this file.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ from geomtx.inference.shares import Shares, exchange_heads
 from geomtx.layers.backends import resolve_backend
 from inference.model_state import state_of
 from lean import lean_config, visible
+from processes import run_forks
 from reference import named_tensors
 
 IMAGE_HW = (28, 42)
@@ -226,7 +225,7 @@ def reconstruct(rank: int) -> tuple[dict[str, Tensor], int]:
     return named_tensors(scene.predictions), len(whole)
 
 
-def run(folder: Path, rank: int, num: int) -> None:
+def run(rank: int, folder: Path, num: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num, timeout=LIMIT)
     results: dict[str, Any] = {"errors": errors(rank, num)}
     for dtype in (torch.float64, torch.bfloat16):
@@ -258,29 +257,15 @@ def run_on_gpus(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def run_forks(folder: Path) -> None:
+def run_all(folder: Path) -> None:
     torch.set_num_threads(1)
     for case in CASES.values():
         model_of(case)  # which the forks then share
     for num in (2, 3):
         (folder / str(num)).mkdir()
-        forks = [
-            multiprocessing.get_context("fork").Process(target=run, args=(folder / str(num), rank, num))
-            for rank in range(num)
-        ]
-        for fork in forks:
-            fork.start()
-        running = {fork.sentinel: fork for fork in forks}
-        while running:
-            for ended in wait(list(running)):
-                fork = running.pop(ended)
-                fork.join()
-                if fork.exitcode:  # the others would wait for it
-                    for other in running.values():
-                        other.kill()
-                    sys.exit(f"{fork.name} of {num} ended with exit code {fork.exitcode}")
+        run_forks(run, num, folder / str(num), num)
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        (run_on_gpus if "cuda" in sys.argv else run_forks)(Path(sys.argv[1]))
+        (run_on_gpus if "cuda" in sys.argv else run_all)(Path(sys.argv[1]))

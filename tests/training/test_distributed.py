@@ -17,7 +17,7 @@ AROUND_VGGT = ("nvs", "video_tracker")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What one process made, this one, and what two did in the meantime."""
     folder = tmp_path_factory.mktemp("processes")
-    running = start([two_processes.__file__, str(folder / "two")], 2, ACCELERATE_USE_CPU="true")
+    running = start([two_processes.__file__, str(folder / "two")], 1, WORLD_SIZE=2, ACCELERATE_USE_CPU="true")
     two_processes.run_all(folder / "one")
     wait_for(running)
     return folder / "one", folder / "two"

@@ -1,6 +1,7 @@
-"""One of several processes of a run, started by `test_distributed`: `python two_processes.py FOLDER`.
+"""All processes of a run, started by `test_distributed`: `python two_processes.py FOLDER`.
 
-Environment as torchrun gives it: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+They are WORLD_SIZE forks of one, in which everything is imported once; the rest of the environment is as torchrun
+gives it: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from geomtx.training.monitor import GradientMonitor
 from geomtx.training.optim import WeightAverage, build_clip_groups
 from geomtx.training.step import TrainingStep
 from geomtx.types import SceneBatch
+from processes import run_forks
 from training import two_processes_around_vggt as around_vggt
 from training.small_run import NUMBERS, random_scenes, small_config, small_trainer
 from training.test_accumulation import Everywhere, changes, uneven_scenes
@@ -144,9 +146,14 @@ def run_all(folder: Path) -> None:
         shard(folder)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_all(Path(sys.argv[1]))
+def run_one_of_several(rank: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    run_all(folder)
     # Whoever leaves first would cut the others' connections.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_forks(run_one_of_several, int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]))

@@ -32,9 +32,16 @@ from geomtx.training.trainer import Trainer
 from geomtx.types import SceneBatch, TrackLabels
 from training.small_run import NUMBERS
 
-RANK, NUM_PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 ROOMS = {"num_solids": [1, 1], "shadows": False}
 TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
+
+
+def this_rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def count_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class SharedRehearsal(Rehearsal):
     """Of the same rooms at every step, of which each process has its part."""
 
     def draw_rooms(self, images: torch.Tensor) -> SceneBatch:
-        seeds = range(RANK, self.scenes * NUM_PROCESSES, NUM_PROCESSES)
+        seeds = range(this_rank(), self.scenes * count_processes(), count_processes())
         rooms = render_scenes(list(seeds), 2, (images.shape[-2], images.shape[-1]), style=self.room_style())
         return normalize_scene(rooms)[0]
 
@@ -63,7 +70,7 @@ def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **c
     views = changes.pop("views", {5: 1} if is_video else {2: 1})
     values: dict[str, Any] = {
         "model": {"kind": kind, "preset": "tiny", "numbers": {**NUMBERS, "heads": heads}},
-        "data": {"image_hw": [28, 28], "images": (20 if is_video else 8) // NUM_PROCESSES, "views": views},
+        "data": {"image_hw": [28, 28], "images": (20 if is_video else 8) // count_processes(), "views": views},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
         "schedule": {"steps": 2},
         "log": {"every": 1, "tensorboard": False},
@@ -78,7 +85,7 @@ def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **c
 def train_on_the_same(folder: Path) -> None:
     """Where nothing is drawn, two processes have the scenes of one: of two views, one of which is the target."""
     nvs = NvsTask(num_inputs=1, rehearsal=Rehearsal(0.5, share=0.5))
-    video = VideoTask(TRACKER, query_first=1.0, rehearsal=SharedRehearsal(scenes=4 // NUM_PROCESSES, style=ROOMS))
+    video = VideoTask(TRACKER, query_first=1.0, rehearsal=SharedRehearsal(scenes=4 // count_processes(), style=ROOMS))
     runs = {
         "nvs": ("nvs", nvs, []),
         "nvs_frozen": ("nvs", dataclasses.replace(nvs, rehearsal=None), ["vggt.*_head"]),
@@ -93,20 +100,25 @@ def train_on_the_same(folder: Path) -> None:
 
 def drawing_tasks() -> Iterator[tuple[str, Task, dict[str, Any]]]:
     """Every process draws its own numbers: of views, of targets, of rooms. One time without tracks."""
-    heads = ["camera", "depth", "tracks"]
+    heads = ["camera", "tracks"]
     yield "nvs", NvsTask(num_inputs=1, redraw=0.5, rehearsal=Rehearsal(0.5)), {"heads": heads, "views": {2: 1, 3: 1}}
     rehearsal = Rehearsal(scenes=1, views=(2, 3), num_tracks=2, style=ROOMS)
     yield "video_tracker", VideoTask(TRACKER, rehearsal=rehearsal), {"heads": heads, "views": {3: 1, 5: 1}}
 
 
 def resume(folder: Path) -> None:
-    """The same run at once and in parts; every process's own weights."""
+    """The same run at once and from its checkpoint of the first step; every process's own weights."""
     for kind, task, changes in drawing_tasks():
-        trainer_of(kind, folder / f"{kind}_parts", task, **changes).train(until=1)
+        run = folder / f"{kind}_drawing"
+        changes["checkpoint"] = {"every": 1, "keep_every": 1}
         for name in ("whole", "parts"):
-            trainer = trainer_of(kind, folder / f"{kind}_{name}", task, resume=name == "parts", **changes)
+            trainer = trainer_of(kind, run, task, resume=name == "parts", **changes)
             trainer.train()
-            torch.save(trainer.bare_model.state_dict(), folder / f"{kind}_{name}_{RANK}.pt")
+            assert trainer.step == 2
+            torch.save(trainer.bare_model.state_dict(), folder / f"{kind}_{name}_{this_rank()}.pt")
+            if name == "whole" and this_rank() == 0:
+                (run / "checkpoint-0000001.pt").replace(run / "checkpoint.pt")
+            torch.distributed.barrier()
 
 
 def refuse(folder: Path) -> None:
@@ -115,17 +127,17 @@ def refuse(folder: Path) -> None:
         try:
             trainer_of(kind, folder / f"{kind}_refused", task)
         except ValueError as error:
-            (folder / f"{kind}_{RANK}.txt").write_text(str(error))
+            (folder / f"{kind}_{this_rank()}.txt").write_text(str(error))
 
 
 def steps_of(model: nn.Module, task: Task, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Whole weights after a step on scenes of every process's own."""
+    """Whole weights after a step on scenes of every process's own; AdamW's is in `two_processes`."""
     bare = accelerator.unwrap_model(model).model
-    optimiser = torch.optim.AdamW(bare.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    optimiser = torch.optim.SGD(bare.parameters(), lr=1e-2, foreach=False)
     loss = task.build_loss(LossSection())
     step = TrainingStep(model, loss, optimiser, accelerator, build_clip_groups(bare, {"*": 1.0}), task=task)
-    torch.manual_seed(RANK)
-    assert step(render_scenes([RANK], 2, (28, 28), num_tracks=3)).applied
+    torch.manual_seed(this_rank())
+    assert step(render_scenes([this_rank()], 2, (28, 28), num_tracks=3)).applied
     weights = bare.state_dict()
     return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in weights.items()}
 
@@ -136,7 +148,7 @@ def shard(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
     results = {}
     for kind, task, _ in drawing_tasks():
-        numbers = {**NUMBERS, "depth": 1, "taps": [0, 0, 0, 0], "camera_iterations": 1, "heads": ["camera", "depth"]}
+        numbers = {**NUMBERS, "heads": ["camera"]}
         torch.manual_seed(0)
         whole = TrainedModel(task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)), task)
         sharded = copy.deepcopy(whole)
@@ -153,7 +165,7 @@ def shard(folder: Path) -> None:
 def run_all(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     train_on_the_same(folder)
-    if NUM_PROCESSES > 1:
+    if count_processes() > 1:
         resume(folder)
         refuse(folder)
         shard(folder)
