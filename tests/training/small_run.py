@@ -14,9 +14,11 @@ from geomtx.training.trainer import Trainer
 from geomtx.types import Cameras, SceneBatch, TrackLabels
 
 NUMBERS = {
-    "patch_size": 7, "image_size": 28, "depth": 2, "taps": [0, 0, 1, 1], "vit_depth": 1, "camera_depth": 1,
-    "camera_iterations": 2, "track_levels": 2, "track_depth": 1, "track_iterations": 2,
+    "patch_size": 7, "image_size": 28, "depth": 1, "taps": [0, 0, 0, 0], "vit_depth": 1, "camera_depth": 1,
+    "camera_iterations": 1, "track_levels": 2, "track_depth": 1, "track_iterations": 1,
 }  # fmt: skip
+
+CAMERA_ONLY = {"preset": "tiny", "numbers": {**NUMBERS, "heads": ["camera"]}}
 
 
 def small_config(**changes: Any) -> TrainingConfig:

@@ -7,7 +7,7 @@ import torch
 import geomtx
 from geomtx.data.synthetic.render import training_seed
 from geomtx.types import SceneBatch
-from training.small_run import random_scenes, small_trainer
+from training.small_run import CAMERA_ONLY, random_scenes, small_trainer
 
 
 def _spoil(scenes: SceneBatch, what: str) -> SceneBatch:
@@ -42,7 +42,7 @@ def test_scenes_of_ones_own_that_are_finite_but_wrong(
         return _spoil(scenes, what) if bad & set(seeds) else scenes
 
     data = {"image_hw": [28, 28], "images": 4, "views": {2: 1}, "workers": workers}
-    trainer = small_trainer(tmp_path, draw, max_skipped=1, data=data, schedule={"steps": 6})
+    trainer = small_trainer(tmp_path, draw, model=CAMERA_ONLY, max_skipped=1, data=data, schedule={"steps": 6})
     with (
         caplog.at_level(logging.WARNING, logger="geomtx"),
         pytest.raises(ValueError, match=rf"^batches must be scenes, got 2 steps .*, up to step 5 \({message}"),

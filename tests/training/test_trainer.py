@@ -16,7 +16,7 @@ from geomtx.training.config_file import load_config
 from geomtx.training.step import predict
 from geomtx.training.trainer import SkippedSteps, SkipReason, Trainer, explain_skip, validate
 from geomtx.types import SceneBatch
-from training.small_run import NUMBERS, is_equal, random_scenes, small_config, small_trainer, weights_of
+from training.small_run import CAMERA_ONLY, NUMBERS, is_equal, random_scenes, small_config, small_trainer, weights_of
 
 TRACKS = {"preset": "tiny", "numbers": NUMBERS}
 EVERYTHING = {
@@ -90,7 +90,7 @@ def test_the_monitor_changes_nothing(tmp_path: Path):
 
 
 def test_checkpoints_of_the_past_are_kept_if_asked_for(tmp_path: Path):
-    small_trainer(tmp_path, checkpoint={"every": 1, "keep_every": 2}, schedule={"steps": 4}).train()
+    small_trainer(tmp_path, model=CAMERA_ONLY, checkpoint={"every": 1, "keep_every": 2}, schedule={"steps": 4}).train()
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
         "checkpoint-0000002.pt", "checkpoint-0000004.pt", "checkpoint.pt",
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_checkpoints_of_the_past_are_kept_if_asked_for(tmp_path: Path):
 def test_a_small_model_learns_two_scenes_by_heart(tmp_path: Path):
     """With some of its parts frozen."""
     scenes = render_scenes([3, 4], 2, (28, 28))
-    numbers = {**NUMBERS, "depth": 1, "taps": [0, 0, 0, 0], "layer_scale": 0.3, "camera_iterations": 1}
+    numbers = {**NUMBERS, "layer_scale": 0.3}
     trainer = small_trainer(
         tmp_path,
         lambda seeds, num_views, image_hw, device=None: scenes,
@@ -108,6 +108,7 @@ def test_a_small_model_learns_two_scenes_by_heart(tmp_path: Path):
         freeze=["encoder.backbone", "encoder.frame_blocks.0"],
         optimiser={"lr": 1e-2, "weight_decay": 0.0},
         schedule={"steps": 90, "warmup": 0.1},
+        log={"every": 90, "tensorboard": False},
     )
     frozen = {name: p.detach().clone() for name, p in trainer.bare_model.named_parameters() if not p.requires_grad}
 
@@ -142,7 +143,7 @@ class Spoiled:
 
 
 def test_bad_batches_are_skipped_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    trainer = small_trainer(tmp_path, Spoiled({1, 2, 4}), schedule={"steps": 6}, ema=0.9)
+    trainer = small_trainer(tmp_path, Spoiled({1, 2, 4}), model=CAMERA_ONLY, schedule={"steps": 6}, ema=0.9)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="geomtx"):
         trainer.train()
@@ -177,7 +178,12 @@ def test_steps_with_too_large_a_gradient_are_skipped_and_logged(tmp_path: Path, 
 
 def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
     trainer = small_trainer(
-        tmp_path, Spoiled({0, 2, 3, 4}), schedule={"steps": 6}, max_skipped=2, checkpoint={"every": 2}
+        tmp_path,
+        Spoiled({0, 2, 3, 4}),
+        model=CAMERA_ONLY,
+        schedule={"steps": 6},
+        max_skipped=2,
+        checkpoint={"every": 2},
     )
     message = r"^batches must be scenes, got 3 steps in a row that are not, up to step 5 \(images must be in \[0, 1\]"
     with pytest.raises(ValueError, match=message):
@@ -186,7 +192,7 @@ def test_too_many_bad_batches_in_a_row_end_the_run(tmp_path: Path):
 
 
 def test_a_checkpoint_that_was_due_is_made_up_for(tmp_path: Path):
-    trainer = small_trainer(tmp_path, Spoiled({1}), checkpoint={"every": 2}, schedule={"steps": 6})
+    trainer = small_trainer(tmp_path, Spoiled({1}), model=CAMERA_ONLY, checkpoint={"every": 2}, schedule={"steps": 6})
     steps = []
     save = trainer.folder.save
     trainer.folder.save = lambda state, config: (steps.append(state["step"]), save(state, config))
@@ -210,7 +216,7 @@ def _break(trainer: Trainer, step: int) -> None:
 @pytest.mark.parametrize("step", [3, 4])
 def test_weights_that_are_not_finite_are_not_written(step: int, tmp_path: Path):
     """In the middle of the run, where a checkpoint is due, or at its end."""
-    trainer = small_trainer(tmp_path, checkpoint={"every": 2}, ema=0.9)
+    trainer = small_trainer(tmp_path, model=CAMERA_ONLY, checkpoint={"every": 2}, ema=0.9)
     _break(trainer, step)
     with pytest.raises(ValueError, match=r"^weights must be finite, got NaN or infinity in camera_head\."):
         trainer.train()
@@ -225,7 +231,7 @@ def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(tmp_path: Path)
             trainer.stop_requested = self.calls == 2
             return super().__call__(*args, **kwargs)
 
-    trainer = small_trainer(tmp_path, Stopping(set()))
+    trainer = small_trainer(tmp_path, Stopping(set()), model=CAMERA_ONLY)
     trainer.train()
     assert trainer.step == 3
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
@@ -241,7 +247,8 @@ def test_training_never_sees_held_out_scenes(tmp_path: Path):
             seen[is_held_out(seed)].add(seed)
         return random_scenes(len(seeds), num_views, image_hw)
 
-    trainer = small_trainer(tmp_path, draw, validation={"every": 2, "scenes": 3, "views": [2]}, schedule={"steps": 4})
+    validation = {"every": 2, "scenes": 3, "views": [2]}
+    trainer = small_trainer(tmp_path, draw, model=CAMERA_ONLY, validation=validation, schedule={"steps": 4})
     trainer.train()
     assert len(seen[True]) == 3
     assert len(seen[False]) == 4 * 2
@@ -254,7 +261,7 @@ def test_what_cannot_be_resumed(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"^checkpoint must be a file, got '.*checkpoint\.pt', which doesn't"):
         small_trainer(tmp_path / "other", resume=True)
     model = {"preset": "tiny", "numbers": {"dim": 64, "depth": 4, "heads": ["camera"]}}
-    with pytest.raises(ValueError, match=r"^checkpoint must be of a model with heads \['camera'\], dim 64, depth 4, .*got '.*' with heads \['camera', 'depth'\], dim 32, depth 2"):  # fmt: skip # noqa: E501
+    with pytest.raises(ValueError, match=r"^checkpoint must be of a model with heads \['camera'\], dim 64, depth 4, .*got '.*' with heads \['camera', 'depth'\], dim 32, depth 1"):  # fmt: skip # noqa: E501
         small_trainer(tmp_path / "run", resume=True, model=model)
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     content = checkpoint.read_bytes()
@@ -267,22 +274,22 @@ def test_what_cannot_be_resumed(tmp_path: Path):
 
 
 def test_another_configuration_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    small_trainer(tmp_path).train(until=1)
+    small_trainer(tmp_path, model=CAMERA_ONLY).train(until=1)
     with caplog.at_level(logging.WARNING, logger="geomtx"):
-        small_trainer(tmp_path, resume=True, optimiser={"lr": 1e-3}, seed=3)
+        small_trainer(tmp_path, resume=True, model=CAMERA_ONLY, optimiser={"lr": 1e-3}, seed=3)
     assert "The run goes on with another configuration than it began with: optimiser.lr, seed." in caplog.messages
 
 
 def test_keys_that_are_newer_than_a_checkpoint_are_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    small_trainer(tmp_path).train(until=1)
+    small_trainer(tmp_path, model=CAMERA_ONLY).train(until=1)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     del state["config"]["task"], state["config"]["lora"], state["config"]["model"]["kind"]
     torch.save(state, tmp_path / "checkpoint.pt")
     with caplog.at_level(logging.WARNING, logger="geomtx"):
-        small_trainer(tmp_path, resume=True)
+        small_trainer(tmp_path, resume=True, model=CAMERA_ONLY)
     assert not [message for message in caplog.messages if "another configuration" in message]
     with caplog.at_level(logging.WARNING, logger="geomtx"):
-        small_trainer(tmp_path, resume=True, optimiser={"lr": 2e-3, "skip_above": 5})
+        small_trainer(tmp_path, resume=True, model=CAMERA_ONLY, optimiser={"lr": 2e-3, "skip_above": 5})
     assert "The run goes on with another configuration than it began with: optimiser.skip_above." in caplog.messages
 
 
@@ -348,8 +355,8 @@ def test_weights_to_start_from_are_not_needed_to_go_on(tmp_path: Path):
 
 
 def test_the_configuration_that_is_written_is_the_last(tmp_path: Path):
-    small_trainer(tmp_path).train(until=1)
-    small_trainer(tmp_path, resume=True, optimiser={"lr": 7e-4}, ema=0.5)
+    small_trainer(tmp_path, model=CAMERA_ONLY).train(until=1)
+    small_trainer(tmp_path, resume=True, model=CAMERA_ONLY, optimiser={"lr": 7e-4}, ema=0.5)
     written = load_config(str(tmp_path / "config.yaml"), [])
     assert (written.optimiser.lr, written.ema) == (7e-4, 0.5)
 

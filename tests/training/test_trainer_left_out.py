@@ -9,7 +9,7 @@ from geomtx.data.scene_check import SceneError
 from geomtx.training.data import FileScenes
 from geomtx.training.trainer import Trainer
 from geomtx.types import SceneBatch
-from training.small_run import random_scenes, small_trainer
+from training.small_run import CAMERA_ONLY, random_scenes, small_trainer
 
 
 class Broken:
@@ -27,7 +27,7 @@ class Broken:
 def trainer_on_files(folder: Path, *, workers: int, resume: bool = False) -> Trainer:
     draw = FileScenes(SceneMixture([Broken()], max_skips=100))
     data = {"image_hw": [28, 28], "images": 4, "views": {2: 1}, "workers": workers}
-    return small_trainer(folder, draw, data=data, schedule={"steps": 4}, resume=resume)
+    return small_trainer(folder, draw, model=CAMERA_ONLY, data=data, schedule={"steps": 4}, resume=resume)
 
 
 def test_scenes_left_out_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -35,7 +35,7 @@ def small_run(folder: Path, *, resume: bool = False, task=None, **changes) -> Tr
         "model": {"kind": "nvs", "preset": "tiny", "numbers": {**NUMBERS, "heads": ["camera", "depth"]}},
         "task": {"num_inputs": 2, "rehearsal": {"weight": 0.5, "share": 0.5}, **(task or {})},
         "data": {"image_hw": [28, 28], "images": 6, "views": {3: 1}, "num_tracks": 4},
-        "validation": {"every": 2, "scenes": 2, "views": [3]},
+        "validation": {"every": 2, "scenes": 1, "views": [3]},
         "optimiser": {"lr": 2e-3, "groups": {"vggt.*": {"lr": 0.1}}},
         "schedule": {"steps": 2},
         "log": {"every": 2, "tensorboard": False},

@@ -17,8 +17,8 @@ from training.small_run import is_equal, weights_of
 
 VGGT_NUMBERS = {
     "dim": 16, "patch_size": 7, "image_size": 28, "vit_depth": 1, "camera_depth": 1, "camera_iterations": 1,
-    "depth": 2, "taps": [0, 0, 1, 1], "dpt_features": 8, "dpt_channels": [8, 8, 8, 8], "track_features": 8,
-    "track_levels": 2, "track_depth": 1, "track_iterations": 2,
+    "depth": 1, "taps": [0, 0, 0, 0], "dpt_features": 8, "dpt_channels": [8, 8, 8, 8], "track_features": 8,
+    "track_levels": 2, "track_depth": 1, "track_iterations": 1,
 }  # fmt: skip
 TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
 SECTION = ModelSection(kind="video_tracker", preset="tiny", numbers=VGGT_NUMBERS)
@@ -45,7 +45,7 @@ def video_config(**changes):
                  "style": PRACTICE.style},
         "optimiser": {"lr": 2e-3},
         "schedule": {"steps": 2, "shape": "linear"},
-        "validation": {"every": 2, "scenes": 2, "views": [5]},
+        "validation": {"every": 2, "scenes": 1, "views": [5]},
         "log": {"every": 2, "tensorboard": False},
     }  # fmt: skip
     return parse_config({**values, **changes})
