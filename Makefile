@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt  # Python compiles what it imports
+# Nothing is compiled ahead: Python compiles what it imports.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test bench lint docs clean
 
@@ -13,8 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -e ".[dev,train]"
 	@touch $(STAMP)
 
-$(STAMP)-%: $(STAMP)
-	$(PIP) -e ".[$*]"
+$(STAMP)-docs: $(STAMP)
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 demo: $(STAMP)
@@ -23,7 +24,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a file's fixtures are made once
 
-bench: $(STAMP)-bench
+bench: $(STAMP)
 	benchmarks/cpu.sh
 
 lint: $(STAMP)

@@ -60,7 +60,6 @@ for part in "$@"; do
     exactness) step exactness exactness.py ;;
     attention) step attention attention.py ;;
     quantise) step quantise quantise.py ;;
-   ) step.py ;;
     long) long ;;
     memory)
       step memory_small memory.py --views 8 24 100 200
@@ -70,7 +69,7 @@ for part in "$@"; do
     small) small ;;
     vggt) vggt ;;
     *)
-      echo "part must be one of exactness, attention, quantise,, long, memory, small, vggt, got '$part'" >&2
+      echo "part must be one of exactness, attention, quantise, long, memory, small, vggt, got '$part'" >&2
       exit 2
       ;;
   esac

@@ -22,11 +22,11 @@ from reference import named_tensors
 
 CONFIG = geomtx.VGGTConfig.tiny(
     heads=("camera", "depth", "tracks"),
-    depth=1,
-    taps=(0, 0, 0, 0),
+    depth=2,
+    taps=(0, 0, 1, 1),
     vit_depth=1,
     camera_depth=1,
-    camera_iterations=1,
+    camera_iterations=2,
     track_depth=1,
     track_iterations=1,
 )
@@ -106,7 +106,7 @@ def with_heads(model: geomtx.VGGT) -> geomtx.VGGT:
     """A copy with two added heads."""
     model = copy.deepcopy(model)
     decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(16, 16, 32, 32), taps=model.config.taps)
-    model.add_head("normals", geomtx.DenseHead(decoder, 3).double())
+    model.add_head("normals", geomtx.DenseHead(decoder, 3, activation="signed_expm1").double())
     model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=4).double())
     return model.eval()
 
@@ -120,7 +120,7 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         # All parts of a model are within it; a head alone reads tokens that are inputs of its graph.
         "adapted model with added heads and a mask": compiled(with_heads(adapted(model)), images, queries, mask),
         "model in chunks of views": compiled(
-            partial(predict, model, plan=MemoryPlan(1, output_device=None), heads=("depth",)), images
+            partial(predict, model, plan=MemoryPlan(1, output_device=None), heads=("depth", "tracks")), images, queries
         ),
         "dense head": compiled(model.depth_head, tokens),
         "gradients of the camera head": compiled_gradients(model.camera_head, tokens),

@@ -216,15 +216,20 @@ def test_fields_of_values(name):
     assert getattr(geomtx, name)._fields == FIELDS[name]
 
 
-def test_each_package_loads_by_itself():
+def test_each_module_and_package_loads_by_itself():
     """In a process where nothing else of geomtx has been loaded, and without an import of its own."""
     code = """
 import sys, geomtx
-for name in geomtx._PACKAGES:
+def forget():
     for module in [m for m in sys.modules if m.startswith("geomtx.")]:
         del sys.modules[module]
-    for other in (*geomtx._PACKAGES, "checks", "files", "parsing"):
+    for other in (*geomtx._HOMES, *geomtx._PACKAGES, "checks", "files", "parsing"):
         vars(geomtx).pop(other, None)
+for name in {home: name for name, home in geomtx._HOMES.items()}.values():
+    forget()
+    assert getattr(geomtx, name) is vars(geomtx)[name], name
+for name in geomtx._PACKAGES:
+    forget()
     package = getattr(geomtx, name)
     assert getattr(package, package.__all__[0]), name
 from geomtx import *

@@ -36,7 +36,7 @@ def quat_to_matrix(quat_xyzw: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batc
     identity = torch.zeros_like(quat_xyzw)
     identity[..., 3] = 1.0
     x, y, z, w = torch.where(is_zero, identity, unit).unbind(-1)
-    # Written here, because every forward pass needs it, and no forward pass should wait for the import of roma.
+    # Written here, because VGGT's forward pass needs it, which should not wait for the import of roma.
     rows = (
         *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
         *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
