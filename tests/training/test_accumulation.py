@@ -171,7 +171,7 @@ def test_pictures_of_known_cameras_count(rehearsal: Rehearsal | None):
 
 @pytest.mark.parametrize("loss", ["cotracker2", "cotracker3"])
 def test_tracks_of_videos(loss: str):
-    config = geomtx.VideoTrackerConfig.tiny(vggt=build_model("camera").config)
+    config = geomtx.VideoTrackerConfig.tiny(vggt=build_model("camera").config, iterations=2)
     model = geomtx.VideoTracker(config).double()
     task = VideoTask(loss=loss)
     batch = double(render_videos([1, 2, 3], 6, (28, 28), num_tracks=4))

@@ -19,6 +19,8 @@ LORA = {
     "ema": 0.5,
     "accumulation": 2,
     "gradient_checkpointing": True,
+    "schedule": {"steps": 3},
+    "checkpoint": {"every": 2, "keep_every": 2},
 }
 
 
@@ -57,10 +59,13 @@ def test_the_weights_are_merged_and_averaged(whole: tuple[Trainer, dict[str, tor
 
 
 def test_stopped_and_resumed_is_as_if_never_stopped(whole: tuple[Trainer, dict[str, torch.Tensor]], tmp_path: Path):
+    """With the checkpoint of its second step in place of its last one."""
     trainer, _ = whole
-    small_trainer(tmp_path, **LORA).train(until=3)
+    kept = trainer.folder.path / "checkpoint-0000002.pt"
+    (tmp_path / "checkpoint.pt").write_bytes(kept.read_bytes())
     torch.manual_seed(123)
     resumed = small_trainer(tmp_path, resume=True, **LORA)
+    assert resumed.step == 2
     resumed.train()
     assert is_equal(weights_of(trainer), weights_of(resumed))
     assert is_equal(trainer.average.averages, resumed.average.averages)

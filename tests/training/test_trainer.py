@@ -22,7 +22,7 @@ TRACKS = {"preset": "tiny", "numbers": NUMBERS}
 EVERYTHING = {
     "model": TRACKS,
     "data": {"image_hw": [28, 28], "images": 4, "views": {2: 1, 4: 1}, "num_tracks": 4, "augment": True},
-    "validation": {"every": 4, "scenes": 2, "views": [2]},
+    "validation": {"every": 4, "scenes": 1, "views": [2]},
     "ema": 0.9,
     "gradient_checkpointing": True,
     "accumulation": 2,

@@ -206,11 +206,15 @@ def test_models_of_a_configuration(tmp_path: Path):
 
 
 def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path):
-    whole = small_run(tmp_path / "whole")
+    """With the checkpoint of its first step in place of its last one."""
+    checkpoint = {"every": 1, "keep_every": 1}
+    whole = small_run(tmp_path / "whole", checkpoint=checkpoint)
     whole.train()
-    small_run(tmp_path / "parts").train(until=1)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "whole" / "checkpoint-0000001.pt").replace(tmp_path / "parts" / "checkpoint.pt")
     torch.manual_seed(123)
-    resumed = small_run(tmp_path / "parts", resume=True)
+    resumed = small_run(tmp_path / "parts", resume=True, checkpoint=checkpoint)
+    assert resumed.step == 1
     resumed.train()
     assert is_equal(weights_of(whole), weights_of(resumed))
     saved = VGGTForNVS.from_pretrained(tmp_path / "parts" / "weights")

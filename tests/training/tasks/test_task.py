@@ -40,7 +40,11 @@ def trainer(folder: Path, *, resume: bool = False, **changes: Any) -> Trainer:
 
 def test_another_kind_of_model_learns_and_is_scored(tmp_path: Path):
     run = trainer(
-        tmp_path, schedule={"steps": 40}, optimiser={"lr": 0.04}, validation={"every": 40, "scenes": 4, "views": [2]}
+        tmp_path,
+        schedule={"steps": 40},
+        optimiser={"lr": 0.04},
+        validation={"every": 40, "scenes": 4, "views": [2]},
+        data={"image_hw": [14, 14], "images": 4, "views": {2: 1}},
     )
     assert run.task == GreyTask(noise=0.2)
     first = run.validate()

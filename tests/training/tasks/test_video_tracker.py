@@ -20,7 +20,7 @@ VGGT_NUMBERS = {
     "depth": 1, "taps": [0, 0, 0, 0], "dpt_features": 8, "dpt_channels": [8, 8, 8, 8], "track_features": 8,
     "track_levels": 2, "track_depth": 1, "track_iterations": 1,
 }  # fmt: skip
-TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
+TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2, "iterations": 2, "test_iterations": 2}
 SECTION = ModelSection(kind="video_tracker", preset="tiny", numbers=VGGT_NUMBERS)
 PRACTICE = Rehearsal(scenes=1, views=(2,), num_tracks=2, style={"num_solids": [1, 1], "shadows": False})
 
@@ -147,12 +147,14 @@ def test_models_to_begin_with(tmp_path):
 
 
 def test_a_run_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
-    config = video_config()
+    """With the checkpoint of its first step in place of its last one."""
+    config = video_config(checkpoint={"every": 1, "keep_every": 1})
     whole = Trainer(config, tmp_path / "whole", cpu=True, progress=False)
     folder = whole.train()
-    first = Trainer(config, tmp_path / "parts", cpu=True, progress=False)
-    first.train(1)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "whole" / "checkpoint-0000001.pt").replace(tmp_path / "parts" / "checkpoint.pt")
     second = Trainer(config, tmp_path / "parts", cpu=True, progress=False, resume=True)
+    assert second.step == 1
     second.train()
     assert is_equal(weights_of(second), weights_of(whole))
     loaded = VideoTracker.from_pretrained(folder)
