@@ -129,6 +129,8 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
 
 
 def main() -> None:
+    # Caching results for symbolic shapes costs more than computing them anew.
+    torch._dynamo.config.fake_tensor_cache_enabled = False
     torch.manual_seed(0)
     # In float64, where only a wrong program is far from the right one.
     model = geomtx.VGGT(CONFIG).double().eval()
