@@ -69,7 +69,7 @@ sys.exit(main())
 
 
 def test_two_processes_reconstruct_what_one_does(photos: Path, tmp_path: Path):
-    options = ["--preset", "tiny", "--size", "28", "--device", "cpu", "--heads", "depth,points"]
+    options = ["--preset", "tiny", "--size", "28", "--device", "cpu", "--heads", "camera,depth"]
     command = ["reconstruct", str(photos), *options, "-o"]
     first, second = wait_for(start(["-c", SMALL_PICTURES, *command, str(tmp_path / "two")], 2))
     assert main([*command, str(tmp_path / "one")]) == 0

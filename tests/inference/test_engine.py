@@ -1,13 +1,16 @@
 """`predict`: ways of running combine, give what the plain pass gives, and change nothing in the model."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
 
 import geomtx
-from geomtx.inference import GlobalApproximation, MemoryPlan, predict
+from geomtx.inference import GlobalApproximation, MemoryPlan, engine, predict
+from geomtx.inference.attention import attention_table
 from geomtx.inference.engine import RecomputedBlock
+from geomtx.inference.plan import WHOLE
 from inference.model_state import state_of
 from lean import build_lean
 from reference import named_tensors
@@ -118,3 +121,20 @@ def test_heads_with_a_forward_of_their_own_are_called(plan):
     model.camera_head.__class__ = ShiftedCamera
     with torch.no_grad():
         torch.testing.assert_close(predict(model, images, plan=plan).pose_encodings, model(images).pose_encodings)
+
+
+@pytest.mark.parametrize("plan", [WHOLE, MemoryPlan(1, 8)])
+def test_the_rotary_table_of_a_scene_is_gone_when_the_heads_run(lean_model, images, plan, monkeypatch):
+    tables, alive = [], []
+
+    def table_of(*args):
+        table = attention_table(*args)
+        tables.append(weakref.ref(table["frame"]))
+        return table
+
+    monkeypatch.setattr(engine, "attention_table", table_of)
+    lean_model.depth_head.register_forward_pre_hook(lambda *_: alive.append(tables[-1]()))
+    with torch.no_grad():
+        predict(lean_model, images, plan=plan, heads=("depth",))
+    assert alive
+    assert set(alive) == {None}

@@ -28,18 +28,19 @@ ON_HOST = {"output_device": "meta"}  # which stands for the host where memory is
 
 
 @pytest.mark.parametrize(
-    ("heads", "views", "size", "plan"),
+    ("heads", "depth", "views", "size", "plan"),
     [
-        (ALL, 2, (336, 518), None),
-        (("camera",), 6, (336, 518), None),
-        (("camera",), 6, (336, 518), MemoryPlan(4, 2048, **ON_HOST)),
-        (ALL, 4, (518, 518), MemoryPlan(2, 4096, **ON_HOST)),
-        (("depth",), 2, (280, 392), MemoryPlan(1, 500, tap_device="meta", **ON_HOST)),
+        (ALL, 4, 2, (336, 518), None),
+        (("camera",), 8, 6, (336, 518), None),
+        (("camera",), 4, 6, (336, 518), MemoryPlan(4, 2048, **ON_HOST)),
+        (ALL, 4, 4, (518, 518), MemoryPlan(2, 4096, **ON_HOST)),
+        (("depth",), 8, 2, (280, 392), MemoryPlan(1, 500, tap_device="meta", **ON_HOST)),
     ],
 )
-def test_estimates_are_above_what_is_counted_but_not_far(heads, views, size, plan):
+def test_estimates_are_above_what_is_counted_but_not_far(heads, depth, views, size, plan):
     """Of VGGT-1B with few layers, on which the peak does not depend; it is as large as that here only in name."""
-    config = VGGTConfig(heads=heads, depth=4, taps=(0, 1, 2, 3), vit_depth=1, camera_depth=1, camera_iterations=1)
+    taps = tuple(range(depth // 4 - 1, depth, depth // 4))
+    config = VGGTConfig(heads=heads, depth=depth, taps=taps, vit_depth=1, camera_depth=1, camera_iterations=1)
     counted = measure(config, views, list(size), plan)
     peak = counted["peak_gib"] - counted["weights_gib"]
     estimate = counted["estimated_gib"] - counted["weights_gib"]

@@ -109,6 +109,12 @@ def test_gradients_equal_the_definition_s(name, mask):
     assert max(errors.values()) < 128, errors
 
 
+@pytest.mark.parametrize("name", [name for name in ON_CPU if name != "flex"])
+def test_gradients_equal_the_definition_s_for_wide_heads(name):
+    errors = gradient_errors(resolve_backend(name), *draw("pairs", HEAD_DIMS[-1]))
+    assert max(errors.values()) < 128, errors
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("name", "mask"),

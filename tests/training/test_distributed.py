@@ -18,7 +18,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What one process made, this one, and what two did in the meantime."""
     folder = tmp_path_factory.mktemp("processes")
     running = start([two_processes.__file__, str(folder / "two")], 1, WORLD_SIZE=2, ACCELERATE_USE_CPU="true")
-    two_processes.run_all(folder / "one")
+    try:
+        two_processes.run_all(folder / "one")
+    except BaseException:
+        for process in running:
+            process.kill()
+        raise
     wait_for(running)
     return folder / "one", folder / "two"
 

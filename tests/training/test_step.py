@@ -82,6 +82,9 @@ def test_clipping_bounds_the_step(model: geomtx.VGGT):
     ("where", "value", "num_chunks"),
     [
         ("images", math.nan, 1),
+        ("images", math.inf, 1),
+        ("depth", math.nan, 1),
+        ("cameras", math.inf, 1),
         ("depth", math.inf, 2),
         ("cameras", math.nan, 2),
     ],

@@ -54,7 +54,7 @@ def run(folder: Path, num_processes: int) -> None:
 
 
 def train_adapters(folder: Path, num_processes: int) -> None:
-    """Low-rank adapters and the heads."""
+    """Low-rank adapters and the heads, stopped and resumed."""
     changes = {
         "data": {"image_hw": [28, 28], "images": IMAGES // num_processes, "views": {2: 1}},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
@@ -63,7 +63,8 @@ def train_adapters(folder: Path, num_processes: int) -> None:
         "lora": {"patterns": ["encoder.*.attention.*"], "rank": 2},
     }
     cpu = torch.accelerator.is_available()
-    small_trainer(folder, cpu=cpu, **changes).train()
+    small_trainer(folder, cpu=cpu, **changes).train(until=1)
+    small_trainer(folder, resume=True, cpu=cpu, **changes).train()
 
 
 def train_without_tracks(folder: Path) -> None:
