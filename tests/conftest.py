@@ -11,6 +11,8 @@ from typing import Any
 # Before the first import of geomtx: shape annotations become jaxtyping's, and a hook checks them at every call.
 os.environ["GEOMTX_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests run in parallel, and tiny tensors gain nothing from threads; processes that a test starts have one, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shape_checker
 
@@ -24,7 +26,6 @@ import geomtx  # noqa: E402
 from lean import build_lean, visible  # noqa: E402
 from processes import start, wait_for  # noqa: E402
 
-# Tests run in parallel, and tiny tensors gain nothing from threads.
 torch.set_num_threads(1)
 
 
