@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Nothing is compiled ahead: Python compiles what it imports.
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test bench lint docs clean
@@ -12,6 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e ".[dev,train]"
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null  # on all cores, where pip uses one
 	@touch $(STAMP)
 
 $(STAMP)-docs: $(STAMP)
