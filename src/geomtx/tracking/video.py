@@ -141,9 +141,8 @@ class WindowRefiner(nn.Module):
                 confidence=state.confidence.detach(),
             )
             tokens = torch.cat([self._signals(pyramid, state, queries), fixed], dim=-1)
-            tokens = rearrange(tokens, "b w n c -> b n w c")
-            update = self.updater(tokens, queries.view_mask, track_mask=queries.track_mask)
-            update = rearrange(update, "b n w c -> b w n c")
+            update = self.updater(tokens.transpose(1, 2), queries.view_mask, track_mask=queries.track_mask)
+            update = update.transpose(1, 2)
             step, visibility, confidence, change = update.split([2, 1, 1, self.dim], dim=-1)
             changed = nn.functional.gelu(self.feature_update(self.feature_norm(change.to(dtype))))
             moved = torch.where(queries.in_own_view[..., None], queries.coords[:, None], state.coords + step)
@@ -173,7 +172,7 @@ class WindowRefiner(nn.Module):
         )
         waves = rearrange(sincos(displacements, self.dim // 2, base=_LONGEST_WAVE), "b w n xy c -> b w n (xy c)")
         logits = torch.stack([state.visibility, state.confidence], dim=-1)
-        correlation = rearrange(correlation, "(b w) n c -> b w n c", b=len(state.coords)).to(waves.dtype)
+        correlation = correlation.unflatten(0, (len(state.coords), -1)).to(waves.dtype)
         return torch.cat([waves, correlation, state.features, logits.sigmoid()], dim=-1)
 
     def _fixed_signals(self, queries: WindowQueries, map_hw: tuple[int, int]) -> Tensor:
