@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 
 from geomtx.checks import check_images, check_mask, check_shape
@@ -63,8 +63,8 @@ class _IsolatedViews:
     def __call__(self, number: int, block: Any, x: Tensor) -> Tensor:
         num_targets, num_scenes = self.num_isolated, len(x)
         num_inputs = x.shape[1] - num_targets
-        inputs = rearrange(x[:, :num_inputs], "b s p c -> b (s p) c")
-        targets = rearrange(x[:, num_inputs:], "b t p c -> (b t) p c")
+        inputs = x[:, :num_inputs].flatten(1, 2)  # (B, S·P, C)
+        targets = x[:, num_inputs:].flatten(0, 1)  # (B·T, P, C)
         input_rope = None if self.rope is None else self.rope.repeat(num_inputs)
         shared = block.project_keys(inputs, rope=input_rope)
         own = block.project_keys(targets, rope=self.rope)
@@ -80,8 +80,8 @@ class _IsolatedViews:
             target_mask = key_mask(torch.cat([repeat(seen, "b m -> (b t) m", t=num_targets), own_mask], dim=1))
         inputs = block.attend_to(inputs, *shared, rope=input_rope, mask=input_mask)
         targets = block.attend_to(targets, keys, values, rope=self.rope, mask=target_mask)
-        inputs = rearrange(inputs, "b (s p) c -> b s p c", s=num_inputs)
-        return torch.cat([inputs, rearrange(targets, "(b t) p c -> b t p c", b=num_scenes)], dim=1)
+        inputs = inputs.unflatten(1, (num_inputs, -1))
+        return torch.cat([inputs, targets.unflatten(0, (num_scenes, -1))], dim=1)
 
 
 class VGGTForNVS(nn.Module):
