@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 
+# What is imported is compiled once and kept; without that, every process of the tests compiles it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test bench lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e ".[dev,train]"
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # on all cores, where pip uses one
 	@touch $(STAMP)
 
 $(STAMP)-docs: $(STAMP)
