@@ -47,7 +47,7 @@ class ReadOnce(dict[str, Tensor]):
 
 
 class Golden(NamedTuple):
-    """Tensors and metadata of a golden file, floats in the precision it asks for."""
+    """Tensors and metadata of a golden file, floats in the precision that its component is computed in."""
 
     path: Path
     tensors: ReadOnce
@@ -55,11 +55,12 @@ class Golden(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def load(cls, path: Path) -> Golden:
+    def load(cls, path: Path, dtype: torch.dtype | None = None) -> Golden:
+        """Read a file, with floats in the precision it asks for, or in another one."""
         with safe_open(path, framework="pt") as file:
             meta = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "note"}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        dtype = getattr(torch, meta.get("dtype", "float32"))
+        dtype = dtype or getattr(torch, meta.get("dtype", "float32"))
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
         return cls(path, ReadOnce(tensors), meta, dtype)
 
@@ -435,12 +436,12 @@ CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
 }
 
 
-def errors_of(path: Path) -> dict[str, float] | None:
-    """Output → relative error; None if no component is known for the file."""
+def errors_of(path: Path, dtype: torch.dtype | None = None) -> dict[str, float] | None:
+    """Output → relative error, computed in the file's precision or another; None if no component is known for it."""
     names = [name for name in CHECKS if path.stem.startswith(name)]
     if not names:
         return None
-    golden = Golden.load(path)
+    golden = Golden.load(path, dtype)
     with torch.no_grad():
         errors = {check.name: check.error() for check in CHECKS[max(names, key=len)](golden)}
     return errors | dict.fromkeys(sorted(golden.tensors.unread), float("inf"))  # an output without a check

@@ -17,10 +17,10 @@ from reference import gelu, normalize, rotate, self_attention
 GOLDENS = Path(__file__).parent / "goldens"
 FILES = sorted(path.stem for path in GOLDENS.glob("*.safetensors"))
 FULL_SIZE = "vggt_1b"
-# By the precision that a file is computed in; what is stored of the full-size model is rounded to float32 in part.
-BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}
-FULL_SIZE_BOUND = 1e-6
-FULL_SIZE_GIB = 14
+BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a file is computed in
+# The tracker of random weights enlarges rounding errors at every iteration; `tracker` compares it in float64.
+FULL_SIZE_BOUNDS = {"track": 1e-3, "vis": 2e-2, "conf": 5e-2}
+FULL_SIZE_GIB = 7
 
 
 def available_gib() -> float:
@@ -49,12 +49,12 @@ def test_component(stem):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_full_size_model():
-    """In float64: 11 GB and about a minute."""
+    """In float32: 5.2 GiB; `python tests/check_goldens.py tests/goldens` has it in float64, with errors below 1e-7."""
     if available_gib() < FULL_SIZE_GIB:
         pytest.skip(f"needs {FULL_SIZE_GIB} GiB of free memory, {available_gib():.1f} are available")
-    errors = errors_of(GOLDENS / f"{FULL_SIZE}.safetensors")
+    errors = errors_of(GOLDENS / f"{FULL_SIZE}.safetensors", torch.float32)
     assert len(errors) == 12
-    assert {name: error for name, error in errors.items() if not error <= FULL_SIZE_BOUND} == {}
+    assert {name: error for name, error in errors.items() if not error <= FULL_SIZE_BOUNDS.get(name, 5e-6)} == {}
 
 
 # The script itself

@@ -149,21 +149,22 @@ def test_inventory():
     assert dir(geomtx) == sorted(geomtx.__all__)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_public_name_has_a_docstring(name):
-    doc = getattr(geomtx, name).__doc__
-    assert doc
-    assert len(doc.splitlines()[0]) > 10
-    assert not doc.startswith(f"{name}("), "a docstring of its own, not the one that is generated"
+def test_every_public_name_has_a_docstring():
+    """One of its own, not the one that is generated."""
+    docs = {name: getattr(geomtx, name).__doc__ or "" for name in NAMES}
+    assert [name for name, doc in docs.items() if len(doc.split("\n")[0]) <= 10 or doc.startswith(f"{name}(")] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_public_methods_have_docstrings(name):
-    value = getattr(geomtx, name)
-    if not inspect.isclass(value):
-        return
-    own = [n for n, m in vars(value).items() if not n.startswith("_") and inspect.isfunction(getattr(value, n, None))]
-    assert [method for method in own if not getattr(value, method).__doc__] == []
+def test_public_methods_have_docstrings():
+    methods = {
+        f"{name}.{method}": getattr(value, method).__doc__
+        for name, value in ((name, getattr(geomtx, name)) for name in NAMES)
+        if inspect.isclass(value)
+        for method in vars(value)
+        if not method.startswith("_") and inspect.isfunction(getattr(value, method, None))
+    }
+    assert len(methods) > 20
+    assert [method for method, doc in methods.items() if not doc] == []
 
 
 def annotated(value: object) -> Iterator[object]:
