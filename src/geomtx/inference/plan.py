@@ -96,9 +96,9 @@ class PassSize(NamedTuple):
 def estimate_bytes(config: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     """Estimate the bytes beyond the weights at the peak of a forward pass of one scene, on the model's device.
 
-    Tracks are left out; an added head counts as one of points. Counted on fake tensors, peaks are between half of the
-    estimate and all of it. Copies of weights under autocast come on top, see `autocast_bytes`; so do recorded passes
-    (`compile="graphs"`), each of which holds the memory of a whole pass.
+    Tracks are left out; an added head counts as one of points. Peaks that were counted on tensors without values lie
+    between half of the estimate and the whole of it. Copies of weights under autocast come on top, see
+    `autocast_bytes`; so do recorded passes (`compile="graphs"`), each of which holds the memory of a whole pass.
 
     Args:
         config: Configuration of the model: `dim`, `patch_size`, `num_registers`, `taps`, `dpt_features`,
@@ -134,7 +134,8 @@ def estimate_bytes(config: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     work *= row * 7 + config.dim * 18  # queries, keys and their rotation in float32, or the MLP's hidden layer
     # Keys and values; with several processes also those of all, and what is sent.
     held = (2 if num_processes == 1 else 2 * num_processes + 3) * tokens * row
-    # Tokens, the waiting frame-block output, and either keys and values with three taps kept, or all taps kept.
+    # Tokens; the output of a frame block that waits for its global block; and the larger of two moments: a global block
+    # at work, with its keys and values and three taps kept, or the end, with all taps kept.
     beside = 0 if plan.part_device not in (None, device) else tokens * row
     encoding = tokens * row + beside + max(held + sum(kept[:-1]) + work, sum(kept))
     fetched = sum(config.dpt_channels) * element_size * rows * columns

@@ -46,7 +46,7 @@ def _is_vggt(names: Collection[str]) -> bool:
     return any(".".join(each[start:]) in VGGT_KEYS for each in parts for start in range(min(len(each), 4)))
 
 
-# The first that recognises a file takes it, so a model that has another inside comes before that.
+# The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
     Family(VideoTracker, _has_part("features", "refiner")),

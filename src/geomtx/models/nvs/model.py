@@ -45,7 +45,7 @@ class NVSPrediction(NamedTuple):
 
 @dataclass(eq=False)
 class _IsolatedViews:
-    """Run a block on all tokens of a scene, where no view sees the last `num_isolated` views but each of these itself.
+    """Run a block on all tokens of a scene, where each of the last `num_isolated` views is seen by itself alone.
 
     Views of images attend to one another as if there were no others. Keys and values of these are projected once; no
     attention is computed to be masked.

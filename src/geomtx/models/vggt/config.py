@@ -57,8 +57,9 @@ class VGGTConfig:
         scopes: Scopes of the two blocks of a pair, each "frame", "global" or "cross", see `AlternatingEncoder`.
         num_heads: Number of attention heads of these blocks; dim / num_heads must be a multiple of 4.
         layer_scale: Initial factor of the residual branches of these blocks and of the camera head's.
-        similarity_gain: Initial weight of the norms of the global blocks' queries and keys, which then start alike, see
-            `Attention.start_by_similarity`; 0 for independent queries and keys.
+        similarity_gain: Initial weight of the norms of queries and keys in the global blocks. Above 0, the projections
+            of queries and keys start equal, so that tokens first attend to tokens like them, see
+            `Attention.start_by_similarity`; 0 for independent ones.
         patch_size: Side of a patch in pixels.
         num_registers: Number of register tokens of a view, in the encoder and in the ViT.
         image_size: Longer side in pixels of the images that the model is made for; the ViT's position table is for a
