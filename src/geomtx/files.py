@@ -49,6 +49,7 @@ _JSON_LINES = re.compile(
 TRAINING_HEADER = "# geomtx train: every value of the run\n"
 """First line of the configuration that a training run writes."""
 _PLY = b"comment geomtx "
+_GLB = b'{"asset":{"version":"2.0","generator":"geomtx '
 _SAFETENSORS_KEY = re.compile(r"geomtx(_|$)")
 
 _PNG_LEVEL = 4  # zlib's; its default, 6, takes nearly twice the time and makes a report a twentieth smaller
@@ -100,9 +101,9 @@ def is_own(path: PathLike) -> bool:
     """Whether geomtx wrote a file, by what the file holds, not by its name.
 
     Own files are pictures with a text chunk `PNG_KEY`, JSON whose first key is a "format" of geomtx's, point clouds
-    with geomtx's comment, .safetensors with geomtx's metadata, and configurations and logs of training runs. So is
-    a config.json that says just what geomtx's weights beside it hold too: version 0.1.0 gave it no "format". A link is
-    never one: its user put it there.
+    with geomtx's comment, GLB files that name it as their generator, .safetensors with geomtx's metadata, and
+    configurations and logs of training runs. So is a config.json that says just what geomtx's weights beside it hold
+    too: version 0.1.0 gave it no "format". A link is never one: its user put it there.
     """
     path = Path(path)
     if path.is_symlink() or not path.is_file():
@@ -111,6 +112,8 @@ def is_own(path: PathLike) -> bool:
         head = file.read(_HEAD)
         if head.startswith(_PNG_SIGNATURE):
             return _png_mark(file) is not None
+        if head.startswith(b"glTF"):
+            return head[20:].startswith(_GLB)
         if head.startswith(b"ply\n"):
             return _PLY in head.partition(b"end_header\n")[0]
         if _JSON.match(head) or _JSON_LINES.match(head) or head.startswith(TRAINING_HEADER.encode()):

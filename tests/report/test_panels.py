@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 import geomtx
 from geomtx.geometry import project
 from geomtx.report import panels
-from geomtx.report.panels import camera_centers, draw_cloud, draw_plan, frustum_corners, sample_points
+from geomtx.report.panels import draw_cloud, draw_plan, sample_points
 from geomtx.scene import PointCloud
+from geomtx.scene.frusta import camera_centers, frustum_corners
 
 
 def blank(width: float = 4, height: float = 3) -> Axes:

@@ -13,12 +13,13 @@ from geomtx.report.layout import BACKGROUND, INK, MUTED, view_color
 from geomtx.report.render import Viewpoint, overview, render_points
 from geomtx.report.text import format_value, round_length
 from geomtx.scene.content import SceneContent
+from geomtx.scene.frusta import camera_centers, frustum_corners
 from geomtx.scene.points import PointCloud
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Points", "camera_centers", "cloud_viewpoint", "draw_cloud", "draw_plan", "frustum_corners", "sample_points"]
+__all__ = ["Points", "cloud_viewpoint", "draw_cloud", "draw_plan", "sample_points"]
 
 _MAX_POINTS = 600_000
 _MAX_RADIUS = 0.012  # of a splat, share of the picture's width
@@ -70,23 +71,6 @@ def _widths(scene: SceneContent, xyz: np.ndarray, view: np.ndarray) -> np.ndarra
     # Each point of a sample stands for more than its own pixel.
     thinned = np.sqrt(max(1.0, 0.8 * int(scene.masks.sum()) / max(len(xyz), 1)))
     return np.maximum(depth, 0) / intrinsics[view, 0, 0] * thinned
-
-
-def camera_centers(cam_from_world: np.ndarray) -> np.ndarray:
-    """Return the centres -Rᵀt (S, 3) of cameras (S, 3, 4), in world coordinates."""
-    return -np.einsum("sij,si->sj", cam_from_world[:, :, :3], cam_from_world[:, :, 3])
-
-
-def frustum_corners(
-    cam_from_world: np.ndarray, intrinsics: np.ndarray, image_hw: Sequence[tuple[int, int]], depth: float
-) -> np.ndarray:
-    """Return the corners (S, 4, 3) of each image at `depth` in front of its camera, in world coordinates."""
-    corners = []
-    for pose, k, (height, width) in zip(cam_from_world, intrinsics, image_hw, strict=True):
-        uv = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
-        rays = np.concatenate([(uv - k[:2, 2]) / k[[0, 1], [0, 1]], np.ones((4, 1))], axis=1)
-        corners.append((rays * depth - pose[:, 3]) @ pose[:, :3])
-    return np.stack(corners)
 
 
 def draw_plan(

@@ -11,7 +11,7 @@ from torch import Tensor
 from geomtx.checks import check_range
 from geomtx.types import Bool, Float, Int, UInt8, show_shapes
 
-__all__ = ["NoPointsError", "PointCloud", "check_percentile", "confidence_threshold", "select_points"]
+__all__ = ["NoPointsError", "PointCloud", "check_percentile", "confidence_threshold", "sample_indices", "select_points"]
 
 
 class NoPointsError(ValueError):
@@ -56,6 +56,13 @@ def confidence_threshold(confidence: Float[Tensor, " n"], percentile: float) -> 
     return float(np.percentile(confidence.numpy(), percentile, method="lower"))
 
 
+def sample_indices(count: int, most: int) -> Int[Tensor, " m"]:
+    """Return the indices of at most `most` of `count` values in rising order, at random but the same in every call."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.from_numpy(np.sort(np.random.default_rng(0).permutation(count)[:most]))
+
+
 def select_points(
     points: Float[Tensor, "s h w 3"],
     confidence: Float[Tensor, "s h w"],
@@ -89,9 +96,8 @@ def select_points(
         raise NoPointsError("no finite points: the predictions are not finite")
     keep = valid & (confidence >= confidence_threshold(confidence[valid], percentile))
     index = keep.flatten().nonzero()[:, 0]
-    if max_points is not None and len(index) > max_points:
-        chosen = np.random.default_rng(0).permutation(len(index))[:max_points]
-        index = index[torch.from_numpy(np.sort(chosen))]
+    if max_points is not None:
+        index = index[sample_indices(len(index), max_points)]
     return PointCloud(
         xyz=points.reshape(-1, 3)[index].float(),
         rgb=images.movedim(1, -1).reshape(-1, 3)[index],
