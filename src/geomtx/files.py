@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "is_own_picture",
     "list_inputs",
     "read_metadata",
+    "read_text",
     "save_picture",
     "staged_folder",
     "unique_names",
@@ -191,6 +193,25 @@ def read_metadata(path: PathLike) -> dict[str, str]:
         except (ValueError, AttributeError):
             return {}
     return metadata if isinstance(metadata, dict) else {}
+
+
+# Reading
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Read text in UTF-8, or in UTF-16 with a byte order mark, which editors on Windows write; the mark is removed.
+
+    Args:
+        path: Text file.
+        errors: Handling of bytes that are not text, see `bytes.decode`; defaults to "strict".
+
+    Raises:
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: For bytes that are not text, depending on `errors`.
+    """
+    content = path.read_bytes()
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors)
 
 
 # Writing

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from geomtx.checks import check_count, check_finite_positive
+from geomtx.scene.content import SceneContent
+from geomtx.scene.points import NoPointsError, confidence_threshold
+from geomtx.scene.surfaces import Surfaces, find_surfaces
 from geomtx.types import Float, Int, UInt8, show_shapes
+from geomtx.views.transform import lies_inside
 
-__all__ = ["ObservedPoints"]
+__all__ = ["ObservedPoints", "describe_observations", "observe_points"]
+
+_CANDIDATES = 2  # points that are tried for each that is kept
+_ROWS_AT_ONCE = 1 << 18
+_VISIBLE = 0.5  # probability from which a track counts as seen
 
 
 @show_shapes
@@ -30,3 +42,233 @@ class ObservedPoints(NamedTuple):
     point: Int[Tensor, " k"]
     coords_px: Float[Tensor, "k 2"]
     confidence: Float[Tensor, " k"]
+
+
+class _Found(NamedTuple):
+    """Points with their observations in pixels of the model's images, and what the scene's points are chosen by.
+
+    Attributes:
+        xyz: Points, (M, 3) float64.
+        anchor: View and pixel (view, row, column) that each point was started from, (M, 3) int64.
+        view: View of each observation, (K,) int64.
+        point: Point of each observation, (K,) int64; sorted by point, then by view.
+        coords: Positions (x, y) of the observations, (K, 2) float64.
+    """
+
+    xyz: NDArray[np.float64]
+    anchor: NDArray[np.int64]
+    view: NDArray[np.int64]
+    point: NDArray[np.int64]
+    coords: NDArray[np.float64]
+
+
+def observe_points(
+    scene: SceneContent,
+    *,
+    max_points: int | None = 100_000,
+    percentile: float = 20.0,
+    tolerance: float = 0.02,
+) -> ObservedPoints:
+    """Merge the points of several photos into points with an observation in each of them.
+
+    Every observation is measured in its own photo, so that refinement and filters have something to work with; the
+    projection of the merged point is none. Points come from two sources:
+
+    - Tracks, where the scene has them: the observations are the positions of the track in the views where it is
+      visible with a probability above a half.
+    - The dense maps. A pixel of one view is a point with one observation. Another view observes the same point where
+      its own surface comes nearest to that pixel's point, in three dimensions and between pixels, if the two are
+      mutual nearest neighbours (the surface of the first view is nearest to the found point within half a pixel of
+      the pixel that it began with) and no farther apart than `tolerance` times the depth.
+
+    The merged point is the mean of the points that the views themselves have at their observations. Pixels are those
+    that `Scene.points` keeps. Where the scene has no depth but points, the depth is that of the points in the cameras.
+
+    Args:
+        scene: Scene with cameras, and with depth or points.
+        max_points: Largest number of points. Each view keeps its share of the points that began in it, those with most
+            observations first, and then the points with most observations of all views; defaults to 100,000, None keeps
+            all.
+        percentile: Percentile of confidence from which pixels may be points, 0 to 100, see `Scene.points`.
+        tolerance: Largest distance between the points of two views that are merged, as a share of their depth.
+
+    Returns:
+        The points; the same every time, with any number of threads.
+
+    Raises:
+        ValueError: If the scene lacks cameras, or depth and points, an argument is out of range, or no pixel gives a
+            point.
+    """
+    if max_points is not None:
+        check_count("max_points", max_points)
+    check_finite_positive("tolerance", tolerance)
+    surfaces = find_surfaces(scene)
+    valid = _valid_pixels(surfaces, scene, percentile)
+    tracked = _follow_tracks(scene, surfaces)
+    left = None if max_points is None else max_points - len(tracked.xyz)
+    found = [tracked]
+    if left is None or left > 0:
+        rng = np.random.default_rng(0)
+        candidates = [
+            _observe_pixels(surfaces, view, rows, tolerance)
+            for view, rows in enumerate(_choose_pixels(valid, left, rng))
+            if len(rows)
+        ]
+        found.append(_keep_most_observed(_join(candidates), left, len(scene), rng))
+    joined = _join(found)
+    if max_points is not None:
+        joined = _select(joined, np.arange(min(len(joined.xyz), max_points)))
+    return _to_original(joined, scene, surfaces)
+
+
+def describe_observations(observed: ObservedPoints) -> str:
+    """Return one line with the number of points, their mean track length, and the shares with two and more views."""
+    length = torch.bincount(observed.point, minlength=len(observed.xyz)).double()
+    two, three = (100 * (length >= least).double().mean().item() for least in (2, 3))
+    return (
+        f"{len(observed.xyz):,} points with {len(observed.view):,} observations: mean track length "
+        f"{length.mean().item():.2f}, {two:.1f} % with two observations or more, {three:.1f} % with three or more"
+    )
+
+
+def _valid_pixels(surfaces: Surfaces, scene: SceneContent, percentile: float) -> NDArray[np.bool_]:
+    """Pixels that may be points, (S, H, W)."""
+    if not scene.masks.any():
+        raise NoPointsError("no points: masks and padding leave no pixel")
+    if not np.isfinite(surfaces.cam_from_world).all((1, 2)).any():
+        raise NoPointsError("no points: the cameras are not finite")
+    valid = np.isfinite(surfaces.inverse_depth)
+    if not valid.any():
+        raise NoPointsError("no points: the predictions are not finite, or the depth is not positive anywhere")
+    confidence = torch.from_numpy(surfaces.confidence)
+    least = confidence_threshold(confidence[torch.from_numpy(valid)], percentile)
+    return valid & (surfaces.confidence >= least)
+
+
+def _choose_pixels(
+    valid: NDArray[np.bool_], max_points: int | None, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Pixels (row, column) of each view that become candidates: all, or the same number of each view by chance."""
+    share = None if max_points is None else -(-_CANDIDATES * max_points // max(int(valid.any((1, 2)).sum()), 1))
+    chosen = []
+    for view in valid:
+        pixels = np.argwhere(view)
+        if share is not None and len(pixels) > share:
+            pixels = pixels[np.sort(rng.choice(len(pixels), share, replace=False))]
+        chosen.append(pixels)
+    return chosen
+
+
+def _observe_pixels(surfaces: Surfaces, view: int, pixels: NDArray[np.int64], tolerance: float) -> _Found:
+    """Make a point of each pixel (row, column) of a view, and look for it in all the others."""
+    step = max(_ROWS_AT_ONCE // len(surfaces), 1)
+    return _join([_observe_some(surfaces, view, pixels[i : i + step], tolerance) for i in range(0, len(pixels), step)])
+
+
+def _observe_some(surfaces: Surfaces, view: int, pixels: NDArray[np.int64], tolerance: float) -> _Found:
+    num = len(pixels)
+    start = pixels[:, ::-1].astype(np.float64)
+    own = surfaces.unproject(np.full(num, view), start)
+    others = np.delete(np.arange(len(surfaces)), view)
+    views, rows = np.repeat(others, num), np.tile(np.arange(num), len(others))
+    for distance in (10 * tolerance, tolerance):  # a coarse look, which most don't pass, before the search
+        steps = 0 if distance > tolerance else 2
+        coords, near = surfaces.nearest(views, own[rows], tolerance=distance, steps=steps)
+        views, rows, coords = views[near], rows[near], coords[near]
+    points = surfaces.unproject(views, coords)
+    back, near = surfaces.nearest(np.full(len(rows), view), points, tolerance=tolerance, steps=2)
+    mutual = near & (np.abs(back - start[rows]) <= 0.5).all(-1)
+    views, rows, coords, points = views[mutual], rows[mutual], coords[mutual], points[mutual]
+
+    count = 1.0 + np.bincount(rows, minlength=num)
+    xyz = np.stack([own[:, i] + np.bincount(rows, points[:, i], minlength=num) for i in range(3)], axis=-1)
+    all_views = np.concatenate([np.full(num, view), views])
+    all_rows = np.concatenate([np.arange(num), rows])
+    all_coords = np.concatenate([start, coords])
+    order = np.lexsort((all_views, all_rows))
+    anchor = np.concatenate([np.full((num, 1), view), pixels], axis=1)
+    # A point of one observation is its pixel's own to the last digit.
+    mean = np.where(count[:, None] > 1, xyz / count[:, None], own)
+    return _Found(mean, anchor, all_views[order], all_rows[order], all_coords[order])
+
+
+def _follow_tracks(scene: SceneContent, surfaces: Surfaces) -> _Found:
+    """Points of the tracks that a view sees on its surface; none where the scene has no tracks."""
+    nothing = _Found(np.empty((0, 3)), np.empty((0, 3), np.int64), *np.empty((2, 0), np.int64), np.empty((0, 2)))
+    tracks, queries = scene.predictions.tracks, scene.query_points
+    if tracks is None or queries is None or not len(queries):
+        return nothing
+    coords = tracks.coords_px.double().numpy().transpose(1, 0, 2)  # (N, S, 2)
+    seen = (tracks.visibility.numpy().T > _VISIBLE) & surfaces.holds(coords)
+    rows, views = np.nonzero(seen)
+    flat = coords[rows, views]
+    points = surfaces.unproject(views, flat)
+    on_surface = np.isfinite(points).all(-1)
+    rows, views, flat, points = rows[on_surface], views[on_surface], flat[on_surface], points[on_surface]
+    kept, first, rows = np.unique(rows, return_index=True, return_inverse=True)
+    if not len(kept):
+        return nothing
+    count = np.bincount(rows)[:, None]
+    xyz = np.stack([np.bincount(rows, points[:, i]) for i in range(3)], axis=-1) / count
+    pixels = np.floor(flat[first] + 0.5).astype(np.int64)[:, ::-1]
+    anchor = np.concatenate([views[first, None], surfaces.clamp(pixels)], axis=1)
+    return _Found(xyz, anchor, views, rows, flat)
+
+
+def _keep_most_observed(found: _Found, max_points: int | None, num_views: int, rng: np.random.Generator) -> _Found:
+    """Keep the points with most observations: a share of each view's own first, then those of all views."""
+    num = len(found.xyz)
+    if max_points is None or num <= max_points:
+        return found
+    length = np.bincount(found.point, minlength=num)
+    ranked = np.lexsort((rng.permutation(num), -length))  # ties by chance, which spreads them over the photos
+    start = found.anchor[ranked, 0]
+    by_view = np.argsort(start, kind="stable")
+    first = np.searchsorted(start[by_view], np.arange(num_views))
+    place = np.empty(num, np.int64)  # among the points of its own view
+    place[by_view] = np.arange(num) - first[start[by_view]]
+    share = max_points // num_views
+    kept = ranked[np.lexsort((np.arange(num), place >= share))[:max_points]]
+    return _select(found, np.sort(kept))
+
+
+def _select(found: _Found, points: NDArray[np.int64]) -> _Found:
+    """Keep some points, given in rising order, with their observations."""
+    if len(points) == len(found.xyz):
+        return found
+    new = np.full(len(found.xyz), -1)
+    new[points] = np.arange(len(points))
+    kept = new[found.point] >= 0
+    return _Found(found.xyz[points], found.anchor[points], found.view[kept], new[found.point[kept]], found.coords[kept])
+
+
+def _join(parts: list[_Found]) -> _Found:
+    first = np.cumsum([0, *(len(part.xyz) for part in parts[:-1])])
+    moved = [part._replace(point=part.point + start) for part, start in zip(parts, first, strict=True)]
+    return _Found(*(np.concatenate(each) for each in zip(*moved, strict=True)))
+
+
+def _to_original(found: _Found, scene: SceneContent, surfaces: Surfaces) -> ObservedPoints:
+    """Bring observations to the pixels of the photos; leaves out those beside the photo, and points without any."""
+    coords = torch.from_numpy(found.coords)
+    original = torch.empty_like(coords)
+    inside = torch.zeros(len(coords), dtype=torch.bool)
+    view = torch.from_numpy(found.view)
+    for index, transform in enumerate(scene.transforms):
+        rows = (view == index).nonzero()[:, 0]
+        original[rows] = transform.to_original(coords[rows])
+        inside[rows] = lies_inside(original[rows], transform.original_hw)
+    point = torch.from_numpy(found.point)[inside]
+    kept, point = point.unique(return_inverse=True)
+    anchor = torch.from_numpy(found.anchor)[kept]
+    pixel = torch.from_numpy(surfaces.clamp(np.floor(found.coords[:, ::-1] + 0.5).astype(np.int64)))[inside]
+    view = view[inside]
+    confidence = torch.from_numpy(surfaces.confidence)[view, pixel[:, 0], pixel[:, 1]]
+    return ObservedPoints(
+        xyz=torch.from_numpy(found.xyz)[kept],
+        rgb=scene.images[anchor[:, 0], :, anchor[:, 1], anchor[:, 2]],
+        view=view,
+        point=point,
+        coords_px=original[inside],
+        confidence=confidence.float(),
+    )
