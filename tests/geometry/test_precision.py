@@ -10,7 +10,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 import geomtx.geometry
 from geometry.random_cameras import random_intrinsics, random_rigid, random_rotations
 from geomtx.geometry import (
+    BundleOptions,
+    BundleProblem,
     activate_pose,
+    adjust_bundle,
     apply_similarity,
     compose_rigid,
     decode_pose,
@@ -26,6 +29,7 @@ from geomtx.geometry import (
     project,
     quat_to_matrix,
     relate_cameras,
+    robust_loss,
     rotation_angle,
     sampson_distance,
     transform_points,
@@ -74,6 +78,16 @@ def scene() -> SceneBatch:
     return SceneBatch(rand(B, 2, 3, 4, 6), cameras(B, 2), depth=1 + rand(B, 2, 4, 6))
 
 
+def bundle() -> tuple[BundleProblem, BundleOptions]:
+    """Two views of all points, with strong damping, as two views determine little."""
+    view, point = torch.meshgrid(torch.arange(2), torch.arange(N), indexing="ij")
+    points, views = ahead(B, N), cameras(B, 2)
+    coords, _ = project(points[:, None], views.intrinsics, views.cam_from_world)
+    observed = coords.flatten(1, 2) + rand(B, 2 * N, 2)
+    index = (each.flatten().repeat(B, 1) for each in (view, point))
+    return BundleProblem(views, points, *index, observed, rand(B, 2 * N)), BundleOptions(damping=1.0, fixed_steps=1)
+
+
 def sine_signal(positions: Tensor) -> Tensor:
     return sincos(positions, 8, base=100.0)
 
@@ -85,6 +99,7 @@ def sampled_signal(coords: Tensor) -> Tensor:
 PAIRS = ViewPairs(torch.tensor([[1], [0]]))
 # Each with arguments in float64; rounded to half precision, they are arguments of their own.
 GEOMETRY: dict[Callable, Callable[[], tuple]] = {
+    adjust_bundle: bundle,
     apply_similarity: lambda: (fit_similarity(rand(B, N, 3), rand(B, N, 3)), rand(B, N, 3)),
     compose_rigid: lambda: (random_rigid(B), random_rigid(B)),
     decode_pose: lambda: (torch.cat([rand(B, 3), 300 * (rand(B, 4) - 0.5), 0.2 + rand(B, 2)], dim=-1), HW),
@@ -100,6 +115,7 @@ GEOMETRY: dict[Callable, Callable[[], tuple]] = {
     project: lambda: (ahead(B, N), random_intrinsics(B), near_rigid(B)),
     quat_to_matrix: lambda: (300 * (rand(B, 4) - 0.5),),
     relate_cameras: lambda: (cameras(B, 2), cameras(B, 1)),
+    robust_loss: lambda: (9 * rand(N), "huber", 1.0),
     rotation_angle: lambda: (random_rotations(B), random_rotations(B)),
     sampson_distance: lambda: (pixels(B, N), pixels(B, N), rand(B, 3, 3) - 0.5),
     transform_points: lambda: (random_rigid(B), rand(B, N, 3)),

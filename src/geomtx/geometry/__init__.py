@@ -5,6 +5,7 @@ precision can represent neither pixel coordinates nor rotations. Arguments of di
 widest of them. Gradients are finite wherever the derivative, or a one-sided derivative, is.
 """
 
+from geomtx.geometry.bundle import BundleOptions, BundleProblem, BundleResult, CenterPriors, adjust_bundle
 from geomtx.geometry.camera import (
     activate_pose,
     compose_rigid,
@@ -17,15 +18,22 @@ from geomtx.geometry.camera import (
 )
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
+from geomtx.geometry.robust import RobustLoss, robust_loss
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.scene_frame import RelativeCameras, normalize_scene, relate_cameras
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 
 __all__ = [
+    "BundleOptions",
+    "BundleProblem",
+    "BundleResult",
+    "CenterPriors",
     "RayOrder",
     "RelativeCameras",
+    "RobustLoss",
     "Similarity",
     "activate_pose",
+    "adjust_bundle",
     "apply_similarity",
     "compose_rigid",
     "decode_pose",
@@ -41,6 +49,7 @@ __all__ = [
     "project",
     "quat_to_matrix",
     "relate_cameras",
+    "robust_loss",
     "rotation_angle",
     "sampson_distance",
     "transform_points",
