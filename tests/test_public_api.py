@@ -44,6 +44,7 @@ INVENTORY = {
     "__version__": "string",
     "add_lora": "function",
     "aleatoric_loss": "function",
+    "align": "function",
     "camera_loss": "function",
     "decode_pose": "function",
     "encode_pose": "function",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 import geomtx
 from geometry.random_cameras import random_rigid
 from geomtx.geometry import compose_rigid, invert_rigid
+from geomtx.scene import KnownCameras
 from geomtx.scene.align import align_scene
 from geomtx.types import Predictions
 
@@ -103,3 +106,150 @@ def test_what_has_no_frame_in_common_is_refused(scene: geomtx.Scene) -> None:
     smaller = dataclasses.replace(scene, masks=scene.masks[:, :70], images=scene.images[:, :, :70])
     with pytest.raises(ValueError, match=r"scene.masks must have shape \(4, 84, 112\), got \(4, 70, 112\)"):
         align_scene(smaller, scene)
+
+
+def poses_of(scene: geomtx.Scene) -> Tensor:
+    assert scene.predictions.cameras is not None
+    return scene.predictions.cameras.cam_from_world
+
+
+def assert_told_alike(got: geomtx.Scene, want: geomtx.Scene) -> None:
+    """Cameras, depth and points are the same."""
+    torch.testing.assert_close(poses_of(got), poses_of(want), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(got.predictions.depth.value, want.predictions.depth.value, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(got.predictions.points.value, want.predictions.points.value, atol=5e-4, rtol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def wide(scene: geomtx.Scene) -> geomtx.Scene:
+    """The scene with cameras farther apart, in a world of its own."""
+    torch.manual_seed(8)
+    return moved(scene, random_rigid(1)[0], 2.3)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "float64", "cameras", "names", "files in folders", "known cameras"])
+def test_known_poses_bring_everything_into_their_world(scene: geomtx.Scene, wide: geomtx.Scene, kind: str) -> None:
+    poses = poses_of(wide)
+    known = {
+        "tensor": poses,
+        "float64": poses.double().numpy(),
+        "cameras": wide.predictions.cameras,
+        "names": {name: poses[view] for view, name in reversed(list(enumerate(scene.names)))},
+        "files in folders": {f"photos/{name}": poses[view].tolist() for view, name in enumerate(scene.names)},
+        "known cameras": KnownCameras(scene.names, poses.double(), None, (None,) * 4, "feet"),
+    }[kind]
+    aligned = geomtx.align(scene, poses=known)
+    assert_told_alike(aligned, wide)
+    assert aligned.units == ("feet" if kind == "known cameras" else "metres")
+    assert aligned.predictions.pose_encodings is None
+    assert re.match(
+        rf"4 of 4 cameras agree, to .* {aligned.units} and .* degrees \(median\), scale 2.3$",
+        aligned.provenance["alignment"],
+    )
+    assert aligned.world == "that of the known poses" != scene.world
+    torch.testing.assert_close(aligned.point_map().value, aligned.predictions.points.value, atol=1e-3, rtol=1e-3)
+
+
+def test_unknown_and_wrong_poses_and_two_that_are_known(scene: geomtx.Scene, wide: geomtx.Scene) -> None:
+    poses = poses_of(wide).clone()
+    poses[1] = torch.nan
+    torch.manual_seed(9)
+    poses[3] = random_rigid(1)[0].float()
+    aligned = geomtx.align(scene, poses=poses, units="feet")
+    assert_told_alike(aligned, wide)
+    assert "2 of 3 cameras agree" in aligned.provenance["alignment"]
+
+
+def test_known_positions_suffice_unless_they_are_on_a_line(scene: geomtx.Scene) -> None:
+    torch.manual_seed(10)
+    centers = torch.tensor([[0.0, 0, 0], [1, 0, 0.2], [0, 2, 0], [0.5, 1, 1]])
+    world_from_cam = torch.cat([poses_of(scene)[..., :3].mT, centers[..., None]], dim=-1)
+    apart = scene.predictions._replace(
+        cameras=scene.predictions.cameras._replace(cam_from_world=invert_rigid(world_from_cam))
+    )
+    apart_scene = dataclasses.replace(scene, predictions=apart)
+    wanted = moved(apart_scene, random_rigid(1)[0], 0.4)
+    positions = invert_rigid(poses_of(wanted))[..., 3]
+    assert_told_alike(geomtx.align(apart_scene, poses=positions), wanted)
+    named = dict(zip(scene.names[:3], positions, strict=False))
+    aligned = geomtx.align(apart_scene, poses=named)
+    assert_told_alike(aligned, wanted)
+    assert "degrees" not in aligned.provenance["alignment"]
+    line = torch.arange(4.0)[:, None] * torch.tensor([1.0, 2, 3])
+    with pytest.raises(ValueError, match="known camera positions must not lie on a line"):
+        geomtx.align(apart_scene, poses=line)
+    with pytest.raises(ValueError, match="must be at least 3, got 2"):
+        geomtx.align(apart_scene, poses=dict.fromkeys(scene.names[:2], positions[0]))
+
+
+def test_depth_of_a_sensor_gives_the_scale(scene: geomtx.Scene, wide: geomtx.Scene) -> None:
+    """Sparse, with holes and outliers, in pixels of the photos or of the model's images, of some views."""
+    torch.manual_seed(11)
+    depth = 1.7 * torch.stack([each.value for each in scene.depth])
+    depth[torch.rand_like(depth) < 0.9] = 0
+    depth[0, :20] = torch.nan
+    depth[1, :30] = 9.0
+    want = scene.rescale(1.7, units="metres")
+    named = {scene.names[2]: depth[2], f"folder/{scene.names[0]}": depth[0]}
+    for known in (depth, [None, depth[1], depth[2], None], named):
+        aligned = geomtx.align(scene, depth=known)
+        torch.testing.assert_close(aligned.predictions.depth.value, want.predictions.depth.value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(poses_of(aligned), poses_of(want), rtol=1e-4, atol=1e-4)
+        assert aligned.units == "metres"
+    assert aligned.world == scene.world
+    assert re.match(r"depth: \d+ of \d+ values agree, to .* % \(median\)$", aligned.provenance["alignment"])
+
+
+def test_distances_between_cameras_and_points_give_the_scale(scene: geomtx.Scene) -> None:
+    centers = invert_rigid(poses_of(scene))[..., 3]
+    baseline = float((centers[0] - centers[2]).norm())
+    scaled = geomtx.align(scene, distance=(0, scene.names[2], 3 * baseline), units="inches")
+    assert scaled.units == "inches"
+    torch.testing.assert_close(scaled.predictions.depth.value, 3 * scene.predictions.depth.value)
+    points = scene.predictions.points.value
+    length = float((points[1, 30, 20] - points[1, 60, 100]).norm())
+    measured = ((1, 20, 30), (1, 100, 60), 5 * length)
+    for distances in (measured, [measured], [measured, (0, 2, 5 * baseline), (0, 1, 77.0)]):
+        scaled = geomtx.align(scene, distance=distances)
+        torch.testing.assert_close(scaled.predictions.depth.value, 5 * scene.predictions.depth.value)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({}, "align must get one of poses, depth and distance, got none"),
+        ({"poses": torch.eye(3, 4), "depth": []}, "align must get one of poses, depth and distance, got poses, depth"),
+        ({"poses": torch.eye(4).expand(4, 4, 4)}, r"poses must have shape \(4, 3, 4\) or \(4, 3\), got \(4, 4, 4\)"),
+        ({"poses": torch.eye(3, 4).expand(4, 3, 4)}, "known cameras must not all be in one place"),
+        ({"poses": torch.ones(4, 3)}, "known cameras must not all be in one place"),
+        ({"poses": torch.full((4, 3, 4), torch.nan)}, "cameras in both worlds must be at least 2, got 0"),
+        ({"poses": 2 * torch.eye(3, 4).expand(4, 3, 4)}, r"poses must be \[R \| t\] with rotations R, .* 'view_0.p"),
+        ({"poses": -torch.eye(3, 4).expand(4, 3, 4)}, "got a matrix of determinant -1 that is 0 off an orthogonal one"),
+        ({"poses": {"x.png": torch.eye(3, 4)}}, "poses must be of one of the photos, got 'x.png' for the photos 'view"),
+        ({"poses": torch.rand(4, 3), "threshold": -1.0}, "threshold must be positive, got -1.0"),
+        ({"depth": torch.zeros(4, 84, 112)}, "depth must be finite and positive in a pixel that the scene has depth"),
+        ({"depth": torch.ones(4, 20, 30)}, r"depth of 'view_0.png' must have shape \(84, 112\) or .* got \(20, 30\)"),
+        ({"depth": torch.ones(3, 84, 112)}, r"depth must have one map per view \(4\), got 3"),
+        ({"distance": (0, 0, 1.0)}, "distance must be between two different places, got 0 and 0"),
+        ({"distance": (0, 4, 1.0)}, "view of a distance must be in 0 … 3, got 4"),
+        ({"distance": (0, "view_7.png", 1.0)}, "place must be one of 'view_0.png', .* got 'view_7.png'"),
+        ({"distance": (0, 1, -2.0)}, "distance must be finite and positive, got -2.0"),
+        ({"distance": (0, 1)}, r"distance must be \(a, b, length\) or several of these, got \(0, 1\)"),
+        ({"distance": ((0, 500, 1), 1, 2.0)}, r"query 0 \(0, 500, 1\) must lie inside view_0.png"),
+    ],
+)  # fmt: skip
+def test_what_says_nothing_of_the_scale_is_refused(scene: geomtx.Scene, known: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        geomtx.align(scene, **known)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scene_must_have_what_is_compared(scene: geomtx.Scene) -> None:
+    bare = strip(scene, "tracks")
+    for known, lacking in (
+        ({"poses": torch.eye(3, 4).expand(4, 3, 4)}, "scene must have cameras to be aligned to poses"),
+        ({"depth": torch.ones(4, 84, 112)}, "scene must have depth to be aligned to depth"),
+        ({"distance": (0, 1, 2.0)}, "scene must have cameras for distances between them"),
+    ):
+        with pytest.raises(ValueError, match=lacking):
+            geomtx.align(bare, **known)

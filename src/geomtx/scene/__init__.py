@@ -1,10 +1,20 @@
 """Predictions and the photos they belong to, as one scene in original pixels."""
 
 from geomtx.scene.align import align_scene
+from geomtx.scene.known_cameras import KnownCameras
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
 from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan
 
-__all__ = ["ObservedPoints", "PointCloud", "Scene", "WindowPlan", "align_scene", "observe_points", "reconstruct"]
+__all__ = [
+    "KnownCameras",
+    "ObservedPoints",
+    "PointCloud",
+    "Scene",
+    "WindowPlan",
+    "align_scene",
+    "observe_points",
+    "reconstruct",
+]

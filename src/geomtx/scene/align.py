@@ -1,22 +1,158 @@
-"""Bringing a scene into the frame and the unit of another that shows the same views."""
+"""Bringing a scene into the frame and the unit of what is known of it: cameras, depth, distances, or another scene of
+the same views.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_shape
+from geomtx.checks import check_finite_positive, check_shape
 from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.camera_alignment import (
+    Agreement,
+    agree_on_cameras,
+    agree_on_positions,
+    agree_on_scale,
+    fit_camera_similarity,
+)
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.scene.known_cameras import KnownCameras, check_poses, match_views, named_poses
+from geomtx.scene.known_lengths import Distance, depth_pairs, distance_pairs
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 
-__all__ = ["align_scene", "move_scene"]
+__all__ = ["align", "align_scene", "move_scene"]
 
 logger = logging.getLogger(__name__)
+
+
+Places = Cameras | Tensor | KnownCameras | Mapping[str, Any]
+"""Known places of cameras: poses or positions of the views in their order, or by the names of the photos."""
+
+
+def align(
+    scene: Scene,
+    *,
+    poses: Places | None = None,
+    depth: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
+    distance: Distance | Sequence[Distance] | None = None,
+    units: str | None = None,
+    threshold: float | None = None,
+) -> Scene:
+    """Bring a scene into the world and the unit of what is known of it: cameras, depth or distances.
+
+    Depth, points and cameras move together, so that projections stay where they are. Outliers don't sway the result,
+    which is the same every time: with poses it is the similarity that most cameras agree on (RANSAC, see
+    `geomtx.geometry.camera_alignment`), with depth or distances the scale that most of them agree on. A line in the log
+    and the scene's provenance, "alignment", say how well it fits.
+
+    Args:
+        scene: Scene with cameras for `poses` and distances between cameras, with depth for `depth`.
+        poses: Known poses `cam_from_world` with OpenCV axes, (S, 3, 4), or positions of the cameras, (S, 3), with NaN
+            for views that none is known of; the same as `Cameras`, as `KnownCameras` (`geomtx.scene.read_cameras`), or
+            as a mapping of the photos' names to (3, 4) or (3,). Two poses suffice, on a line too; positions must be
+            three that are not on a line.
+        depth: Known z-depth of the S views, each (h, w) in pixels of the photo or (H, W) in those of the model's image,
+            as from a sensor: values that are not finite and positive are unknown. None for a view without; or a mapping
+            of the photos' names to maps.
+        distance: Known distance (a, b, length) or several. `a` and `b` are cameras, as the index or the name of a view,
+            or points on the surface, as (view, x, y) in pixels of the original photo.
+        units: Name of the unit of what is known; defaults to that of `KnownCameras`, for others to "metres".
+        threshold: Distance up to which a camera agrees with its known place, in units of `poses`; defaults to a
+            twentieth of the median distance of the known cameras from their middle.
+
+    Returns:
+        The scene, for `poses` in their world and without `pose_encodings`, which hold for the first camera's frame
+        alone.
+
+    Raises:
+        ValueError: Unless exactly one of the three is given; for poses that are no rotations, cameras in one place,
+            positions on a line, names that are none of the scene's, depth or distances that are nowhere finite and
+            positive, and where the scene lacks what they are compared with.
+    """
+    given = [name for name, value in (("poses", poses), ("depth", depth), ("distance", distance)) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"align must get one of poses, depth and distance, got {', '.join(given) or 'none'}")
+    if poses is not None:
+        return _align_to_poses(scene, poses, units, threshold)
+    if depth is not None:
+        source, known = depth_pairs(scene, depth)
+        what = "depth"
+    else:
+        source, known = distance_pairs(scene, distance)
+        what = "distance"
+    scale, agrees = agree_on_scale(source, known)
+    off = (scale * source / known).log().abs()[agrees].median().expm1()
+    report = f"{what}: {int(agrees.sum())} of {len(agrees)} values agree, to {100 * off:.2g} % (median)"
+    return _noted(scene.rescale(float(scale), units="metres" if units is None else units), report)
+
+
+def _align_to_poses(scene: Scene, poses: Places, units: str | None, threshold: float | None) -> Scene:
+    cameras = scene.predictions.cameras
+    if cameras is None:
+        raise ValueError("scene must have cameras to be aligned to poses, but the model ran without its camera head")
+    if threshold is not None:
+        check_finite_positive("threshold", threshold)
+    if isinstance(poses, KnownCameras):
+        units = poses.units if units is None else units
+        poses = named_poses(poses)
+    known = _known_places(scene, poses)
+    source = _world_from_cam(cameras.cam_from_world)
+    usable = known.isfinite().flatten(1).all(1) & source.isfinite().flatten(1).all(1)
+    if known.ndim == 3:
+        check_poses("poses", known, scene.names)
+        found = agree_on_cameras(source[usable], _world_from_cam(known)[usable], threshold=threshold)
+    else:
+        places = _without_rounding(known.double(), known.dtype)
+        found = agree_on_positions(source[usable][..., 3], places[usable], threshold=threshold)
+    units = "metres" if units is None else units
+    moved = replace(move_scene(scene, found.similarity), units=units)
+    world = "that of the known poses" if known.ndim == 3 else "that of the known positions"
+    moved = replace(moved, provenance={**moved.provenance, "world": world})
+    return _noted(moved, _describe(found, units))
+
+
+def _describe(found: Agreement, units: str) -> str:
+    distance = f"{found.distance[found.agrees].median():.3g} {'' if units == 'up to scale' else units}".strip()
+    angle = "" if found.angle is None else f" and {found.angle[found.agrees].median().rad2deg():.2g} degrees"
+    return (
+        f"{int(found.agrees.sum())} of {len(found.agrees)} cameras agree, to {distance}{angle} (median), "
+        f"scale {found.similarity.scale:.5g}"
+    )
+
+
+def _noted(scene: Scene, report: str) -> Scene:
+    logger.info("aligned: %s", report)
+    return replace(scene, provenance={**scene.provenance, "alignment": report})
+
+
+def _known_places(scene: Scene, poses: Any) -> Tensor:
+    """Return poses (S, 3, 4) or positions (S, 3) of the views, floating point, NaN where none is known."""
+    if isinstance(poses, Cameras):
+        poses = poses.cam_from_world
+    if isinstance(poses, Mapping):
+        order = match_views(list(poses), scene.names, "poses")
+        values = [_to_tensor(value) for value in poses.values()]
+        check_shape("poses", values[0], (3, 4), (3,))
+        for value in values:
+            check_shape("poses", value, tuple(values[0].shape))
+        unknown = torch.full_like(values[0], torch.nan)
+        return torch.stack([unknown if index is None else values[index] for index in order])
+    places = _to_tensor(poses)
+    check_shape("poses", places, (len(scene), 3, 4), (len(scene), 3))
+    return places
+
+
+def _to_tensor(values: Any) -> Tensor:
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values, dtype=np.float64))
+    return (tensor if tensor.is_floating_point() else tensor.double()).detach().cpu()
 
 
 def align_scene(scene: Scene, target: Scene) -> Scene:
@@ -42,7 +178,8 @@ def align_scene(scene: Scene, target: Scene) -> Scene:
     similarity = _fit_points(scene, target) or _fit_cameras(scene, target)
     if similarity is None:
         raise ValueError("scene must have points or cameras, as the target has, to be aligned, got neither in common")
-    return replace(move_scene(scene, similarity), units=target.units)
+    moved = replace(move_scene(scene, similarity), units=target.units)
+    return replace(moved, provenance={**moved.provenance, "world": target.world})
 
 
 def move_scene(scene: Scene, similarity: Similarity) -> Scene:
@@ -84,23 +221,14 @@ def _fit_points(scene: Scene, target: Scene) -> Similarity | None:
 def _fit_cameras(scene: Scene, target: Scene) -> Similarity | None:
     if scene.predictions.cameras is None or target.predictions.cameras is None:
         return None
-    source, wanted = (_world_from_cam(each) for each in (scene.predictions.cameras, target.predictions.cameras))
+    source, wanted = (_world_from_cam(each.predictions.cameras.cam_from_world) for each in (scene, target))
     both = source.isfinite().all(-1).all(-1) & wanted.isfinite().all(-1).all(-1)
     if not both.any():
         return fit_similarity(source[..., 3], wanted[..., 3], both)
-    source, wanted = source[both], wanted[both]
-    import roma
-
-    # Centres alone would leave the turn open for one view, and the roll for centres on a line.
-    rotation = roma.special_procrustes((wanted[..., :3] @ source[..., :3].mT).sum(0))
-    (source_center, source_spread), (wanted_center, wanted_spread) = (
-        _spread(each[..., 3]) for each in (source, wanted)
-    )
-    scale = wanted_spread / source_spread
-    if not (source_spread > 0 and wanted_spread > 0):
+    if any((each[both][1:, :, 3] == each[both][:1, :, 3]).all() for each in (source, wanted)):
         logger.warning("cameras in one place give no scale between the scenes, it is left as it is")
-        scale = torch.ones_like(scale)
-    return Similarity(scale, rotation, wanted_center - scale * (rotation @ source_center))
+    # Centres alone would leave the turn open for one view, and the roll for centres on a line.
+    return fit_camera_similarity(source[both], wanted[both])
 
 
 def _has_points(scene: Scene) -> bool:
@@ -108,12 +236,16 @@ def _has_points(scene: Scene) -> bool:
     return has_depth or scene.predictions.points is not None
 
 
-def _world_from_cam(cameras: Cameras) -> Tensor:
-    return invert_rigid(cameras.cam_from_world.double())
+def _world_from_cam(cam_from_world: Tensor) -> Tensor:
+    """Return the inverse poses (S, 3, 4) in float64; centres that differ by rounding alone are the same."""
+    poses = invert_rigid(cam_from_world.double())
+    return torch.cat([poses[..., :3], _without_rounding(poses[..., 3], cam_from_world.dtype)[..., None]], dim=-1)
 
 
-def _spread(centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of centres (S, 3), and their root mean square distance from it: 0 within float32's rounding."""
-    middle = centers.mean(0)
-    spread = (centers - middle).square().sum(-1).mean().sqrt()
-    return middle, torch.where(spread > 1e-6 * centers.norm(dim=-1).max(), spread, 0.0)
+def _without_rounding(centers: Tensor, dtype: torch.dtype) -> Tensor:
+    finite = centers.isfinite().all(-1)
+    middle = centers[finite].mean(0)
+    spread = (centers[finite] - middle).square().sum(-1).mean().sqrt()
+    # Numbers in files have nine digits.
+    rounding = max(8 * torch.finfo(dtype).eps, 1e-8) * centers[finite].norm(dim=-1).max() if finite.any() else spread
+    return torch.where(finite[:, None] & (spread <= rounding), middle, centers)

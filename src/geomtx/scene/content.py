@@ -15,7 +15,10 @@ from geomtx.scene.points import NoPointsError, PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
 from geomtx.views import ViewTransform
 
-__all__ = ["SceneContent"]
+__all__ = ["FIRST_CAMERA", "SceneContent"]
+
+FIRST_CAMERA = "the first view's camera, as the model predicts it"
+"""The world of a scene, unless it was aligned with another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,11 @@ class SceneContent:
         found = [name for name, value in self.predictions._asdict().items() if value is not None]
         height, width = self.images.shape[-2:]
         return f"Scene({len(self)} views of {width}x{height}, {', '.join(found) or 'empty'}; {self.units})"
+
+    @property
+    def world(self) -> str:
+        """What the world's frame is: the first view's camera, unless `align` or a reference view say otherwise."""
+        return self.provenance.get("world", FIRST_CAMERA)
 
     @property
     def cameras(self) -> Cameras | None:

@@ -78,7 +78,7 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
         "units": scene.units,
         "notice": scene.notice,
         "provenance": json.dumps(dict(scene.provenance)),
-        "conventions": json.dumps(CAMERA_CONVENTIONS),
+        "conventions": json.dumps({**CAMERA_CONVENTIONS, "world": scene.world}),
         "views": json.dumps(views),
     }
     _write_safetensors(user_path(path), entries, metadata)

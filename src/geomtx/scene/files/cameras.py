@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geomtx.scene.content import SceneContent
+from geomtx.scene.content import FIRST_CAMERA, SceneContent
 from geomtx.scene.files.json_file import to_plain, write_json
 
 __all__ = ["CAMERA_CONVENTIONS", "write_cameras"]
@@ -12,7 +12,7 @@ __all__ = ["CAMERA_CONVENTIONS", "write_cameras"]
 CAMERA_CONVENTIONS = {
     "cam_from_world": "3x4 [R | t], x_cam = R x_world + t",
     "axes": "OpenCV: x right, y down, z forward",
-    "world": "the first view's camera, as the model predicts it",
+    "world": FIRST_CAMERA,
     "intrinsics": "3x3, pixels of the original photo, upright (after its EXIF orientation)",
     "pixel_centers": "at integers: the centre of the upper left pixel is (0, 0)",
     "transform": "to model pixels: x_model = (x + 0.5) * scale[0] + offset[0] - 0.5, likewise y; *_hw: (rows, columns)",
@@ -48,7 +48,7 @@ def write_cameras(path: str | Path, scene: SceneContent) -> None:
         "format": "geomtx.cameras",
         "version": 1,
         **({"notice": scene.notice} if scene.notice else {}),
-        "conventions": CAMERA_CONVENTIONS,
+        "conventions": {**CAMERA_CONVENTIONS, "world": scene.world},
         "units": scene.units,
         "views": views,
     }

@@ -1,0 +1,278 @@
+"""Similarities between two sets of cameras of the same photos, and scales between lengths, that outliers don't sway."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.geometry.rotation import rotation_angle
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.layers.precision import float32_island
+from geomtx.types import Bool, Float, show_shapes
+
+__all__ = ["Agreement", "agree_on_cameras", "agree_on_positions", "agree_on_scale", "fit_camera_similarity"]
+
+_HYPOTHESES = 1000
+_SHARE_OF_SPREAD = 0.05  # distance that counts as agreement, as a share of how far the cameras lie apart
+_ANGLE = 0.2  # angle in radians that counts as agreement
+_AGREEING = 3  # one in so many cameras must agree, or the threshold is doubled
+_ROUNDS = 10
+_LINE = 0.01  # spread across a line over that along it
+_LOG_SCALE = 0.05  # difference of the logarithms of two scales that counts as agreement
+_SCALES = 200
+_DEVIATIONS = 4.0  # of the median absolute deviation
+
+
+@show_shapes
+class Agreement(NamedTuple):
+    """A similarity that most cameras agree on.
+
+    Attributes:
+        similarity: Similarity from the source's world to the target's.
+        agrees: Cameras that the similarity was fitted to, (S,) bool.
+        distance: Distance of each camera from its place after the similarity, (S,), in units of the target.
+        angle: Angle between each camera and its target in radians, (S,); None where rotations were not given.
+        threshold: Distance up to which a camera agrees.
+    """
+
+    similarity: Similarity
+    agrees: Bool[Tensor, " s"]
+    distance: Float[Tensor, " s"]
+    angle: Tensor | None
+    threshold: float
+
+
+@float32_island
+def fit_camera_similarity(
+    source: Float[Tensor, "*batch s 3 4"], target: Float[Tensor, "*batch s 3 4"], weights: Tensor | None = None
+) -> Similarity:
+    """Return the similarity between the worlds of the same cameras.
+
+    The rotation is the one of least squares between the axes of the cameras and between their centres, each set scaled
+    to a spread of one, so that two cameras, or cameras on a line, determine it; the scale is the ratio of the spreads
+    of the centres. Centres in one place, or a single camera, leave the scale at 1.
+
+    Args:
+        source: `world_from_cam` of S cameras, (..., S, 3, 4).
+        target: `world_from_cam` of the same cameras in another world, (..., S, 3, 4).
+        weights: Weights of the cameras, (..., S), not negative; defaults to equal weights.
+
+    Raises:
+        ValueError: If a shape is another one.
+    """
+    import roma
+
+    check_shape("source", source, ("...", "S", 3, 4))
+    check_shape("target", target, tuple(source.shape))
+    if weights is None:
+        weights = torch.ones(source.shape[:-2], dtype=source.dtype, device=source.device)
+    shares = (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(source.dtype).tiny))[..., None]
+    (source_center, source_unit, source_spread), (target_center, target_unit, target_spread) = (
+        _spread_of(each[..., 3], shares) for each in (source, target)
+    )
+    axes = (shares[..., None] * (target[..., :3] @ source[..., :3].mT)).sum(-3) / 3
+    rotation = roma.special_procrustes(axes + (shares * target_unit).mT @ source_unit)
+    extended = (source_spread > 0) & (target_spread > 0)
+    scale = torch.where(extended, target_spread / torch.where(extended, source_spread, 1.0), 1.0)
+    moved = scale[..., None] * (rotation @ source_center[..., None]).squeeze(-1)
+    return Similarity(scale, rotation, target_center - moved)
+
+
+def _spread_of(centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean of centres (..., S, 3), the centres around it with a spread of 1, and their spread.
+
+    Rounding errors of centres in one place don't count as a spread, which is 0 then.
+    """
+    middle = (shares * centers).sum(-2)
+    centered = centers - middle[..., None, :]
+    spread = (shares * centered.square()).sum((-2, -1)).sqrt()
+    largest = torch.linalg.vector_norm(centers, dim=-1).amax(-1)
+    spread = torch.where(spread > 8 * torch.finfo(centers.dtype).eps * largest, spread, 0.0)
+    unit = centered / torch.where(spread > 0, spread, 1.0)[..., None, None]
+    return middle, torch.where((spread > 0)[..., None, None], unit, 0.0), spread
+
+
+def agree_on_cameras(
+    source: Float[Tensor, "s 3 4"], target: Float[Tensor, "s 3 4"], *, threshold: float | None = None
+) -> Agreement:
+    """Return the similarity that most of two or more cameras agree on, by random sample consensus.
+
+    Every pair of cameras gives a similarity; of more than 1,000 pairs, 1,000 are drawn with a fixed seed. The one with
+    the smallest sum of log(1 + e²) wins, where e² = (distance / threshold)² + (angle / 0.2 rad)² of a camera. It is
+    fitted again to the cameras with e ≤ 1 until these stay the same. Where fewer than a third of the cameras agree,
+    both thresholds are doubled.
+
+    Args:
+        source: `world_from_cam` of S cameras, (S, 3, 4), finite.
+        target: `world_from_cam` of the same cameras in another world, (S, 3, 4), finite.
+        threshold: Distance in units of the target; defaults to a twentieth of the median distance of the target's
+            cameras from their middle.
+
+    Raises:
+        ValueError: If there are fewer than two cameras, or those of one world are all in one place.
+
+    Source: Fischler and Bolles 1981 (RANSAC).
+    """
+    check_shape("source", source, ("S", 3, 4))
+    check_shape("target", target, tuple(source.shape))
+    _check_places(source[..., 3], target[..., 3], 2)
+    pairs = _subsets(len(source), 2)
+    half = source.new_full((1, 2, 1), 0.5)
+    apart = [_spread_of(each[pairs][..., 3], half)[2] > 0 for each in (source, target)]
+
+    def measure(similarity: Similarity) -> tuple[Tensor, Tensor]:
+        turned = similarity.rotation[..., None, :, :] @ source[..., :3]
+        return _distances(similarity, source[..., 3], target[..., 3]), rotation_angle(
+            turned, target[..., :3].expand_as(turned)
+        )
+
+    def fit(chosen: Tensor) -> Similarity:
+        return fit_camera_similarity(source[chosen], target[chosen])
+
+    return _find_agreement(fit, measure, pairs[apart[0] & apart[1]], target[..., 3], threshold)
+
+
+def agree_on_positions(
+    source: Float[Tensor, "s 3"], target: Float[Tensor, "s 3"], *, threshold: float | None = None
+) -> Agreement:
+    """Return the similarity that most of three or more points agree on, see `agree_on_cameras`, from triples of points.
+
+    Args:
+        source: Points, (S, 3), finite.
+        target: The same points in another world, (S, 3), finite.
+        threshold: See `agree_on_cameras`.
+
+    Raises:
+        ValueError: If there are fewer than three points, or they, or those that agree, lie in one place or on a line:
+            within a hundredth of their extent along it.
+    """
+    check_shape("source", source, ("S", 3))
+    check_shape("target", target, tuple(source.shape))
+    _check_places(source, target, 3)
+    _check_line(source, target)
+
+    def measure(similarity: Similarity) -> tuple[Tensor, None]:
+        return _distances(similarity, source, target), None
+
+    def fit(chosen: Tensor) -> Similarity:
+        return fit_similarity(source[chosen], target[chosen])
+
+    found = _find_agreement(fit, measure, _subsets(len(source), 3), target, threshold)
+    _check_line(source[found.agrees], target[found.agrees])
+    return found
+
+
+def agree_on_scale(source: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+    """Return the scale that most of N pairs of lengths agree on, and which of them do.
+
+    The scale is chosen among the ratios (200 of them, evenly by rank), by the sum of log(1 + e²), where e is the
+    logarithm of a ratio over the scale, in units of 0.05. The logarithms within 0.05 of it agree; those within twice as
+    much, and so on, where these are fewer than a third. The result is the geometric mean of the ratios that agree,
+    without those farther from the median than four times as far as half of them.
+
+    Args:
+        source: Lengths, (N,), finite and positive.
+        target: The same lengths in another unit, (N,), finite and positive.
+
+    Returns:
+        Scale () in units of the target for one of the source, and mask (N,) bool of the pairs that agree.
+    """
+    ratios = target.double().log() - source.double().log()
+    ordered = ratios.sort().values
+    candidates = ordered[torch.linspace(0, len(ordered) - 1, min(_SCALES, len(ordered))).round().long()]
+    costs = torch.stack([((ratios - each) / _LOG_SCALE).square().log1p().sum() for each in candidates])
+    best, width = candidates[costs.argmin()], _LOG_SCALE
+    agrees = (ratios - best).abs() <= width
+    while int(agrees.sum()) * _AGREEING < len(ratios):
+        width *= 2
+        agrees = (ratios - best).abs() <= width
+    # Outliers can lie within this width by chance, where the others hardly differ.
+    center = _median(ratios[agrees])
+    deviation = (ratios - center).abs()
+    agrees &= deviation <= _DEVIATIONS * _median(deviation[agrees]) + torch.finfo(torch.float32).eps
+    return ratios[agrees].mean().exp(), agrees
+
+
+def _median(values: Tensor) -> Tensor:
+    """Return the median, that of an even number halfway between two values, as torch's is not."""
+    ordered = values.sort().values
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _subsets(count: int, size: int) -> Tensor:
+    """Return all subsets (K, size) of `count` numbers, or 1,000 of them."""
+    total = count * (count - 1) // 2 if size == 2 else count * (count - 1) * (count - 2) // 6
+    if total <= _HYPOTHESES:
+        return torch.tensor(list(itertools.combinations(range(count), size)))
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(_HYPOTHESES, count, generator=generator).topk(size, dim=1).indices.sort(dim=1).values
+
+
+def _distances(similarity: Similarity, source: Tensor, target: Tensor) -> Tensor:
+    moved = apply_similarity(similarity, source.expand(*similarity.scale.shape, *source.shape))
+    return torch.linalg.vector_norm(moved - target, dim=-1)
+
+
+def _check_places(source: Tensor, target: Tensor, least: int) -> None:
+    if len(source) < least:
+        raise ValueError(f"cameras in both worlds must be at least {least}, got {len(source)}")
+    shares = source.new_full((len(source), 1), 1 / len(source))
+    for name, centers in (("scene", source), ("known", target)):
+        if not _spread_of(centers, shares)[2] > 0:
+            raise ValueError(f"{name} cameras must not all be in one place, which says nothing of the scale")
+
+
+def _check_line(source: Tensor, target: Tensor) -> None:
+    for name, centers in (("scene", source), ("known", target)):
+        along, across, _ = torch.linalg.svdvals(centers - centers.mean(0)).tolist()
+        if not across > _LINE * along:
+            raise ValueError(
+                f"{name} camera positions must not lie on a line, which leaves the turn about it open, got a spread "
+                f"across it of {across / along:.2g} of that along it; give rotations too"
+            )
+
+
+def _find_agreement(
+    fit: Callable[[Tensor], Similarity],
+    measure: Callable[[Similarity], tuple[Tensor, Tensor | None]],
+    subsets: Tensor,
+    places: Tensor,
+    threshold: float | None,
+) -> Agreement:
+    """Fit to subsets of the cameras, choose the best fit, and fit again to the cameras that agree with it.
+
+    Args:
+        fit: Function that fits a similarity to the cameras of an index or a mask.
+        measure: Function that returns distances and angles of all cameras after a similarity.
+        subsets: Indices (K, 2 or 3) of the cameras of each hypothesis.
+        places: Centres of the target's cameras, (S, 3).
+        threshold: See `agree_on_cameras`.
+    """
+    distances = torch.linalg.vector_norm(places - places.median(0).values, dim=-1)
+    limit = threshold or _SHARE_OF_SPREAD * float(distances.median() or distances.mean())
+    wide, least = 1.0, max(subsets.shape[1], -(-len(places) // _AGREEING))
+
+    def errors(similarity: Similarity) -> Tensor:
+        distance, angle = measure(similarity)
+        square = (distance / (wide * limit)).square()
+        return square if angle is None else square + (angle / (wide * _ANGLE)).square()
+
+    hypotheses = fit(subsets)
+    winner = errors(hypotheses).log1p().sum(-1).argmin()
+    best = Similarity(*(part[winner] for part in hypotheses))
+    while int((errors(best) <= 1).sum()) < least:
+        wide *= 2
+    agrees = errors(best) <= 1
+    for _ in range(_ROUNDS):
+        best = fit(agrees)
+        now = errors(best) <= 1
+        if int(now.sum()) < least or torch.equal(now, agrees):
+            break
+        agrees = now
+    distance, angle = measure(best)
+    return Agreement(best, agrees, distance, angle, wide * limit)

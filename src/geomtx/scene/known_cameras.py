@@ -1,0 +1,233 @@
+"""Cameras that are known before a reconstruction: their place in a scene, and their match with its views by name."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras, show_shapes
+from geomtx.views import ViewTransform
+
+__all__ = [
+    "KnownCameras",
+    "check_poses",
+    "match_views",
+    "named_poses",
+    "place_cameras",
+    "select_views",
+    "use_intrinsics",
+]
+
+logger = logging.getLogger(__name__)
+
+_ROTATION_TOLERANCE = 1e-3
+_SHAPE_TOLERANCE = 0.01
+_MOST_NAMED = 3
+_FOCAL_RATIO = 1.2
+
+
+@show_shapes
+class KnownCameras(NamedTuple):
+    """Cameras of photos, by the photos' names. What is not known of one of them is NaN, what isn't of any is None.
+
+    Attributes:
+        names: Names of N photos.
+        cam_from_world: Poses with OpenCV axes, (N, 3, 4) float64.
+        intrinsics: Intrinsics in pixels of the upright photos, (N, 3, 3) float64, pixel centres at integers.
+        image_hw: Height and width of each photo in pixels; None where it isn't known.
+        units: Unit of lengths, "up to scale" where it is unknown.
+    """
+
+    names: tuple[str, ...]
+    cam_from_world: Tensor | None
+    intrinsics: Tensor | None
+    image_hw: tuple[tuple[int, int] | None, ...]
+    units: str = "up to scale"
+
+
+def match_views(known: Sequence[str], names: Sequence[str], what: str) -> list[int | None]:
+    """Return for each view the index of the known name that is the same, or has the same file name; None for no match.
+
+    Args:
+        known: Names that something is known of, with or without folders.
+        names: Names of the views.
+        what: Noun for what is known, for the error.
+
+    Raises:
+        ValueError: If a known name is there twice, or none of them matches a view.
+    """
+    _check_different(known, what)
+    exact = {name: index for index, name in enumerate(known)}
+    files = Counter(PurePosixPath(name).name for name in known)
+    by_file = {PurePosixPath(name).name: index for index, name in enumerate(known)}
+    own_files = Counter(PurePosixPath(name).name for name in names)
+    found: list[int | None] = []
+    for name in names:
+        file = PurePosixPath(name).name
+        alone = files[file] == own_files[file] == 1
+        found.append(exact.get(name, by_file.get(file) if alone else None))
+    if all(index is None for index in found):
+        raise ValueError(
+            f"{what} must be of one of the photos, got {_enumerate(known)} for the photos {_enumerate(names)}"
+        )
+    return found
+
+
+def select_views(known: KnownCameras, names: Sequence[str]) -> KnownCameras:
+    """Return the known cameras of a scene's views in their order; NaN for those that have none.
+
+    Views without a camera are named in a warning in the log.
+
+    Raises:
+        ValueError: See `match_views`.
+    """
+    order = match_views(known.names, names, "known cameras")
+    missing = [name for name, index in zip(names, order, strict=True) if index is None]
+    if missing:
+        logger.warning("%d of %d photos have no known camera: %s", len(missing), len(names), _enumerate(missing))
+    return KnownCameras(
+        names=tuple(names),
+        cam_from_world=_pick(known.cam_from_world, order),
+        intrinsics=_pick(known.intrinsics, order),
+        image_hw=tuple(None if index is None else known.image_hw[index] for index in order),
+        units=known.units,
+    )
+
+
+def named_poses(known: KnownCameras) -> dict[str, Tensor]:
+    """Return the name of each photo with a known pose → its pose (3, 4) in float64.
+
+    Raises:
+        ValueError: If there are none, or a name is there twice.
+    """
+    poses = known.cam_from_world
+    finite = [] if poses is None else poses.isfinite().flatten(1).all(1).tolist()
+    if poses is None or not any(finite):
+        raise ValueError("known cameras must have poses to align a scene to, got none")
+    names = [name for name, is_known in zip(known.names, finite, strict=True) if is_known]
+    _check_different(names, "known cameras")
+    return dict(zip(names, poses[torch.tensor(finite)], strict=True))
+
+
+def check_poses(name: str, poses: Tensor, names: Sequence[str]) -> None:
+    """Require rotations in the finite ones among poses (S, 3, 4), to a thousandth.
+
+    Raises:
+        ValueError: Naming the view.
+    """
+    rotation = poses[..., :3].double()
+    off = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64)).abs().amax((-2, -1))
+    determinant = torch.linalg.det(rotation.nan_to_num(0.0, 0.0, 0.0))
+    finite = poses.isfinite().flatten(1).all(1)
+    wrong = (finite & ((off > _ROTATION_TOLERANCE) | (determinant < 0))).nonzero()[:, 0].tolist()
+    if wrong:
+        view = wrong[0]
+        raise ValueError(
+            f"{name} must be [R | t] with rotations R, got a matrix of determinant {determinant[view]:.4g} that is "
+            f"{off[view]:.2g} off an orthogonal one for '{names[view]}'"
+        )
+
+
+def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
+    """Return the scene with known intrinsics in place of the predicted ones, for its points and all that is written.
+
+    Depth stays as it is: it belongs to the predicted focal length, so points are stretched along the viewing direction
+    where the two differ much; a warning in the log says so from a fifth on.
+
+    Args:
+        scene: Scene with cameras.
+        known: Known cameras, see `match_views`. Those of photos of another size, but the same shape, are scaled.
+
+    Raises:
+        ValueError: If the scene has no cameras, the intrinsics are none, or photos have another shape.
+    """
+    cameras = scene.predictions.cameras
+    if cameras is None:
+        raise ValueError("scene must have cameras to get known intrinsics, but the model ran without its camera head")
+    chosen = select_views(known, scene.names)
+    if chosen.intrinsics is None:
+        return scene
+    intrinsics = cameras.intrinsics.clone()
+    ratios = []
+    for view, transform in enumerate(scene.transforms):
+        matrix = chosen.intrinsics[view]
+        if not matrix.isfinite().all():
+            continue
+        matrix = _to_size(matrix, chosen.image_hw[view], transform.original_hw, scene.names[view])
+        mapped = transform.intrinsics_from_original(matrix)
+        ratios.append(float(mapped[0, 0] / cameras.intrinsics[view, 0, 0]))
+        intrinsics[view] = mapped.to(intrinsics.dtype)
+    ratio = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
+    if not 1 / _FOCAL_RATIO < ratio < _FOCAL_RATIO:
+        logger.warning(
+            "known focal lengths are %.2f times as long as predicted ones, which depth was predicted with: points are "
+            "stretched along the viewing direction",
+            ratio,
+        )
+    return _with_cameras(scene, cameras._replace(intrinsics=intrinsics))
+
+
+def place_cameras(scene: Scene, known: KnownCameras) -> Scene:
+    """Return the scene with known poses in place of those of the same views.
+
+    The scene must be in the world of the known poses, see `align`; its depth stays as it is.
+
+    Args:
+        scene: Scene with cameras.
+        known: Known cameras, see `match_views`.
+
+    Raises:
+        ValueError: If the scene has no cameras, or poses are no rotations.
+    """
+    cameras = scene.predictions.cameras
+    chosen = select_views(known, scene.names)
+    if cameras is None or chosen.cam_from_world is None:
+        raise ValueError("scene and known cameras must have poses to put them in place, got none")
+    check_poses("known poses", chosen.cam_from_world, scene.names)
+    known_ones = chosen.cam_from_world.isfinite().flatten(1).all(1)[:, None, None]
+    poses = torch.where(known_ones, chosen.cam_from_world.to(cameras.cam_from_world.dtype), cameras.cam_from_world)
+    return _with_cameras(scene, cameras._replace(cam_from_world=poses))
+
+
+def _check_different(names: Sequence[str], what: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} must have different names, got '{twice[0]}' twice")
+
+
+def _with_cameras(scene: Scene, cameras: Cameras) -> Scene:
+    return replace(scene, predictions=scene.predictions._replace(cameras=cameras, pose_encodings=None))
+
+
+def _to_size(intrinsics: Tensor, known_hw: tuple[int, int] | None, photo_hw: tuple[int, int], name: str) -> Tensor:
+    """Return the intrinsics in pixels of the photo, which may be an enlarged or reduced copy of the known one."""
+    if known_hw is None or known_hw == photo_hw:
+        return intrinsics
+    scale_y, scale_x = (own / other for own, other in zip(photo_hw, known_hw, strict=True))
+    if abs(scale_x / scale_y - 1) > _SHAPE_TOLERANCE:
+        known, own = (f"{width}x{height}" for height, width in (known_hw, photo_hw))
+        raise ValueError(f"known camera of '{name}' must be of a photo of its shape, {own} pixels upright, got {known}")
+    return ViewTransform(known_hw, photo_hw, (scale_x, scale_y)).intrinsics_from_original(intrinsics)
+
+
+def _pick(values: Tensor | None, order: Sequence[int | None]) -> Tensor | None:
+    if values is None:
+        return None
+    picked = values.new_full((len(order), *values.shape[1:]), torch.nan)
+    for view, index in enumerate(order):
+        if index is not None:
+            picked[view] = values[index]
+    return picked
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more
