@@ -16,22 +16,14 @@ from geomtx.geometry.camera import (
     invert_rigid,
     transform_points,
 )
-from geomtx.geometry.camera_alignment import (
-    Agreement,
-    agree_on_cameras,
-    agree_on_positions,
-    agree_on_scale,
-    fit_camera_similarity,
-)
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
 from geomtx.geometry.robust import RobustLoss, robust_loss
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.scene_frame import RelativeCameras, normalize_scene, relate_cameras
-from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
 
 __all__ = [
-    "Agreement",
     "BundleOptions",
     "BundleProblem",
     "BundleResult",
@@ -42,9 +34,6 @@ __all__ = [
     "Similarity",
     "activate_pose",
     "adjust_bundle",
-    "agree_on_cameras",
-    "agree_on_positions",
-    "agree_on_scale",
     "apply_similarity",
     "compose_rigid",
     "decode_pose",

@@ -1,4 +1,4 @@
-"""Similarity transforms between two sets of corresponding points (Umeyama, TPAMI 1991)."""
+"""Similarity transforms between two sets of corresponding points (Umeyama, TPAMI 1991) or cameras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from geomtx.checks import check_floating, check_shape
 from geomtx.layers.precision import float32_island
 from geomtx.types import Float, show_shapes
 
-__all__ = ["Similarity", "apply_similarity", "fit_similarity"]
+__all__ = ["Similarity", "apply_similarity", "fit_camera_similarity", "fit_similarity"]
 
 
 @show_shapes
@@ -65,6 +65,42 @@ def fit_similarity(
 
 
 @float32_island
+def fit_camera_similarity(
+    source: Float[Tensor, "*batch s 3 4"], target: Float[Tensor, "*batch s 3 4"], weights: Tensor | None = None
+) -> Similarity:
+    """Return the similarity between the worlds of the same cameras.
+
+    The rotation is the one of least squares between the axes of the cameras and between their centres, each set scaled
+    to a spread of one, so that two cameras, or cameras on a line, determine it; the scale is the ratio of the spreads
+    of the centres. Centres in one place, or a single camera, leave the scale at 1.
+
+    Args:
+        source: `world_from_cam` of S cameras, (..., S, 3, 4).
+        target: `world_from_cam` of the same cameras in another world, (..., S, 3, 4).
+        weights: Weights of the cameras, (..., S), not negative; defaults to equal weights.
+
+    Raises:
+        ValueError: If a shape is another one.
+    """
+    import roma
+
+    check_shape("source", source, ("...", "S", 3, 4))
+    check_shape("target", target, tuple(source.shape))
+    if weights is None:
+        weights = torch.ones(source.shape[:-2], dtype=source.dtype, device=source.device)
+    shares = (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(source.dtype).tiny))[..., None]
+    (source_center, source_unit, source_spread), (target_center, target_unit, target_spread) = (
+        _spread_of(each[..., 3], shares) for each in (source, target)
+    )
+    axes = (shares[..., None] * (target[..., :3] @ source[..., :3].mT)).sum(-3) / 3
+    rotation = roma.special_procrustes(axes + (shares * target_unit).mT @ source_unit)
+    extended = (source_spread > 0) & (target_spread > 0)
+    scale = torch.where(extended, target_spread / torch.where(extended, source_spread, 1.0), 1.0)
+    moved = scale[..., None] * (rotation @ source_center[..., None]).squeeze(-1)
+    return Similarity(scale, rotation, target_center - moved)
+
+
+@float32_island
 def apply_similarity(similarity: Similarity, points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*batch n 3"]:
     """Return scale · R x + t for N points of each similarity, (..., N, 3), in float32 or better.
 
@@ -114,3 +150,17 @@ def _center_and_scale(points: Tensor, center: Tensor, weights: Tensor) -> tuple[
     spread = torch.where(has_extent, square, 1.0).sqrt()
     unit = torch.where(has_extent[..., None, None], centered / spread[..., None, None], 1.0)
     return unit, torch.where(has_extent, spread, 0.0)
+
+
+def _spread_of(centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean of centres (..., S, 3), the centres around it with a spread of 1, and their spread.
+
+    Rounding errors of centres in one place don't count as a spread, which is 0 then.
+    """
+    middle = (shares * centers).sum(-2)
+    centered = centers - middle[..., None, :]
+    spread = (shares * centered.square()).sum((-2, -1)).sqrt()
+    largest = torch.linalg.vector_norm(centers, dim=-1).amax(-1)
+    spread = torch.where(spread > 8 * torch.finfo(centers.dtype).eps * largest, spread, 0.0)
+    unit = centered / torch.where(spread > 0, spread, 1.0)[..., None, None]
+    return middle, torch.where((spread > 0)[..., None, None], unit, 0.0), spread

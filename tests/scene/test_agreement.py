@@ -5,13 +5,8 @@ import torch
 from torch import Tensor
 
 from geometry.random_cameras import random_rigid, random_rotations
-from geomtx.geometry.camera_alignment import (
-    agree_on_cameras,
-    agree_on_positions,
-    agree_on_scale,
-    fit_camera_similarity,
-)
-from geomtx.geometry.similarity import Similarity
+from geomtx.geometry.similarity import Similarity, fit_camera_similarity
+from geomtx.scene.agreement import agree_on_cameras, agree_on_positions, agree_on_scale
 
 
 def moved(poses: Tensor, similarity: Similarity) -> Tensor:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from geomtx.checks import check_shape
 from geomtx.geometry.rotation import rotation_angle
-from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
-from geomtx.layers.precision import float32_island
+from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
 from geomtx.types import Bool, Float, show_shapes
 
-__all__ = ["Agreement", "agree_on_cameras", "agree_on_positions", "agree_on_scale", "fit_camera_similarity"]
+__all__ = ["Agreement", "agree_on_cameras", "agree_on_positions", "agree_on_scale"]
 
 _HYPOTHESES = 1000
 _SHARE_OF_SPREAD = 0.05  # distance that counts as agreement, as a share of how far the cameras lie apart
@@ -47,56 +46,6 @@ class Agreement(NamedTuple):
     threshold: float
 
 
-@float32_island
-def fit_camera_similarity(
-    source: Float[Tensor, "*batch s 3 4"], target: Float[Tensor, "*batch s 3 4"], weights: Tensor | None = None
-) -> Similarity:
-    """Return the similarity between the worlds of the same cameras.
-
-    The rotation is the one of least squares between the axes of the cameras and between their centres, each set scaled
-    to a spread of one, so that two cameras, or cameras on a line, determine it; the scale is the ratio of the spreads
-    of the centres. Centres in one place, or a single camera, leave the scale at 1.
-
-    Args:
-        source: `world_from_cam` of S cameras, (..., S, 3, 4).
-        target: `world_from_cam` of the same cameras in another world, (..., S, 3, 4).
-        weights: Weights of the cameras, (..., S), not negative; defaults to equal weights.
-
-    Raises:
-        ValueError: If a shape is another one.
-    """
-    import roma
-
-    check_shape("source", source, ("...", "S", 3, 4))
-    check_shape("target", target, tuple(source.shape))
-    if weights is None:
-        weights = torch.ones(source.shape[:-2], dtype=source.dtype, device=source.device)
-    shares = (weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(source.dtype).tiny))[..., None]
-    (source_center, source_unit, source_spread), (target_center, target_unit, target_spread) = (
-        _spread_of(each[..., 3], shares) for each in (source, target)
-    )
-    axes = (shares[..., None] * (target[..., :3] @ source[..., :3].mT)).sum(-3) / 3
-    rotation = roma.special_procrustes(axes + (shares * target_unit).mT @ source_unit)
-    extended = (source_spread > 0) & (target_spread > 0)
-    scale = torch.where(extended, target_spread / torch.where(extended, source_spread, 1.0), 1.0)
-    moved = scale[..., None] * (rotation @ source_center[..., None]).squeeze(-1)
-    return Similarity(scale, rotation, target_center - moved)
-
-
-def _spread_of(centers: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean of centres (..., S, 3), the centres around it with a spread of 1, and their spread.
-
-    Rounding errors of centres in one place don't count as a spread, which is 0 then.
-    """
-    middle = (shares * centers).sum(-2)
-    centered = centers - middle[..., None, :]
-    spread = (shares * centered.square()).sum((-2, -1)).sqrt()
-    largest = torch.linalg.vector_norm(centers, dim=-1).amax(-1)
-    spread = torch.where(spread > 8 * torch.finfo(centers.dtype).eps * largest, spread, 0.0)
-    unit = centered / torch.where(spread > 0, spread, 1.0)[..., None, None]
-    return middle, torch.where((spread > 0)[..., None, None], unit, 0.0), spread
-
-
 def agree_on_cameras(
     source: Float[Tensor, "s 3 4"], target: Float[Tensor, "s 3 4"], *, threshold: float | None = None
 ) -> Agreement:
@@ -122,8 +71,7 @@ def agree_on_cameras(
     check_shape("target", target, tuple(source.shape))
     _check_places(source[..., 3], target[..., 3], 2)
     pairs = _subsets(len(source), 2)
-    half = source.new_full((1, 2, 1), 0.5)
-    apart = [_spread_of(each[pairs][..., 3], half)[2] > 0 for each in (source, target)]
+    apart = [_are_apart(each[pairs][..., 3]) for each in (source, target)]
 
     def measure(similarity: Similarity) -> tuple[Tensor, Tensor]:
         turned = similarity.rotation[..., None, :, :] @ source[..., :3]
@@ -218,12 +166,17 @@ def _distances(similarity: Similarity, source: Tensor, target: Tensor) -> Tensor
     return torch.linalg.vector_norm(moved - target, dim=-1)
 
 
+def _are_apart(centers: Tensor) -> Tensor:
+    """Return whether centres (..., S, 3) lie apart by more than rounding errors, (...) bool."""
+    extent = torch.linalg.vector_norm(centers - centers[..., :1, :], dim=-1).amax(-1)
+    return extent > 8 * torch.finfo(centers.dtype).eps * torch.linalg.vector_norm(centers, dim=-1).amax(-1)
+
+
 def _check_places(source: Tensor, target: Tensor, least: int) -> None:
     if len(source) < least:
         raise ValueError(f"cameras in both worlds must be at least {least}, got {len(source)}")
-    shares = source.new_full((len(source), 1), 1 / len(source))
     for name, centers in (("scene", source), ("known", target)):
-        if not _spread_of(centers, shares)[2] > 0:
+        if not _are_apart(centers):
             raise ValueError(f"{name} cameras must not all be in one place, which says nothing of the scale")
 
 
