@@ -13,8 +13,12 @@ unexport PYTHONDONTWRITEBYTECODE
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[dev,train]"
+	$(PIP) -e ".[test,train]"
 	@touch $(STAMP)
+
+$(STAMP)-dev: $(STAMP)
+	$(PIP) -e ".[dev]"
+	@touch $@
 
 $(STAMP)-docs: $(STAMP)
 	$(PIP) -e ".[docs]"
@@ -29,7 +33,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	benchmarks/cpu.sh
 
-lint: $(STAMP)
+lint: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

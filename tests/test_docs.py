@@ -47,7 +47,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("_one_thread", "small_pictures")
+@pytest.mark.usefixtures("_one_thread", "small_pictures", "unchecked")
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if any(python_blocks(page))],

@@ -97,6 +97,7 @@ def test_checkpoints_of_the_past_are_kept_if_asked_for(tmp_path: Path):
     assert torch.load(tmp_path / "checkpoint-0000002.pt", weights_only=True)["step"] == 2
 
 
+@pytest.mark.usefixtures("unchecked")  # which takes a quarter of the time
 def test_a_small_model_learns_two_scenes_by_heart(tmp_path: Path):
     """With some of its parts frozen."""
     scenes = render_scenes([3, 4], 2, (28, 28))

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kornia  # noqa: F401 - here, the forks have it all
 import torch
+import torch.distributed.checkpoint.state_dict
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
