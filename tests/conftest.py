@@ -28,6 +28,9 @@ from processes import start, wait_for  # noqa: E402
 
 torch.set_num_threads(1)
 
+# What tests write need not survive a power cut, and a busy disk takes a tenth of a second for it.
+os.fsync = lambda _: None
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
