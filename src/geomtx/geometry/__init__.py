@@ -16,6 +16,19 @@ from geomtx.geometry.camera import (
     invert_rigid,
     transform_points,
 )
+from geomtx.geometry.conventions import (
+    ColmapCameras,
+    KorniaCameras,
+    from_colmap,
+    from_kornia,
+    from_nerfstudio,
+    from_opengl,
+    shift_pixel_center,
+    to_colmap,
+    to_kornia,
+    to_nerfstudio,
+    to_opengl,
+)
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
 from geomtx.geometry.robust import RobustLoss, robust_loss
@@ -28,6 +41,8 @@ __all__ = [
     "BundleProblem",
     "BundleResult",
     "CenterPriors",
+    "ColmapCameras",
+    "KorniaCameras",
     "RayOrder",
     "RelativeCameras",
     "RobustLoss",
@@ -41,6 +56,10 @@ __all__ = [
     "fit_camera_similarity",
     "fit_similarity",
     "fov_to_intrinsics",
+    "from_colmap",
+    "from_kornia",
+    "from_nerfstudio",
+    "from_opengl",
     "fundamental_matrix",
     "intrinsics_to_fov",
     "invert_rigid",
@@ -53,6 +72,11 @@ __all__ = [
     "robust_loss",
     "rotation_angle",
     "sampson_distance",
+    "shift_pixel_center",
+    "to_colmap",
+    "to_kornia",
+    "to_nerfstudio",
+    "to_opengl",
     "transform_points",
     "unproject",
 ]

@@ -1,7 +1,8 @@
 """Predictions and the photos they belong to, as one scene in original pixels."""
 
 from geomtx.scene.align import align_scene
-from geomtx.scene.known_cameras import KnownCameras
+from geomtx.scene.files.cameras import read_cameras
+from geomtx.scene.known.cameras import KnownCameras
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
 from geomtx.scene.reconstruction import reconstruct
@@ -16,5 +17,6 @@ __all__ = [
     "WindowPlan",
     "align_scene",
     "observe_points",
+    "read_cameras",
     "reconstruct",
 ]

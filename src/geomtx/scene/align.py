@@ -16,9 +16,9 @@ from torch import Tensor
 from geomtx.checks import check_finite_positive, check_shape
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
-from geomtx.scene.agreement import Agreement, agree_on_cameras, agree_on_positions, agree_on_scale
-from geomtx.scene.known_cameras import KnownCameras, check_poses, match_views, named_poses
-from geomtx.scene.known_lengths import Distance, depth_pairs, distance_pairs
+from geomtx.scene.known.agreement import Agreement, agree_on_cameras, agree_on_positions, agree_on_scale
+from geomtx.scene.known.cameras import KnownCameras, check_poses, match_views, named_poses
+from geomtx.scene.known.lengths import Distance, depth_pairs, distance_pairs
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 
@@ -44,7 +44,7 @@ def align(
 
     Depth, points and cameras move together, so that projections stay where they are. Outliers don't sway the result,
     which is the same every time: with poses it is the similarity that most cameras agree on (RANSAC, see
-    `geomtx.scene.agreement`), with depth or distances the scale that most of them agree on. A line in the log
+    `geomtx.scene.known.agreement`), with depth or distances the scale that most of them agree on. A line in the log
     and the scene's provenance, "alignment", say how well it fits.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from geomtx.checks import check_name, check_range, check_shape
 from geomtx.geometry.camera import invert_rigid
 from geomtx.scene.checks import queries_to_model
-from geomtx.scene.known_cameras import match_views
+from geomtx.scene.known.cameras import match_views
 from geomtx.scene.scene import Scene
 
 __all__ = ["Distance", "Place", "depth_pairs", "distance_pairs"]

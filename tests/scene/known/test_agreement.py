@@ -6,7 +6,7 @@ from torch import Tensor
 
 from geometry.random_cameras import random_rigid, random_rotations
 from geomtx.geometry.similarity import Similarity, fit_camera_similarity
-from geomtx.scene.agreement import agree_on_cameras, agree_on_positions, agree_on_scale
+from geomtx.scene.known.agreement import agree_on_cameras, agree_on_positions, agree_on_scale
 
 
 def moved(poses: Tensor, similarity: Similarity) -> Tensor:

@@ -1,0 +1,97 @@
+"""Putting known cameras into a scene in place of predicted ones."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from geomtx.scene.known.cameras import KnownCameras, check_poses, select_views
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras
+from geomtx.views import ViewTransform
+
+__all__ = ["place_cameras", "use_intrinsics"]
+
+logger = logging.getLogger(__name__)
+
+_SHAPE_TOLERANCE = 0.01
+_FOCAL_RATIO = 1.2
+
+
+def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
+    """Return the scene with known intrinsics in place of the predicted ones, for its points and all that is written.
+
+    Depth stays as it is: it belongs to the predicted focal length, so points are stretched along the viewing direction
+    where the two differ much; a warning in the log says so from a fifth on.
+
+    Args:
+        scene: Scene with cameras.
+        known: Known cameras, see `match_views`. Those of photos of another size, but the same shape, are scaled.
+
+    Raises:
+        ValueError: If the scene has no cameras, the intrinsics are none, or photos have another shape.
+    """
+    cameras = scene.predictions.cameras
+    if cameras is None:
+        raise ValueError("scene must have cameras to get known intrinsics, but the model ran without its camera head")
+    chosen = select_views(known, scene.names)
+    if chosen.intrinsics is None:
+        return scene
+    intrinsics = cameras.intrinsics.clone()
+    ratios = []
+    for view, transform in enumerate(scene.transforms):
+        matrix = chosen.intrinsics[view]
+        if not matrix.isfinite().all():
+            continue
+        matrix = _to_size(matrix, chosen.image_hw[view], transform.original_hw, scene.names[view])
+        mapped = transform.intrinsics_from_original(matrix)
+        ratios.append(float(mapped[0, 0] / cameras.intrinsics[view, 0, 0]))
+        intrinsics[view] = mapped.to(intrinsics.dtype)
+    ratio = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
+    if not 1 / _FOCAL_RATIO < ratio < _FOCAL_RATIO:
+        logger.warning(
+            "known focal lengths are %.2f times as long as predicted ones, which depth was predicted with: points are "
+            "stretched along the viewing direction",
+            ratio,
+        )
+    return _with_cameras(scene, cameras._replace(intrinsics=intrinsics))
+
+
+def place_cameras(scene: Scene, known: KnownCameras) -> Scene:
+    """Return the scene with known poses in place of those of the same views.
+
+    The scene must be in the world of the known poses, see `align`; its depth stays as it is.
+
+    Args:
+        scene: Scene with cameras.
+        known: Known cameras, see `match_views`.
+
+    Raises:
+        ValueError: If the scene has no cameras, or poses are no rotations.
+    """
+    cameras = scene.predictions.cameras
+    chosen = select_views(known, scene.names)
+    if cameras is None or chosen.cam_from_world is None:
+        raise ValueError("scene and known cameras must have poses to put them in place, got none")
+    check_poses("known poses", chosen.cam_from_world, scene.names)
+    known_ones = chosen.cam_from_world.isfinite().flatten(1).all(1)[:, None, None]
+    poses = torch.where(known_ones, chosen.cam_from_world.to(cameras.cam_from_world.dtype), cameras.cam_from_world)
+    return _with_cameras(scene, cameras._replace(cam_from_world=poses))
+
+
+def _with_cameras(scene: Scene, cameras: Cameras) -> Scene:
+    return replace(scene, predictions=scene.predictions._replace(cameras=cameras, pose_encodings=None))
+
+
+def _to_size(intrinsics: Tensor, known_hw: tuple[int, int] | None, photo_hw: tuple[int, int], name: str) -> Tensor:
+    """Return the intrinsics in pixels of the photo, which may be an enlarged or reduced copy of the known one."""
+    if known_hw is None or known_hw == photo_hw:
+        return intrinsics
+    scale_y, scale_x = (own / other for own, other in zip(photo_hw, known_hw, strict=True))
+    if abs(scale_x / scale_y - 1) > _SHAPE_TOLERANCE:
+        known, own = (f"{width}x{height}" for height, width in (known_hw, photo_hw))
+        raise ValueError(f"known camera of '{name}' must be of a photo of its shape, {own} pixels upright, got {known}")
+    return ViewTransform(known_hw, photo_hw, (scale_x, scale_y)).intrinsics_from_original(intrinsics)
