@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
@@ -20,16 +19,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
+    "LISTING",
     "PNG_KEY",
     "TRAINING_HEADER",
     "check_inputs",
     "check_writable",
     "escape_name",
+    "file_digest",
     "is_own",
     "is_own_picture",
     "list_inputs",
+    "listed_files",
     "read_metadata",
-    "read_text",
     "save_picture",
     "staged_folder",
     "unique_names",
@@ -53,6 +54,10 @@ TRAINING_HEADER = "# geomtx train: every value of the run\n"
 _PLY = b"comment geomtx "
 _GLB = b'{"asset":{"version":"2.0","generator":"geomtx '
 _SAFETENSORS_KEY = re.compile(r"geomtx(_|$)")
+
+LISTING = "geomtx.json"
+"""Name of a file with the digest of each file of a folder: {"format": "geomtx.…", "files": {path: digest}}."""
+_LISTING_DEPTH = 3  # folders from a file up to its listing
 
 _PNG_LEVEL = 4  # zlib's; its default, 6, takes nearly twice the time and makes a report a twentieth smaller
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -123,7 +128,13 @@ def is_own(path: PathLike) -> bool:
     metadata = read_metadata(path)
     if str(metadata.get("format")).startswith("geomtx.") or any(_SAFETENSORS_KEY.match(each) for each in metadata):
         return True
-    return path.name == "config.json" and _is_embedded(path, path.with_name("model.safetensors"))
+    if path.name == "config.json" and _is_embedded(path, path.with_name("model.safetensors")):
+        return True
+    return any(
+        _read_listing(folder).get(path.relative_to(folder).as_posix()) == file_digest(path)
+        for folder in path.parents[:_LISTING_DEPTH]
+        if (folder / LISTING).is_file()
+    )
 
 
 def is_own_picture(path: PathLike) -> bool:
@@ -133,6 +144,29 @@ def is_own_picture(path: PathLike) -> bool:
             return file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE and _png_mark(file) not in (None, b"photo")
     except OSError:
         return False
+
+
+def listed_files(folder: Path) -> tuple[str, ...]:
+    """Return the paths that the listing of a folder names, and its own; none without a listing."""
+    listed = _read_listing(folder)
+    return (*listed, LISTING) if listed else ()
+
+
+def _read_listing(folder: Path) -> dict[str, str]:
+    try:
+        files = json.loads((folder / LISTING).read_bytes())["files"]
+        return {name: files[name] for name in files if not {"..", "/"} & set(PurePosixPath(name).parts)}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def save_picture(picture: Image.Image, path: PathLike, kind: str) -> None:
@@ -193,25 +227,6 @@ def read_metadata(path: PathLike) -> dict[str, str]:
         except (ValueError, AttributeError):
             return {}
     return metadata if isinstance(metadata, dict) else {}
-
-
-# Reading
-
-
-def read_text(path: Path, *, errors: str = "strict") -> str:
-    """Read text in UTF-8, or in UTF-16 with a byte order mark, which editors on Windows write; the mark is removed.
-
-    Args:
-        path: Text file.
-        errors: Handling of bytes that are not text, see `bytes.decode`; defaults to "strict".
-
-    Raises:
-        OSError: If the file cannot be read.
-        UnicodeDecodeError: For bytes that are not text, depending on `errors`.
-    """
-    content = path.read_bytes()
-    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors)
 
 
 # Writing
@@ -334,6 +349,11 @@ def _make_stage(folder: Path, owned: Sequence[str], overwrite: bool) -> Path:
 def _check_room(folder: Path, names: Sequence[PathLike], overwrite: bool) -> None:
     """Require files by these names to be missing, or files that may be replaced."""
     for name in names:
+        for parent in (folder / name).relative_to(folder).parents[:-1]:
+            if os.path.lexists(folder / parent) and not (folder / parent).is_dir():
+                raise NotADirectoryError(
+                    f"output folder '{folder}' must have room for '{name}', but '{parent}' is a file"
+                )
         if (folder / name).is_dir():
             raise IsADirectoryError(
                 f"output folder '{folder}' must have room for files, but '{name}' in it is a folder"
@@ -403,12 +423,21 @@ def _move_into_place(new: Path, folder: Path, names: Sequence[Path], owned: Iter
                 move(name, folder / name, old / name)
         for name in names:
             move(name, new / name, folder / name)
+        _remove_emptied(folder, owned)
     except BaseException:
         for source, target in reversed(moved):
             target.replace(source)
         for path in reversed(made):
             path.rmdir()
         raise
+
+
+def _remove_emptied(folder: Path, owned: Iterable[str]) -> None:
+    """Remove the folders of stale files that are empty now."""
+    parents = {parent for name in owned for parent in Path(name).parents[:-1]}
+    for parent in sorted(parents, key=lambda path: -len(path.parts)):
+        with suppress(OSError):  # not empty, or not there
+            (folder / parent).rmdir()
 
 
 def _make_parents(folders: Iterable[Path], made: list[Path]) -> None:

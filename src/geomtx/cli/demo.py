@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
         with stages.stage("write the results"):
-            summary = write_scene(scene, folder)
+            summary, _ = write_scene(scene, folder, home=arguments.output)
             write_errors(folder / "errors.json", errors, scene=arguments.scene, weights=name)
             title = f"{name} on held-out scene {arguments.scene}: prediction against truth"
             page = draw_comparison(scene, _truth_as_scene(scene, truth), title=title, facts=describe_errors(errors))

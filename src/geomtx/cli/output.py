@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from geomtx.scene import Scene
+    from geomtx.scene.files.export import ExportOptions
 
 __all__ = ["NANO_WEIGHTS", "RANDOM_WEIGHTS", "Stages", "write_scene"]
 
@@ -49,15 +50,35 @@ def write_scene(
     scene: Scene,
     folder: Path,
     *,
+    home: Path,
+    formats: Sequence[str] = ("ply",),
     percentile: float = 20.0,
     max_points: int | None = None,
     maps: Literal["original", "network"] = "network",
-) -> str:
-    """Write all files of a scene into a folder that exists; returns a summary of one or two lines."""
+    options: ExportOptions | None = None,
+) -> tuple[str, list[str]]:
+    """Write all files of a scene into a folder that exists.
+
+    Args:
+        scene: The scene.
+        folder: Folder that is written.
+        home: Folder that the files are for.
+        formats: Names of formats.
+        percentile: Percentile of confidence from which pixels are points.
+        max_points: Largest number of points; defaults to no limit.
+        maps: Resolution of the maps in the archive.
+        options: How the formats are written; defaults to `ExportOptions()`.
+
+    Returns:
+        A summary of two lines, and further lines about the formats.
+    """
     from geomtx.report.text import count
-    from geomtx.scene.files.save import scene_cloud, write_scene_files
+    from geomtx.scene.files.export import Export, ExportOptions
+    from geomtx.scene.files.save import order_names, scene_cloud, write_formats, write_scene_files
 
     cloud = scene_cloud(scene, percentile, max_points)
-    names = write_scene_files(scene, cloud, folder, maps=maps)
+    names = write_scene_files(scene, cloud, folder, home=home, maps=maps)
+    export = Export(scene, cloud, options or ExportOptions(), percentile, home)
+    names = order_names((*names, *write_formats(export, formats, folder)))
     points = "no points" if cloud is None else count(len(cloud.xyz), "point")
-    return f"{', '.join(names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}"
+    return f"{', '.join(names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}", export.notes

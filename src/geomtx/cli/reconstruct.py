@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
 from geomtx.cli import long_sequences
+from geomtx.cli.convert import add_format_options, read_format_options
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -28,7 +29,7 @@ from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
-from geomtx.views.listing import list_photos
+from geomtx.views.listing import list_photos, name_files
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "reconstruct",
         help="photos to cameras, depth, a point cloud and pictures",
-        description="Write scene.safetensors, cameras.json, points.ply and report.png; with --query, tracks.json too. "
-        "All lengths are up to scale, in the first photo's camera frame.",
+        description="Write scene.safetensors, cameras.json, report.png and the formats asked for, points.ply without "
+        "--formats; with --query, tracks.json too. All lengths are up to scale, in the first photo's camera frame.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -86,6 +87,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
     )  # fmt: skip
     long_sequences.add_options(parser)
+    add_format_options(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -124,13 +126,15 @@ def run(arguments: argparse.Namespace) -> None:
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
     from geomtx.scene import reconstruct
     from geomtx.scene.checks import queries_to_model, require_finite
-    from geomtx.scene.files import SCENE_FILES
+    from geomtx.scene.files.save import owned_files
     from geomtx.views import load_views
 
     first = is_first_process()
+    formats, options = arguments.formats, read_format_options(arguments)
+    owned = owned_files(arguments.output, formats, name_files(paths), options)
     if first:
         inputs = [*paths, *list_inputs(arguments.weights)]
-        check_writable(arguments.output, SCENE_FILES, overwrite=arguments.overwrite, inputs=inputs)
+        check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5, show=first)
     with stages.stage("find the weights"):
@@ -164,14 +168,21 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.preset or arguments.weights == "nano":
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
     output, overwrite = arguments.output, arguments.overwrite
-    with stages.stage("write the results"), staged_folder(output, SCENE_FILES, overwrite=overwrite) as folder:
-        summary = write_scene(
-            scene, folder, percentile=arguments.percentile, max_points=arguments.max_points, maps=arguments.maps
+    with stages.stage("write the results"), staged_folder(output, owned, overwrite=overwrite) as folder:
+        summary, notes = write_scene(
+            scene,
+            folder,
+            home=output,
+            formats=formats,
+            percentile=arguments.percentile,
+            max_points=arguments.max_points,
+            maps=arguments.maps,
+            options=options,
         )
     seconds = stages.finish()
     if scene.notice:
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
-    print(f"wrote {arguments.output}: {summary}, {seconds:.1f} s")
+    print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *notes]))
 
 
 def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:

@@ -6,6 +6,7 @@ EXIF orientation is applied, because cameras of datasets refer to pixels as they
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomtx.data.scene_check import SceneError
-from geomtx.files import read_text
 from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import open_picture, read_picture
 from geomtx.views.pictures import read_mask as read_mask_file
@@ -59,6 +59,22 @@ def read_png(path: Path, *, kind: str) -> tuple[str, NDArray[np.generic]]:
             return file.mode, np.array(file)
     except PhotoError as error:
         raise SceneError(str(error)) from error
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Read text in UTF-8, or in UTF-16 with a byte order mark, which editors on Windows write; the mark is removed.
+
+    Args:
+        path: Text file.
+        errors: Handling of bytes that are not text, see `bytes.decode`; defaults to "strict".
+
+    Raises:
+        OSError: If the file cannot be read.
+        UnicodeDecodeError: For bytes that are not text, depending on `errors`.
+    """
+    content = path.read_bytes()
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors)
 
 
 def find_missing(folder: Path, names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from geomtx.scene.align import align_scene
 from geomtx.scene.files.cameras import read_cameras
+from geomtx.scene.files.export import ExportOptions
 from geomtx.scene.known.cameras import KnownCameras
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
@@ -10,6 +11,7 @@ from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan
 
 __all__ = [
+    "ExportOptions",
     "KnownCameras",
     "ObservedPoints",
     "PointCloud",

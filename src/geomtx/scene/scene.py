@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.archive import load_fields
-from geomtx.scene.files.save import save_scene
+from geomtx.scene.files.export import ExportOptions
+from geomtx.scene.files.save import DEFAULT_FORMATS, save_scene
 from geomtx.types import Float
 
 __all__ = ["Scene"]
@@ -35,8 +37,9 @@ class Scene(SceneContent):
         query_points: (N, 3) as (view, x, y) in original pixels; None where nothing was tracked.
         units: Unit of all lengths, "up to scale" where it is unknown.
         notice: A warning that every exported file repeats, or "".
-        paths: The S files of the photos, None for a view without a file; () where they aren't known, as after `load`.
-            The report shows the photos of files that are still there, and the model's images in place of others.
+        paths: The S files of the photos, None for a view without a file; () where they aren't known. `load` has the
+            files that scene.safetensors names, from where it lies. The report shows the photos of files that are still
+            there, and the model's images in place of others.
         provenance: Record of how the scene was made, such as {"weights": "nano"}. The report and
             scene.safetensors repeat it.
     """
@@ -69,45 +72,65 @@ class Scene(SceneContent):
         self,
         folder: str | Path,
         *,
+        formats: Sequence[str] = DEFAULT_FORMATS,
         percentile: float = 20.0,
         max_points: int | None = None,
         maps: Literal["original", "network"] = "network",
         report: bool = True,
         overwrite: bool = False,
+        export: ExportOptions | None = None,
     ) -> tuple[Path, ...]:
         """Write the scene's files, all or none, and leave other files in the folder alone.
 
         The files are `scene.safetensors`, which has everything and which `Scene.load` reads, `cameras.json`,
-        `points.ply`, `report.png`, and `tracks.json` if there are tracks. Files that need predictions which the scene
-        lacks are left out, with a warning in the log if there are no finite points. The same scene gives the same
-        bytes.
+        `report.png`, and `tracks.json` if there are tracks; and those of `formats`:
+
+        | format | written | for |
+        |---|---|---|
+        | "ply" | `points.ply` | viewers |
+        | "glb" | `scene.glb`: points and cameras | browsers, Blender |
+        | "colmap" | `colmap/sparse/0`, binary | COLMAP, and what reads its models |
+        | "colmap-text" | `colmap-text/sparse/0`, text | people and scripts |
+        | "nerfstudio" | `nerfstudio`: transforms.json, points, photos | nerfstudio |
+        | "splat" | `splat`: `sparse/0`, points with normals, photos | gsplat, 3D Gaussian Splatting |
+
+        Files that need predictions which the scene lacks are left out, with a warning in the log if there are no finite
+        points for points.ply; other formats raise. The same scene gives the same bytes.
 
         Args:
             folder: Folder to write; it is made if it doesn't exist.
-            percentile: Percentile of confidence from which points are in points.ply, see `points`.
-            max_points: Largest number of points in points.ply, see `points`; defaults to no limit.
+            formats: Formats to write, see the table; defaults to "ply". What an earlier `save` wrote in others is
+                removed, as it shows another scene.
+            percentile: Percentile of confidence from which pixels are points, see `points`.
+            max_points: Largest number of points in points.ply and scene.glb, see `points`; defaults to no limit, and a
+                million in scene.glb.
             maps: "network" keeps maps in the pixels of the model's images, which `depth` and `extra` bring to original
                 pixels when they are read. "original" adds depth in original pixels to scene.safetensors, for readers
                 other than geomtx, and much to its size.
             report: Whether to draw report.png.
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.
+            export: How the formats for other tools are written; defaults to `ExportOptions()`.
 
         Returns:
-            The paths of the files that were written.
+            The paths of the files that were written, and of the folders of formats.
 
         Raises:
             FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
             OSError: If the folder can't be written.
+            ValueError: For an unknown format, a scene without what a format needs, photos that aren't found, or names
+                that a format can't hold.
         """
         return save_scene(
             self,
             folder,
+            formats=formats,
             percentile=percentile,
             max_points=max_points,
             maps=maps,
             report=report,
             overwrite=overwrite,
+            export=export,
         )
 
     @classmethod

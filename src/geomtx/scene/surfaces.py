@@ -101,6 +101,29 @@ class Surfaces(NamedTuple):
         near = np.sqrt((miss * miss).sum(-1)) <= tolerance * depth
         return coords, ahead & near
 
+    def normals(self, views: NDArray[np.int64], points: Floats) -> Floats:
+        """Return the normals of the surfaces of views at the projections of points, facing the views.
+
+        Args:
+            views: Indices of the views, (K,).
+            points: Points in the world, (K, 3), in front of the views.
+
+        Returns:
+            Unit vectors in the world, (K, 3); towards the camera where the surface has an edge.
+        """
+        pose, k = self.cam_from_world[views], self.intrinsics[views]
+        x, y, z = (sum(pose[:, row, i] * points[:, i] for i in range(3)) + pose[:, row, 3] for row in range(3))
+        column = (k[:, 0, 0] * x + k[:, 0, 1] * y) / z + k[:, 0, 2]
+        row = k[:, 1, 1] * y / z + k[:, 1, 2]
+        inverse, a, b = self._inverse_at(views, np.stack([column, row], axis=-1))
+        # The inverse depth of the plane n · p = 1 is a column + b row + c, with (a, b, c) = K⁻ᵀ n.
+        c = inverse - a * column - b * row
+        plane = [k[:, 0, 0] * a, k[:, 0, 1] * a + k[:, 1, 1] * b, k[:, 0, 2] * a + k[:, 1, 2] * b + c]
+        local = -np.stack(plane, axis=-1)
+        local = np.where(np.isfinite(local).all(-1)[:, None], local, -np.stack([x, y, z], axis=-1))
+        local /= np.sqrt((local * local).sum(-1))[:, None]
+        return np.stack([sum(pose[:, i, axis] * local[:, i] for i in range(3)) for axis in range(3)], axis=-1)
+
     def _step(self, views: NDArray[np.int64], coords: Floats, target: Floats) -> Floats:
         """Return the Gauss-Newton step, (K, 2): the least squares solution of slopes · step = target - point."""
         point, along_x, along_y = self._points_and_slopes(views, coords)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from geomtx.checkpoint.tensor_file import open_tensor_file
 from geomtx.checks import check_option, check_shape
-from geomtx.files import user_path
+from geomtx.files import escape_name, user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
@@ -36,7 +37,9 @@ class _Entry(NamedTuple):
     make: Callable[[], Tensor]
 
 
-def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network") -> None:
+def write_archive(
+    path: str | Path, scene: SceneContent, *, maps: str = "network", home: str | Path | None = None
+) -> None:
     """Write everything that a scene holds.
 
     Tensors, where the scene has them (S views, H and W the model's images, N tracks):
@@ -51,8 +54,8 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
     - with maps="original", `original/NAME/depth` and `original/NAME/depth_confidence` in original pixels, 0 where the
       model saw nothing.
 
-    Metadata: format, version, units, notice; as JSON how the scene was made (`provenance`), the conventions, and the
-    names and transforms of the views.
+    Metadata: format, version, units, notice; as JSON how the scene was made (`provenance`), the conventions, the names
+    and transforms of the views, and the files of the photos, relative to the folder (`photos`, null without a file).
 
     Args:
         path: Path of the file, which is overwritten if it exists.
@@ -60,6 +63,7 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
         maps: "network" writes maps in the pixels of the model's images alone; `Scene` brings them to original pixels
             when they are read. "original" adds depth and confidence in original pixels, for readers other than geomtx:
             about 98 MB for a photo of 12 megapixels.
+        home: Folder that the file will be in, from which the photos are named; defaults to that of `path`.
 
     Raises:
         ValueError: If `maps` is neither.
@@ -81,6 +85,16 @@ def write_archive(path: str | Path, scene: SceneContent, *, maps: str = "network
         "conventions": json.dumps({**CAMERA_CONVENTIONS, "world": scene.world}),
         "views": json.dumps(views),
     }
+    if any(scene.paths):
+        here = user_path(path).parent
+        there = here if home is None else user_path(home)
+        # Photos beside the file are moved with it.
+        metadata["photos"] = json.dumps(
+            [
+                None if each is None else _relative(each, here if each.is_relative_to(here) else there)
+                for each in scene.paths
+            ]
+        )
     _write_safetensors(user_path(path), entries, metadata)
 
 
@@ -102,13 +116,29 @@ def load_fields(source: str | Path) -> dict[str, Any]:
     names = [name for name in file.shapes if not name.startswith("original/")]
     tensors = {name: tensor.clone() for name, tensor in file.read(names)}
     try:
-        return _fields_from(tensors, file.metadata)
+        return _fields_from(tensors, file.metadata, path.parent)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} must hold a whole scene, got a damaged one: {reason}") from error
 
 
-def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+def _relative(path: Path, folder: Path) -> str | None:
+    """Name a file from a folder, with "/"; None where no such name leads to it."""
+    try:
+        return escape_name(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix())
+    except ValueError:  # on another drive
+        return None
+
+
+def _paths_from(metadata: dict[str, str], folder: Path, num_views: int) -> tuple[Path | None, ...]:
+    """Files of the photos that an archive in a folder names; () where it names none."""
+    names = json.loads(metadata.get("photos", "[]"))
+    if names and len(names) != num_views:
+        raise ValueError(f"photos must be one a view ({num_views}), got {len(names)}")
+    return tuple(None if name is None else Path(os.path.normpath(folder / str(name))) for name in names)
+
+
+def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: Path) -> dict[str, Any]:
     views = json.loads(metadata["views"])
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
     check_shape("mask", tensors["mask"], (len(views), *tensors["images"].shape[2:]))
@@ -122,6 +152,7 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[s
         "query_points": tensors.get("query_points"),
         "units": metadata["units"],
         "notice": metadata["notice"],
+        "paths": _paths_from(metadata, folder, len(views)),
         "provenance": {str(name): str(value) for name, value in provenance.items()},
     }
 

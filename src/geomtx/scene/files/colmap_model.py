@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from geomtx.files import read_text
 
 __all__ = [
     "ColmapCamera",
@@ -212,7 +211,7 @@ def _read(
         raise ColmapError(f"'{folder}' must hold {name}.bin or {name}.txt, got neither")
     try:
         if path.suffix == ".txt":
-            return list(of_text(_Lines(read_text(path, errors="surrogateescape"))))
+            return list(of_text(_Lines(_decode(path.read_bytes()))))
         content = _Bytes(path.read_bytes())
         entries = list(of_bytes(content))
         content.finish()
@@ -221,6 +220,12 @@ def _read(
         raise ColmapError(f"'{path}' must be a file that can be read, got {error}") from error
     except (ValueError, OverflowError, struct.error) as error:
         raise ColmapError(f"'{path}' must be a whole file of COLMAP, got another: {error}") from error
+
+
+def _decode(content: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 with the mark that editors on Windows write first."""
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig", "surrogateescape")
 
 
 class _Bytes:

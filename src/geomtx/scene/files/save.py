@@ -4,104 +4,235 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from geomtx.files import check_writable, save_picture, staged_folder, user_path
+from geomtx.checks import check_name
+from geomtx.files import (
+    LISTING,
+    check_writable,
+    file_digest,
+    listed_files,
+    save_picture,
+    staged_folder,
+    user_path,
+)
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.archive import ARCHIVE, write_archive
 from geomtx.scene.files.cameras import write_cameras
+from geomtx.scene.files.colmap import check_text_names, write_colmap_model
+from geomtx.scene.files.export import Export, ExportOptions
+from geomtx.scene.files.glb import write_glb
+from geomtx.scene.files.json_file import write_json
+from geomtx.scene.files.nerfstudio import plan_nerfstudio, write_nerfstudio
+from geomtx.scene.files.photos import file_names
 from geomtx.scene.files.ply import write_ply
+from geomtx.scene.files.splat import plan_splat, write_splat
 from geomtx.scene.files.tracks import write_tracks
 from geomtx.scene.points import NoPointsError, PointCloud
 
-__all__ = ["SCENE_FILES", "save_scene", "scene_cloud", "write_scene_files"]
+__all__ = [
+    "DEFAULT_FORMATS",
+    "FORMATS",
+    "SCENE_FILES",
+    "check_formats",
+    "convert_scene",
+    "order_names",
+    "owned_files",
+    "save_scene",
+    "scene_cloud",
+    "write_formats",
+    "write_scene_files",
+]
 
 logger = logging.getLogger(__name__)
 
 _Maps = Literal["original", "network"]
 
+DEFAULT_FORMATS = ("ply",)
+"""Formats that are written where none are named."""
 
-class _Job(NamedTuple):
-    """What writers choose from.
+
+class Format(NamedTuple):
+    """A way of writing a scene for other programs.
 
     Attributes:
-        scene: The scene.
-        cloud: Its point cloud; None where there are no points.
-        maps: Resolution of the maps in the archive, see `write_archive`.
-        report: Whether a report is wanted.
+        folder: Name of its folder, "" for formats of a single file.
+        plan: Function of the photos' names and the options that returns the paths in the folder that may be written,
+            and raises ValueError for names that the format can't hold.
+        write: Function that writes into that folder, which is there and empty; for single files, into the scene's.
     """
 
-    scene: SceneContent
-    cloud: PointCloud | None
-    maps: _Maps
-    report: bool
+    folder: str
+    plan: Callable[[Sequence[str], ExportOptions], tuple[str, ...]]
+    write: Callable[[Path, Export], None]
 
+
+def _plan_colmap(names: Sequence[str], options: ExportOptions) -> tuple[str, ...]:
+    return tuple(f"sparse/0/{name}" for name in options.layout().names)
+
+
+def _plan_colmap_text(names: Sequence[str], options: ExportOptions) -> tuple[str, ...]:
+    check_text_names(names)
+    return tuple(f"sparse/0/{name}" for name in options.layout(text=True).names)
+
+
+def _write_colmap(folder: Path, export: Export, *, text: bool = False) -> None:
+    (folder / "sparse" / "0").mkdir(parents=True)
+    names = file_names(export.scene)
+    write_colmap_model(
+        folder / "sparse" / "0",
+        export.model,
+        [names[view] for view in export.model.views],
+        export.options.layout(text=text),
+    )
+    turned = [name for name, each in zip(names, export.scene.transforms, strict=True) if each.exif_orientation != 1]
+    if turned:
+        logger.warning(
+            "%d of %d photos are stored turned (EXIF orientation), the first '%s': the model of COLMAP is for them "
+            "upright, as the format splat copies them",
+            len(turned),
+            len(names),
+            turned[0],
+        )
+
+
+def _write_colmap_text(folder: Path, export: Export) -> None:
+    _write_colmap(folder, export, text=True)
+
+
+def _write_points(folder: Path, export: Export) -> None:
+    if export.cloud is not None:
+        write_ply(folder / "points.ply", export.cloud, units=export.scene.units, notice=export.scene.notice)
+
+
+def _write_glb(folder: Path, export: Export) -> None:
+    if export.cloud is None:
+        raise NoPointsError("scene must have points for scene.glb, got none")
+    write_glb(folder / "scene.glb", export.scene, export.cloud)
+
+
+FORMATS: dict[str, Format] = {
+    "ply": Format("", lambda *_: ("points.ply",), _write_points),
+    "glb": Format("", lambda *_: ("scene.glb",), _write_glb),
+    "colmap": Format("colmap", _plan_colmap, _write_colmap),
+    "colmap-text": Format("colmap-text", _plan_colmap_text, _write_colmap_text),
+    "nerfstudio": Format("nerfstudio", plan_nerfstudio, write_nerfstudio),
+    "splat": Format("splat", plan_splat, write_splat),
+}
 
 # The report is drawn by `geomtx.report`, which imports scenes: it is named here, and imported when a report is wanted.
 _DRAW_REPORT = "geomtx.report:draw_report"
+SCENE_FILES = (ARCHIVE, "cameras.json", "tracks.json", "points.ply", "report.png")
+"""The files that are written where no formats are named."""
 
 
-def _archive(path: Path, job: _Job) -> bool:
-    write_archive(path, job.scene, maps=job.maps)
-    return True
+def check_formats(
+    formats: Sequence[str], names: Sequence[str] | None = None, options: ExportOptions | None = None
+) -> tuple[str, ...]:
+    """Require known formats, and names of photos that they can hold.
+
+    Args:
+        formats: Names of formats; one that is there twice counts once.
+        names: Names of the photos; defaults to none, which checks the formats alone.
+        options: How they are written.
+
+    Returns:
+        The formats.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if isinstance(formats, str):
+        raise ValueError(f"formats must be a sequence of names, got {formats!r}")
+    for name in formats:
+        check_name("format", name, FORMATS)
+    formats = tuple(dict.fromkeys(formats))
+    if names is not None:
+        _planned(formats, names, options or ExportOptions())
+    return formats
 
 
-def _cameras(path: Path, job: _Job) -> bool:
-    known = job.scene.predictions.cameras is not None
-    if known:
-        write_cameras(path, job.scene)
-    return known
+def owned_files(
+    folder: Path, formats: Sequence[str], names: Sequence[str], options: ExportOptions, *, record: bool = True
+) -> tuple[str, ...]:
+    """Return the paths in a folder that may be written, or are stale afterwards.
 
-
-def _tracks(path: Path, job: _Job) -> bool:
-    known = job.scene.predictions.tracks is not None and job.scene.query_points is not None
-    if known:
-        write_tracks(path, job.scene)
-    return known
-
-
-def _points(path: Path, job: _Job) -> bool:
-    if job.cloud is not None:
-        write_ply(path, job.cloud, units=job.scene.units, notice=job.scene.notice)
-    return job.cloud is not None
-
-
-def _report(path: Path, job: _Job) -> bool:
-    if job.report:
-        save_picture(_find(_DRAW_REPORT)(job.scene, job.cloud), path, "report")
-    return job.report
-
-
-# Each returns whether it wrote its file: not where the scene lacks what the file would hold.
-_WRITERS: dict[str, Callable[[Path, _Job], bool]] = {
-    ARCHIVE: _archive,
-    "cameras.json": _cameras,
-    "tracks.json": _tracks,
-    "points.ply": _points,
-    "report.png": _report,
-}
-SCENE_FILES = tuple(_WRITERS)
+    Args:
+        folder: Folder for the results.
+        formats: Names of formats.
+        names: Names of the photos.
+        options: How the formats are written.
+        record: Whether the scene's own files are written too, after which what earlier formats left is stale.
+    """
+    files = dict.fromkeys(_planned(formats, names, options))
+    if record:
+        files |= dict.fromkeys((*SCENE_FILES, "scene.glb"))
+    for name, each in FORMATS.items():
+        if each.folder and (record or name in formats):
+            files |= dict.fromkeys(f"{each.folder}/{path}" for path in listed_files(folder / each.folder))
+    return tuple(files)
 
 
 def save_scene(
     scene: SceneContent,
     folder: str | Path,
     *,
+    formats: Sequence[str] = DEFAULT_FORMATS,
     percentile: float = 20.0,
     max_points: int | None = None,
     maps: _Maps = "network",
     report: bool = True,
     overwrite: bool = False,
+    export: ExportOptions | None = None,
 ) -> tuple[Path, ...]:
     """Write a scene's files, all or none; see `Scene.save`."""
-    folder = user_path(folder)
-    check_writable(folder, SCENE_FILES, overwrite=overwrite)
+    folder, options = user_path(folder), export or ExportOptions()
+    formats = check_formats(formats)
+    owned = owned_files(folder, formats, file_names(scene), options)
+    check_writable(folder, owned, overwrite=overwrite, inputs=[path for path in scene.paths if path is not None])
     cloud = scene_cloud(scene, percentile, max_points)
-    with staged_folder(folder, SCENE_FILES, overwrite=overwrite) as stage:
-        names = write_scene_files(scene, cloud, stage, maps=maps, report=report)
-    return tuple(folder / name for name in names)
+    with staged_folder(folder, owned, overwrite=overwrite) as stage:
+        names = write_scene_files(scene, cloud, stage, home=folder, maps=maps, report=report)
+        exported = Export(scene, cloud, options, percentile, folder)
+        names += write_formats(exported, formats, stage)
+    return tuple(folder / name for name in order_names(names))
+
+
+def convert_scene(
+    scene: SceneContent,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    percentile: float = 20.0,
+    max_points: int | None = None,
+    overwrite: bool = False,
+    options: ExportOptions | None = None,
+) -> Export:
+    """Write formats of a scene into a folder, all or none, and leave what else is there alone.
+
+    Args:
+        scene: The scene.
+        folder: Folder of the formats' folders and files.
+        formats: Names of formats.
+        percentile: Percentile of confidence from which pixels are points.
+        max_points: Largest number of points in points.ply and scene.glb; defaults to no limit.
+        overwrite: Whether files that geomtx did not write may be replaced.
+        options: How they are written.
+
+    Returns:
+        What was exported, with the notes that were made.
+    """
+    options = options or ExportOptions()
+    owned = owned_files(folder, formats, file_names(scene), options, record=False)
+    photos = [path for path in scene.paths if path is not None]
+    check_writable(folder, owned, overwrite=overwrite, inputs=photos)
+    cloud = scene_cloud(scene, percentile, max_points)
+    export = Export(scene, cloud, options, percentile, folder)
+    with staged_folder(folder, owned, overwrite=overwrite) as stage:
+        write_formats(export, formats, stage)
+    return export
 
 
 def scene_cloud(scene: SceneContent, percentile: float, max_points: int | None) -> PointCloud | None:
@@ -123,19 +254,86 @@ def scene_cloud(scene: SceneContent, percentile: float, max_points: int | None) 
 
 
 def write_scene_files(
-    scene: SceneContent, cloud: PointCloud | None, folder: Path, *, maps: _Maps = "network", report: bool = True
+    scene: SceneContent,
+    cloud: PointCloud | None,
+    folder: Path,
+    *,
+    home: Path,
+    maps: _Maps = "network",
+    report: bool = True,
 ) -> tuple[str, ...]:
-    """Write the files of a scene into a folder that exists, and return their names.
+    """Write a scene's own files into a folder that exists, and return their names.
 
     Args:
         scene: Any scene. Files that its predictions don't allow are left out.
-        cloud: Its points, see `scene_cloud`; None leaves out points.ply.
+        cloud: Its points, see `scene_cloud`, which the report shows.
         folder: An existing folder.
+        home: Folder that the files are for, from which the archive names the photos.
         maps: Resolution of the maps in the archive, see `write_archive`.
         report: Whether to draw report.png.
     """
-    job = _Job(scene, cloud, maps, report)
-    return tuple([name for name, write in _WRITERS.items() if write(folder / name, job)])
+    written = [ARCHIVE]
+    write_archive(folder / ARCHIVE, scene, maps=maps, home=home)
+    if scene.predictions.cameras is not None:
+        write_cameras(folder / "cameras.json", scene)
+        written.append("cameras.json")
+    if scene.predictions.tracks is not None and scene.query_points is not None:
+        write_tracks(folder / "tracks.json", scene)
+        written.append("tracks.json")
+    if report:
+        save_picture(_find(_DRAW_REPORT)(scene, cloud), folder / "report.png", "report")
+        written.append("report.png")
+    return tuple(written)
+
+
+def write_formats(export: Export, formats: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Write formats into a folder that exists, and return the names of the files, or of the folders of files.
+
+    Args:
+        export: The scene.
+        formats: Names of formats.
+        folder: An existing folder.
+
+    Raises:
+        ValueError: If the scene lacks what a format needs.
+    """
+    written = []
+    for name in formats:
+        each = FORMATS[name]
+        place = folder / each.folder
+        if each.folder:
+            place.mkdir()
+        each.write(place, export)
+        if each.folder:
+            _write_listing(place, name)
+        made = (each.folder,) if each.folder else each.plan((), export.options)
+        written += [file for file in made if (folder / file).exists()]
+    return tuple(written)
+
+
+def _planned(formats: Sequence[str], names: Sequence[str], options: ExportOptions) -> list[str]:
+    """Paths that formats may write."""
+    files = []
+    for name in formats:
+        each = FORMATS[name]
+        paths = each.plan(names, options)
+        files += [f"{each.folder}/{path}" for path in (*paths, LISTING)] if each.folder else paths
+    return files
+
+
+def _write_listing(folder: Path, name: str) -> None:
+    """List the files of a format's folder, by which they are known as geomtx's own."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_json(
+        folder / LISTING,
+        {"format": f"geomtx.{name}", "files": {each: file_digest(folder / each) for each in names}},
+    )
+
+
+def order_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Put names of files into the order in which they are shown: the scene's own, then those of formats."""
+    place = {name: index for index, name in enumerate(SCENE_FILES)}
+    return tuple(sorted(names, key=lambda name: place.get(name, len(place))))
 
 
 def _find(dotted: str) -> Any:
