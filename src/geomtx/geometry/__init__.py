@@ -29,6 +29,7 @@ from geomtx.geometry.conventions import (
     to_nerfstudio,
     to_opengl,
 )
+from geomtx.geometry.edges import depth_edges
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
 from geomtx.geometry.robust import RobustLoss, robust_loss
@@ -52,6 +53,7 @@ __all__ = [
     "apply_similarity",
     "compose_rigid",
     "decode_pose",
+    "depth_edges",
     "encode_pose",
     "fit_camera_similarity",
     "fit_similarity",

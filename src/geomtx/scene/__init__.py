@@ -3,6 +3,7 @@
 from geomtx.scene.align import align_scene
 from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.files.export import ExportOptions
+from geomtx.scene.filters import PixelFilter
 from geomtx.scene.known.cameras import KnownCameras
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
@@ -14,6 +15,7 @@ __all__ = [
     "ExportOptions",
     "KnownCameras",
     "ObservedPoints",
+    "PixelFilter",
     "PointCloud",
     "Scene",
     "WindowPlan",

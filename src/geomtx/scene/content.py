@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geomtx.files import escape_name, unique_names
 from geomtx.geometry.projection import unproject
+from geomtx.scene.filters import PixelFilter, valid_pixels
 from geomtx.scene.points import NoPointsError, PointCloud, select_points
 from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
 from geomtx.views import ViewTransform
@@ -119,16 +120,20 @@ class SceneContent:
         views = zip(self.transforms, coords, strict=True)
         return Tracks(torch.stack([transform.to_original(xy) for transform, xy in views]), visibility, confidence)
 
-    def points(self, percentile: float = 20.0, *, max_points: int | None = None) -> PointCloud:
+    def points(
+        self, percentile: float = 20.0, *, max_points: int | None = None, which: PixelFilter | None = None
+    ) -> PointCloud:
         """Return the confident points of all views in the first camera's frame.
 
         Points are the depth maps unprojected with the predicted cameras or, if one of the two is missing, those of the
-        point head. A pixel gives a point if it is in `masks`, lies in front of the camera, has finite values, and has
-        a confidence at or above the percentile over all such pixels.
+        point head. A pixel gives a point if it is in `masks`, lies in front of the camera and on no edge of depth, has
+        finite values, and has a confidence at or above the percentile over all such pixels.
 
         Args:
             percentile: Percentile of confidence, 0 to 100; 20 leaves out the least confident fifth.
             max_points: Largest number of points, chosen at random but the same in every call; defaults to no limit.
+            which: What else a pixel must pass, such as a smallest confidence or the agreement of the views; defaults to
+                `PixelFilter()`, which leaves out edges of depth, where points would fly between two surfaces.
 
         Raises:
             ValueError: If the scene has neither depth and cameras nor points, an argument is out of range, or no pixel
@@ -141,7 +146,8 @@ class SceneContent:
             value = depth.value[self.masks]
             if value.isfinite().any() and not (value > 0).any():
                 raise NoPointsError("no points: the predicted depth is not positive anywhere")
-        return select_points(points, confidence, self.images, self.masks, percentile=percentile, max_points=max_points)
+        valid = valid_pixels(self, which)
+        return select_points(points, confidence, self.images, valid, percentile=percentile, max_points=max_points)
 
     def point_map(self) -> DenseMap:
         """Return a point (S, H, W, 3) and a confidence (S, H, W) for each pixel of the model's images, see `points`.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive
 from geomtx.scene.content import SceneContent
+from geomtx.scene.filters import valid_pixels
 from geomtx.scene.points import NoPointsError, confidence_threshold
 from geomtx.scene.surfaces import Surfaces, find_surfaces
 from geomtx.types import Float, Int, UInt8, show_shapes
@@ -137,7 +138,7 @@ def _valid_pixels(surfaces: Surfaces, scene: SceneContent, percentile: float) ->
         raise NoPointsError("no points: masks and padding leave no pixel")
     if not np.isfinite(surfaces.cam_from_world).all((1, 2)).any():
         raise NoPointsError("no points: the cameras are not finite")
-    valid = np.isfinite(surfaces.inverse_depth)
+    valid = np.isfinite(surfaces.inverse_depth) & valid_pixels(scene).numpy()
     if not valid.any():
         raise NoPointsError("no points: the predictions are not finite, or the depth is not positive anywhere")
     confidence = torch.from_numpy(surfaces.confidence)
