@@ -213,9 +213,10 @@ def _fit_points(scene: Scene, target: Scene) -> Similarity | None:
 
 
 def _fit_cameras(scene: Scene, target: Scene) -> Similarity | None:
-    if scene.predictions.cameras is None or target.predictions.cameras is None:
+    own, others = scene.predictions.cameras, target.predictions.cameras
+    if own is None or others is None:
         return None
-    source, wanted = (_world_from_cam(each.predictions.cameras.cam_from_world) for each in (scene, target))
+    source, wanted = (_world_from_cam(each.cam_from_world) for each in (own, others))
     both = source.isfinite().all(-1).all(-1) & wanted.isfinite().all(-1).all(-1)
     if not both.any():
         return fit_similarity(source[..., 3], wanted[..., 3], both)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,17 +12,45 @@ from geomtx.checks import check_range
 from geomtx.geometry.edges import depth_edges
 from geomtx.geometry.projection import project, unproject
 from geomtx.scene.points import NoPointsError
-from geomtx.types import Bool
+from geomtx.types import Bool, DenseMap, Predictions
 
-if TYPE_CHECKING:
-    from geomtx.scene.content import SceneContent
-
-__all__ = ["PixelFilter", "agreeing_pixels", "filter_pixels", "most_shared_view", "sky_pixels", "valid_pixels"]
+__all__ = [
+    "PixelFilter",
+    "PixelScene",
+    "agreeing_pixels",
+    "filter_pixels",
+    "most_shared_view",
+    "sky_pixels",
+    "valid_pixels",
+]
 
 AnyScene = TypeVar("AnyScene", bound=Any)
 
 _BLUE, _WHITE, _SMOOTH = 0.35, 0.75, 0.06  # of colours in 0 … 1
 _SAMPLE = 1024  # pixels of a view that say what it shares with others
+
+
+@runtime_checkable
+class PixelScene(Protocol):
+    """What filters read of a scene, whose content is made with them."""
+
+    @property
+    def images(self) -> Tensor:
+        """Images that the model saw, (S, 3, H, W) uint8."""
+
+    @property
+    def masks(self) -> Tensor:
+        """Pixels of the photos, (S, H, W) bool."""
+
+    @property
+    def predictions(self) -> Predictions:
+        """Predictions without the batch axis."""
+
+    def point_map(self) -> DenseMap:
+        """Return the point and the confidence of each pixel."""
+
+    def __len__(self) -> int:
+        """Return the number of views."""
 
 
 class PixelFilter(NamedTuple):
@@ -44,7 +72,7 @@ class PixelFilter(NamedTuple):
     sky: bool = True
 
 
-def valid_pixels(scene: SceneContent, which: PixelFilter | None = None) -> Bool[Tensor, "s h w"]:
+def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Tensor, "s h w"]:
     """Return which pixels of the model's images may give points, (S, H, W) bool: those of the masks that pass a filter.
 
     Args:
@@ -97,7 +125,7 @@ def _require_some(valid: Tensor, what: str) -> Tensor:
 
 
 def agreeing_pixels(
-    scene: SceneContent, valid: Bool[Tensor, "s h w"], share: float = 0.5, *, tolerance: float = 0.05
+    scene: PixelScene, valid: Bool[Tensor, "s h w"], share: float = 0.5, *, tolerance: float = 0.05
 ) -> Bool[Tensor, "s h w"]:
     """Return which pixels the views that should see their points agree on, (S, H, W) bool.
 
@@ -128,7 +156,7 @@ def agreeing_pixels(
     return agreeing
 
 
-def most_shared_view(scene: SceneContent, *, tolerance: float = 0.05) -> int:
+def most_shared_view(scene: PixelScene, *, tolerance: float = 0.05) -> int:
     """Return the view of whose points the other views see most, by a sample of 1,024 pixels of each.
 
     Args:
@@ -149,7 +177,7 @@ def most_shared_view(scene: SceneContent, *, tolerance: float = 0.05) -> int:
     return max(range(len(scene)), key=lambda view: shared[view])
 
 
-def _points_of(scene: SceneContent, view: int, pixels: Tensor) -> Tensor:
+def _points_of(scene: PixelScene, view: int, pixels: Tensor) -> Tensor:
     """Return the points (N, 3) of pixels given by their numbers in a view; NaN where the depth is not positive."""
     if scene.predictions.depth is None or scene.predictions.cameras is None:
         raise ValueError("scene must have depth and cameras to compare views, but the model ran without those heads")
@@ -158,7 +186,7 @@ def _points_of(scene: SceneContent, view: int, pixels: Tensor) -> Tensor:
     return unproject(in_front, cameras.intrinsics[view], cameras.cam_from_world[view]).flatten(0, 1)[pixels]
 
 
-def _look(scene: SceneContent, view: int, valid: Tensor, points: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _look(scene: PixelScene, view: int, valid: Tensor, points: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Return which points (N, 3) a view should see, and which of them it sees in their place, (N,) bool each."""
     depth, cameras = scene.predictions.depth, scene.predictions.cameras
     assert depth is not None
@@ -175,7 +203,7 @@ def _look(scene: SceneContent, view: int, valid: Tensor, points: Tensor, toleran
     return should, should & (z >= (1 - tolerance) * own)
 
 
-def sky_pixels(scene: SceneContent) -> Bool[Tensor, "s h w"]:
+def sky_pixels(scene: PixelScene) -> Bool[Tensor, "s h w"]:
     """Return which pixels look like sky, (S, H, W) bool: a rule of thumb without a network, which may be wrong.
 
     They are smooth, blue or bright, and joined to the upper border of the photo by pixels that are so too. In a view

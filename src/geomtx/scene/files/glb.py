@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from geomtx import __version__
 from geomtx.files import user_path
@@ -141,13 +142,12 @@ def _frusta(
     cameras = scene.cameras
     if cameras is None:
         return None
-    poses, intrinsics = (part.double() for part in cameras)
-    finite = (poses.isfinite().flatten(1).all(1) & intrinsics.isfinite().flatten(1).all(1)).nonzero()[:, 0]
+    finite = torch.stack([part.isfinite().flatten(1).all(1) for part in cameras]).all(0).nonzero()[:, 0]
     if len(finite) == 0:
         return None
+    poses, intrinsics = (part[finite].double().numpy() for part in cameras)
     low, high = np.percentile(points.astype(np.float64), [5, 95], axis=0)
     diagonal = float(np.linalg.norm(high - low)) or float(np.linalg.norm(points[0])) or 1.0
-    poses, intrinsics = poses[finite].numpy(), intrinsics[finite].numpy()
     sizes = [scene.transforms[index].original_hw for index in finite.tolist()]
     apex = camera_centers(poses)[:, None]
     corners = frustum_corners(poses, intrinsics, sizes, _FRUSTUM * diagonal)
