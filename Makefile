@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constra
 # What is imported is compiled once and kept; without that, every process of the tests compiles it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test fuzz bench lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a file's fixtures are made once
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_exports.py
 
 bench: $(STAMP)
 	benchmarks/cpu.sh

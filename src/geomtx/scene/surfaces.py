@@ -18,6 +18,11 @@ __all__ = ["Surfaces", "find_surfaces"]
 Floats = NDArray[np.float64]
 
 
+def _without_warnings() -> np.errstate:
+    """For cameras and maps that are not finite: they give NaN, which nothing is near to."""
+    return np.errstate(invalid="ignore", over="ignore", divide="ignore")
+
+
 class Surfaces(NamedTuple):
     """The surfaces that S views see, as inverse depth, which is linear in the pixels of a plane.
 
@@ -46,6 +51,7 @@ class Surfaces(NamedTuple):
         """Return pixels (..., 2) as (row, column) of the images that are nearest to those given."""
         return np.clip(pixels, 0, np.array(self.inverse_depth.shape[1:]) - 1)
 
+    @_without_warnings()
     def unproject(self, views: NDArray[np.int64], coords: Floats) -> Floats:
         """Return the points in the world that views see at positions on their images; NaN where nothing is known.
 
@@ -63,6 +69,7 @@ class Surfaces(NamedTuple):
         columns = [sum(pose[:, row, axis] * local[row] for row in range(3)) for axis in range(3)]
         return np.stack(columns, axis=-1)
 
+    @_without_warnings()
     def nearest(
         self, views: NDArray[np.int64], points: Floats, *, tolerance: float, steps: int
     ) -> tuple[Floats, NDArray[np.bool_]]:
@@ -101,6 +108,7 @@ class Surfaces(NamedTuple):
         near = np.sqrt((miss * miss).sum(-1)) <= tolerance * depth
         return coords, ahead & near
 
+    @_without_warnings()
     def normals(self, views: NDArray[np.int64], points: Floats) -> Floats:
         """Return the normals of the surfaces of views at the projections of points, facing the views.
 

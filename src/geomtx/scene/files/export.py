@@ -79,7 +79,7 @@ class Export:
     def __init__(
         self, scene: SceneContent, cloud: PointCloud | None, options: ExportOptions, percentile: float, home: Path
     ) -> None:
-        self.scene = share_intrinsics(scene) if options.shared_camera else scene
+        self.scene = scene
         self.cloud, self.options, self.percentile, self.home = cloud, options, percentile, home
         self.notes: list[str] = []
 
@@ -90,11 +90,19 @@ class Export:
             logger.info("%s", text)
 
     @cached_property
+    def with_shared_camera(self) -> SceneContent:
+        """The scene, with one camera for all photos if that is asked for."""
+        return share_intrinsics(self.scene) if self.options.shared_camera else self.scene
+
+    @cached_property
     def observed(self) -> ObservedPoints:
         """Points of the scene with their observations."""
         options = self.options
         observed = observe_points(
-            self.scene, max_points=options.max_points, percentile=self.percentile, tolerance=options.tolerance
+            self.with_shared_camera,
+            max_points=options.max_points,
+            percentile=self.percentile,
+            tolerance=options.tolerance,
         )
         self.note(describe_observations(observed))
         return observed
@@ -102,22 +110,24 @@ class Export:
     @cached_property
     def surfaces(self) -> Surfaces:
         """The surfaces that the views see."""
-        return find_surfaces(self.scene)
+        return find_surfaces(self.with_shared_camera)
 
     @cached_property
     def boxes(self) -> tuple[Box, ...] | None:
         """Part of each photo that copies keep; None for whole photos."""
-        return centred_boxes(self.scene) if self.options.crop else None
+        return centred_boxes(self.with_shared_camera) if self.options.crop else None
 
     @cached_property
     def model(self) -> SparseModel:
         """Sparse model in pixels of the upright photos."""
-        return build_sparse_model(self.scene, self.observed)
+        return build_sparse_model(self.with_shared_camera, self.observed)
 
     @cached_property
     def copied_model(self) -> SparseModel:
         """Sparse model in pixels of the copies of the photos."""
-        return self.model if self.boxes is None else build_sparse_model(self.scene, self.observed, self.boxes)
+        return (
+            self.model if self.boxes is None else build_sparse_model(self.with_shared_camera, self.observed, self.boxes)
+        )
 
     @cached_property
     def photos(self) -> tuple[Photo, ...]:

@@ -90,6 +90,8 @@ def build_sparse_model(
 def centred_boxes(scene: SceneContent) -> tuple[Box, ...]:
     """Return the largest part of each photo whose centre is within half a pixel of the principal point.
 
+    Photos whose camera is not finite, which sparse models leave out, stay whole.
+
     Args:
         scene: Scene with cameras.
 
@@ -100,6 +102,9 @@ def centred_boxes(scene: SceneContent) -> tuple[Box, ...]:
     boxes = []
     for name, transform, k in zip(scene.names, scene.transforms, intrinsics, strict=True):
         height, width = transform.original_hw
+        if not k.isfinite().all():
+            boxes.append((0, 0, width, height))
+            continue
         spans = [_centred_span(k[axis, 2].item() + 0.5, size) for axis, size in ((0, width), (1, height))]
         if any(last - first < 2 for first, last in spans):
             raise ValueError(
