@@ -1,17 +1,14 @@
-"""A few of the scenes of `make fuzz`."""
+"""Some of the scenes of `make fuzz`."""
 
 from pathlib import Path
-
-import pytest
 
 from fuzz_exports import try_exports
 from geomtx.scene.files.save import FORMATS
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_random_scenes_give_valid_files_or_a_clear_error(part: int, tmp_path: Path) -> None:
+def test_random_scenes_give_valid_files_or_a_clear_error(tmp_path: Path) -> None:
     valid = set()
-    for seed in range(50 * part, 50 * (part + 1)):
+    for seed in range(200):
         results = try_exports(seed, tmp_path / str(seed))
         valid |= {name for name, result in results.items() if result == "valid"}
     assert valid == set(FORMATS)
