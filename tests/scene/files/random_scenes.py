@@ -14,7 +14,9 @@ import geomtx
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from scene.exact_scenes import true_scene
 
-_NAMES = ("a b.png", "b.png", "c.png", "Bäume.jpg", "写真.png", "IMG_1.JPG", "IMG_10.JPG", "x#%.png", "plain.png", "it's (2).jpg")
+_NAMES = (
+    "a b.png", "b.png", "c.png", "Bäume.jpg", "写真.png", "IMG_1.JPG", "IMG_10.JPG", "x#%.png", "it's (2).jpg",
+)  # fmt: skip
 _TEXTS = ("", "metres", "Fuß", "two\nlines")
 
 
