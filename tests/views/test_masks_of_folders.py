@@ -8,7 +8,7 @@ from PIL import Image
 
 import geomtx
 from geomtx.views import PhotoError, load_masks
-from geomtx.views.masks import list_masks
+from geomtx.views.listing import list_masks
 
 
 @pytest.fixture

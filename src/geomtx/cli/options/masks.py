@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from geomtx.checks import check_range
 from geomtx.cli.parser import parse_name
-from geomtx.views.masks import list_masks
+from geomtx.views.listing import list_masks
 
 if TYPE_CHECKING:
     from geomtx.scene import Scene
