@@ -65,6 +65,7 @@ ONE_FILE = {
     "layers/backends.py": {"xformers", "flash_attn", "flash_attn_interface"},
     "inference/quantize.py": {"torchao"},
     "metrics/pointcloud.py": {"scipy"},
+    "scene/pycolmap_bridge.py": {"pycolmap"},
     "views/pictures.py": {"pillow_heif"},
 }
 OUTER_ONLY = (

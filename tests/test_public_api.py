@@ -65,6 +65,7 @@ INVENTORY = {
     "project": "function",
     "quantize_model": "function",
     "reconstruct": "function",
+    "refine": "function",
     "remove_lora": "function",
     "save_lora": "function",
     "track_loss": "function",
@@ -122,6 +123,7 @@ SIGNATURES = {
     "MultitaskLoss": "(*, camera, depth, points, tracks, consistency, others)",
     "MultitaskLoss.forward": "(self, predictions, batch)",
     "fit_similarity": "(source, target, weights)",
+    "refine": "(scene, observations, *, solver, loss, focal, fixed_views, strict)",
 }
 FIELDS = {
     "Cameras": ("cam_from_world", "intrinsics"),

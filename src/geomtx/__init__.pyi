@@ -41,6 +41,7 @@ from geomtx.models.video_tracker import VideoTrackerConfig as VideoTrackerConfig
 from geomtx.scene import Scene as Scene
 from geomtx.scene import reconstruct as reconstruct
 from geomtx.scene.align import align as align
+from geomtx.scene.refine import refine as refine
 from geomtx.tracking.tracker import Tracker as Tracker
 from geomtx.training.optim import freeze as freeze
 from geomtx.training.optim import parameter_groups as parameter_groups

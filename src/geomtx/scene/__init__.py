@@ -7,8 +7,10 @@ from geomtx.scene.filters import PixelFilter
 from geomtx.scene.known.cameras import KnownCameras
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
+from geomtx.scene.pycolmap_bridge import match_points
 from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
+from geomtx.scene.track_points import track_points
 from geomtx.scene.windows import WindowPlan
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "Scene",
     "WindowPlan",
     "align_scene",
+    "match_points",
     "observe_points",
     "read_cameras",
     "reconstruct",
+    "track_points",
 ]

@@ -186,22 +186,28 @@ def move_scene(scene: Scene, similarity: Similarity) -> Scene:
     Returns:
         The moved scene, without `pose_encodings`, which hold for the first camera's frame alone; `extra` is unchanged.
     """
-    scale, rotation, translation = similarity
+    scale = similarity.scale
     cameras, _, depth, points, *_ = scene.predictions
-    if cameras is not None:
-        # s (R_c x + t_c) with x = Rᵀ (y - t) / s.
-        cam_from_world = cameras.cam_from_world.double()
-        turned = cam_from_world[..., :3] @ rotation.mT
-        shift = scale * cam_from_world[..., 3:] - turned @ translation[:, None]
-        moved = torch.cat([turned, shift], dim=-1)
-        cameras = cameras._replace(cam_from_world=moved.to(cameras.cam_from_world.dtype))
+    cameras, first_cameras = (
+        None if each is None else _move_cameras(each, similarity) for each in (cameras, scene.first_cameras)
+    )
     if depth is not None:
         depth = depth._replace(value=(depth.value * scale).to(depth.value.dtype))
     if points is not None:
         value = apply_similarity(similarity, points.value.double().flatten(0, 2)).view_as(points.value)
         points = points._replace(value=value.to(points.value.dtype))
     predictions = scene.predictions._replace(cameras=cameras, pose_encodings=None, depth=depth, points=points)
-    return replace(scene, predictions=predictions)
+    return replace(scene, predictions=predictions, first_cameras=first_cameras)
+
+
+def _move_cameras(cameras: Cameras, similarity: Similarity) -> Cameras:
+    scale, rotation, translation = similarity
+    # s (R_c x + t_c) with x = Rᵀ (y - t) / s.
+    cam_from_world = cameras.cam_from_world.double()
+    turned = cam_from_world[..., :3] @ rotation.mT
+    shift = scale * cam_from_world[..., 3:] - turned @ translation[:, None]
+    moved = torch.cat([turned, shift], dim=-1)
+    return cameras._replace(cam_from_world=moved.to(cameras.cam_from_world.dtype))
 
 
 def _fit_points(scene: Scene, target: Scene) -> Similarity | None:

@@ -39,6 +39,8 @@ class SceneContent:
     notice: str = ""
     paths: tuple[Path | None, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    refined: bool = False
+    first_cameras: Cameras | None = None
 
     def __post_init__(self) -> None:
         # Every file of the scene can hold these strings then.

@@ -42,6 +42,9 @@ class Scene(SceneContent):
             there, and the model's images in place of others.
         provenance: Record of how the scene was made, such as {"weights": "nano"}. The report and
             scene.safetensors repeat it.
+        refined: Whether the cameras are the result of bundle adjustment, see `geomtx.refine`.
+        first_cameras: The cameras that the model predicted, in the world and the unit of the scene, and in pixels of
+            the model's images; None where they have not been refined.
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:
@@ -57,8 +60,10 @@ class Scene(SceneContent):
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"factor must be finite and positive, got {factor}")
         cameras, encodings, depth, points, *_ = self.predictions
-        if cameras is not None:
-            cameras = cameras._replace(cam_from_world=_scale_translation(cameras.cam_from_world, factor))
+        cameras, first_cameras = (
+            None if each is None else each._replace(cam_from_world=_scale_translation(each.cam_from_world, factor))
+            for each in (cameras, self.first_cameras)
+        )
         if encodings is not None:
             encodings = torch.cat([encodings[..., :3] * factor, encodings[..., 3:]], dim=-1)
         if depth is not None:
@@ -66,7 +71,8 @@ class Scene(SceneContent):
         if points is not None:
             points = points._replace(value=points.value * factor)
         predictions = self.predictions._replace(cameras=cameras, pose_encodings=encodings, depth=depth, points=points)
-        return replace(self, predictions=predictions, units=self.units if units is None else units)
+        units = self.units if units is None else units
+        return replace(self, predictions=predictions, units=units, first_cameras=first_cameras)
 
     def save(
         self,

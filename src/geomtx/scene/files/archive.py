@@ -47,6 +47,7 @@ def write_archive(
     - `images` (S, 3, H, W) uint8, `mask` (S, H, W) bool, `transforms` (S, 3, 3) from original to model pixels;
     - `cam_from_world` (S, 3, 4), `intrinsics` (S, 3, 3) in original pixels, `intrinsics_model` in model pixels,
       `pose_encodings` (I, S, 9);
+    - `first_cam_from_world`, `first_intrinsics_model`, the cameras before a refinement;
     - `depth`, `depth_confidence` (S, H, W), `points` (S, H, W, 3), `points_confidence` (S, H, W);
     - `extra/NAME` (S, H, W) or (S, H, W, C) and `extra_confidence/NAME` (S, H, W) of heads that were added;
     - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
@@ -82,6 +83,7 @@ def write_archive(
         "units": scene.units,
         "notice": scene.notice,
         "provenance": json.dumps(dict(scene.provenance)),
+        **({"refined": "true"} if scene.refined else {}),
         "conventions": json.dumps({**CAMERA_CONVENTIONS, "world": scene.world}),
         "views": json.dumps(views),
     }
@@ -143,6 +145,9 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
     check_shape("mask", tensors["mask"], (len(views), *tensors["images"].shape[2:]))
     provenance = json.loads(metadata.get("provenance", "{}"))
+    first_cameras = None
+    if "first_cam_from_world" in tensors:
+        first_cameras = Cameras(tensors["first_cam_from_world"], tensors["first_intrinsics_model"])
     return {
         "names": tuple(view.pop("name") for view in views),
         "transforms": tuple(ViewTransform.from_dict(view) for view in views),
@@ -154,6 +159,8 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
         "notice": metadata["notice"],
         "paths": _paths_from(metadata, folder, len(views)),
         "provenance": {str(name): str(value) for name, value in provenance.items()},
+        "refined": metadata.get("refined") == "true",
+        "first_cameras": first_cameras,
     }
 
 
@@ -166,6 +173,9 @@ def _tensors_of(scene: SceneContent) -> Iterator[tuple[str, Tensor]]:
         yield "cam_from_world", model.cameras.cam_from_world
         yield "intrinsics", original.intrinsics
         yield "intrinsics_model", model.cameras.intrinsics
+    if scene.first_cameras is not None:
+        yield "first_cam_from_world", scene.first_cameras.cam_from_world
+        yield "first_intrinsics_model", scene.first_cameras.intrinsics
     if model.pose_encodings is not None:
         yield "pose_encodings", model.pose_encodings
     for name, dense in (("depth", model.depth), ("points", model.points)):

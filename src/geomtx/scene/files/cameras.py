@@ -36,7 +36,7 @@ CAMERA_CONVENTIONS = {
 
 
 def write_cameras(path: str | Path, scene: SceneContent) -> None:
-    """Write conventions, units, and each view's camera in original pixels.
+    """Write conventions, units, and each view's camera in original pixels; as "first", that before a refinement.
 
     Args:
         path: Path of the file, which is overwritten if it exists.
@@ -56,9 +56,12 @@ def write_cameras(path: str | Path, scene: SceneContent) -> None:
             "exif_orientation": transform.exif_orientation,
             "cam_from_world": to_plain(cam_from_world),
             "intrinsics": to_plain(intrinsics),
+            **first,
             "transform": transform.to_dict(),
         }
-        for name, transform, cam_from_world, intrinsics in zip(scene.names, scene.transforms, *cameras, strict=True)
+        for name, transform, cam_from_world, intrinsics, first in zip(
+            scene.names, scene.transforms, *cameras, _first_cameras(scene), strict=True
+        )
     ]
     content = {
         "format": FORMAT,
@@ -69,6 +72,21 @@ def write_cameras(path: str | Path, scene: SceneContent) -> None:
         "views": views,
     }
     write_json(path, content)
+
+
+def _first_cameras(scene: SceneContent) -> list[dict[str, Any]]:
+    """Return each view's camera before a refinement, where there was one."""
+    if scene.first_cameras is None:
+        return [{} for _ in scene.names]
+    return [
+        {
+            "first": {
+                "cam_from_world": to_plain(cam_from_world),
+                "intrinsics": to_plain(transform.intrinsics_to_original(intrinsics)),
+            }
+        }
+        for transform, cam_from_world, intrinsics in zip(scene.transforms, *scene.first_cameras, strict=True)
+    ]
 
 
 class _Camera(NamedTuple):

@@ -60,10 +60,7 @@ def _normals(export: Export, model: SparseModel) -> NDArray[np.float32]:
     """Unit normal (M, 3) of each point: that of the surface of the first view that sees it, facing the view."""
     first = np.searchsorted(model.points.point.numpy(), np.arange(len(model.points.xyz)))
     views = np.array(model.views)[model.points.view.numpy()[first]]
-    normals = np.empty((len(views), 3), np.float32)
-    for view in np.unique(views).tolist():
-        normals[views == view] = export.surfaces.normals(view, model.points.xyz.numpy()[views == view])
-    return normals
+    return export.surfaces.normals(views, model.points.xyz.numpy()).astype(np.float32)
 
 
 def _warn_of_offsets(model: SparseModel, names: Sequence[str]) -> None:
