@@ -356,8 +356,8 @@ class Predictions(NamedTuple):
         """Return the predictions with a function applied to every tensor."""
         return tree_map_only(Tensor, function, self)
 
-    def take_views(self, views: slice) -> Predictions:
-        """Return the predictions of some views."""
+    def take_views(self, views: slice | list[int]) -> Predictions:
+        """Return the predictions of some views, in the order of a list."""
         return _map_with_view_axis(lambda axis, value: value[(slice(None),) * axis + (views,)], self)
 
     @staticmethod

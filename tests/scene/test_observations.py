@@ -128,7 +128,7 @@ def test_bad_input(scene: geomtx.Scene) -> None:
     with pytest.raises(ValueError, match="no points: masks and padding leave no pixel"):
         observe_points(dataclasses.replace(scene, masks=torch.zeros_like(scene.masks)))
     depth = DenseMap(-torch.ones(4, 84, 112), torch.ones(4, 84, 112))
-    with pytest.raises(ValueError, match="no points: the predictions are not finite, or the depth is not positive"):
+    with pytest.raises(ValueError, match="no points: cameras, depth or confidence are not finite, or the depth is not"):
         observe_points(dataclasses.replace(scene, predictions=scene.predictions._replace(depth=depth)))
     for name, value, message in (
         ("max_points", 0, "max_points must be a whole number, at least 1, got 0"),
@@ -137,8 +137,12 @@ def test_bad_input(scene: geomtx.Scene) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             observe_points(scene, **{name: value})
+    assert scene.predictions.cameras is not None
+    mirrored = scene.predictions.cameras._replace(cam_from_world=-scene.predictions.cameras.cam_from_world)
+    with pytest.raises(ValueError, match="no points: cameras, depth or confidence are not finite"):
+        observe_points(dataclasses.replace(scene, predictions=scene.predictions._replace(cameras=mirrored)))
     nan = Cameras(*(torch.full_like(part, torch.nan) for part in scene.predictions.cameras or ()))
-    with pytest.raises(ValueError, match="no points: the cameras are not finite"):
+    with pytest.raises(ValueError, match="no points: cameras, depth or confidence are not finite"):
         observe_points(dataclasses.replace(scene, predictions=scene.predictions._replace(cameras=nan)))
 
 

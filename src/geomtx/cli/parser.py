@@ -26,9 +26,11 @@ class Parser(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self._parser_of(getattr(arguments, "command", None))
-            known = [name for action in parser._actions for name in action.option_strings]
+            # Without the dashes, which would make any two short names alike.
+            known = {name.lstrip("-"): name for action in parser._actions for name in action.option_strings}
             option = next((each.partition("=")[0] for each in unknown if each.startswith("-")), "")
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{close_matches(option, known)}")
+            hint = re.sub(r"'([^']+)'", lambda bare: f"'{known[bare[1]]}'", close_matches(option.lstrip("-"), known))
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return arguments
 
     def _parser_of(self, command: str | None) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
-from geomtx.cli import long_sequences, refine_options
+from geomtx.cli import refine_options
 from geomtx.cli.convert import add_format_options, read_format_options
 from geomtx.cli.device import (
     check_device_name,
@@ -25,6 +25,7 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
+from geomtx.cli.options import known_cameras, long_sequences, masks
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
@@ -86,6 +87,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--maps", choices=("network", "original"), default="network",
         help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
     )  # fmt: skip
+    known_cameras.add_options(parser)
+    masks.add_options(parser)
     long_sequences.add_options(parser)
     refine_options.add_options(parser)
     add_format_options(parser)
@@ -125,6 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.output = arguments.output or _choose_output(arguments.photos, overwrite=arguments.overwrite)
     _check_arguments(arguments)
     paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
+    masks.check_options(arguments, name_files(paths))
     from geomtx.scene import reconstruct
     from geomtx.scene.checks import queries_to_model, require_finite
     from geomtx.scene.files.save import owned_files
@@ -134,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
     formats, options = arguments.formats, read_format_options(arguments)
     owned = owned_files(arguments.output, formats, name_files(paths), options)
     if first:
-        inputs = [*paths, *list_inputs(arguments.weights)]
+        inputs = [*paths, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
         check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5 + arguments.refine, show=first)
@@ -142,6 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
         config = _read_config(arguments)
     with stages.stage("load the photos"):
         views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config)
+        views = masks.apply_masks(arguments, views)
+        known = known_cameras.read_known_cameras(arguments, views)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
         _check_memory(arguments, config, views, device)
@@ -157,14 +163,18 @@ def run(arguments: argparse.Namespace) -> None:
             compile=arguments.compile,
             progress=first and sys.stderr.isatty(),
             parallel=num_processes() > 1,
+            **known_cameras.read_options(arguments),
             **long_sequences.read_options(arguments),
         )
     if not first:
         return
     require_finite(scene, _advise(model))
+    scene, fits = known_cameras.align_scene(arguments, scene, known)
     if arguments.refine:
         with stages.stage("refine"):
-            scene = refine_options.refine_scene(arguments, model, scene)
+            fixed = known_cameras.find_fixed_views(arguments, known)
+            scene = refine_options.refine_scene(arguments, model, scene, fixed)
+    scene = masks.apply_filter(arguments, scene)
     made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
     if source is not None:
         made["source"] = _digest(source)
@@ -187,7 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
     if scene.notice:
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
     refine_options.warn(arguments, scene)
-    print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *notes]))
+    print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *fits, *notes]))
 
 
 def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:
@@ -241,6 +251,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         )
     check_range("percentile", arguments.percentile, 0, 100)
     long_sequences.check_options(arguments)
+    known_cameras.check_options(arguments)
     refine_options.check_options(arguments)
     photos, output = user_path(arguments.photos[0]), arguments.output
     if photos.is_dir() and output.exists() and photos.samefile(output):

@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from geomtx.scene import ObservedPoints, Scene
 
 __all__ = ["add_options", "check_options", "needs_tracker", "refine_scene", "warn"]
@@ -63,13 +65,14 @@ def needs_tracker(arguments: argparse.Namespace) -> bool:
     return bool(arguments.refine) and arguments.refine_from in (None, "tracks") and not arguments.window
 
 
-def refine_scene(arguments: argparse.Namespace, model: Any, scene: Scene) -> Scene:
+def refine_scene(arguments: argparse.Namespace, model: Any, scene: Scene, fixed_views: Tensor | None = None) -> Scene:
     """Return the scene as the options refine it, or unchanged where they ask for nothing or it can't be refined.
 
     Args:
         arguments: Arguments of the command.
         model: The model that made the scene.
         scene: The scene.
+        fixed_views: Views whose poses stay as they are, (S,) bool; defaults to none.
 
     Raises:
         ValueError: If tracks are asked for and the model can't follow any.
@@ -80,7 +83,7 @@ def refine_scene(arguments: argparse.Namespace, model: Any, scene: Scene) -> Sce
 
     observations = _observe(arguments, model, scene)
     solver: Any = arguments.refine_solver or "auto"
-    return refine(scene, observations, solver=solver, focal=arguments.refine_focal)
+    return refine(scene, observations, solver=solver, focal=arguments.refine_focal, fixed_views=fixed_views)
 
 
 def warn(arguments: argparse.Namespace, scene: Scene) -> None:

@@ -20,7 +20,8 @@ from geomtx.views.transform import lies_inside
 __all__ = ["ObservedPoints", "describe_observations", "observe_points"]
 
 _CANDIDATES = 2  # points that are tried for each that is kept
-_ROWS_AT_ONCE = 1 << 18
+_ROWS_AT_ONCE = 1 << 13  # few enough for a processor's cache
+_COARSE = 10  # times the tolerance that a first look allows
 _VISIBLE = 0.5  # probability from which a track counts as seen
 
 
@@ -136,11 +137,11 @@ def _valid_pixels(surfaces: Surfaces, scene: SceneContent, percentile: float) ->
     """Pixels that may be points, (S, H, W)."""
     if not scene.masks.any():
         raise NoPointsError("no points: masks and padding leave no pixel")
-    if not np.isfinite(surfaces.cam_from_world).all((1, 2)).any():
-        raise NoPointsError("no points: the cameras are not finite")
     valid = np.isfinite(surfaces.inverse_depth) & valid_pixels(scene).numpy()
     if not valid.any():
-        raise NoPointsError("no points: the predictions are not finite, or the depth is not positive anywhere")
+        raise NoPointsError(
+            "no points: cameras, depth or confidence are not finite, or the depth is not positive anywhere"
+        )
     confidence = torch.from_numpy(surfaces.confidence)
     least = confidence_threshold(confidence[torch.from_numpy(valid)], percentile)
     return valid & (surfaces.confidence >= least)
@@ -162,24 +163,23 @@ def _choose_pixels(
 
 def _observe_pixels(surfaces: Surfaces, view: int, pixels: NDArray[np.int64], tolerance: float) -> _Found:
     """Make a point of each pixel (row, column) of a view, and look for it in all the others."""
-    step = max(_ROWS_AT_ONCE // len(surfaces), 1)
-    return _join([_observe_some(surfaces, view, pixels[i : i + step], tolerance) for i in range(0, len(pixels), step)])
+    parts = range(0, len(pixels), _ROWS_AT_ONCE)
+    return _join([_observe_some(surfaces, view, pixels[i : i + _ROWS_AT_ONCE], tolerance) for i in parts])
 
 
 def _observe_some(surfaces: Surfaces, view: int, pixels: NDArray[np.int64], tolerance: float) -> _Found:
     num = len(pixels)
     start = pixels[:, ::-1].astype(np.float64)
-    own = surfaces.unproject(np.full(num, view), start)
-    others = np.delete(np.arange(len(surfaces)), view)
-    views, rows = np.repeat(others, num), np.tile(np.arange(num), len(others))
-    for distance in (10 * tolerance, tolerance):  # a coarse look, which most don't pass, before the search
-        steps = 0 if distance > tolerance else 2
-        coords, near = surfaces.nearest(views, own[rows], tolerance=distance, steps=steps)
-        views, rows, coords = views[near], rows[near], coords[near]
-    points = surfaces.unproject(views, coords)
-    back, near = surfaces.nearest(np.full(len(rows), view), points, tolerance=tolerance, steps=2)
-    mutual = near & (np.abs(back - start[rows]) <= 0.5).all(-1)
-    views, rows, coords, points = views[mutual], rows[mutual], coords[mutual], points[mutual]
+    own = surfaces.unproject(view, start)
+    found = [
+        (other, *_observe_in(surfaces, (view, other), (start, own), tolerance))
+        for other in np.nonzero(surfaces.known)[0].tolist()
+        if other != view
+    ]
+    views = np.concatenate([np.empty(0, np.int64), *(np.full(len(rows), other) for other, rows, _, _ in found)])
+    rows = np.concatenate([np.empty(0, np.int64), *(rows for _, rows, _, _ in found)])
+    coords = np.concatenate([np.empty((0, 2)), *(coords for _, _, coords, _ in found)])
+    points = np.concatenate([np.empty((0, 3)), *(points for _, _, _, points in found)])
 
     count = 1.0 + np.bincount(rows, minlength=num)
     xyz = np.stack([own[:, i] + np.bincount(rows, points[:, i], minlength=num) for i in range(3)], axis=-1)
@@ -193,17 +193,43 @@ def _observe_some(surfaces: Surfaces, view: int, pixels: NDArray[np.int64], tole
     return _Found(mean, anchor, all_views[order], all_rows[order], all_coords[order])
 
 
+def _observe_in(
+    surfaces: Surfaces, views: tuple[int, int], first: tuple[NDArray[np.float64], NDArray[np.float64]], tolerance: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Find the points of one view on the surface of another: mutual nearest neighbours.
+
+    Args:
+        surfaces: The surfaces of all views.
+        views: The view that the points began in, and the one that is searched.
+        first: Positions (K, 2) on the first view's image, and their points (K, 3).
+        tolerance: See `observe_points`.
+
+    Returns:
+        Rows of the points that were found, (J,), their positions on the image, (J, 2), and the points there, (J, 3).
+    """
+    (view, other), (start, own) = views, first
+    # A coarse look, which most don't pass, before the search.
+    rows = np.nonzero(surfaces.nearest(other, own, tolerance=_COARSE * tolerance, steps=0)[1])[0]
+    coords, near = surfaces.nearest(other, own[rows], tolerance=tolerance, steps=2)
+    rows, coords = rows[near], coords[near]
+    points = surfaces.unproject(other, coords)
+    back, near = surfaces.nearest(view, points, tolerance=tolerance, steps=2)
+    mutual = near & (np.abs(back - start[rows]) <= 0.5).all(-1)
+    return rows[mutual], coords[mutual], points[mutual]
+
+
 def _follow_tracks(scene: SceneContent, surfaces: Surfaces) -> _Found:
     """Points of the tracks that a view sees on its surface; none where the scene has no tracks."""
-    nothing = _Found(np.empty((0, 3)), np.empty((0, 3), np.int64), *np.empty((2, 0), np.int64), np.empty((0, 2)))
+    none = np.empty(0, np.int64)
+    nothing = _Found(np.empty((0, 3)), np.empty((0, 3), np.int64), none, none, np.empty((0, 2)))
     tracks, queries = scene.predictions.tracks, scene.query_points
     if tracks is None or queries is None or not len(queries):
         return nothing
     coords = tracks.coords_px.double().numpy().transpose(1, 0, 2)  # (N, S, 2)
-    seen = (tracks.visibility.numpy().T > _VISIBLE) & surfaces.holds(coords)
+    seen = (tracks.visibility.numpy().T > _VISIBLE) & surfaces.holds(coords) & surfaces.known
     rows, views = np.nonzero(seen)
     flat = coords[rows, views]
-    points = surfaces.unproject(views, flat)
+    points = surfaces.unproject_each(views, flat)
     on_surface = np.isfinite(points).all(-1)
     rows, views, flat, points = rows[on_surface], views[on_surface], flat[on_surface], points[on_surface]
     kept, first, rows = np.unique(rows, return_index=True, return_inverse=True)

@@ -211,7 +211,7 @@ def _to_points(
         rows = view == index
         coords[rows] = transform.from_original(torch.from_numpy(original[rows])).numpy()
     held = surfaces.holds(coords)
-    own = surfaces.unproject(view, np.where(held[:, None], coords, 0.0))
+    own = surfaces.unproject_each(view, np.where(held[:, None], coords, 0.0))
     known = held & np.isfinite(own).all(1)
     num_points = int(point.max()) + 1 if len(point) else 0
     count = np.bincount(point[known], minlength=num_points)

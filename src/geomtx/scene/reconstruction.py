@@ -20,6 +20,7 @@ from geomtx.heads.dense import DenseHead
 from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
+from geomtx.scene.reference_view import Reference, check_reference, run_with_reference
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Predictions
@@ -91,6 +92,7 @@ def reconstruct(
     query_points: Tensor | Sequence[Sequence[float]] | None = None,
     heads: Sequence[str] | None = None,
     window: WindowPlan | None = None,
+    reference: Reference | int = "first",
     progress: bool = False,
     **options: Any,
 ) -> Scene:
@@ -110,6 +112,10 @@ def reconstruct(
         window: Run the model on this many consecutive views at a time and stitch the scenes by the views that overlap,
             see `geomtx.scene.windows.stitch_scenes`; defaults to all views in one pass. Neighbouring views must show
             the same things. Not with query points.
+        reference: View that the model takes for its first, which many models treat in another way: "first", "middle",
+            the number of a view, or "shared", the view of whose points the others see most, by a first pass; if that is
+            another than the first, a second pass follows. Results are in the order of the views in any case, and the
+            world is the first view's camera where the model predicts cameras, else the reference's. Not with `window`.
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
             `approximation`, `compile`, `parallel`.
@@ -137,6 +143,11 @@ def reconstruct(
     heads = _choose_heads(available, heads, queries is not None)
     run_options = _parse_options(options)
     check_options(model, run_options)
+    check_reference(reference, len(views), heads)
+    if reference not in ("first", 0) and window is not None:
+        raise ValueError(
+            f"reference must be 'first' with a window, as each has a first view of its own, got {reference!r}"
+        )
     windows = [range(len(views))]
     if window is not None:
         check_window_heads(heads)
@@ -148,7 +159,11 @@ def reconstruct(
         stitched = stitch_scenes(scenes, windows)
         made = {"window": f"{window.size} views, {window.overlap} shared"}
         return replace(stitched, provenance={**stitched.provenance, **made})
-    return _run_pass(model, views, queries, heads, run_options, progress)
+
+    def run(views: Views, queries: Tensor | None) -> Scene:
+        return _run_pass(model, views, queries, heads, run_options, progress)
+
+    return run_with_reference(run, views, queries, reference)
 
 
 def _run_pass(

@@ -262,7 +262,7 @@ def _depth_factors(scene: Scene, selected: _Selected, refined: _Refined) -> Tens
     """
     problem, surfaces = selected.problem, find_surfaces(scene)
     view = problem.view[0]
-    own = surfaces.unproject(selected.views[view].numpy(), problem.coords_px[0].numpy())
+    own = surfaces.unproject_each(selected.views[view].numpy(), problem.coords_px[0].numpy())
     first = problem.cameras.cam_from_world[0, view, 2]
     depth = (first[:, :3] * torch.from_numpy(own)).sum(1) + first[:, 3]
     now = refined.cameras.cam_from_world[view, 2]

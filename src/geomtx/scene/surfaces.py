@@ -5,10 +5,13 @@ All in numpy and float64, entry by entry: the same numbers with any number of th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from geomtx.geometry.camera import transform_points
 from geomtx.scene.content import SceneContent
@@ -16,6 +19,8 @@ from geomtx.scene.content import SceneContent
 __all__ = ["Surfaces", "find_surfaces"]
 
 Floats = NDArray[np.float64]
+
+_MOST_GAP = 1e-2  # between a rotation times its transpose and the identity; half precision has 1e-3
 
 
 def _without_warnings() -> np.errstate:
@@ -31,12 +36,14 @@ class Surfaces(NamedTuple):
         confidence: Confidence of each pixel, (S, H, W) float32.
         intrinsics: Intrinsics in pixels of the model's images, (S, 3, 3) float64.
         cam_from_world: Poses, (S, 3, 4) float64.
+        known: Whether a view has a camera and a pixel whose depth is known, (S,) bool.
     """
 
     inverse_depth: Floats
     confidence: NDArray[np.float32]
     intrinsics: Floats
     cam_from_world: Floats
+    known: NDArray[np.bool_]
 
     def __len__(self) -> int:  # the number of views
         return len(self.intrinsics)
@@ -52,33 +59,37 @@ class Surfaces(NamedTuple):
         return np.clip(pixels, 0, np.array(self.inverse_depth.shape[1:]) - 1)
 
     @_without_warnings()
-    def unproject(self, views: NDArray[np.int64], coords: Floats) -> Floats:
-        """Return the points in the world that views see at positions on their images; NaN where nothing is known.
+    def unproject(self, view: int, coords: Floats) -> Floats:
+        """Return the points in the world that a view sees at positions on its image; NaN where nothing is known.
 
         Args:
-            views: Indices of the views, (K,).
-            coords: Positions (x, y) inside the images, (K, 2).
+            view: Index of the view.
+            coords: Positions (x, y) inside the image, (K, 2).
 
         Returns:
             Points, (K, 3).
         """
-        inverse, _, _ = self._inverse_at(views, coords)
-        x, y = self._rays(views, coords)
-        pose = self.cam_from_world[views]
-        local = [x / inverse - pose[:, 0, 3], y / inverse - pose[:, 1, 3], 1 / inverse - pose[:, 2, 3]]
-        columns = [sum(pose[:, row, axis] * local[row] for row in range(3)) for axis in range(3)]
-        return np.stack(columns, axis=-1)
+        depth = 1 / self._inverse_at(view, coords)[0]
+        x, y = self._rays(view, coords)
+        rotation, shift = self.cam_from_world[view, :, :3], self.cam_from_world[view, :, 3]
+        local = (x * depth - shift[0], y * depth - shift[1], depth - shift[2])
+        return np.stack([_dot(rotation[:, axis], local) for axis in range(3)], axis=-1)
+
+    def unproject_each(self, views: NDArray[np.int64], coords: Floats) -> Floats:
+        """Return the points (K, 3) that each of several views, (K,), sees at a position (x, y) of its own, (K, 2)."""
+        points = np.empty((len(views), 3))
+        for view in np.unique(views).tolist():
+            points[views == view] = self.unproject(view, coords[views == view])
+        return points
 
     @_without_warnings()
-    def nearest(
-        self, views: NDArray[np.int64], points: Floats, *, tolerance: float, steps: int
-    ) -> tuple[Floats, NDArray[np.bool_]]:
-        """Find the positions on the images of views whose points come nearest to points in the world.
+    def nearest(self, view: int, points: Floats, *, tolerance: float, steps: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Find the positions on a view's image whose points come nearest to points in the world.
 
         The search begins at the projection of the point and takes Gauss-Newton steps on the squared distance.
 
         Args:
-            views: Indices of the views, (K,).
+            view: Index of the view.
             points: Points in the world, (K, 3).
             tolerance: Largest distance between a point and the one that is found, as a share of the point's depth.
             steps: Number of Gauss-Newton steps; 0 compares with the surface at the pixel of the projection.
@@ -86,96 +97,91 @@ class Surfaces(NamedTuple):
         Returns:
             Positions (x, y), (K, 2), and whether they lie on the image and within the tolerance, (K,).
         """
-        pose = self.cam_from_world[views]
-        x, y, z = (sum(pose[:, row, i] * points[:, i] for i in range(3)) + pose[:, row, 3] for row in range(3))
-        k = self.intrinsics[views]
-        ahead = z > 0
-        depth = np.where(ahead, z, 1.0)
-        coords = np.stack(
-            [(k[:, 0, 0] * x + k[:, 0, 1] * y) / depth + k[:, 0, 2], k[:, 1, 1] * y / depth + k[:, 1, 2]], axis=-1
-        )
-        ahead &= self.holds(coords)
-        coords = np.where(ahead[:, None], coords, 0.0)
-        target = np.stack([x, y, z], axis=-1)
+        target = self._to_camera(view, points)
+        near = target[2] > 0
+        depth = np.where(near, target[2], 1.0)
+        coords = self._project(view, (target[0], target[1], depth))
+        near &= self.holds(coords)
+        coords = np.where(near[:, None], coords, 0.0)
         if steps == 0:
             coords = np.floor(coords + 0.5)
         for _ in range(steps):
-            moved = coords + self._step(views, coords, target)
+            moved = coords + self._step(view, coords, target)
             # What leaves the image, or comes to where nothing is known, is out.
-            ahead &= self.holds(moved)
-            coords = np.where(ahead[:, None], moved, 0.0)
-        miss = self._points_and_slopes(views, coords)[0] - target
-        near = np.sqrt((miss * miss).sum(-1)) <= tolerance * depth
-        return coords, ahead & near
+            near &= self.holds(moved)
+            coords = np.where(near[:, None], moved, 0.0)
+        found = 1 / self._inverse_at(view, coords)[0]
+        x, y = self._rays(view, coords)
+        miss = (x * found - target[0], y * found - target[1], found - target[2])
+        return coords, near & (_dot(miss, miss) <= (tolerance * depth) ** 2)
 
     @_without_warnings()
-    def normals(self, views: NDArray[np.int64], points: Floats) -> Floats:
-        """Return the normals of the surfaces of views at the projections of points, facing the views.
+    def normals(self, view: int, points: Floats) -> Floats:
+        """Return the normals of a view's surface at the projections of points, facing the view.
 
         Args:
-            views: Indices of the views, (K,).
-            points: Points in the world, (K, 3), in front of the views.
+            view: Index of the view.
+            points: Points in the world, (K, 3), in front of the view.
 
         Returns:
             Unit vectors in the world, (K, 3); towards the camera where the surface has an edge.
         """
-        pose, k = self.cam_from_world[views], self.intrinsics[views]
-        x, y, z = (sum(pose[:, row, i] * points[:, i] for i in range(3)) + pose[:, row, 3] for row in range(3))
-        column = (k[:, 0, 0] * x + k[:, 0, 1] * y) / z + k[:, 0, 2]
-        row = k[:, 1, 1] * y / z + k[:, 1, 2]
-        inverse, a, b = self._inverse_at(views, np.stack([column, row], axis=-1))
-        # The inverse depth of the plane n · p = 1 is a column + b row + c, with (a, b, c) = K⁻ᵀ n.
-        c = inverse - a * column - b * row
-        plane = [k[:, 0, 0] * a, k[:, 0, 1] * a + k[:, 1, 1] * b, k[:, 0, 2] * a + k[:, 1, 2] * b + c]
-        local = -np.stack(plane, axis=-1)
-        local = np.where(np.isfinite(local).all(-1)[:, None], local, -np.stack([x, y, z], axis=-1))
-        local /= np.sqrt((local * local).sum(-1))[:, None]
-        return np.stack([sum(pose[:, i, axis] * local[:, i] for i in range(3)) for axis in range(3)], axis=-1)
+        local, k = self._to_camera(view, points), self.intrinsics[view]
+        coords = self._project(view, local)
+        inverse, a, b = self._inverse_at(view, coords)
+        # The inverse depth of the plane n · p = 1 is a x + b y + c, with (a, b, c) = K⁻ᵀ n.
+        c = inverse - a * coords[:, 0] - b * coords[:, 1]
+        plane = (k[0, 0] * a, k[0, 1] * a + k[1, 1] * b, k[0, 2] * a + k[1, 2] * b + c)
+        known = np.isfinite(plane[0] + plane[1] + plane[2])
+        facing = [np.where(known, -normal, -toward) for normal, toward in zip(plane, local, strict=True)]
+        length = np.sqrt(_dot(facing, facing))
+        rotation = self.cam_from_world[view, :, :3]
+        return np.stack([_dot(rotation[:, axis], facing) / length for axis in range(3)], axis=-1)
 
-    def _step(self, views: NDArray[np.int64], coords: Floats, target: Floats) -> Floats:
+    def _to_camera(self, view: int, points: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return x, y and z in the frame of a view's camera, (K,) each."""
+        columns = points[:, 0], points[:, 1], points[:, 2]
+        x, y, z = (_dot(row[:3], columns) + row[3] for row in self.cam_from_world[view])
+        return x, y, z
+
+    def _project(self, view: int, local: tuple[Floats, Floats, Floats]) -> Floats:
+        (x, y, z), k = local, self.intrinsics[view]
+        return np.stack([(k[0, 0] * x + k[0, 1] * y) / z + k[0, 2], k[1, 1] * y / z + k[1, 2]], axis=-1)
+
+    def _step(self, view: int, coords: Floats, target: tuple[Floats, Floats, Floats]) -> Floats:
         """Return the Gauss-Newton step, (K, 2): the least squares solution of slopes · step = target - point."""
-        point, along_x, along_y = self._points_and_slopes(views, coords)
-        miss = target - point
-        xx, xy, yy = (along_x * along_x).sum(-1), (along_x * along_y).sum(-1), (along_y * along_y).sum(-1)
-        bx, by = (along_x * miss).sum(-1), (along_y * miss).sum(-1)
+        inverse, slope_x, slope_y = self._inverse_at(view, coords)
+        (x, y), k, depth = self._rays(view, coords), self.intrinsics[view], 1 / inverse
+        point = (x * depth, y * depth, depth)
+        # Derivatives of ray / inverse depth by x and by y of the image.
+        by_x, by_y = (1 / k[0, 0], 0.0, 0.0), (-k[0, 1] / (k[0, 0] * k[1, 1]), 1 / k[1, 1], 0.0)
+        along_x = [(ray - each * slope_x) * depth for ray, each in zip(by_x, point, strict=True)]
+        along_y = [(ray - each * slope_y) * depth for ray, each in zip(by_y, point, strict=True)]
+        miss = [want - each for want, each in zip(target, point, strict=True)]
+        xx, xy, yy = _dot(along_x, along_x), _dot(along_x, along_y), _dot(along_y, along_y)
+        bx, by = _dot(along_x, miss), _dot(along_y, miss)
         determinant = xx * yy - xy * xy
         safe = np.where(determinant > 0, determinant, np.nan)
         return np.stack([(yy * bx - xy * by) / safe, (xx * by - xy * bx) / safe], axis=-1)
 
-    def _points_and_slopes(self, views: NDArray[np.int64], coords: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return the points in the frames of the cameras, and their derivatives by x and by y, (K, 3) each."""
-        inverse, slope_x, slope_y = self._inverse_at(views, coords)
-        x, y = self._rays(views, coords)
-        k = self.intrinsics[views]
-        depth = 1 / inverse
-        rays = np.stack([x, y, np.ones_like(x)], axis=-1)
-        point = rays * depth[:, None]
-        nothing = np.zeros_like(x)
-        by_x = np.stack([1 / k[:, 0, 0], nothing, nothing], axis=-1)
-        by_y = np.stack([-k[:, 0, 1] / (k[:, 0, 0] * k[:, 1, 1]), 1 / k[:, 1, 1], nothing], axis=-1)
-        along_x = (by_x - point * slope_x[:, None]) * depth[:, None]
-        along_y = (by_y - point * slope_y[:, None]) * depth[:, None]
-        return point, along_x, along_y
-
-    def _rays(self, views: NDArray[np.int64], coords: Floats) -> tuple[Floats, Floats]:
+    def _rays(self, view: int, coords: Floats) -> tuple[Floats, Floats]:
         """Return x / z and y / z of the viewing rays, (K,) each."""
-        k = self.intrinsics[views]
-        y = (coords[:, 1] - k[:, 1, 2]) / k[:, 1, 1]
-        return (coords[:, 0] - k[:, 0, 2] - k[:, 0, 1] * y) / k[:, 0, 0], y
+        k = self.intrinsics[view]
+        y = (coords[:, 1] - k[1, 2]) / k[1, 1]
+        return (coords[:, 0] - k[0, 2] - k[0, 1] * y) / k[0, 0], y
 
-    def _inverse_at(self, views: NDArray[np.int64], coords: Floats) -> tuple[Floats, Floats, Floats]:
+    def _inverse_at(self, view: int, coords: Floats) -> tuple[Floats, Floats, Floats]:
         """Return the inverse depth between pixels, bilinear, and its derivatives by x and by y, (K,) each.
 
         At the centre of a pixel, the value is that of the pixel alone.
         """
         height, width = self.inverse_depth.shape[1:]
-        left = np.clip(np.floor(coords[:, 0]), 0, max(width - 2, 0)).astype(np.int64)
-        top = np.clip(np.floor(coords[:, 1]), 0, max(height - 2, 0)).astype(np.int64)
-        right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+        left = np.clip(coords[:, 0], 0, max(width - 2, 0)).astype(np.int64)
+        top = np.clip(coords[:, 1], 0, max(height - 2, 0)).astype(np.int64)
         across, down = coords[:, 0] - left, coords[:, 1] - top
-        flat = self.inverse_depth.reshape(-1)
-        row_above, row_below = (views * height + top) * width, (views * height + bottom) * width
-        a, b, c, d = flat[row_above + left], flat[row_above + right], flat[row_below + left], flat[row_below + right]
+        right, below = int(width > 1), width * int(height > 1)  # steps to the neighbours
+        flat, start = self.inverse_depth[view].reshape(-1), top * width + left
+        a, b, c, d = (flat[start + step] for step in (0, right, below, below + right))
         upper, lower = _mix(a, b, across), _mix(c, d, across)
         return _mix(upper, lower, down), _mix(b - a, d - c, down), _mix(c - a, d - b, across)
 
@@ -198,9 +204,29 @@ def find_surfaces(scene: SceneContent) -> Surfaces:
         num_views, height, width = value.shape[:3]
         value = transform_points(pose, value.flatten(1, 2))[..., 2].view(num_views, height, width)
     known = scene.masks & value.isfinite() & (value > 0) & dense.confidence.isfinite()
-    known &= (pose.isfinite().flatten(1).all(1) & intrinsics.isfinite().flatten(1).all(1))[:, None, None]
+    known &= _are_cameras(pose, intrinsics)[:, None, None]
     inverse = (1 / value).where(known, value.new_tensor(float("nan")))
-    return Surfaces(inverse.numpy(), dense.confidence.float().numpy(), intrinsics.numpy(), pose.numpy())
+    return Surfaces(
+        inverse.numpy(),
+        dense.confidence.float().numpy(),
+        intrinsics.numpy(),
+        pose.numpy(),
+        known.flatten(1).any(1).numpy(),
+    )
+
+
+def _are_cameras(pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """Whether each view has a camera, (S,): finite, a rotation, and focal lengths above 0."""
+    finite = pose.isfinite().flatten(1).all(1) & intrinsics.isfinite().flatten(1).all(1)
+    rotation = pose[:, :, :3].where(finite[:, None, None], torch.eye(3, dtype=pose.dtype))
+    gap = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().flatten(1).amax(1)
+    proper = (gap < _MOST_GAP) & (torch.linalg.det(rotation) > 0)
+    return finite & proper & (intrinsics[:, 0, 0] > 0) & (intrinsics[:, 1, 1] > 0)
+
+
+def _dot(a: Sequence[Any] | Floats, b: Sequence[Any] | Floats) -> Any:
+    """Return the sum of three products, added from left to right."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _mix(low: Floats, high: Floats, share: Floats) -> Floats:

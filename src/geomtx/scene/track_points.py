@@ -146,7 +146,7 @@ def observed_tracks(scene: Scene, tracks: TrackedPixels) -> ObservedPoints:
     on_map = (coords >= 0).all(-1) & (coords <= coords.new_tensor([width - 1, height - 1])).all(-1)
     view = torch.arange(num_views)[:, None].expand(-1, num_tracks)
     held = torch.where(on_map[..., None], coords, 0.0)
-    own = torch.from_numpy(surfaces.unproject(view.flatten().numpy(), held.flatten(0, 1).numpy()))
+    own = torch.from_numpy(surfaces.unproject_each(view.flatten().numpy(), held.flatten(0, 1).numpy()))
     own = torch.where((on_map & tracks.seen)[..., None], own.view(num_views, num_tracks, 3), torch.nan)
     of_query = own[tracks.query_view, torch.arange(num_tracks)]
     xyz = torch.where(of_query.isfinite().all(-1, keepdim=True), of_query, own.nanmean(0))

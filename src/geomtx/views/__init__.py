@@ -14,10 +14,11 @@ _HOMES = {
     "PhotoError": "listing",
     "ViewTransform": "transform",
     "Views": "views",
+    "load_masks": "masks",
     "load_views": "loading",
 }
 
-__all__ = ["EXTENSIONS", "Mode", "PhotoError", "ViewTransform", "Views", "load_views"]
+__all__ = ["EXTENSIONS", "Mode", "PhotoError", "ViewTransform", "Views", "load_masks", "load_views"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,5 +32,6 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from geomtx.views.listing import EXTENSIONS, PhotoError
     from geomtx.views.loading import load_views
+    from geomtx.views.masks import load_masks
     from geomtx.views.transform import Mode, ViewTransform
     from geomtx.views.views import Views

@@ -1,4 +1,4 @@
-"""Listing of photos: their file types, order and names, and the error for those that cannot be used.
+"""Listing of photos and their masks: file types, order and names, and the error for those that cannot be used.
 
 This module imports no torch, which takes seconds.
 """
@@ -9,15 +9,17 @@ import logging
 import os
 import re
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from geomtx.files import is_own_picture, unique_names, user_path
 
-__all__ = ["EXTENSIONS", "PathLike", "PhotoError", "check_file", "list_photos", "name_files"]
+__all__ = ["EXTENSIONS", "PathLike", "PhotoError", "check_file", "list_masks", "list_photos", "name_files"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 3
 
 PathLike = str | os.PathLike[str]
 
@@ -121,3 +123,59 @@ def check_file(path: Path, kind: str = "photo") -> None:
     if not stat.S_ISREG(mode):
         found = "a folder" if stat.S_ISDIR(mode) else "none"
         raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}")
+
+
+def list_masks(folder: PathLike, names: Sequence[str]) -> list[Path | None]:
+    """Return the file of each photo's mask, None for a photo that has none.
+
+    The mask of sub/a.jpg is sub/a.EXT or sub/a.jpg.EXT below the folder, in any format, or else a.EXT or a.jpg.EXT.
+    Photos without a mask, and masks of no photo, are named in a warning in the log.
+
+    Args:
+        folder: Folder of masks.
+        names: Names of the photos, see `Views.names`.
+
+    Raises:
+        PhotoError: If there is no such folder, no mask is that of a photo, a photo has two, or two photos have one.
+    """
+    place = user_path(folder)
+    if not place.is_dir():
+        raise PhotoError(f"masks must be in an existing folder, got '{folder}'")
+    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
+    by_key: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_key[file.relative_to(place).with_suffix("").as_posix()].append(file)
+    masks = [_find_mask(name, by_key) for name in names]
+    owners: dict[Path, str] = {}
+    for name, mask in zip(names, masks, strict=True):
+        if mask in owners:
+            raise PhotoError(f"mask '{mask}' must be of one photo, got '{owners[mask]}' and '{name}'")
+        if mask is not None:
+            owners[mask] = name
+    if not owners:
+        found = _enumerate([file.name for file in files]) or "none"
+        raise PhotoError(f"masks in '{folder}' must have the names of the photos, got {found} for {_enumerate(names)}")
+    _warn_of_others([name for name, mask in zip(names, masks, strict=True) if mask is None], "photos have no mask")
+    _warn_of_others([file.name for file in files if file not in owners], "masks are of no photo")
+    return masks
+
+
+def _find_mask(name: str, by_key: dict[str, list[Path]]) -> Path | None:
+    path = PurePosixPath(name)
+    for key in (name, path.with_suffix("").as_posix(), path.name, path.stem):
+        found = by_key.get(key, [])
+        if len(found) > 1:
+            raise PhotoError(f"photo '{name}' must have one mask, got {_enumerate([file.name for file in found])}")
+        if found:
+            return found[0]
+    return None
+
+
+def _warn_of_others(names: Sequence[str], what: str) -> None:
+    if names:
+        logger.warning("%d %s: %s", len(names), what, _enumerate(names))
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 _Maps = Literal["original", "network"]
 
-DEFAULT_FORMATS = ("ply",)
+DEFAULT_FORMATS: tuple[str, ...] = ("ply",)
 """Formats that are written where none are named."""
 
 
@@ -313,7 +313,7 @@ def write_formats(export: Export, formats: Sequence[str], folder: Path) -> tuple
 
 def _planned(formats: Sequence[str], names: Sequence[str], options: ExportOptions) -> list[str]:
     """Paths that formats may write."""
-    files = []
+    files: list[str] = []
     for name in formats:
         each = FORMATS[name]
         paths = each.plan(names, options)

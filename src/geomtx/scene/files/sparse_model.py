@@ -69,6 +69,8 @@ def build_sparse_model(
         corners = torch.tensor([box[:2] for box in boxes], dtype=torch.float64)
         intrinsics[:, :2, 2] -= corners
         observed = _crop(observed, corners, torch.tensor(sizes, dtype=torch.float64))
+    offsets = _project(observed, poses, intrinsics) - observed.coords_px
+    observed = _keep(observed, offsets.isfinite().all(-1))
     counts = torch.bincount(observed.view, minlength=len(scene))
     kept = (counts >= LEAST_POINTS).nonzero()[:, 0]
     if not len(kept):
@@ -169,14 +171,22 @@ def _keep(observed: ObservedPoints, kept: Tensor) -> ObservedPoints:
     )
 
 
-def _mean_errors(model: SparseModel) -> Tensor:
-    """Mean reprojection error of each point in pixels; entry by entry, so that threads don't change it."""
-    points, view = model.points, model.points.view
-    x, y, z = points.xyz[points.point].unbind(-1)
-    pose, k = model.cam_from_world[view], model.intrinsics[view]
+def _project(observed: ObservedPoints, poses: Tensor, intrinsics: Tensor) -> Tensor:
+    """Projections (K, 2) of the points into the views that see them; NaN behind a camera.
+
+    Entry by entry, so that the number of threads doesn't change them.
+    """
+    x, y, z = observed.xyz[observed.point].unbind(-1)
+    pose, k = poses[observed.view], intrinsics[observed.view]
     u, v, depth = (pose[:, i, 0] * x + pose[:, i, 1] * y + pose[:, i, 2] * z + pose[:, i, 3] for i in range(3))
-    miss_x = k[:, 0, 0] * u / depth + k[:, 0, 2] - points.coords_px[:, 0]
-    miss_y = k[:, 1, 1] * v / depth + k[:, 1, 2] - points.coords_px[:, 1]
+    depth = depth.where(depth > 0, torch.nan)
+    return torch.stack([k[:, 0, 0] * u / depth + k[:, 0, 2], k[:, 1, 1] * v / depth + k[:, 1, 2]], dim=-1)
+
+
+def _mean_errors(model: SparseModel) -> Tensor:
+    """Mean reprojection error of each point in pixels."""
+    points = model.points
+    miss_x, miss_y = (_project(points, model.cam_from_world, model.intrinsics) - points.coords_px).unbind(-1)
     miss = (miss_x.square() + miss_y.square()).sqrt()
     count = torch.bincount(points.point, minlength=len(points.xyz))
     return torch.bincount(points.point, miss, minlength=len(points.xyz)) / count

@@ -60,7 +60,10 @@ def _normals(export: Export, model: SparseModel) -> NDArray[np.float32]:
     """Unit normal (M, 3) of each point: that of the surface of the first view that sees it, facing the view."""
     first = np.searchsorted(model.points.point.numpy(), np.arange(len(model.points.xyz)))
     views = np.array(model.views)[model.points.view.numpy()[first]]
-    return export.surfaces.normals(views, model.points.xyz.numpy()).astype(np.float32)
+    normals = np.empty((len(views), 3), np.float32)
+    for view in np.unique(views).tolist():
+        normals[views == view] = export.surfaces.normals(view, model.points.xyz.numpy()[views == view])
+    return normals
 
 
 def _warn_of_offsets(model: SparseModel, names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "match_views",
     "named_poses",
     "select_views",
+    "warn_of_unknown",
 ]
 
 logger = logging.getLogger(__name__)
@@ -77,15 +78,10 @@ def match_views(known: Sequence[str], names: Sequence[str], what: str) -> list[i
 def select_views(known: KnownCameras, names: Sequence[str]) -> KnownCameras:
     """Return the known cameras of a scene's views in their order; NaN for those that have none.
 
-    Views without a camera are named in a warning in the log.
-
     Raises:
         ValueError: See `match_views`.
     """
     order = match_views(known.names, names, "known cameras")
-    missing = [name for name, index in zip(names, order, strict=True) if index is None]
-    if missing:
-        logger.warning("%d of %d photos have no known camera: %s", len(missing), len(names), _enumerate(missing))
     return KnownCameras(
         names=tuple(names),
         cam_from_world=_pick(known.cam_from_world, order),
@@ -93,6 +89,19 @@ def select_views(known: KnownCameras, names: Sequence[str]) -> KnownCameras:
         image_hw=tuple(None if index is None else known.image_hw[index] for index in order),
         units=known.units,
     )
+
+
+def warn_of_unknown(known: KnownCameras) -> None:
+    """Log a warning that names the photos of which neither pose nor intrinsics are known.
+
+    Args:
+        known: Known cameras of a scene's views, see `select_views`.
+    """
+    parts = [part for part in (known.cam_from_world, known.intrinsics) if part is not None]
+    found = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).any(0).tolist()
+    missing = [name for name, is_known in zip(known.names, found, strict=True) if not is_known]
+    if missing:
+        logger.warning("%d of %d photos have no known camera: %s", len(missing), len(found), _enumerate(missing))
 
 
 def named_poses(known: KnownCameras) -> dict[str, Tensor]:

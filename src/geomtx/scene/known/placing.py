@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from geomtx.geometry.camera import invert_rigid
 from geomtx.scene.known.cameras import KnownCameras, check_poses, select_views
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 from geomtx.views import ViewTransform
 
-__all__ = ["place_cameras", "use_intrinsics"]
+__all__ = ["check_can_align", "intrinsics_of_views", "place_cameras", "use_intrinsics"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +39,12 @@ def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
     cameras = scene.predictions.cameras
     if cameras is None:
         raise ValueError("scene must have cameras to get known intrinsics, but the model ran without its camera head")
-    chosen = select_views(known, scene.names)
-    if chosen.intrinsics is None:
+    mapped = intrinsics_of_views(select_views(known, scene.names), scene.transforms)
+    if mapped is None:
         return scene
-    intrinsics = cameras.intrinsics.clone()
-    ratios = []
-    for view, transform in enumerate(scene.transforms):
-        matrix = chosen.intrinsics[view]
-        if not matrix.isfinite().all():
-            continue
-        matrix = _to_size(matrix, chosen.image_hw[view], transform.original_hw, scene.names[view])
-        mapped = transform.intrinsics_from_original(matrix)
-        ratios.append(float(mapped[0, 0] / cameras.intrinsics[view, 0, 0]))
-        intrinsics[view] = mapped.to(intrinsics.dtype)
+    is_known = mapped.isfinite().flatten(1).all(1)
+    intrinsics = torch.where(is_known[:, None, None], mapped.to(cameras.intrinsics.dtype), cameras.intrinsics)
+    ratios = (mapped[:, 0, 0] / cameras.intrinsics[:, 0, 0])[is_known].tolist()
     ratio = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
     if not 1 / _FOCAL_RATIO < ratio < _FOCAL_RATIO:
         logger.warning(
@@ -58,6 +53,45 @@ def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
             ratio,
         )
     return _with_cameras(scene, cameras._replace(intrinsics=intrinsics))
+
+
+def intrinsics_of_views(known: KnownCameras, transforms: Sequence[ViewTransform]) -> Tensor | None:
+    """Return known intrinsics in pixels of the model's images, (S, 3, 3), NaN where none are known; None without any.
+
+    Args:
+        known: Known cameras of the views, see `select_views`. Those of photos of another size are scaled.
+        transforms: Transforms of the views.
+
+    Raises:
+        ValueError: If a known camera is of a photo of another shape.
+    """
+    if known.intrinsics is None:
+        return None
+    mapped = torch.full_like(known.intrinsics, torch.nan)
+    for view, transform in enumerate(transforms):
+        if known.intrinsics[view].isfinite().all():
+            matrix = _to_size(known.intrinsics[view], known.image_hw[view], transform.original_hw, known.names[view])
+            mapped[view] = transform.intrinsics_from_original(matrix)
+    return mapped
+
+
+def check_can_align(known: KnownCameras) -> None:
+    """Require poses to be none, or at least two that are not all in one place.
+
+    Args:
+        known: Known cameras of the views, see `select_views`.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if known.cam_from_world is None:
+        return
+    poses = known.cam_from_world[known.cam_from_world.isfinite().flatten(1).all(1)]
+    if len(poses) < 2:
+        raise ValueError(f"known cameras must have poses of at least 2 of the photos to align to, got {len(poses)}")
+    centers = invert_rigid(poses)[..., 3]
+    if not (centers - centers[:1]).norm(dim=-1).max() > 1e-8 * centers.norm(dim=-1).max():
+        raise ValueError("known cameras must not all be in one place, which says nothing of the scale")
 
 
 def place_cameras(scene: Scene, known: KnownCameras) -> Scene:

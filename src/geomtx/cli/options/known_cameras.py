@@ -1,0 +1,137 @@
+"""Options of `geomtx reconstruct` for what is known of a scene: cameras, a distance; and for its reference view."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from geomtx.cli.parser import parse_name
+from geomtx.files import user_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from geomtx.scene import KnownCameras, Scene
+    from geomtx.views import Views
+
+__all__ = ["add_options", "align_scene", "check_options", "find_fixed_views", "read_known_cameras", "read_options"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the command."""
+    group = parser.add_argument_group(
+        "what is known", "Cameras and lengths, which give the scene its world and its unit."
+    )
+    group.add_argument(
+        "--cameras", type=parse_name, metavar="FILE",
+        help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
+        "with a model of COLMAP; their intrinsics are used, and the scene is aligned to their poses",
+    )  # fmt: skip
+    group.add_argument(
+        "--cameras-fixed", action="store_true",
+        help="put the known poses in place of the predicted ones, where refinement keeps them",
+    )  # fmt: skip
+    group.add_argument(
+        "--distance", type=_parse_distance, action="append", metavar="A,B,LENGTH",
+        help="known distance in metres between photo A and photo B, counted from 0; can be given again",
+    )  # fmt: skip
+    group.add_argument(
+        "--reference", choices=("first", "middle", "shared"), default="first",
+        help="photo that the model takes for its first: the first, the middle one, or the one that shares most with "
+        "the others, which takes a second pass; results are in the order of the photos in any case (first)",
+    )  # fmt: skip
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Require options that go together, before torch is imported.
+
+    Raises:
+        ValueError: Otherwise.
+        FileNotFoundError: If there is no such file of cameras.
+    """
+    if arguments.cameras_fixed and arguments.cameras is None:
+        raise ValueError("--cameras-fixed must go with --cameras FILE, which has the poses")
+    if arguments.distance and arguments.cameras is not None:
+        raise ValueError("--distance must not go with --cameras, whose poses give the scale")
+    heads = arguments.heads
+    for name in ("cameras", "distance"):
+        if getattr(arguments, name) and heads and "camera" not in heads:
+            raise ValueError(f"heads must hold camera for --{name}, got {', '.join(heads)}")
+    if arguments.reference == "shared" and heads and not {"camera", "depth"} <= set(heads):
+        raise ValueError(f"heads must hold camera and depth for --reference shared, got {', '.join(heads)}")
+    if arguments.reference != "first" and arguments.window is not None:
+        raise ValueError("--reference must not go with --window: each window has a first view of its own")
+    if arguments.cameras is not None and not user_path(arguments.cameras).exists():
+        raise FileNotFoundError(
+            f"--cameras must be a file or a folder with a model of COLMAP, got '{arguments.cameras}'"
+        )
+
+
+def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `geomtx.reconstruct` that the options stand for."""
+    return {} if arguments.reference == "first" else {"reference": arguments.reference}
+
+
+def read_known_cameras(arguments: argparse.Namespace, views: Views) -> KnownCameras | None:
+    """Read the known cameras of the views, before the model runs; None where none were given.
+
+    Raises:
+        ValueError: If they can't be used: of other photos, of other shapes, poses that align nothing.
+    """
+    for first, second, _ in arguments.distance or ():
+        for view in (first, second):
+            if not view < len(views):
+                raise ValueError(f"--distance must be between photos from 0 to {len(views) - 1}, got {view}")
+    if arguments.cameras is None:
+        return None
+    from geomtx.scene.files import read_cameras
+    from geomtx.scene.known.cameras import select_views, warn_of_unknown
+    from geomtx.scene.known.placing import check_can_align, intrinsics_of_views
+
+    known = select_views(read_cameras(arguments.cameras), views.names)
+    intrinsics_of_views(known, views.transforms)
+    check_can_align(known)
+    if arguments.cameras_fixed and known.cam_from_world is None:
+        raise ValueError(f"--cameras-fixed must go with known poses, got none in '{arguments.cameras}'")
+    warn_of_unknown(known)
+    return known
+
+
+def align_scene(arguments: argparse.Namespace, scene: Scene, known: KnownCameras | None) -> tuple[Scene, list[str]]:
+    """Return the scene in the world and the unit of what is known, and lines that say how well it fits."""
+    from geomtx.scene.align import align
+    from geomtx.scene.known.placing import place_cameras, use_intrinsics
+
+    if known is not None:
+        scene = use_intrinsics(scene, known)
+        if known.cam_from_world is None:
+            return scene, []
+        scene = align(scene, poses=known)
+        if arguments.cameras_fixed:
+            scene = place_cameras(scene, known)
+    elif arguments.distance:
+        scene = align(scene, distance=arguments.distance)
+    else:
+        return scene, []
+    return scene, [f"aligned: {scene.provenance['alignment']}"]
+
+
+def find_fixed_views(arguments: argparse.Namespace, known: KnownCameras | None) -> Tensor | None:
+    """Return the views whose poses refinement must keep, (S,) bool; None where none were asked for."""
+    if known is None or known.cam_from_world is None or not arguments.cameras_fixed:
+        return None
+    return known.cam_from_world.isfinite().flatten(1).all(1)
+
+
+def _parse_distance(text: str) -> tuple[int, int, float]:
+    try:
+        first, second, length = text.split(",")
+        return _parse_view(first), _parse_view(second), float(length)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be A,B,LENGTH, two photos and a number, got '{text}'") from None
+
+
+def _parse_view(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError
+    return int(text)

@@ -1,0 +1,70 @@
+"""Options of `geomtx reconstruct` for what takes part: masks of photos, and which pixels give points."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from geomtx.checks import check_range
+from geomtx.cli.parser import parse_name
+from geomtx.views.listing import list_masks
+
+if TYPE_CHECKING:
+    from geomtx.scene import Scene
+    from geomtx.views import Views
+
+__all__ = ["add_options", "apply_filter", "apply_masks", "check_options"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the command."""
+    group = parser.add_argument_group(
+        "what takes part", "Masks of photos, and pixels that give points; all by default."
+    )
+    group.add_argument(
+        "--masks", type=parse_name, metavar="DIR",
+        help="folder of masks with the names of the photos: white takes part, black is not seen by the model",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-confidence", type=float, metavar="C", help="smallest confidence of a point, beside --percentile (any)"
+    )
+    group.add_argument(
+        "--agreement", type=float, metavar="SHARE",
+        help="keep a point only if this share of the photos that should see it do, 0 to 1 (no such test)",
+    )  # fmt: skip
+    group.add_argument("--no-sky", action="store_true", help="leave out what looks like sky, by a rule of thumb")
+
+
+def check_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Require masks of these photos and a share, before torch is imported.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if arguments.masks is not None:
+        list_masks(arguments.masks, names)
+    if arguments.agreement is not None:
+        check_range("agreement", arguments.agreement, 0, 1)
+    heads = arguments.heads
+    needed = [name for name in ("agreement", "no_sky") if getattr(arguments, name)]
+    if needed and heads and not {"camera", "depth"} <= set(heads):
+        option = needed[0].replace("_", "-")
+        raise ValueError(f"heads must hold camera and depth for --{option}, got {', '.join(heads)}")
+
+
+def apply_masks(arguments: argparse.Namespace, views: Views) -> Views:
+    """Return the views with their masks."""
+    from geomtx.views import load_masks
+
+    return views if arguments.masks is None else load_masks(arguments.masks, views)
+
+
+def apply_filter(arguments: argparse.Namespace, scene: Scene) -> Scene:
+    """Return the scene with masks of the pixels that were asked for; as it is where nothing was."""
+    from geomtx.scene.filters import PixelFilter, filter_pixels
+
+    which = PixelFilter(
+        min_confidence=arguments.min_confidence, agreement=arguments.agreement, sky=not arguments.no_sky
+    )
+    return scene if which == PixelFilter() else filter_pixels(scene, which)
