@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     masks.check_options(arguments, name_files(paths))
     from geomtx.scene import reconstruct
     from geomtx.scene.checks import queries_to_model, require_finite
-    from geomtx.scene.files.save import owned_files
+    from geomtx.scene.files.save import check_sizes, owned_files
     from geomtx.views import load_views
 
     first = is_first_process()
@@ -150,6 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
         known = known_cameras.read_known_cameras(arguments, views)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
+        check_sizes(formats, [transform.original_hw for transform in views.transforms], options)
         _check_memory(arguments, config, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)

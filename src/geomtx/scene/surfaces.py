@@ -69,7 +69,7 @@ class Surfaces(NamedTuple):
         Returns:
             Points, (K, 3).
         """
-        depth = 1 / self._inverse_at(view, coords)[0]
+        depth = 1 / self._inverse_at(view, coords)
         x, y = self._rays(view, coords)
         rotation, shift = self.cam_from_world[view, :, :3], self.cam_from_world[view, :, 3]
         local = (x * depth - shift[0], y * depth - shift[1], depth - shift[2])
@@ -110,7 +110,7 @@ class Surfaces(NamedTuple):
             # What leaves the image, or comes to where nothing is known, is out.
             near &= self.holds(moved)
             coords = np.where(near[:, None], moved, 0.0)
-        found = 1 / self._inverse_at(view, coords)[0]
+        found = 1 / self._inverse_at(view, coords)
         x, y = self._rays(view, coords)
         miss = (x * found - target[0], y * found - target[1], found - target[2])
         return coords, near & (_dot(miss, miss) <= (tolerance * depth) ** 2)
@@ -128,7 +128,7 @@ class Surfaces(NamedTuple):
         """
         local, k = self._to_camera(view, points), self.intrinsics[view]
         coords = self._project(view, local)
-        inverse, a, b = self._inverse_at(view, coords)
+        inverse, a, b = self._inverse_and_slopes(view, coords)
         # The inverse depth of the plane n · p = 1 is a x + b y + c, with (a, b, c) = K⁻ᵀ n.
         c = inverse - a * coords[:, 0] - b * coords[:, 1]
         plane = (k[0, 0] * a, k[0, 1] * a + k[1, 1] * b, k[0, 2] * a + k[1, 2] * b + c)
@@ -150,7 +150,7 @@ class Surfaces(NamedTuple):
 
     def _step(self, view: int, coords: Floats, target: tuple[Floats, Floats, Floats]) -> Floats:
         """Return the Gauss-Newton step, (K, 2): the least squares solution of slopes · step = target - point."""
-        inverse, slope_x, slope_y = self._inverse_at(view, coords)
+        inverse, slope_x, slope_y = self._inverse_and_slopes(view, coords)
         (x, y), k, depth = self._rays(view, coords), self.intrinsics[view], 1 / inverse
         point = (x * depth, y * depth, depth)
         # Derivatives of ray / inverse depth by x and by y of the image.
@@ -170,20 +170,29 @@ class Surfaces(NamedTuple):
         y = (coords[:, 1] - k[1, 2]) / k[1, 1]
         return (coords[:, 0] - k[0, 2] - k[0, 1] * y) / k[0, 0], y
 
-    def _inverse_at(self, view: int, coords: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return the inverse depth between pixels, bilinear, and its derivatives by x and by y, (K,) each.
+    def _inverse_at(self, view: int, coords: Floats) -> Floats:
+        """Return the inverse depth between pixels, bilinear, (K,).
 
         At the centre of a pixel, the value is that of the pixel alone.
         """
+        (a, b, c, d), across, down = self._corners(view, coords)
+        return _mix(_mix(a, b, across), _mix(c, d, across), down)
+
+    def _inverse_and_slopes(self, view: int, coords: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return the inverse depth between pixels, and its derivatives by x and by y, (K,) each."""
+        (a, b, c, d), across, down = self._corners(view, coords)
+        value = _mix(_mix(a, b, across), _mix(c, d, across), down)
+        return value, _mix(b - a, d - c, down), _mix(c - a, d - b, across)
+
+    def _corners(self, view: int, coords: Floats) -> tuple[list[Floats], Floats, Floats]:
+        """Return the inverse depth of the four pixels around each position, and where it lies between them."""
         height, width = self.inverse_depth.shape[1:]
         left = np.clip(coords[:, 0], 0, max(width - 2, 0)).astype(np.int64)
         top = np.clip(coords[:, 1], 0, max(height - 2, 0)).astype(np.int64)
-        across, down = coords[:, 0] - left, coords[:, 1] - top
         right, below = int(width > 1), width * int(height > 1)  # steps to the neighbours
         flat, start = self.inverse_depth[view].reshape(-1), top * width + left
-        a, b, c, d = (flat[start + step] for step in (0, right, below, below + right))
-        upper, lower = _mix(a, b, across), _mix(c, d, across)
-        return _mix(upper, lower, down), _mix(b - a, d - c, down), _mix(c - a, d - b, across)
+        corners = [flat[start + step] for step in (0, right, below, below + right)]
+        return corners, coords[:, 0] - left, coords[:, 1] - top
 
 
 def find_surfaces(scene: SceneContent) -> Surfaces:

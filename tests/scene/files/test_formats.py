@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import geomtx
 from geomtx.cli import convert, main
 from geomtx.files import is_own
 from geomtx.scene import ExportOptions
+from geomtx.scene.files.colmap_model import read_colmap_model
 from geomtx.scene.files.save import FORMATS
 from geomtx.types import Predictions
-from scene.exact_scenes import exact_scene
+from scene.exact_scenes import exact_scene, true_scene
 
 FEW = ExportOptions(max_points=200)
 
@@ -199,3 +202,23 @@ def test_reconstruct_writes_formats(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*argv, "--formats", "colmap-text"]) == 2
     assert "names of photos must have no spaces in text files of COLMAP, got 'photo 0.jpg'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    photos.joinpath("photo 0.jpg").rename(photos / "photo_0.jpg")
+    Image.new("RGB", (50, 40)).save(photos / "photo_1.jpg")
+    assert main([*argv, "--formats", "colmap", "--shared-camera"]) == 2
+    assert "photos must have one size to share a camera, got 50x40 and 90x60" in capsys.readouterr().err
+
+
+def test_bytes_of_names_that_are_not_text(tmp_path: Path) -> None:
+    photos = exact_scene(tmp_path / "photos").photos
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        (photos / "photo_1.jpg").rename(photos / name)
+    except OSError:
+        pytest.skip("file names are text here")
+    scene = true_scene(geomtx.load_views(photos, size=70))
+    save(scene, tmp_path / "out", "ply")
+    assert main(["convert", str(tmp_path / "out"), "--formats", "colmap,splat", "--sparse-points", "200"]) == 0
+    model = read_colmap_model(tmp_path / "out" / "colmap" / "sparse" / "0")
+    assert name in [image.name for image in model.images]
+    copies = sorted(path.name for path in (tmp_path / "out" / "splat" / "images").iterdir())
+    assert copies[0] == r"caf\xe9.jpg"

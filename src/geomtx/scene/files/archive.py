@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geomtx.checkpoint.tensor_file import open_tensor_file
 from geomtx.checks import check_option, check_shape
-from geomtx.files import escape_name, user_path
+from geomtx.files import user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
@@ -127,7 +127,7 @@ def load_fields(source: str | Path) -> dict[str, Any]:
 def _relative(path: Path, folder: Path) -> str | None:
     """Name a file from a folder, with "/"; None where no such name leads to it."""
     try:
-        return escape_name(Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix())
+        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
     except ValueError:  # on another drive
         return None
 

@@ -26,7 +26,7 @@ from geomtx.scene.files.export import Export, ExportOptions
 from geomtx.scene.files.glb import write_glb
 from geomtx.scene.files.json_file import write_json
 from geomtx.scene.files.nerfstudio import plan_nerfstudio, write_nerfstudio
-from geomtx.scene.files.photos import file_names
+from geomtx.scene.files.photos import file_names, find_photos
 from geomtx.scene.files.ply import write_ply
 from geomtx.scene.files.splat import plan_splat, write_splat
 from geomtx.scene.files.tracks import write_tracks
@@ -37,6 +37,7 @@ __all__ = [
     "FORMATS",
     "SCENE_FILES",
     "check_formats",
+    "check_sizes",
     "convert_scene",
     "order_names",
     "owned_files",
@@ -62,11 +63,13 @@ class Format(NamedTuple):
         plan: Function of the photos' names and the options that returns the paths in the folder that may be written,
             and raises ValueError for names that the format can't hold.
         write: Function that writes into that folder, which is there and empty; for single files, into the scene's.
+        copies: Whether photos are copied.
     """
 
     folder: str
     plan: Callable[[Sequence[str], ExportOptions], tuple[str, ...]]
     write: Callable[[Path, Export], None]
+    copies: bool = False
 
 
 def _plan_colmap(names: Sequence[str], options: ExportOptions) -> tuple[str, ...]:
@@ -118,8 +121,8 @@ FORMATS: dict[str, Format] = {
     "glb": Format("", lambda *_: ("scene.glb",), _write_glb),
     "colmap": Format("colmap", _plan_colmap, _write_colmap),
     "colmap-text": Format("colmap-text", _plan_colmap_text, _write_colmap_text),
-    "nerfstudio": Format("nerfstudio", plan_nerfstudio, write_nerfstudio),
-    "splat": Format("splat", plan_splat, write_splat),
+    "nerfstudio": Format("nerfstudio", plan_nerfstudio, write_nerfstudio, copies=True),
+    "splat": Format("splat", plan_splat, write_splat, copies=True),
 }
 
 # The report is drawn by `geomtx.report`, which imports scenes: it is named here, and imported when a report is wanted.
@@ -192,6 +195,7 @@ def save_scene(
     formats = check_formats(formats)
     owned = owned_files(folder, formats, file_names(scene), options)
     check_writable(folder, owned, overwrite=overwrite, inputs=[path for path in scene.paths if path is not None])
+    _check_photos(scene, formats, options)
     cloud = scene_cloud(scene, percentile, max_points)
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
         names = write_scene_files(scene, cloud, stage, home=folder, maps=maps, report=report)
@@ -228,6 +232,7 @@ def convert_scene(
     owned = owned_files(folder, formats, file_names(scene), options, record=False)
     photos = [path for path in scene.paths if path is not None]
     check_writable(folder, owned, overwrite=overwrite, inputs=photos)
+    _check_photos(scene, formats, options)
     cloud = scene_cloud(scene, percentile, max_points)
     export = Export(scene, cloud, options, percentile, folder)
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
@@ -309,6 +314,25 @@ def write_formats(export: Export, formats: Sequence[str], folder: Path) -> tuple
         made = (each.folder,) if each.folder else each.plan((), export.options)
         written += [file for file in made if (folder / file).exists()]
     return tuple(written)
+
+
+def check_sizes(formats: Sequence[str], sizes: Iterable[tuple[int, int]], options: ExportOptions) -> None:
+    """Require photos of one size, height and width each, where formats are to have one camera for all of them.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    found = sorted(set(sizes))
+    if options.shared_camera and len(found) > 1 and any(FORMATS[name].folder for name in formats):
+        names = " and ".join(f"{width}x{height}" for height, width in found[:2])
+        raise ValueError(f"photos must have one size to share a camera, got {names}")
+
+
+def _check_photos(scene: SceneContent, formats: Sequence[str], options: ExportOptions) -> None:
+    """Require photos that formats can be made of, before the work."""
+    check_sizes(formats, [transform.original_hw for transform in scene.transforms], options)
+    if any(FORMATS[name].copies for name in formats):
+        find_photos(scene, None if options.photos is None else user_path(options.photos))
 
 
 def _planned(formats: Sequence[str], names: Sequence[str], options: ExportOptions) -> list[str]:

@@ -120,14 +120,13 @@ def centred_boxes(scene: SceneContent) -> tuple[Box, ...]:
 def share_intrinsics(scene: SceneContent) -> SceneContent:
     """Return the scene with the mean intrinsics, in original pixels, of all views whose cameras are finite.
 
+    Args:
+        scene: Scene with cameras, whose photos have one size.
+
     Raises:
-        ValueError: If the scene has no cameras, or photos differ in size.
+        ValueError: If the scene has no cameras.
     """
     _, intrinsics = _cameras_of(scene)
-    sizes = {transform.original_hw for transform in scene.transforms}
-    if len(sizes) > 1:
-        found = " and ".join(f"{width}x{height}" for height, width in sorted(sizes)[:2])
-        raise ValueError(f"photos must have one size to share a camera, got {found}")
     finite = intrinsics.isfinite().flatten(1).all(1)
     mean = intrinsics[finite].mean(0)
     shared = torch.stack([transform.intrinsics_from_original(mean) for transform in scene.transforms])
