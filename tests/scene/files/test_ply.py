@@ -45,3 +45,11 @@ def test_no_points(tmp_path: Path) -> None:
     empty = PointCloud(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8), torch.zeros(0), torch.zeros(0).long())
     write_ply(tmp_path / "points.ply", empty)
     assert len(parse_ply(tmp_path / "points.ply")[1]["x"]) == 0
+
+
+def test_the_header_says_what_the_world_is(scene: geomtx.Scene, tmp_path: Path) -> None:
+    cloud = scene.points(max_points=3)
+    write_ply(tmp_path / "own.ply", cloud, world=scene.world)
+    write_ply(tmp_path / "known.ply", cloud, world="that of the known poses")
+    assert "frame: first camera, OpenCV axes (x right, y down, z forward)" in parse_ply(tmp_path / "own.ply")[0]
+    assert "frame: that of the known poses" in parse_ply(tmp_path / "known.ply")[0]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomtx.files import user_path
+from geomtx.scene.content import FIRST_CAMERA
 from geomtx.scene.points import PointCloud
 
 __all__ = ["write_coloured_points", "write_ply"]
@@ -21,18 +22,23 @@ _PLY_TYPES = {"<f4": "float", "|u1": "uchar", "<i4": "int"}
 _ROWS_AT_ONCE = 1 << 20
 
 
-def write_ply(path: str | Path, cloud: PointCloud, *, units: str = "up to scale", notice: str = "") -> None:
+def write_ply(
+    path: str | Path, cloud: PointCloud, *, units: str = "up to scale", notice: str = "", world: str = FIRST_CAMERA
+) -> None:
     """Write a binary little-endian PLY file: x, y, z, red, green, blue, confidence, view.
 
-    Points are in the first camera's frame with OpenCV axes (x right, y down, z forward).
+    Points are in the world of the scene, by default the first camera's frame with OpenCV axes (x right, y down, z
+    forward); the header says so.
 
     Args:
         path: Path of the file, which is overwritten if it exists.
         cloud: Points to write.
         units: Unit of lengths, which the header names.
         notice: A warning that the header repeats, or "".
+        world: What the world is, see `Scene.world`; defaults to the first view's camera.
     """
-    frame = "frame: first camera, OpenCV axes (x right, y down, z forward)"
+    first = "first camera, OpenCV axes (x right, y down, z forward)"
+    frame = f"frame: {first if world == FIRST_CAMERA else world}"
     comments = ["geomtx point cloud", f"units: {units}", frame, *([f"notice: {notice}"] if notice else [])]
     header = _header(_RECORD, len(cloud.xyz), comments)
     with user_path(path).open("wb") as file:

@@ -107,7 +107,8 @@ def _write_colmap_text(folder: Path, export: Export) -> None:
 
 def _write_points(folder: Path, export: Export) -> None:
     if export.cloud is not None:
-        write_ply(folder / "points.ply", export.cloud, units=export.scene.units, notice=export.scene.notice)
+        scene = export.scene
+        write_ply(folder / "points.ply", export.cloud, units=scene.units, notice=scene.notice, world=scene.world)
 
 
 def _write_glb(folder: Path, export: Export) -> None:
