@@ -253,3 +253,45 @@ def test_a_scene_must_have_what_is_compared(scene: geomtx.Scene) -> None:
     ):
         with pytest.raises(ValueError, match=lacking):
             geomtx.align(bare, **known)
+
+
+def test_known_intrinsics_and_poses_take_the_place_of_predicted_ones(
+    scene: geomtx.Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By name, in pixels of photos of twice the size, for those that are known."""
+    transforms = tuple(dataclasses.replace(each, original_hw=(168, 224), scale=(0.5, 0.5)) for each in scene.transforms)
+    large = dataclasses.replace(scene, transforms=transforms)
+    assert large.cameras is not None
+    intrinsics = large.cameras.intrinsics.double()
+    intrinsics[:, 0, 0] *= 1.5
+    intrinsics[1] = torch.nan
+    poses = large.cameras.cam_from_world.double()
+    poses[:, 0, 3] += 1
+    poses[2] = torch.nan
+    known = KnownCameras(scene.names[::-1], poses.flip(0), intrinsics.flip(0), ((168, 224),) * 4)
+    got = geomtx.scene.use_intrinsics(large, known)
+    wanted = intrinsics.float()
+    wanted[1] = large.cameras.intrinsics[1]
+    torch.testing.assert_close(got.cameras.intrinsics, wanted)
+    assert got.cameras.cam_from_world is large.cameras.cam_from_world
+    assert "known focal lengths are 1.50 times as long as predicted ones" in caplog.text
+    smaller = known._replace(intrinsics=intrinsics.flip(0) * torch.tensor([0.5, 0.5, 1])[:, None])
+    smaller.intrinsics[:, :2, 2] -= 0.25  # the centre of a pixel is at an integer
+    torch.testing.assert_close(
+        geomtx.scene.use_intrinsics(large, smaller._replace(image_hw=((84, 112),) * 4)).cameras.intrinsics, wanted
+    )
+    placed = geomtx.scene.place_cameras(large, known)
+    want = poses.float()
+    want[2] = poses_of(large)[2]
+    torch.testing.assert_close(poses_of(placed), want)
+    with pytest.raises(ValueError, match=r"known camera of 'view_0.png' must be of a photo of its shape, 224x168"):
+        geomtx.scene.use_intrinsics(large, known._replace(image_hw=((224, 168),) * 4))
+
+
+def test_cameras_far_from_the_origin_are_warned_of(
+    scene: geomtx.Scene, wide: geomtx.Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    world_from_cam = invert_rigid(poses_of(wide).double())
+    world_from_cam[..., 3] += 5e6
+    geomtx.align(scene, poses=invert_rigid(world_from_cam))
+    assert "from the origin, where float32 rounds to" in caplog.text

@@ -5,6 +5,7 @@ from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.files.export import ExportOptions
 from geomtx.scene.filters import PixelFilter
 from geomtx.scene.known.cameras import KnownCameras
+from geomtx.scene.known.placing import place_cameras, use_intrinsics
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
 from geomtx.scene.pycolmap_bridge import match_points
@@ -24,7 +25,9 @@ __all__ = [
     "align_scene",
     "match_points",
     "observe_points",
+    "place_cameras",
     "read_cameras",
     "reconstruct",
     "track_points",
+    "use_intrinsics",
 ]

@@ -26,6 +26,8 @@ __all__ = ["align", "align_scene", "move_scene"]
 
 logger = logging.getLogger(__name__)
 
+_RESOLUTION = 0.01  # of the threshold up to which a camera agrees
+
 
 Places = Cameras | Tensor | KnownCameras | Mapping[str, Any]
 """Known places of cameras: poses or positions of the views in their order, or by the names of the photos."""
@@ -106,11 +108,23 @@ def _align_to_poses(scene: Scene, poses: Places, units: str | None, threshold: f
     else:
         places = _without_rounding(known.double(), known.dtype)
         found = agree_on_positions(source[usable][..., 3], places[usable], threshold=threshold)
+    _warn_of_distance(known, found)
     units = "metres" if units is None else units
     moved = replace(move_scene(scene, found.similarity), units=units)
     world = "that of the known poses" if known.ndim == 3 else "that of the known positions"
     moved = replace(moved, provenance={**moved.provenance, "world": world})
     return _noted(moved, _describe(found, units))
+
+
+def _warn_of_distance(known: Tensor, found: Agreement) -> None:
+    """Log a warning where float32, in which scenes are, would round away what the threshold can tell apart."""
+    centers = invert_rigid(known.double())[..., 3] if known.ndim == 3 else known.double()
+    farthest = centers.nan_to_num().norm(dim=-1).max()
+    if farthest * torch.finfo(torch.float32).eps > _RESOLUTION * found.threshold:
+        logger.warning(
+            "known cameras are up to %.3g from the origin, where float32 rounds to %.2g: subtract an offset from them",
+            farthest, farthest * torch.finfo(torch.float32).eps,
+        )  # fmt: skip
 
 
 def _describe(found: Agreement, units: str) -> str:

@@ -91,7 +91,9 @@ def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Te
     if not which.sky:
         valid = _require_some(valid & ~sky_pixels(scene), "what looks like sky")
     if which.edges and depth is not None and cameras is not None:
-        edges = depth_edges(depth.value, cameras.intrinsics, valid)
+        # A view at a time: for hundreds of views the intermediate maps would take more memory than the scene.
+        views = zip(depth.value, cameras.intrinsics, valid, strict=True)
+        edges = torch.stack([depth_edges(*view) for view in views])
         valid = _require_some(valid & ~edges, "edges of depth")
     if which.min_confidence is not None:
         confidence = scene.point_map().confidence

@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cameras", type=parse_name, metavar="FILE",
         help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
-        "with a model of COLMAP; their intrinsics are used, and the scene is aligned to their poses",
+        "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses",
     )  # fmt: skip
     group.add_argument(
         "--cameras-fixed", action="store_true",
@@ -94,6 +94,8 @@ def read_known_cameras(arguments: argparse.Namespace, views: Views) -> KnownCame
     if arguments.cameras_fixed and known.cam_from_world is None:
         raise ValueError(f"--cameras-fixed must go with known poses, got none in '{arguments.cameras}'")
     warn_of_unknown(known)
+    if known.intrinsics is not None and known.intrinsics.isfinite().all():
+        arguments.refine_focal = arguments.refine_focal or ("known" if arguments.refine else None)
     return known
 
 
