@@ -15,8 +15,9 @@ from torch import Tensor
 
 from geomtx.geometry.camera import transform_points
 from geomtx.scene.content import SceneContent
+from geomtx.types import Bool, Float
 
-__all__ = ["Surfaces", "find_surfaces"]
+__all__ = ["Surfaces", "are_cameras", "find_surfaces"]
 
 Floats = NDArray[np.float64]
 
@@ -213,7 +214,7 @@ def find_surfaces(scene: SceneContent) -> Surfaces:
         num_views, height, width = value.shape[:3]
         value = transform_points(pose, value.flatten(1, 2))[..., 2].view(num_views, height, width)
     known = scene.masks & value.isfinite() & (value > 0) & dense.confidence.isfinite()
-    known &= _are_cameras(pose, intrinsics)[:, None, None]
+    known &= are_cameras(pose, intrinsics)[:, None, None]
     inverse = (1 / value).where(known, value.new_tensor(float("nan")))
     return Surfaces(
         inverse.numpy(),
@@ -224,8 +225,13 @@ def find_surfaces(scene: SceneContent) -> Surfaces:
     )
 
 
-def _are_cameras(pose: Tensor, intrinsics: Tensor) -> Tensor:
-    """Whether each view has a camera, (S,): finite, a rotation, and focal lengths above 0."""
+def are_cameras(pose: Float[Tensor, "s 3 4"], intrinsics: Float[Tensor, "s 3 3"]) -> Bool[Tensor, " s"]:
+    """Return whether each view has a camera that can be used, (S,) bool: finite, with a rotation and focal lengths > 0.
+
+    Args:
+        pose: Poses, (S, 3, 4).
+        intrinsics: Intrinsics, (S, 3, 3).
+    """
     finite = pose.isfinite().flatten(1).all(1) & intrinsics.isfinite().flatten(1).all(1)
     rotation = pose[:, :, :3].where(finite[:, None, None], torch.eye(3, dtype=pose.dtype))
     gap = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().flatten(1).amax(1)

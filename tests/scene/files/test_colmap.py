@@ -146,8 +146,12 @@ def test_a_view_of_few_points_is_left_out(
     model = pycolmap.Reconstruction(str(save(few, tmp_path / "out", "colmap")))
     assert sorted(image.name for image in model.images.values()) == ["photo_0.jpg", "photo_1.jpg", "photo_3.jpg"]
     assert [len(image.points2D) >= 10 for image in model.images.values()] == [True] * 3
-    assert caplog.messages == ["left out of the sparse model, as they see fewer than 10 points: photo_2.jpg"]
+    assert caplog.messages == ["left out, as they see fewer than 10 points: photo_2.jpg"]
     assert len(geomtx.Scene.load(tmp_path / "out")) == 4
+    few.save(tmp_path / "both", formats=["splat", "nerfstudio"], percentile=0, report=False)
+    copies = [sorted(path.name[6] for path in (tmp_path / "both" / name / "images").iterdir()) for name in (
+        "splat", "nerfstudio")]  # fmt: skip
+    assert copies == [["0", "1", "3"], ["0", "1", "2", "3"]]
     masks[:] = False
     masks[:, 10, 10:19] = True
     with pytest.raises(ValueError, match="no view sees 10 points or more, so that there is no sparse model to write"):

@@ -125,25 +125,30 @@ class Export:
     @cached_property
     def copied_model(self) -> SparseModel:
         """Sparse model in pixels of the copies of the photos."""
-        return (
-            self.model if self.boxes is None else build_sparse_model(self.with_shared_camera, self.observed, self.boxes)
-        )
+        if self.boxes is None:
+            return self.model
+        return build_sparse_model(self.with_shared_camera, self.observed, self.boxes)
 
     @cached_property
-    def photos(self) -> tuple[Photo, ...]:
-        """What is copied for the views of `copied_model`."""
+    def whole_model(self) -> SparseModel:
+        """As `copied_model`, with all views that have a camera, however few points they see."""
+        return build_sparse_model(self.with_shared_camera, self.observed, self.boxes, least=0)
+
+    def photos_of(self, model: SparseModel) -> tuple[Photo, ...]:
+        """Return what is copied for the views of a model.
+
+        Raises:
+            ValueError: If photos are not found, or two have one name.
+        """
         folder = None if self.options.photos is None else Path(self.options.photos)
         sources, names = find_photos(self.scene, folder), copy_names(file_names(self.scene))
         boxes = self.boxes or (None,) * len(names)
         transforms = self.scene.transforms
-        return tuple(
-            Photo(names[view], sources[view], transforms[view].original_hw, boxes[view])
-            for view in self.copied_model.views
-        )
+        return tuple(Photo(names[i], sources[i], transforms[i].original_hw, boxes[i]) for i in model.views)
 
-    def copy_photos(self, folder: Path) -> None:
-        """Write the copies into a folder, upright and in full size, and smaller ones where they are asked for."""
-        write_copies(folder, self.photos, self.options.image_factors)
+    def copy_photos(self, folder: Path, photos: Sequence[Photo]) -> None:
+        """Write copies of photos into a folder, upright and in full size, and smaller ones where they are asked for."""
+        write_copies(folder, photos, self.options.image_factors)
 
 
 def plan_photo_files(names: Sequence[str], options: ExportOptions) -> tuple[str, ...]:

@@ -32,9 +32,9 @@ def plan_nerfstudio(names: Sequence[str], options: ExportOptions) -> tuple[str, 
 def write_nerfstudio(folder: Path, export: Export) -> None:
     """Write a folder that `ns-train` reads.
 
-    `transforms.json` has a pinhole camera and a pose for each photo: camera to world, with OpenGL axes (x right, y up,
-    z back), in a world that is the scene's after `applied_transform`. Its points are in `sparse_pc.ply` in the same
-    world. The unit is the scene's; nerfstudio orients, centres and scales by itself.
+    `transforms.json` has a pinhole camera and a pose for each photo, however few points it sees: camera to world, with
+    OpenGL axes (x right, y up, z back), in a world that is the scene's after `applied_transform`. Its points are in
+    `sparse_pc.ply` in the same world. The unit is the scene's; nerfstudio orients, centres and scales by itself.
 
     Args:
         folder: Folder, which exists.
@@ -43,7 +43,8 @@ def write_nerfstudio(folder: Path, export: Export) -> None:
     Raises:
         ValueError: If photos are not found or have one name, or there is no sparse model.
     """
-    model, photos = export.copied_model, export.photos
+    model = export.whole_model
+    photos = export.photos_of(model)
     applied = torch.tensor(APPLIED_TRANSFORM, dtype=torch.float64)
     world_from_cam = applied[:, :3] @ invert_rigid(model.cam_from_world)
     world_from_cam[:, :, 1:3] *= -1  # y down and z forward become y up and z back
@@ -62,7 +63,7 @@ def write_nerfstudio(folder: Path, export: Export) -> None:
     write_json(folder / "transforms.json", content)
     xyz = model.points.xyz.numpy() @ np.array(APPLIED_TRANSFORM)[:, :3].T
     write_coloured_points(folder / _POINTS, xyz, model.points.rgb.numpy())
-    export.copy_photos(folder)
+    export.copy_photos(folder, photos)
     place = shlex.quote(str(export.home / "nerfstudio"))
     export.note(f"nerfstudio: ns-train splatfacto --data {place}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geomtx.scene.content import SceneContent
 from geomtx.scene.observations import ObservedPoints
+from geomtx.scene.surfaces import are_cameras
 from geomtx.types import Float
 
 __all__ = ["LEAST_POINTS", "Box", "SparseModel", "build_sparse_model", "centred_boxes", "share_intrinsics"]
@@ -49,18 +50,19 @@ class SparseModel(NamedTuple):
 
 
 def build_sparse_model(
-    scene: SceneContent, observed: ObservedPoints, boxes: Sequence[Box] | None = None
+    scene: SceneContent, observed: ObservedPoints, boxes: Sequence[Box] | None = None, *, least: int = LEAST_POINTS
 ) -> SparseModel:
-    """Leave out views with fewer than ten points, with a warning that names them.
+    """Leave out views that see few points, or have no camera, with a warning that names them.
 
     Args:
         scene: Scene with cameras.
         observed: Its points, see `observe_points`.
         boxes: Part of each photo that is kept, see `centred_boxes`; defaults to whole photos.
+        least: Number of points that a view must see; defaults to 10, 0 keeps all views that have a camera.
 
     Raises:
-        ValueError: If the scene has no cameras, no view sees ten points, or a camera has skew, which the camera models
-            of COLMAP have not.
+        ValueError: If the scene has no cameras, no view sees enough points, or a camera has skew, which the camera
+            models of COLMAP have not.
     """
     poses, intrinsics = _cameras_of(scene)
     sizes = [transform.original_hw for transform in scene.transforms]
@@ -72,10 +74,12 @@ def build_sparse_model(
     offsets = _project(observed, poses, intrinsics) - observed.coords_px
     observed = _keep(observed, offsets.isfinite().all(-1))
     counts = torch.bincount(observed.view, minlength=len(scene))
-    kept = (counts >= LEAST_POINTS).nonzero()[:, 0]
-    if not len(kept):
-        raise ValueError(f"no view sees {LEAST_POINTS} points or more, so that there is no sparse model to write")
-    _warn_of_left_out([name for name, count in zip(scene.names, counts, strict=True) if count < LEAST_POINTS])
+    usable = (counts >= least) & are_cameras(poses, intrinsics)
+    kept = usable.nonzero()[:, 0]
+    if not len(kept) or not len(observed.view):
+        raise ValueError(f"no view sees {max(least, 1)} points or more, so that there is no sparse model to write")
+    left_out = [name for name, good in zip(scene.names, usable.tolist(), strict=True) if not good]
+    _warn_of_left_out(left_out, f"see fewer than {least} points" if least else "have no camera that can be used")
     skew = intrinsics[kept, 0, 1].abs() / intrinsics[kept, 0, 0]
     if (skew > _MOST_SKEW).any():
         raise ValueError(f"intrinsics must have no skew for COLMAP's cameras, got {skew.max():.3g} of the focal length")
@@ -191,12 +195,7 @@ def _mean_errors(model: SparseModel) -> Tensor:
     return torch.bincount(points.point, miss, minlength=len(points.xyz)) / count
 
 
-def _warn_of_left_out(names: Sequence[str]) -> None:
+def _warn_of_left_out(names: Sequence[str], why: str) -> None:
     if names:
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-        logger.warning(
-            "left out of the sparse model, as they see fewer than %d points: %s%s",
-            LEAST_POINTS,
-            ", ".join(names[:_MAX_NAMED]),
-            more,
-        )
+        logger.warning("left out, as they %s: %s%s", why, ", ".join(names[:_MAX_NAMED]), more)

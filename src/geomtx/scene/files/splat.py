@@ -44,12 +44,13 @@ def write_splat(folder: Path, export: Export) -> None:
         ValueError: If photos are not found or have one name, or there is no sparse model.
     """
     model, options = export.copied_model, export.options
-    names = [photo.name for photo in export.photos]
+    photos = export.photos_of(model)
+    names = [photo.name for photo in photos]
     (folder / _MODEL).mkdir(parents=True)
     write_colmap_model(folder / _MODEL, model, names, options.layout())
     points = model.points
     write_coloured_points(folder / _POINTS, points.xyz.numpy(), points.rgb.numpy(), _normals(export, model))
-    export.copy_photos(folder)
+    export.copy_photos(folder, photos)
     _warn_of_offsets(model, names)
     place = shlex.quote(str(export.home / "splat"))
     export.note(f"gsplat: python examples/simple_trainer.py default --data_dir {place} --data_factor 1")
