@@ -62,7 +62,8 @@ def align(
             or points on the surface, as (view, x, y) in pixels of the original photo.
         units: Name of the unit of what is known; defaults to that of `KnownCameras`, for others to "metres".
         threshold: Distance up to which a camera agrees with its known place, in units of `poses`; defaults to a
-            twentieth of the median distance of the known cameras from their middle.
+            twentieth of the median distance of the known cameras from their middle, or up to eight times as much where
+            many more agree then.
 
     Returns:
         The scene, for `poses` in their world and without `pose_encodings`, which hold for the first camera's frame

@@ -84,11 +84,23 @@ def test_noise_is_averaged_and_many_cameras_are_drawn_the_same_every_time() -> N
     assert_same(found.similarity, want, 0.05)
 
 
+def test_many_that_agree_badly_outweigh_two_that_agree_well() -> None:
+    """Errors of a tenth of the extent in all cameras: the fit is to most of them, and nearly as good as that to all."""
+    torch.manual_seed(8)
+    source, want = random_rigid(8), some_similarity()
+    target = moved(source, want)
+    target[..., 3] += 0.5 * torch.randn(8, 3).double()
+    found = agree_on_cameras(source, target)
+    assert found.agrees.sum() >= 7
+    assert found.threshold > 0.3
+    assert found.distance.square().mean().sqrt() < 1.2
+
+
 def test_cameras_that_hardly_agree_have_a_wider_threshold() -> None:
     torch.manual_seed(5)
     source = random_rigid(9)
     found = agree_on_cameras(source, random_rigid(9))
-    assert found.agrees.sum() >= 3
+    assert found.agrees.sum() >= 2
     assert found.similarity.scale.isfinite()
     tight = agree_on_cameras(source, moved(source, some_similarity()), threshold=1e-3)
     assert tight.threshold == pytest.approx(1e-3)

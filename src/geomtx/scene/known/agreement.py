@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ __all__ = ["Agreement", "agree_on_cameras", "agree_on_positions", "agree_on_scal
 _HYPOTHESES = 1000
 _SHARE_OF_SPREAD = 0.05  # distance that counts as agreement, as a share of how far the cameras lie apart
 _ANGLE = 0.2  # angle in radians that counts as agreement
-_AGREEING = 3  # one in so many cameras must agree, or the threshold is doubled
+_AGREEING = 3  # one in so many lengths must agree, or the width is doubled
 _ROUNDS = 10
+_WIDTHS = 4  # number of widths, each twice that before
+_REACH = 40.0  # widths in a scene: twice the distance of its cameras from their middle
 _LINE = 0.01  # spread across a line over that along it
 _LOG_SCALE = 0.05  # difference of the logarithms of two scales that counts as agreement
 _SCALES = 200
@@ -53,14 +56,15 @@ def agree_on_cameras(
 
     Every pair of cameras gives a similarity; of more than 1,000 pairs, 1,000 are drawn with a fixed seed. The one with
     the smallest sum of log(1 + e²) wins, where e² = (distance / threshold)² + (angle / 0.2 rad)² of a camera. It is
-    fitted again to the cameras with e ≤ 1 until these stay the same. Where fewer than a third of the cameras agree,
-    both thresholds are doubled.
+    fitted again to the cameras with e ≤ 1 until these stay the same. Without a threshold, this is done with both of them
+    two, four and eight times as wide, too, and the width w is taken for which n log(40 / w) of n cameras that agree is
+    largest: a few that agree well outweigh many that agree badly, but not two of five.
 
     Args:
         source: `world_from_cam` of S cameras, (S, 3, 4), finite.
         target: `world_from_cam` of the same cameras in another world, (S, 3, 4), finite.
         threshold: Distance in units of the target; defaults to a twentieth of the median distance of the target's
-            cameras from their middle.
+            cameras from their middle, or more, see above. Doubled where fewer than two cameras agree.
 
     Raises:
         ValueError: If there are fewer than two cameras, or those of one world are all in one place.
@@ -208,24 +212,35 @@ def _find_agreement(
     """
     distances = torch.linalg.vector_norm(places - places.median(0).values, dim=-1)
     limit = threshold or _SHARE_OF_SPREAD * float(distances.median() or distances.mean())
-    wide, least = 1.0, max(subsets.shape[1], -(-len(places) // _AGREEING))
 
-    def errors(similarity: Similarity) -> Tensor:
+    def errors(similarity: Similarity, wide: float = 1.0) -> Tensor:
         distance, angle = measure(similarity)
         square = (distance / (wide * limit)).square()
         return square if angle is None else square + (angle / (wide * _ANGLE)).square()
 
     hypotheses = fit(subsets)
     winner = errors(hypotheses).log1p().sum(-1).argmin()
-    best = Similarity(*(part[winner] for part in hypotheses))
-    while int((errors(best) <= 1).sum()) < least:
-        wide *= 2
-    agrees = errors(best) <= 1
-    for _ in range(_ROUNDS):
-        best = fit(agrees)
-        now = errors(best) <= 1
-        if int(now.sum()) < least or torch.equal(now, agrees):
-            break
-        agrees = now
+    start = Similarity(*(part[winner] for part in hypotheses))
+
+    def settle(wide: float) -> tuple[Similarity, Tensor]:
+        best, agrees = start, errors(start, wide) <= 1
+        for _ in range(_ROUNDS):
+            if int(agrees.sum()) < subsets.shape[1]:
+                break
+            best = fit(agrees)
+            now = errors(best, wide) <= 1
+            if torch.equal(now, agrees):
+                break
+            agrees = now
+        return best, agrees
+
+    widths = [1.0] if threshold else [2.0**power for power in range(_WIDTHS)]
+    while int(settle(widths[-1])[1].sum()) < subsets.shape[1]:
+        widths.append(2 * widths[-1])
+    found = {wide: settle(wide) for wide in widths}
+    found = {wide: each for wide, each in found.items() if int(each[1].sum()) >= subsets.shape[1]}
+    # Each camera that agrees is described by so many bits fewer than one that lies anywhere in the scene.
+    wide = max(found, key=lambda wide: int(found[wide][1].sum()) * math.log(max(_REACH / wide, 1.01)))
+    best, agrees = found[wide]
     distance, angle = measure(best)
     return Agreement(best, agrees, distance, angle, wide * limit)
