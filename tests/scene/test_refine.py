@@ -223,6 +223,16 @@ def test_observations_that_nothing_explains_leave_the_scene_as_it_is(start, obse
         assert scene.predictions == start.predictions
 
 
+def test_observations_of_other_places_are_not_believed(start, observed):
+    """Matches that agree with each other, but not with the cameras: a view looks upside down."""
+    turned = observed.coords_px.clone()
+    own = observed.view == 2
+    turned[own] = torch.tensor([89.0, 59.0]) - turned[own]
+    scene = geomtx.refine(start, observed._replace(coords_px=turned))
+    assert not scene.refined
+    assert scene.predictions == start.predictions
+
+
 def test_observations_that_are_not_finite_are_left_out(start, observed, truth):
     coords, xyz = observed.coords_px.clone(), observed.xyz.clone()
     coords[::7], xyz[::5] = torch.nan, torch.inf

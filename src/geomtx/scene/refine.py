@@ -13,6 +13,7 @@ from geomtx.checks import check_mask, check_option
 from geomtx.geometry.bundle import BundleOptions, BundleProblem, FocalChoice, adjust_bundle
 from geomtx.geometry.camera import invert_rigid, transform_points
 from geomtx.geometry.robust import RobustLoss
+from geomtx.geometry.rotation import rotation_angle
 from geomtx.scene.observations import ObservedPoints
 from geomtx.scene.points import NoPointsError
 from geomtx.scene.pycolmap_bridge import has_pycolmap, solve_with_pycolmap
@@ -38,7 +39,10 @@ _LEAST_MEDIAN = 1e-3  # pixels
 _TOLERANCE = 1e-6
 _LARGEST_FOCAL_CHANGE = 0.25  # of the logarithm
 _MANY_VIEWS = 200
-_LARGEST_CHANGE = 10.0  # factor of a view's depth; more than that is no refinement
+# What is more than a refinement comes of wrong observations, which short tracks let the solver explain.
+_LARGEST_CHANGE = 2.0  # factor of a view's depth
+_LARGEST_TURN = 15.0  # degrees
+_UNTRUSTED = "the observations can't be trusted"
 
 
 class _UnsolvableError(Exception):
@@ -63,7 +67,9 @@ def refine(
     scene: the median factor of all observations is 1, unless two or more poses are held.
 
     A view with fewer than ten observations of points that another view sees too keeps its camera. Where the scene can't
-    be refined at all, it comes back unchanged, with `refined` False and the reason in `provenance["refinement"]`.
+    be refined at all, it comes back unchanged, with `refined` False and the reason in `provenance["refinement"]`: too
+    few observations, a solver that diverges, or observations by which a camera would turn by more than 15 degrees or
+    the depth of a view change by more than a factor of 2.
 
     Args:
         scene: Scene with cameras, and with depth or points.
@@ -224,6 +230,9 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
         )
     cameras = Cameras(*(each[0] for each in problem.cameras))
     counted = torch.ones_like(after) if problem.weights is None else problem.weights[0]
+    turn = rotation_angle(cameras.cam_from_world[..., :3], start.cameras.cam_from_world[0, ..., :3]).rad2deg().max()
+    if not turn < _LARGEST_TURN:
+        raise _UnsolvableError(f"{_UNTRUSTED}: a camera would turn by {turn:.0f} degrees")
     return _Refined(cameras, problem.points[0], before, after, choice, counted > 0)
 
 
@@ -297,7 +306,7 @@ def _view_factors(num_views: int, selected: _Selected, factors: Tensor) -> Tenso
             medians[view] = own.median()
     worst = medians[medians.log().abs().argmax()]
     if not 1 / _LARGEST_CHANGE < worst < _LARGEST_CHANGE:
-        raise _UnsolvableError(f"the solver diverged, the depth of a photo would change by a factor of {worst:.3g}")
+        raise _UnsolvableError(f"{_UNTRUSTED}: the depth of a photo would change by a factor of {worst:.3g}")
     return medians
 
 
