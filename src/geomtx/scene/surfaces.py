@@ -208,17 +208,17 @@ def find_surfaces(scene: SceneContent) -> Surfaces:
     dense = points if depth is None else depth
     if dense is None:
         raise ValueError("scene must have depth or points, but the model ran without those heads")
-    pose, intrinsics = cameras.cam_from_world.double(), cameras.intrinsics.double()
-    value = dense.value.double()
+    pose, intrinsics = (part.detach().double() for part in cameras)
+    value, confidence = dense.value.detach().double(), dense.confidence.detach().float()
     if depth is None:
         num_views, height, width = value.shape[:3]
         value = transform_points(pose, value.flatten(1, 2))[..., 2].view(num_views, height, width)
-    known = scene.masks & value.isfinite() & (value > 0) & dense.confidence.isfinite()
+    known = scene.masks & value.isfinite() & (value > 0) & confidence.isfinite()
     known &= are_cameras(pose, intrinsics)[:, None, None]
     inverse = (1 / value).where(known, value.new_tensor(float("nan")))
     return Surfaces(
         inverse.numpy(),
-        dense.confidence.float().numpy(),
+        confidence.numpy(),
         intrinsics.numpy(),
         pose.numpy(),
         known.flatten(1).any(1).numpy(),

@@ -171,6 +171,16 @@ def test_a_scene_that_lacks_what_a_format_needs(exact: geomtx.Scene, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_converted_to_no_points(
+    exact: geomtx.Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(dataclasses.replace(exact, masks=torch.zeros_like(exact.masks)), tmp_path / "out", "ply")
+    assert not (tmp_path / "out" / "points.ply").exists()
+    for name in ("ply", "colmap"):
+        assert main(["convert", str(tmp_path / "out"), "--formats", name]) == 2
+        assert "geomtx: error: no points: masks and padding leave no pixel" in capsys.readouterr().err
+
+
 def test_a_listing_names_nothing_outside_its_folder(exact: geomtx.Scene, tmp_path: Path) -> None:
     save(exact, tmp_path / "out", "colmap")
     (tmp_path / "victim.txt").write_text("mine")

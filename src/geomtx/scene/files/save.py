@@ -228,13 +228,17 @@ def convert_scene(
 
     Returns:
         What was exported, with the notes that were made.
+
+    Raises:
+        ValueError: As `Scene.save`, and if there are no points for points.ply.
     """
     options = options or ExportOptions()
     owned = owned_files(folder, formats, file_names(scene), options, record=False)
     photos = [path for path in scene.paths if path is not None]
     check_writable(folder, owned, overwrite=overwrite, inputs=photos)
     _check_photos(scene, formats, options)
-    cloud = scene_cloud(scene, percentile, max_points)
+    # Without points there is nothing to write, which is no more than a warning beside a scene's own files.
+    cloud = scene.points(percentile, max_points=max_points) if {"ply", "glb"} & set(formats) else None
     export = Export(scene, cloud, options, percentile, folder)
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
         write_formats(export, formats, stage)
