@@ -13,6 +13,7 @@ from PIL import Image
 
 import geomtx
 from geomtx.cli import main
+from geomtx.scene import PixelFilter
 
 
 def run(photos: Path, *options: str, out: str = "out") -> int:
@@ -140,3 +141,16 @@ def test_masks_of_other_photos(photos: Path, capsys: pytest.CaptureFixture[str])
     Image.new("L", (120, 90), 255).save(photos.parent / "masks" / "other.png")
     assert run(photos, "--masks", str(photos.parent / "masks")) == 2
     assert "must have the names of the photos, got 'other.png' for 'view_0.png'" in capsys.readouterr().err
+
+
+def test_other_filters_of_a_scene_that_is_there(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos, "--heads", "camera,depth") == 0
+    scene = geomtx.Scene.load(photos.parent / "out")
+    value = float(scene.predictions.depth.confidence.median())
+    argv = ["convert", str(photos.parent / "out"), "-o", str(photos.parent / "other"), "--formats", "ply"]
+    assert main([*argv, "--percentile", "0", "--min-confidence", str(value)]) == 0
+    header = (photos.parent / "other" / "points.ply").read_bytes().split(b"end_header")[0].decode()
+    wanted = scene.points(0, which=PixelFilter(min_confidence=value))
+    assert f"element vertex {len(wanted.xyz)}\n" in header
+    assert main([*argv, "--agreement", "-1"]) == 2
+    assert "agreement must be in 0 … 1, got -1.0" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomtx.checks import check_range, close_matches
+from geomtx.cli.options import masks
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.files import user_path
 
@@ -39,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="share of the points to leave out, least confident first, in percent (20)",
     )  # fmt: skip
     parser.add_argument("--max-points", type=parse_count, metavar="N", help="largest number of points to keep (all)")
+    masks.add_filter_options(parser)
     add_format_options(parser, default=None)
 
 
@@ -106,10 +108,11 @@ def read_format_options(arguments: argparse.Namespace, photos: str | None = None
 def run(arguments: argparse.Namespace) -> None:
     """Read the scene, find its photos where they are needed, and write the formats, all or none."""
     check_range("percentile", arguments.percentile, 0, 100)
+    masks.check_filter(arguments)
     from geomtx.scene import Scene
     from geomtx.scene.files.save import convert_scene
 
-    scene = Scene.load(arguments.scene)
+    scene = masks.apply_filter(arguments, Scene.load(arguments.scene))
     source = user_path(arguments.scene)
     output: Path = arguments.output or (source if source.is_dir() else source.parent)
     export = convert_scene(

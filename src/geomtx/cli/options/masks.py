@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from geomtx.scene import Scene
     from geomtx.views import Views
 
-__all__ = ["add_options", "apply_filter", "apply_masks", "check_options"]
+__all__ = ["add_filter_options", "add_options", "apply_filter", "apply_masks", "check_filter", "check_options"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--masks", type=parse_name, metavar="DIR",
         help="folder of masks with the names of the photos: white takes part, black is not seen by the model",
     )  # fmt: skip
+    add_filter_options(group)
+
+
+def add_filter_options(group: argparse._ActionsContainer) -> None:
+    """Add the options that say which pixels give points, also of a scene that is there, to a command or a group."""
     group.add_argument(
         "--min-confidence", type=float, metavar="C", help="smallest confidence of a point, beside --percentile (any)"
     )
@@ -44,13 +49,22 @@ def check_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     """
     if arguments.masks is not None:
         list_masks(arguments.masks, names)
-    if arguments.agreement is not None:
-        check_range("agreement", arguments.agreement, 0, 1)
+    check_filter(arguments)
     heads = arguments.heads
     needed = [name for name in ("agreement", "no_sky") if getattr(arguments, name)]
     if needed and heads and not {"camera", "depth"} <= set(heads):
         option = needed[0].replace("_", "-")
         raise ValueError(f"heads must hold camera and depth for --{option}, got {', '.join(heads)}")
+
+
+def check_filter(arguments: argparse.Namespace) -> None:
+    """Require a share.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if arguments.agreement is not None:
+        check_range("agreement", arguments.agreement, 0, 1)
 
 
 def apply_masks(arguments: argparse.Namespace, views: Views) -> Views:

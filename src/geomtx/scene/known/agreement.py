@@ -56,7 +56,7 @@ def agree_on_cameras(
 
     Every pair of cameras gives a similarity; of more than 1,000 pairs, 1,000 are drawn with a fixed seed. The one with
     the smallest sum of log(1 + e²) wins, where e² = (distance / threshold)² + (angle / 0.2 rad)² of a camera. It is
-    fitted again to the cameras with e ≤ 1 until these stay the same. Without a threshold, this is done with both of them
+    fitted again to the cameras with e ≤ 1 until these stay the same. Without a threshold, this is done with both
     two, four and eight times as wide, too, and the width w is taken for which n log(40 / w) of n cameras that agree is
     largest: a few that agree well outweigh many that agree badly, but not two of five.
 
