@@ -44,18 +44,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_format_options(parser, default=None)
 
 
-def add_format_options(parser: argparse.ArgumentParser, default: tuple[str, ...] | None = ("ply",)) -> None:
+def add_format_options(parser: argparse.ArgumentParser, default: str | None = "ply") -> None:
     """Add the options that say which formats are written, and how.
 
     Args:
         parser: Parser of a command.
-        default: Formats that are written where none are named; None where they must be.
+        default: Format that is written where none are named; None where they must be.
     """
     group = parser.add_argument_group("formats", "Files for other programs; models of COLMAP and copies of photos.")
     known = ", ".join(FORMATS)
     group.add_argument(
         "--formats", type=_parse_formats, default=default, required=default is None, metavar="FORMATS",
-        help=f"formats to write, separated by commas: {known}{'' if default is None else f' ({default[0]})'}",
+        help=f"formats to write, separated by commas: {known}{'' if default is None else f' ({default})'}",
     )  # fmt: skip
     group.add_argument(
         "--sparse-points", type=parse_count, default=100_000, metavar="N",
@@ -73,7 +73,7 @@ def add_format_options(parser: argparse.ArgumentParser, default: tuple[str, ...]
         "--shared-camera", action="store_true", help="one camera for all photos, the mean of their intrinsics"
     )
     group.add_argument(
-        "--image-factors", type=_parse_factors, default=(), metavar="N,...",
+        "--image-factors", type=_parse_factors, metavar="N,...",
         help="also copy photos with sides divided by each N to images_N, such as 2,4 (none)",
     )  # fmt: skip
     group.add_argument(
@@ -100,7 +100,7 @@ def read_format_options(arguments: argparse.Namespace, photos: str | None = None
         tolerance=arguments.merge_within,
         colmap_files=arguments.colmap_files,
         shared_camera=arguments.shared_camera,
-        image_factors=arguments.image_factors,
+        image_factors=arguments.image_factors or (),
         crop=arguments.crop,
     )
 

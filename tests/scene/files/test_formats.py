@@ -193,6 +193,7 @@ def test_a_listing_names_nothing_outside_its_folder(exact: geomtx.Scene, tmp_pat
     assert not (tmp_path / "out" / "colmap").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_reconstruct_writes_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = exact_scene(tmp_path / "photos").photos
     argv = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "--preset", "tiny", "--size", "56"]
