@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from geometry.random_cameras import random_rigid
 from geomtx.geometry import compose_rigid, invert_rigid
 from geomtx.scene import KnownCameras
 from geomtx.scene.align import align_scene
-from geomtx.types import Predictions
+from geomtx.scene.files import write_cameras
+from geomtx.types import DenseMap, Predictions
 
 
 def moved(scene: geomtx.Scene, world_from_new: Tensor, factor: float) -> geomtx.Scene:
@@ -127,9 +129,12 @@ def wide(scene: geomtx.Scene) -> geomtx.Scene:
     return moved(scene, random_rigid(1)[0], 2.3)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "float64", "cameras", "names", "files in folders", "known cameras"])
-def test_known_poses_bring_everything_into_their_world(scene: geomtx.Scene, wide: geomtx.Scene, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["tensor", "float64", "cameras", "names", "files in folders", "known cameras", "file"])
+def test_known_poses_bring_everything_into_their_world(
+    scene: geomtx.Scene, wide: geomtx.Scene, kind: str, tmp_path: Path
+) -> None:
     poses = poses_of(wide)
+    write_cameras(tmp_path / "cameras.json", wide)
     known = {
         "tensor": poses,
         "float64": poses.double().numpy(),
@@ -137,10 +142,11 @@ def test_known_poses_bring_everything_into_their_world(scene: geomtx.Scene, wide
         "names": {name: poses[view] for view, name in reversed(list(enumerate(scene.names)))},
         "files in folders": {f"photos/{name}": poses[view].tolist() for view, name in enumerate(scene.names)},
         "known cameras": KnownCameras(scene.names, poses.double(), None, (None,) * 4, "feet"),
+        "file": tmp_path / "cameras.json",
     }[kind]
     aligned = geomtx.align(scene, poses=known)
     assert_told_alike(aligned, wide)
-    assert aligned.units == ("feet" if kind == "known cameras" else "metres")
+    assert aligned.units == ("feet" if kind in ("known cameras", "file") else "metres")
     assert aligned.predictions.pose_encodings is None
     assert re.match(
         rf"4 of 4 cameras agree, to .* {aligned.units} and .* degrees \(median\), scale 2.3$",
@@ -191,7 +197,8 @@ def test_depth_of_a_sensor_gives_the_scale(scene: geomtx.Scene, wide: geomtx.Sce
     depth[1, :30] = 9.0
     want = scene.rescale(1.7, units="metres")
     named = {scene.names[2]: depth[2], f"folder/{scene.names[0]}": depth[0]}
-    for known in (depth, [None, depth[1], depth[2], None], named):
+    dense = [DenseMap(depth[0], depth[0]), None, DenseMap(depth[2], depth[2]), None]
+    for known in (depth, [None, depth[1], depth[2], None], named, dense):
         aligned = geomtx.align(scene, depth=known)
         torch.testing.assert_close(aligned.predictions.depth.value, want.predictions.depth.value, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(poses_of(aligned), poses_of(want), rtol=1e-4, atol=1e-4)

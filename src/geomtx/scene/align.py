@@ -5,6 +5,7 @@ the same views.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 from geomtx.checks import check_finite_positive, check_shape
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
+from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.known.agreement import Agreement, agree_on_cameras, agree_on_positions, agree_on_scale
 from geomtx.scene.known.cameras import KnownCameras, check_poses, match_views, named_poses
-from geomtx.scene.known.lengths import Distance, depth_pairs, distance_pairs
+from geomtx.scene.known.lengths import Distance, KnownDepth, depth_pairs, distance_pairs
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 
@@ -29,15 +31,15 @@ logger = logging.getLogger(__name__)
 _RESOLUTION = 0.01  # of the threshold up to which a camera agrees
 
 
-Places = Cameras | Tensor | KnownCameras | Mapping[str, Any]
-"""Known places of cameras: poses or positions of the views in their order, or by the names of the photos."""
+Places = Cameras | Tensor | KnownCameras | Mapping[str, Any] | str | os.PathLike[str]
+"""Known places of cameras: poses or positions of the views in their order, or by the names of the photos; or a file."""
 
 
 def align(
     scene: Scene,
     *,
     poses: Places | None = None,
-    depth: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor] | None = None,
+    depth: KnownDepth | None = None,
     distance: Distance | Sequence[Distance] | None = None,
     units: str | None = None,
     threshold: float | None = None,
@@ -52,12 +54,12 @@ def align(
     Args:
         scene: Scene with cameras for `poses` and distances between cameras, with depth for `depth`.
         poses: Known poses `cam_from_world` with OpenCV axes, (S, 3, 4), or positions of the cameras, (S, 3), with NaN
-            for views that none is known of; the same as `Cameras`, as `KnownCameras` (`geomtx.scene.read_cameras`), or
-            as a mapping of the photos' names to (3, 4) or (3,). Two poses suffice, on a line too; positions must be
-            three that are not on a line.
+            for views that none is known of; the same as `Cameras`, or as a mapping of the photos' names to (3, 4) or
+            (3,); a file that `geomtx.scene.read_cameras` reads, or the `KnownCameras` that it gives. Two poses suffice,
+            on a line too; positions must be three that are not on a line.
         depth: Known z-depth of the S views, each (h, w) in pixels of the photo or (H, W) in those of the model's image,
-            as from a sensor: values that are not finite and positive are unknown. None for a view without; or a mapping
-            of the photos' names to maps.
+            as from a sensor, or a `DenseMap`, as of another scene: values that are not finite and positive are unknown.
+            None for a view without; or a mapping of the photos' names to maps.
         distance: Known distance (a, b, length) or several. `a` and `b` are cameras, as the index or the name of a view,
             or points on the surface, as (view, x, y) in pixels of the original photo.
         units: Name of the unit of what is known; defaults to that of `KnownCameras`, for others to "metres".
@@ -97,6 +99,8 @@ def _align_to_poses(scene: Scene, poses: Places, units: str | None, threshold: f
         raise ValueError("scene must have cameras to be aligned to poses, but the model ran without its camera head")
     if threshold is not None:
         check_finite_positive("threshold", threshold)
+    if isinstance(poses, str | os.PathLike):
+        poses = read_cameras(poses)
     if isinstance(poses, KnownCameras):
         units = poses.units if units is None else units
         poses = named_poses(poses)

@@ -221,33 +221,34 @@ def sky_pixels(scene: PixelScene) -> Bool[Tensor, "s h w"]:
     depth = scene.predictions.depth
     if depth is None:
         raise ValueError("scene must have depth to find sky, but the model ran without its depth head")
-    colors = scene.images.float() / 255
-    red, green, blue = colors.unbind(1)
+    return torch.stack([_sky_of(*view) for view in zip(scene.images, scene.masks, *depth, strict=True)])
+
+
+def _sky_of(image: Tensor, mask: Tensor, depth: Tensor, confidence: Tensor) -> Tensor:
+    """Return which pixels of a view look like sky, (H, W) bool."""
+    colors = image.float() / 255
+    red, green, blue = colors
     is_blue = (blue >= red) & (blue >= green - 0.05) & (blue > _BLUE)
-    candidates = scene.masks & (is_blue | (colors.amin(1) > _WHITE)) & _is_smooth(colors)
-    top = scene.masks & (scene.masks.cumsum(-2) == 1)
-    sky = _joined(candidates, top)
-    for view in range(len(scene)):
-        others = scene.masks[view] & ~sky[view]
-        if not (sky[view].any() and others.any()):
-            sky[view] = False
-            continue
-        value, confidence = (part[view].nan_to_num() for part in depth)
-        farther = value[sky[view]].median() > value[others].median()
-        sky[view] &= farther & (confidence[sky[view]].median() < confidence[others].median())
-    return sky
+    candidates = mask & (is_blue | (colors.amin(0) > _WHITE)) & _is_smooth(colors)
+    sky = _joined(candidates, mask & (mask.cumsum(-2) == 1))
+    others = mask & ~sky
+    if not (sky.any() and others.any()):
+        return torch.zeros_like(mask)
+    depth, confidence = depth.nan_to_num(), confidence.nan_to_num()
+    farther = depth[sky].median() > depth[others].median()
+    return sky & farther & (confidence[sky].median() < confidence[others].median())
 
 
 def _is_smooth(colors: Tensor) -> Tensor:
-    """Return which pixels differ little from the next ones below and to the right, (S, H, W) bool."""
-    right = (colors.diff(dim=-1).abs() < _SMOOTH).all(1)
-    below = (colors.diff(dim=-2).abs() < _SMOOTH).all(1)
+    """Return which pixels (3, H, W) differ little from the next ones below and to the right, (H, W) bool."""
+    right = (colors.diff(dim=-1).abs() < _SMOOTH).all(0)
+    below = (colors.diff(dim=-2).abs() < _SMOOTH).all(0)
     pad = torch.nn.functional.pad
     return pad(right, (0, 1), value=True) & pad(below, (0, 0, 0, 1), value=True)
 
 
 def _joined(candidates: Tensor, seeds: Tensor) -> Tensor:
-    """Return the candidates (S, H, W) that are joined to a seed by candidates, along rows and columns."""
+    """Return the candidates (H, W) that are joined to a seed by candidates, along rows and columns."""
     reached = candidates & seeds
     while True:
         grown = _fill_runs(candidates, _fill_runs(candidates, reached, -2), -1)

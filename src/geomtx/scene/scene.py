@@ -31,8 +31,8 @@ class Scene(SceneContent):
         names: S different names of the views; bytes of file names that are not UTF-8 are escaped as `\xe9`.
         transforms: S transforms from original pixels to pixels of the model's images.
         images: (S, 3, H, W) uint8, the images that the model saw.
-        masks: (S, H, W) bool, True = a pixel of the photo. False = padding, masked out by the user, or in a patch
-            that the model left out because most of it is padded or masked.
+        masks: (S, H, W) bool, True = a pixel of the photo. False = padding, masked out by the user or by a filter, or
+            in a patch that the model left out because most of it is padded or masked.
         predictions: Predictions without the batch axis and without `track_iterations`.
         query_points: (N, 3) as (view, x, y) in original pixels; None where nothing was tracked.
         units: Unit of all lengths, "up to scale" where it is unknown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class _Camera(NamedTuple):
     image_hw: tuple[int, int] | None
 
 
-def read_cameras(source: str | Path) -> KnownCameras:
+def read_cameras(source: str | os.PathLike[str]) -> KnownCameras:
     """Read the cameras of photos, for `geomtx.align` and `geomtx reconstruct --cameras`.
 
     What is read, by its content:

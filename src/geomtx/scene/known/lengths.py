@@ -14,18 +14,21 @@ from geomtx.geometry.camera import invert_rigid
 from geomtx.scene.checks import queries_to_model
 from geomtx.scene.known.cameras import match_views
 from geomtx.scene.scene import Scene
+from geomtx.types import DenseMap
 
-__all__ = ["Distance", "Place", "depth_pairs", "distance_pairs"]
+__all__ = ["Distance", "KnownDepth", "Place", "depth_pairs", "distance_pairs"]
 
 Place = int | str | Sequence[float]
 """A camera by the index or the name of its view, or the surface at (view, x, y) in original pixels."""
 Distance = tuple[Place, Place, float]
 """Two places and the distance between them."""
+KnownDepth = Tensor | Sequence[Tensor | DenseMap | None] | Mapping[str, Tensor | DenseMap]
+"""Known depth of the views in their order, or by the names of the photos."""
 
 _MOST_PIXELS = 20_000  # of a view; more would not change a scale
 
 
-def depth_pairs(scene: Scene, depth: Tensor | Sequence[Tensor | None] | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def depth_pairs(scene: Scene, depth: KnownDepth) -> tuple[Tensor, Tensor]:
     """Return predicted and known depth (N,) of the pixels that have both; of a view at most 20,000, evenly.
 
     Args:
@@ -51,8 +54,9 @@ def depth_pairs(scene: Scene, depth: Tensor | Sequence[Tensor | None] | Mapping[
     return source, known
 
 
-def _view_pairs(scene: Scene, view: int, known: Tensor) -> tuple[Tensor, Tensor]:
-    transform, known = scene.transforms[view], torch.as_tensor(known).cpu()
+def _view_pairs(scene: Scene, view: int, known: Tensor | DenseMap) -> tuple[Tensor, Tensor]:
+    known = torch.as_tensor(known.value if isinstance(known, DenseMap) else known).cpu()
+    transform = scene.transforms[view]
     check_shape(f"depth of '{scene.names[view]}'", known, transform.original_hw, transform.image_hw)
     assert scene.predictions.depth is not None
     predicted, mask = scene.predictions.depth.value[view], scene.masks[view]
