@@ -76,7 +76,7 @@ def write_scene(
     from geomtx.scene.files.export import Export, ExportOptions
     from geomtx.scene.files.save import order_names, scene_cloud, write_formats, write_scene_files
 
-    cloud = scene_cloud(scene, percentile, max_points)
+    cloud = scene_cloud(scene, percentile, max_points, formats)
     names = write_scene_files(scene, cloud, folder, home=home, maps=maps)
     export = Export(scene, cloud, options or ExportOptions(), percentile, home)
     names = order_names((*names, *write_formats(export, formats, folder)))

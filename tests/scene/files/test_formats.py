@@ -171,6 +171,16 @@ def test_a_scene_that_lacks_what_a_format_needs(exact: geomtx.Scene, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_the_warning_names_what_is_left_out(
+    exact: geomtx.Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = dataclasses.replace(exact, masks=torch.zeros_like(exact.masks))
+    for formats in ((), ("ply",)):
+        save(empty, tmp_path / "out", *formats)
+    reason = "no points: masks and padding leave no pixel"
+    assert caplog.messages == [f"left out the cloud, {reason}", f"left out points.ply, {reason}"]
+
+
 def test_nothing_is_converted_to_no_points(
     exact: geomtx.Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

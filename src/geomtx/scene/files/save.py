@@ -197,7 +197,7 @@ def save_scene(
     owned = owned_files(folder, formats, file_names(scene), options)
     check_writable(folder, owned, overwrite=overwrite, inputs=[path for path in scene.paths if path is not None])
     _check_photos(scene, formats, options)
-    cloud = scene_cloud(scene, percentile, max_points)
+    cloud = scene_cloud(scene, percentile, max_points, formats)
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
         names = write_scene_files(scene, cloud, stage, home=folder, maps=maps, report=report)
         exported = Export(scene, cloud, options, percentile, folder)
@@ -245,13 +245,16 @@ def convert_scene(
     return export
 
 
-def scene_cloud(scene: SceneContent, percentile: float, max_points: int | None) -> PointCloud | None:
+def scene_cloud(
+    scene: SceneContent, percentile: float, max_points: int | None, formats: Sequence[str] = DEFAULT_FORMATS
+) -> PointCloud | None:
     """Return the point cloud, or None where the predictions allow none, with a warning if they should.
 
     Args:
         scene: Any scene.
         percentile: See `Scene.points`.
         max_points: See `Scene.points`.
+        formats: Formats that are written, for the warning; defaults to points.ply.
     """
     has_depth = scene.predictions.depth is not None and scene.predictions.cameras is not None
     if not has_depth and scene.predictions.points is None:
@@ -259,7 +262,7 @@ def scene_cloud(scene: SceneContent, percentile: float, max_points: int | None) 
     try:
         return scene.points(percentile, max_points=max_points)
     except NoPointsError as error:
-        logger.warning("left out points.ply, %s", error)
+        logger.warning("left out %s, %s", "points.ply" if "ply" in formats else "the cloud", error)
         return None
 
 
