@@ -317,12 +317,64 @@ def format_error(value: Sequence[float] | None, factor: int) -> str:
     return f"{factor * value[0]:.{digits}f} ± {factor * value[1]:.{digits}f}"
 
 
+def make_bundle() -> str:
+    """Solvers of bundle adjustment, with the time that each solve of theirs took."""
+    text = ""
+    for size, pattern in (("20 views", "solver"), ("60 views", "large")):
+        for record in read(f"bundle_adjustment_{pattern}.json"):
+            settings = record["settings"]
+            rows = [
+                [name, f"{found['final_cost']:.4f}", "+".join(map(str, found["steps"])), f"{found['median_s']:.3f}"]
+                for name, found in record["results"].items()
+                if "steps" in found
+            ]
+            points, observations = (f"{settings[name]:,}" for name in ("num_points", "observations"))
+            text += f"**{size}, {points} points, {observations} observations** ({describe(record)}; one thread)\n\n"
+            text += table(["solver", "final cost", "steps (accepted + rejected)", "median seconds"], rows)
+            alone = record["results"].get("geomtx, in a process of its own")
+            if alone is not None:
+                peak = f"{alone['peak_resident_gib']:.2f} GiB"
+                text += (
+                    f"In a process of its own, geomtx's peak of memory is {peak}, torch and the problem included.\n\n"
+                )
+    for record in read("bundle_adjustment_training.json"):
+        settings, ratio = record["settings"], record["results"]["ratio of the medians"]
+        text += (
+            f"A training step of nano's recipe with {settings['views']} views takes {ratio:.2f} times as long with "
+            f"{settings['solver_steps']} steps of the solver on {settings['points']} points of each scene.\n\n"
+        )
+    return text or NOT_MEASURED
+
+
+def make_refine() -> str:
+    """Poses before and after a refinement, by what the correspondences come from."""
+    text = ""
+    starts = {"nano": "what nano predicts", "disturbed truth": "the truth, disturbed"}
+    for record in read("refine_*.json"):
+        settings = record["settings"]
+        height, width = settings["image_hw"]
+        text += f"{settings['scenes']} rooms, {settings['views']} photos of {width}x{height} ({describe(record)})\n\n"
+        for start, found in record["results"].items():
+            rows = [
+                [
+                    name, *(f"{100 * row[each]:.1f}" for each in ("auc_5", "auc_30")), f"{row['reprojection_px']:.2f}",
+                    *(("", "") if name == "before" else (f"{100 * row['refined']:.0f}", f"{row['seconds']:.1f}")),
+                ]
+                for name, row in found.items()
+            ]  # fmt: skip
+            head = ["correspondences, solver", "AUC@5, %", "AUC@30, %", "reprojection, px", "refined, %", "seconds"]
+            text += f"Start: {starts[start]}\n\n" + table(head, rows)
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "exactness": make_exactness,
     "views": make_views,
     "time": make_time,
     "load": make_load,
+    "bundle": make_bundle,
+    "refine": make_refine,
     "nano": make_nano,
     "ablations": make_ablations,
     "long": make_long,
