@@ -23,6 +23,7 @@ _ANGLE = 0.2  # angle in radians that counts as agreement
 _AGREEING = 3  # one in so many lengths must agree, or the width is doubled
 _ROUNDS = 10
 _WIDTHS = 4  # number of widths, each twice that before
+_PARAMETERS = 7  # of a similarity
 _REACH = 40.0  # widths in a scene: twice the distance of its cameras from their middle
 _LINE = 0.01  # spread across a line over that along it
 _LOG_SCALE = 0.05  # difference of the logarithms of two scales that counts as agreement
@@ -57,8 +58,9 @@ def agree_on_cameras(
     Every pair of cameras gives a similarity; of more than 1,000 pairs, 1,000 are drawn with a fixed seed. The one with
     the smallest sum of log(1 + e²) wins, where e² = (distance / threshold)² + (angle / 0.2 rad)² of a camera. It is
     fitted again to the cameras with e ≤ 1 until these stay the same. Without a threshold, this is done with both
-    two, four and eight times as wide, too, and the width w is taken for which n log(40 / w) of n cameras that agree is
-    largest: a few that agree well outweigh many that agree badly, but not two of five.
+    two, four and eight times as wide, too, and the width w is taken for which (6 n - 7) log(40 / w) is largest, of n
+    cameras that agree: each gives six numbers, of which the similarity takes seven in all. Half of the cameras that
+    agree well outweigh all that agree badly, but two, which nearly always agree, do not.
 
     Args:
         source: `world_from_cam` of S cameras, (S, 3, 4), finite.
@@ -239,8 +241,12 @@ def _find_agreement(
         widths.append(2 * widths[-1])
     found = {wide: settle(wide) for wide in widths}
     found = {wide: each for wide, each in found.items() if int(each[1].sum()) >= subsets.shape[1]}
-    # Each camera that agrees is described by so many bits fewer than one that lies anywhere in the scene.
-    wide = max(found, key=lambda wide: int(found[wide][1].sum()) * math.log(max(_REACH / wide, 1.01)))
+    numbers = 3 if measure(start)[1] is None else 6  # of a camera, which a width describes in fewer bits than the scene
+
+    def gain(wide: float) -> float:
+        return (numbers * int(found[wide][1].sum()) - _PARAMETERS) * math.log(max(_REACH / wide, 1.01))
+
+    wide = max(found, key=gain)
     best, agrees = found[wide]
     distance, angle = measure(best)
     return Agreement(best, agrees, distance, angle, wide * limit)
