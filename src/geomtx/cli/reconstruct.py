@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
 from geomtx.cli import refine_options
-from geomtx.cli.convert import add_format_options, read_format_options
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -25,7 +24,7 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
-from geomtx.cli.options import known_cameras, long_sequences, masks
+from geomtx.cli.options import formats, known_cameras, long_sequences, masks
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
@@ -91,7 +90,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     masks.add_options(parser)
     long_sequences.add_options(parser)
     refine_options.add_options(parser)
-    add_format_options(parser)
+    formats.add_options(parser)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -135,8 +134,8 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.views import load_views
 
     first = is_first_process()
-    formats, options = arguments.formats, read_format_options(arguments)
-    owned = owned_files(arguments.output, formats, name_files(paths), options)
+    options = formats.read_options(arguments)
+    owned = owned_files(arguments.output, arguments.formats, name_files(paths), options)
     if first:
         inputs = [*paths, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
         check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
@@ -150,7 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
         known = known_cameras.read_known_cameras(arguments, views)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
-        check_sizes(formats, [transform.original_hw for transform in views.transforms], options)
+        check_sizes(arguments.formats, [transform.original_hw for transform in views.transforms], options)
         _check_memory(arguments, config, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
@@ -188,7 +187,7 @@ def run(arguments: argparse.Namespace) -> None:
             scene,
             folder,
             home=output,
-            formats=formats,
+            formats=arguments.formats,
             percentile=arguments.percentile,
             max_points=arguments.max_points,
             maps=arguments.maps,

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import geomtx
-from geomtx.cli import convert, main
+from geomtx.cli import main
+from geomtx.cli.options import formats as format_options
 from geomtx.files import is_own
 from geomtx.scene import ExportOptions
 from geomtx.scene.files.colmap_model import read_colmap_model
@@ -140,7 +141,7 @@ def test_photos_are_found_from_the_folder(
 
 
 def test_formats_are_known(exact: geomtx.Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tuple(FORMATS) == convert.FORMATS
+    assert tuple(FORMATS) == format_options.FORMATS
     with pytest.raises(ValueError, match=r"format must be one of 'ply', .* got 'colmp'; did you mean 'colmap'"):
         save(exact, tmp_path / "out", "colmp")
     with pytest.raises(ValueError, match="formats must be a sequence of names, got 'colmap'"):
