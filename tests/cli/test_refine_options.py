@@ -25,7 +25,6 @@ def run(photos: Path, *options: str) -> int:
 
 @pytest.mark.parametrize(("options", "solver"), [
     ((), "torch"),
-    (("--refine-from", "tracks", "--refine-solver", "torch", "--refine-focal", "known"), "torch"),
     (("--refine-from", "depth", "--refine-solver", "pycolmap"), "pycolmap"),
 ])  # fmt: skip
 def test_a_refined_scene_is_written_with_the_first_cameras(photos, small_pictures, options, solver):

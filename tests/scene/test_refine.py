@@ -140,6 +140,17 @@ def test_pycolmap_finds_the_same(start, observed, refined):
     assert torch.equal(shared.predictions.cameras.intrinsics[..., 2], start.predictions.cameras.intrinsics[..., 2])
 
 
+def test_the_same_numbers_with_any_number_of_threads(start, observed, refined):
+    torch.set_num_threads(3)
+    try:
+        again = geomtx.refine(start, observed, focal="known")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(again.cameras.cam_from_world, refined.cameras.cam_from_world)
+    assert torch.equal(again.predictions.depth.value, refined.predictions.depth.value)
+
+
 def test_outliers_do_not_sway_the_result(truth, start, observed):
     generator = torch.Generator().manual_seed(1)
     wrong = torch.rand(len(observed.view), generator=generator) < 0.1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
@@ -244,8 +246,20 @@ def _solve_once(
         cameras, points = solve_with_pycolmap(problem, options, selected.fixed)
         return problem._replace(cameras=Cameras(*(each[None] for each in cameras)), points=points[None])
     fixed = selected.fixed[None] if selected.num_fixed else None
-    result = adjust_bundle(problem, options, fixed_views=fixed)
+    with _one_thread():
+        result = adjust_bundle(problem, options, fixed_views=fixed)
     return problem._replace(cameras=result.cameras, points=result.points)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: sums are the same every time then, and problems of this size gain nothing from more."""
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num)
 
 
 def _keeps_focal(before: BundleProblem, after: BundleProblem) -> bool:

@@ -25,7 +25,7 @@ __all__ = ["TrackedPixels", "farthest_views", "observe_scene", "observed_tracks"
 _VISIBLE = 0.5  # probability from which a track counts as seen
 _QUERY_CHUNK = 512
 _LEAST_TRACKS = 100  # fewer don't cover the photos
-_MOST_DENSE_POINTS = 10_000  # more would not change the cameras
+_MOST_DENSE_POINTS = 5_000  # more would not change the cameras
 
 
 class TrackedPixels(NamedTuple):
