@@ -30,7 +30,7 @@ from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.metrics import pairwise_pose_errors, pose_auc
 from geomtx.scene import ObservedPoints, Scene, match_points, observe_points, track_points
 from geomtx.scene.refine import refine
-from geomtx.scene.track_points import TrackedPixels, observed_tracks
+from geomtx.scene.tracked_points import TrackedPixels, observed_tracks
 from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch
 
 VIEWS, TRACKS = 8, 512

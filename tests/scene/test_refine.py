@@ -251,7 +251,8 @@ def test_observations_that_are_not_finite_are_left_out(start, observed, truth):
     assert pose_errors(refined, truth).max() < 0.05
 
 
-def test_without_observations_the_maps_give_them(start):
+def test_without_observations_the_maps_give_them(monkeypatch, start):
+    monkeypatch.setattr("geomtx.scene.tracked_points._MOST_DENSE_POINTS", 300)
     scene = geomtx.refine(start)
     assert scene.refined
     assert "observations in 4 views" in scene.provenance["refinement"]

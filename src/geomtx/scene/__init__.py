@@ -11,7 +11,7 @@ from geomtx.scene.points import PointCloud
 from geomtx.scene.pycolmap_bridge import match_points
 from geomtx.scene.reconstruction import reconstruct
 from geomtx.scene.scene import Scene
-from geomtx.scene.track_points import track_points
+from geomtx.scene.tracked_points import track_points
 from geomtx.scene.windows import WindowPlan
 
 __all__ = [

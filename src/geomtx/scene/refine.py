@@ -21,7 +21,7 @@ from geomtx.scene.points import NoPointsError
 from geomtx.scene.pycolmap_bridge import has_pycolmap, solve_with_pycolmap
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
-from geomtx.scene.track_points import observe_scene
+from geomtx.scene.tracked_points import observe_scene
 from geomtx.types import Bool, Cameras
 
 __all__ = ["RefineSolver", "refine"]

@@ -14,7 +14,7 @@ from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry import project
 from geomtx.metrics import pairwise_pose_errors
 from geomtx.scene import ObservedPoints, match_points, observe_points, track_points
-from geomtx.scene.track_points import farthest_views
+from geomtx.scene.tracked_points import farthest_views
 from geomtx.types import DenseMap, Predictions, SceneBatch, Tracks
 
 
