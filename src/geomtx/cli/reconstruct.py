@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomtx.checks import check_range, close_matches
-from geomtx.cli import refine_options
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -24,7 +23,7 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
-from geomtx.cli.options import formats, known_cameras, long_sequences, masks
+from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
 from geomtx.cli.parser import add_output, parse_count, parse_name
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
@@ -89,7 +88,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     known_cameras.add_options(parser)
     masks.add_options(parser)
     long_sequences.add_options(parser)
-    refine_options.add_options(parser)
+    refinement.add_options(parser)
     formats.add_options(parser)
 
 
@@ -173,7 +172,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.refine:
         with stages.stage("refine"):
             fixed = known_cameras.find_fixed_views(arguments, known)
-            scene = refine_options.refine_scene(arguments, model, scene, fixed)
+            scene = refinement.refine_scene(arguments, model, scene, fixed)
     scene = masks.apply_filter(arguments, scene)
     made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
     if source is not None:
@@ -196,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
     seconds = stages.finish()
     if scene.notice:
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
-    refine_options.warn(arguments, scene)
+    refinement.warn(arguments, scene)
     print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *fits, *notes]))
 
 
@@ -252,7 +251,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     check_range("percentile", arguments.percentile, 0, 100)
     long_sequences.check_options(arguments)
     known_cameras.check_options(arguments)
-    refine_options.check_options(arguments)
+    refinement.check_options(arguments)
     photos, output = user_path(arguments.photos[0]), arguments.output
     if photos.is_dir() and output.exists() and photos.samefile(output):
         raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")
@@ -304,7 +303,7 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
     from geomtx.models.registry import load_model
 
     heads = _choose_heads(arguments, config.heads)
-    if refine_options.needs_tracker(arguments) and "tracks" in config.heads and "tracks" not in heads:
+    if refinement.needs_tracker(arguments) and "tracks" in config.heads and "tracks" not in heads:
         heads = (*heads, "tracks")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
