@@ -25,7 +25,7 @@ import torch
 import geomtx
 from common import write_result
 from geomtx.data.synthetic.photos import save_photos, truth_in_views
-from geomtx.data.synthetic.render import held_out_seed, render_scenes
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed, render_scenes
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.metrics import pairwise_pose_errors, pose_auc
 from geomtx.scene import ObservedPoints, Scene, match_points, observe_points, track_points
@@ -37,7 +37,7 @@ VIEWS, TRACKS = 8, 512
 NOISE_PX, OUTLIERS = 0.5, 0.1
 SOLVERS = ("torch", "pycolmap")
 MEASURES = ("auc_5", "auc_30", "reprojection_px", "seconds", "refined")
-FIRST_SCENE = 300  # held-out scenes that nothing else is measured on
+SCENES = HELD_OUT_SCENES["refinement"]
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     model = geomtx.load_model("nano")
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for index in range(arguments.scenes):
-        for start, found in measure_scene(model, FIRST_SCENE + index, tuple(arguments.image_hw)).items():
+        for start, found in measure_scene(model, SCENES[index], tuple(arguments.image_hw)).items():
             for name, row in found.items():
                 rows.setdefault(start, {}).setdefault(name, []).append(row)
         results = {start: {name: summarize(each) for name, each in found.items()} for start, found in rows.items()}

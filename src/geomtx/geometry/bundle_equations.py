@@ -13,6 +13,7 @@ from torch import Tensor
 from geomtx.geometry.bundle_layout import ROW, Layout
 from geomtx.geometry.robust import RobustLoss, robust_loss
 from geomtx.geometry.rotation import quat_to_matrix
+from geomtx.types import show_shapes
 
 __all__ = [
     "BundleState",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@show_shapes
 class BundleState(NamedTuple):
     """What a step of bundle adjustment changes, for V = B·S views and B·N points of all scenes.
 
@@ -43,6 +45,7 @@ class BundleState(NamedTuple):
     points: Tensor
 
 
+@show_shapes
 class Residuals(NamedTuple):
     """Projections of the points and their costs.
 
@@ -63,6 +66,7 @@ class Residuals(NamedTuple):
     cost: Tensor
 
 
+@show_shapes
 class Equations(NamedTuple):
     """Blocks of the normal equations (JᵀWJ) δ = -JᵀWr, for steps δ of the cameras' parameters and of the points.
 
@@ -83,6 +87,7 @@ class Equations(NamedTuple):
     point_side: Tensor
 
 
+@show_shapes
 class Step(NamedTuple):
     """A step and what it promises.
 

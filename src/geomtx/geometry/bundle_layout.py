@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx.types import Float, Int
+from geomtx.types import Float, Int, show_shapes
 
 __all__ = ["ROW", "Layout", "lay_out"]
 
@@ -20,6 +20,7 @@ ROW = 128
 _LARGEST_MATRIX = 1 << 25  # numbers of the matrix of which the Schur complement is a product: 256 MiB of float64
 
 
+@show_shapes
 class Layout(NamedTuple):
     """Where observations, views, points and parameters of a problem lie; the same for all steps.
 

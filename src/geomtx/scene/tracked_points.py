@@ -17,7 +17,7 @@ from geomtx.layers.precision import at_least_float32
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
-from geomtx.types import Bool, Float, Int, Tokens
+from geomtx.types import Bool, Float, Int, Tokens, show_shapes
 from geomtx.views.transform import lies_inside
 
 __all__ = ["TrackedPixels", "farthest_views", "observe_scene", "observed_tracks", "track_points"]
@@ -28,6 +28,7 @@ _LEAST_TRACKS = 100  # fewer don't cover the photos
 _MOST_DENSE_POINTS = 5_000  # more would not change the cameras
 
 
+@show_shapes
 class TrackedPixels(NamedTuple):
     """N tracks in pixels of the model's images.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from geomtx.files import escape_name, user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.sparse_model import Box
+from geomtx.types import show_shapes
 from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import open_picture, read_picture
 
@@ -24,6 +25,7 @@ _ORIENTATION = 0x0112
 _QUALITY = {"quality": 97, "subsampling": 0}
 
 
+@show_shapes
 class Photo(NamedTuple):
     """A photo that is copied.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from geomtx.scene.content import SceneContent
 from geomtx.scene.observations import ObservedPoints
 from geomtx.scene.surfaces import are_cameras
-from geomtx.types import Float
+from geomtx.types import Float, show_shapes
 
 __all__ = ["LEAST_POINTS", "Box", "SparseModel", "build_sparse_model", "centred_boxes", "share_intrinsics"]
 
@@ -29,6 +29,7 @@ _MOST_SKEW = 1e-3  # share of the focal length
 _MAX_NAMED = 5
 
 
+@show_shapes
 class SparseModel(NamedTuple):
     """The views of a scene that see enough points, and these points.
 
