@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from geomtx.checks import close_matches
 from geomtx.files import user_path
 
-__all__ = ["Parser", "add_output", "join_queries", "parse_count", "parse_name"]
+__all__ = ["Parser", "add_output", "join_queries", "parse_count", "parse_name", "parse_names"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +62,17 @@ def parse_name(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
+
+
+def parse_names(text: str, *, known: Sequence[str]) -> tuple[str, ...]:
+    """Return known names that are separated by commas, each once."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"must be of {', '.join(known)}, separated by commas, got '{name}'{close_matches(name, known)}"
+            )
+    return tuple(dict.fromkeys(names))
 
 
 def parse_count(text: str) -> int:

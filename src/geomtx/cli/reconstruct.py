@@ -11,10 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomtx.checks import check_range, close_matches
+from geomtx.checks import check_range
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -25,7 +26,7 @@ from geomtx.cli.device import (
 )
 from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
-from geomtx.cli.parser import add_output, parse_count, parse_name
+from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
 from geomtx.views.listing import list_photos, name_files
@@ -60,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder NAME of photos")
     _add_model_options(parser)
     parser.add_argument(
-        "--heads", type=_parse_heads, metavar="HEADS",
+        "--heads", type=partial(parse_names, known=_HEADS), metavar="HEADS",
         help="predictions to make: camera, depth, points and tracks, separated by commas (all that the weights have; "
         "tracks only with --query)",
     )  # fmt: skip
@@ -344,17 +345,6 @@ def _as_tensor(queries: list[tuple[float, ...]]) -> Tensor:
     import torch
 
     return torch.tensor(queries)
-
-
-def _parse_heads(text: str) -> tuple[str, ...]:
-    heads = tuple(part.strip() for part in text.split(","))
-    for head in heads:
-        if head not in _HEADS:
-            known = ", ".join(_HEADS)
-            raise argparse.ArgumentTypeError(
-                f"must be of {known}, separated by commas, got '{head}'{close_matches(head, _HEADS)}"
-            )
-    return tuple(dict.fromkeys(heads))
 
 
 def _parse_preset(text: str) -> str:

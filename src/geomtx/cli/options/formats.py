@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
-from geomtx.checks import close_matches
-from geomtx.cli.parser import parse_count
+from geomtx.cli.parser import parse_count, parse_names
 from geomtx.files import user_path
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "ply") ->
     group = parser.add_argument_group("formats", "Files for other programs; models of COLMAP and copies of photos.")
     known = ", ".join(FORMATS)
     group.add_argument(
-        "--formats", type=_parse_formats, default=default, required=default is None, metavar="FORMATS",
+        "--formats", type=partial(parse_names, known=FORMATS), default=default, required=default is None,
+        metavar="FORMATS",
         help=f"formats to write, separated by commas: {known}{'' if default is None else f' ({default})'}",
     )  # fmt: skip
     group.add_argument(
@@ -77,17 +78,6 @@ def read_options(arguments: argparse.Namespace, photos: str | None = None) -> Ex
         image_factors=arguments.image_factors or (),
         crop=arguments.crop,
     )
-
-
-def _parse_formats(text: str) -> tuple[str, ...]:
-    formats = tuple(part.strip() for part in text.split(","))
-    for name in formats:
-        if name not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise argparse.ArgumentTypeError(
-                f"must be of {known}, separated by commas, got '{name}'{close_matches(name, FORMATS)}"
-            )
-    return tuple(dict.fromkeys(formats))
 
 
 def _parse_factors(text: str) -> tuple[int, ...]:
