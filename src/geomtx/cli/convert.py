@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     scene = masks.apply_filter(arguments, Scene.load(arguments.scene))
     source = user_path(arguments.scene)
     output: Path = arguments.output or (source if source.is_dir() else source.parent)
-    export = convert_scene(
+    names, notes = convert_scene(
         scene,
         output,
         arguments.formats,
@@ -56,4 +56,4 @@ def run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         options=formats.read_options(arguments, arguments.photos),
     )
-    print("\n".join([f"wrote {output}: {', '.join(arguments.formats)}", *export.notes]))
+    print("\n".join([f"wrote {output}: {', '.join(names)}", *notes]))

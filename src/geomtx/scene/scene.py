@@ -11,10 +11,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from geomtx.files import check_writable, staged_folder, user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.archive import load_fields
-from geomtx.scene.files.export import ExportOptions
-from geomtx.scene.files.save import DEFAULT_FORMATS, save_scene
+from geomtx.scene.files.export import Export, ExportOptions
+from geomtx.scene.files.photos import file_names
+from geomtx.scene.files.save import (
+    DEFAULT_FORMATS,
+    check_formats,
+    check_photos,
+    order_names,
+    owned_files,
+    scene_cloud,
+    write_formats,
+    write_scene_files,
+)
 from geomtx.types import Float
 
 __all__ = ["Scene"]
@@ -127,17 +138,15 @@ class Scene(SceneContent):
             ValueError: For an unknown format, a scene without what a format needs, photos that aren't found, or names
                 that a format can't hold.
         """
-        return save_scene(
-            self,
-            folder,
-            formats=formats,
-            percentile=percentile,
-            max_points=max_points,
-            maps=maps,
-            report=report,
-            overwrite=overwrite,
-            export=export,
-        )
+        home, options, formats = user_path(folder), export or ExportOptions(), check_formats(formats)
+        owned = owned_files(home, formats, file_names(self), options)
+        check_writable(home, owned, overwrite=overwrite, inputs=[path for path in self.paths if path is not None])
+        check_photos(self, formats, options)
+        cloud = scene_cloud(self, percentile, max_points, formats)
+        with staged_folder(home, owned, overwrite=overwrite) as stage:
+            names = write_scene_files(self, cloud, stage, home=home, maps=maps, report=report)
+            names += write_formats(Export(self, cloud, options, percentile, home), formats, stage)
+        return tuple(home / name for name in order_names(names))
 
     @classmethod
     def load(cls, folder: str | Path) -> Scene:

@@ -108,7 +108,7 @@ def test_saved_converted_and_loaded_it_is_the_same_scene(
     assert main(["convert", str(tmp_path / "two"), "--formats", ",".join(FORMATS), "--sparse-points", "200"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(
-        f"wrote {tmp_path / 'two'}: ply, glb, colmap, colmap-text, nerfstudio, splat\n200 points with "
+        f"wrote {tmp_path / 'two'}: points.ply, scene.glb, colmap, colmap-text, nerfstudio, splat\n200 points with "
     )
     assert f"gsplat: python examples/simple_trainer.py default --data_dir {tmp_path / 'two' / 'splat'}" in out
     assert f"3D Gaussian Splatting: python train.py -s {tmp_path / 'two' / 'splat'}" in out

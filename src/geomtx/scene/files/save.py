@@ -37,11 +37,11 @@ __all__ = [
     "FORMATS",
     "SCENE_FILES",
     "check_formats",
+    "check_photos",
     "check_sizes",
     "convert_scene",
     "order_names",
     "owned_files",
-    "save_scene",
     "scene_cloud",
     "write_formats",
     "write_scene_files",
@@ -179,32 +179,6 @@ def owned_files(
     return tuple(files)
 
 
-def save_scene(
-    scene: SceneContent,
-    folder: str | Path,
-    *,
-    formats: Sequence[str] = DEFAULT_FORMATS,
-    percentile: float = 20.0,
-    max_points: int | None = None,
-    maps: _Maps = "network",
-    report: bool = True,
-    overwrite: bool = False,
-    export: ExportOptions | None = None,
-) -> tuple[Path, ...]:
-    """Write a scene's files, all or none; see `Scene.save`."""
-    folder, options = user_path(folder), export or ExportOptions()
-    formats = check_formats(formats)
-    owned = owned_files(folder, formats, file_names(scene), options)
-    check_writable(folder, owned, overwrite=overwrite, inputs=[path for path in scene.paths if path is not None])
-    _check_photos(scene, formats, options)
-    cloud = scene_cloud(scene, percentile, max_points, formats)
-    with staged_folder(folder, owned, overwrite=overwrite) as stage:
-        names = write_scene_files(scene, cloud, stage, home=folder, maps=maps, report=report)
-        exported = Export(scene, cloud, options, percentile, folder)
-        names += write_formats(exported, formats, stage)
-    return tuple(folder / name for name in order_names(names))
-
-
 def convert_scene(
     scene: SceneContent,
     folder: Path,
@@ -214,7 +188,7 @@ def convert_scene(
     max_points: int | None = None,
     overwrite: bool = False,
     options: ExportOptions | None = None,
-) -> Export:
+) -> tuple[tuple[str, ...], list[str]]:
     """Write formats of a scene into a folder, all or none, and leave what else is there alone.
 
     Args:
@@ -227,7 +201,7 @@ def convert_scene(
         options: How they are written.
 
     Returns:
-        What was exported, with the notes that were made.
+        The names of the files, or of the folders of files, that were written; and lines about them for the user.
 
     Raises:
         ValueError: As `Scene.save`, and if there are no points for points.ply.
@@ -236,13 +210,13 @@ def convert_scene(
     owned = owned_files(folder, formats, file_names(scene), options, record=False)
     photos = [path for path in scene.paths if path is not None]
     check_writable(folder, owned, overwrite=overwrite, inputs=photos)
-    _check_photos(scene, formats, options)
+    check_photos(scene, formats, options)
     # Without points there is nothing to write, which is no more than a warning beside a scene's own files.
     cloud = scene.points(percentile, max_points=max_points) if {"ply", "glb"} & set(formats) else None
     export = Export(scene, cloud, options, percentile, folder)
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
-        write_formats(export, formats, stage)
-    return export
+        names = write_formats(export, formats, stage)
+    return names, export.notes
 
 
 def scene_cloud(
@@ -336,7 +310,7 @@ def check_sizes(formats: Sequence[str], sizes: Iterable[tuple[int, int]], option
         raise ValueError(f"photos must have one size to share a camera, got {names}")
 
 
-def _check_photos(scene: SceneContent, formats: Sequence[str], options: ExportOptions) -> None:
+def check_photos(scene: SceneContent, formats: Sequence[str], options: ExportOptions) -> None:
     """Require photos that formats can be made of, before the work."""
     check_sizes(formats, [transform.original_hw for transform in scene.transforms], options)
     if any(FORMATS[name].copies for name in formats):
