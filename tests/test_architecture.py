@@ -67,6 +67,7 @@ ONE_FILE = {
     "metrics/pointcloud.py": {"scipy"},
     "scene/pycolmap_bridge.py": {"pycolmap"},
     "views/pictures.py": {"pillow_heif"},
+    "views/video.py": {"av"},
 }
 OUTER_ONLY = (
     "huggingface_hub", "PIL", "tqdm", "kornia", "numpy", "roma", "xformers", "torchao", "jaxtyping", "torch._dynamo",
