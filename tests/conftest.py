@@ -23,6 +23,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import geomtx  # noqa: E402
+from browser import Browser, why_not  # noqa: E402
 from lean import build_lean, visible  # noqa: E402
 from processes import start, wait_for  # noqa: E402
 
@@ -77,6 +78,17 @@ def parallel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list
     folder = tmp_path_factory.mktemp("parallel")
     wait_for(start([str(Path(__file__).parent / "inference" / "several_processes.py"), str(folder)], 1))
     return {num: [torch.load(folder / f"{num}/{rank}.pt") for rank in range(num)] for num in (2, 3)}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, see `browser.py`; tests that need it are skipped where there is none."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    running = Browser()
+    yield running
+    running.close()
 
 
 def pytest_collection_finish() -> None:
