@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from safetensors.torch import save_file
 
 from geomtx import files
 from geomtx.files import (
+    LISTING,
     check_writable,
     escape_name,
+    file_digest,
     is_own,
     is_own_picture,
     list_inputs,
@@ -287,6 +290,18 @@ def test_own_pictures(tmp_path: Path) -> None:
     assert not is_own_picture(tmp_path / "missing.png")
     with Image.open(tmp_path / "report.png") as read:
         assert read.size == (30, 20)
+
+
+def test_listed_files_are_own_of_any_kind_while_they_are_as_listed(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "photo.png")
+    (tmp_path / "cloud.ply").write_bytes(b"ply\nformat ascii 1.0\nend_header\n")
+    names = ("photo.png", "cloud.ply")
+    assert not any(is_own(tmp_path / name) for name in names)
+    listed = {name: file_digest(tmp_path / name) for name in names}
+    (tmp_path / LISTING).write_text(json.dumps({"format": "geomtx.splat", "files": listed}))
+    assert all(is_own(tmp_path / name) for name in names)
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "photo.png")
+    assert [is_own(tmp_path / name) for name in names] == [False, True]
 
 
 # Names and paths

@@ -108,33 +108,34 @@ def is_own(path: PathLike) -> bool:
     """Whether geomtx wrote a file, by what the file holds, not by its name.
 
     Own files are pictures with a text chunk `PNG_KEY`, JSON whose first key is a "format" of geomtx's, point clouds
-    with geomtx's comment, GLB files that name it as their generator, .safetensors with geomtx's metadata, and
-    configurations and logs of training runs. So is a config.json that says just what geomtx's weights beside it hold
-    too: version 0.1.0 gave it no "format". A link is never one: its user put it there.
+    with geomtx's comment, GLB files that name it as their generator, .safetensors with geomtx's metadata,
+    configurations and logs of training runs, and files of which a `LISTING` has the digest, such as copies of photos.
+    So is a config.json that says just what geomtx's weights beside it hold too: version 0.1.0 gave it no "format". A
+    link is never one: its user put it there.
     """
     path = Path(path)
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(_HEAD)
-        if head.startswith(_PNG_SIGNATURE):
-            return _png_mark(file) is not None
-        if head.startswith(b"glTF"):
-            return head[20:].startswith(_GLB)
-        if head.startswith(b"ply\n"):
-            return _PLY in head.partition(b"end_header\n")[0]
-        if _JSON.match(head) or _JSON_LINES.match(head) or head.startswith(TRAINING_HEADER.encode()):
+        if (head.startswith(_PNG_SIGNATURE) and _png_mark(file) is not None) or _is_marked(head):
             return True
     metadata = read_metadata(path)
     if str(metadata.get("format")).startswith("geomtx.") or any(_SAFETENSORS_KEY.match(each) for each in metadata):
         return True
     if path.name == "config.json" and _is_embedded(path, path.with_name("model.safetensors")):
         return True
-    return any(
-        _read_listing(folder).get(path.relative_to(folder).as_posix()) == file_digest(path)
-        for folder in path.parents[:_LISTING_DEPTH]
-        if (folder / LISTING).is_file()
-    )
+    listings = [folder for folder in path.parents[:_LISTING_DEPTH] if (folder / LISTING).is_file()]
+    return any(_read_listing(each).get(path.relative_to(each).as_posix()) == file_digest(path) for each in listings)
+
+
+def _is_marked(head: bytes) -> bool:
+    """Whether the first bytes of a file say that geomtx wrote it; pictures and .safetensors say so farther on."""
+    if head.startswith(b"glTF"):
+        return head[20:].startswith(_GLB)
+    if head.startswith(b"ply\n"):
+        return _PLY in head.partition(b"end_header\n")[0]
+    return bool(_JSON.match(head) or _JSON_LINES.match(head)) or head.startswith(TRAINING_HEADER.encode())
 
 
 def is_own_picture(path: PathLike) -> bool:
