@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import Any, NoReturn
 from geomtx.checks import close_matches
 from geomtx.files import user_path
 
-__all__ = ["Parser", "add_output", "join_queries", "parse_count", "parse_name", "parse_names"]
+__all__ = [
+    "Parser",
+    "add_output",
+    "join_queries",
+    "parse_count",
+    "parse_name",
+    "parse_names",
+    "parse_query",
+    "parse_rate",
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +90,26 @@ def parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got '{text}'")
     return int(text)
+
+
+def parse_rate(text: str) -> float:
+    """Return a finite number above 0."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
+    return rate
+
+
+def parse_query(text: str) -> tuple[float, float, float]:
+    """Return the number of a view and the pixel x, y in it."""
+    try:
+        view, x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be VIEW,X,Y, three numbers, got '{text}'") from None
+    return view, x, y
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, default: str | None = None, *, rule: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`geomtx reconstruct`: photos to cameras, depth, a point cloud and pictures."""
+"""`geomtx reconstruct`: photos or a video to cameras, depth, a point cloud and pictures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
-from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement
+from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement, video
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
-from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names
+from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names, parse_query
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
-from geomtx.views.listing import list_photos, name_files
+from geomtx.views.listing import name_files
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +49,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "reconstruct",
-        help="photos to cameras, depth, a point cloud and pictures",
+        help="photos or a video to cameras, depth, a point cloud and pictures",
         description="Write scene.safetensors, cameras.json, report.png and the formats asked for, points.ply without "
         "--formats; with --query, tracks.json too. All lengths are up to scale, in the first photo's camera frame.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
         "photos", nargs="+", type=parse_name, metavar="PHOTOS",
-        help="a folder of photos, or several files; the first photo is the reference",
+        help="a folder of photos, several files, or a video; the first photo is the reference",
     )  # fmt: skip
-    add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder NAME of photos")
+    add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder or a video NAME")
     _add_model_options(parser)
     parser.add_argument(
         "--heads", type=partial(parse_names, known=_HEADS), metavar="HEADS",
@@ -66,7 +66,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "tracks only with --query)",
     )  # fmt: skip
     parser.add_argument(
-        "--query", type=_parse_query, action="append", metavar="VIEW,X,Y",
+        "--query", type=parse_query, action="append", metavar="VIEW,X,Y",
         help="track the point at pixel x, y of a photo, counted from 0; can be given again",
     )  # fmt: skip
     parser.add_argument(
@@ -86,6 +86,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--maps", choices=("network", "original"), default="network",
         help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
     )  # fmt: skip
+    video.add_options(parser, "2, at least 8 and at most 32 in all")
     known_cameras.add_options(parser)
     masks.add_options(parser)
     long_sequences.add_options(parser)
@@ -123,10 +124,23 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that is quick to check, then do the work, then write; of several processes the first writes."""
     # Before torch is imported, which takes seconds: a mistake in the arguments is found at once.
+    video.check_options(arguments)
     source = None if arguments.output else _find_source(arguments.photos)
     arguments.output = arguments.output or _choose_output(arguments.photos, overwrite=arguments.overwrite)
     _check_arguments(arguments)
-    paths = list_photos(arguments.photos[0] if len(arguments.photos) == 1 else arguments.photos)
+    with video.photo_files(arguments) as photos:
+        _reconstruct(arguments, photos, source)
+
+
+def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source: Path | None) -> None:
+    """Reconstruct a scene from photos and write it.
+
+    Args:
+        arguments: Arguments of the command, checked.
+        photos: Files of the photos.
+        source: Place of the photos that the results are recognised by, where the folder for them was chosen by it.
+    """
+    paths = photos.paths
     masks.check_options(arguments, name_files(paths))
     from geomtx.scene import reconstruct
     from geomtx.scene.checks import queries_to_model, require_finite
@@ -136,8 +150,9 @@ def run(arguments: argparse.Namespace) -> None:
     first = is_first_process()
     options = formats.read_options(arguments)
     owned = owned_files(arguments.output, arguments.formats, name_files(paths), options)
+    owned = (*owned, *video.own_frames(arguments.output, paths), *photos.names)
     if first:
-        inputs = [*paths, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
+        inputs = [*photos.inputs, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
         check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5 + arguments.refine, show=first)
@@ -176,6 +191,8 @@ def run(arguments: argparse.Namespace) -> None:
             scene = refinement.refine_scene(arguments, model, scene, fixed)
     scene = masks.apply_filter(arguments, scene)
     made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    if photos.plan is not None:
+        made |= photos.describe()
     if source is not None:
         made["source"] = _digest(source)
     scene = dataclasses.replace(scene, provenance=made)
@@ -184,7 +201,7 @@ def run(arguments: argparse.Namespace) -> None:
     output, overwrite = arguments.output, arguments.overwrite
     with stages.stage("write the results"), staged_folder(output, owned, overwrite=overwrite) as folder:
         summary, notes = write_scene(
-            scene,
+            photos.move(scene, folder),
             folder,
             home=output,
             formats=arguments.formats,
@@ -197,6 +214,8 @@ def run(arguments: argparse.Namespace) -> None:
     if scene.notice:
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
     refinement.warn(arguments, scene)
+    if photos.plan is not None:
+        summary = f"{video.FRAMES}, {summary}"
     print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *fits, *notes]))
 
 
@@ -352,14 +371,6 @@ def _parse_preset(text: str) -> str:
     if text in embedded_weights():
         raise argparse.ArgumentTypeError(f"must be a model with random weights, got '{text}'; use --weights {text}")
     return text
-
-
-def _parse_query(text: str) -> tuple[float, float, float]:
-    try:
-        view, x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be VIEW,X,Y, three numbers, got '{text}'") from None
-    return view, x, y
 
 
 def _parse_memory(text: str) -> str | int:

@@ -41,6 +41,7 @@ class SceneContent:
     provenance: Mapping[str, str] = field(default_factory=dict)
     refined: bool = False
     first_cameras: Cameras | None = None
+    times: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Every file of the scene can hold these strings then.

@@ -186,6 +186,7 @@ def _run_pass(
         predictions=_single_scene(predictions),
         query_points=queries,
         paths=views.paths,
+        times=views.times,
         provenance=describe_run(
             model,
             views,

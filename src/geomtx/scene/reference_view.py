@@ -78,6 +78,7 @@ def _run(run: Run, views: Views, queries: Tensor | None, reference: int) -> Scen
         predictions=predictions,
         query_points=queries,
         paths=views.paths,
+        times=views.times,
         provenance={**scene.provenance, "reference": views.names[reference]},
     )
     return _to_first_camera(scene, reference)

@@ -56,6 +56,7 @@ class Scene(SceneContent):
         refined: Whether the cameras are the result of bundle adjustment, see `geomtx.refine`.
         first_cameras: The cameras that the model predicted, in the world and the unit of the scene, and in pixels of
             the model's images; None where they have not been refined.
+        times: S times in seconds from the first frame of the video that the views are frames of; () for photos.
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:

@@ -191,6 +191,7 @@ def _select(scene: Scene, views: slice) -> Scene:
         masks=scene.masks[views],
         predictions=predictions.map(lambda values: values[views]),
         paths=scene.paths[views],
+        times=scene.times[views],
     )
 
 
@@ -206,4 +207,5 @@ def _join(parts: Sequence[Scene]) -> Scene:
         masks=torch.cat([part.masks for part in parts]),
         predictions=Predictions.cat(batches).map(lambda values: values[0]),
         paths=tuple(path for part in parts for path in part.paths),
+        times=tuple(time for part in parts for time in part.times),
     )

@@ -1,4 +1,4 @@
-"""Photos → `Views`: decoding, EXIF orientation, all pixel formats, and the invertible transform to original pixels.
+"""Photos or a video → `Views`: decoding, orientation, all pixel formats, the invertible transform to original pixels.
 
 Names are loaded on first use: `geomtx.views.listing` needs no torch.
 """
@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "EXTENSIONS": "listing",
+    "FrameChoice": "frames",
     "Mode": "transform",
     "PhotoError": "listing",
     "ViewTransform": "transform",
     "Views": "views",
+    "extract_frames": "frames",
     "load_masks": "masks",
     "load_views": "loading",
+    "write_video": "video",
 }
 
-__all__ = ["EXTENSIONS", "Mode", "PhotoError", "ViewTransform", "Views", "load_masks", "load_views"]
+__all__ = [
+    "EXTENSIONS",
+    "FrameChoice",
+    "Mode",
+    "PhotoError",
+    "ViewTransform",
+    "Views",
+    "extract_frames",
+    "load_masks",
+    "load_views",
+    "write_video",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,8 +44,10 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from geomtx.views.frames import FrameChoice, extract_frames
     from geomtx.views.listing import EXTENSIONS, PhotoError
     from geomtx.views.loading import load_views
     from geomtx.views.masks import load_masks
     from geomtx.views.transform import Mode, ViewTransform
+    from geomtx.views.video import write_video
     from geomtx.views.views import Views

@@ -15,7 +15,17 @@ from pathlib import Path, PurePosixPath
 
 from geomtx.files import is_own_picture, unique_names, user_path
 
-__all__ = ["EXTENSIONS", "PathLike", "PhotoError", "check_file", "list_masks", "list_photos", "name_files"]
+__all__ = [
+    "EXTENSIONS",
+    "VIDEO_EXTENSIONS",
+    "PathLike",
+    "PhotoError",
+    "check_file",
+    "find_video",
+    "list_masks",
+    "list_photos",
+    "name_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +39,33 @@ EXTENSIONS = (
 )
 """File name extensions of images in a folder. An image that cannot be read, or a broken link, is an error."""
 
+VIDEO_EXTENSIONS = (
+    *(".3g2", ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".ogv", ".ts", ".webm", ".wmv"),
+)
+"""File name extensions of videos."""
+
 
 class PhotoError(ValueError):
-    """Raised for a photo, or a folder of photos, that cannot be used.
+    """Raised for a photo, a folder of photos or a video that cannot be used.
 
     The message is one line that names the file, the rule and what was found.
     """
+
+
+def find_video(source: PathLike | Iterable[PathLike]) -> Path | None:
+    """Return the video that a source of views is, known by its extension; None for a folder and for photos.
+
+    Raises:
+        PhotoError: For several files with a video among them.
+    """
+    several = not isinstance(source, str | os.PathLike)
+    files = list(source) if several and isinstance(source, Iterable) else [source]
+    paths = [user_path(file) for file in files if isinstance(file, str | os.PathLike)]
+    videos = [path for path in paths if path.suffix.lower() in VIDEO_EXTENSIONS and not path.is_dir()]
+    if videos and len(files) > 1:
+        raise PhotoError(f"source must be one video alone, or photos, got '{videos[0]}' among {len(files)} files")
+    return videos[0] if videos else None
 
 
 def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
@@ -66,7 +97,8 @@ def list_photos(source: PathLike | Iterable[PathLike]) -> list[Path]:
 
 def _list_folder(folder: Path) -> list[Path]:
     try:
-        files = [file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
+        content = sorted(folder.iterdir())
+        files = [file for file in content if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
     except OSError as error:
         raise PhotoError(f"folder '{folder}' must be readable, got {error.strerror}") from error
     files = sorted((file for file in files if not file.is_dir()), key=_natural_key)
@@ -74,7 +106,9 @@ def _list_folder(folder: Path) -> list[Path]:
         check_file(file)
     files = _without_own(files)
     if not files:
-        raise PhotoError(f"folder '{folder}' must hold images (.jpg, .png, …), got none")
+        video = next((file for file in content if file.suffix.lower() in VIDEO_EXTENSIONS), None)
+        hint = f"; name the video '{video}' itself to use it" if video else ""
+        raise PhotoError(f"folder '{folder}' must hold images (.jpg, .png, …), got none{hint}")
     return files
 
 

@@ -1,20 +1,22 @@
-"""Loads photos as `Views`: which files are read, in which order, and how they are sized."""
+"""Loads photos or frames of a video as `Views`: which are read, in which order, and how they are sized."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_divisible, check_option, check_positive
+from geomtx.checks import check_divisible, check_option, check_positive, close_matches
+from geomtx.files import unique_names
 from geomtx.inference.plan import free_bytes
-from geomtx.views.listing import PathLike, PhotoError, list_photos, name_files
-from geomtx.views.pictures import read_picture
+from geomtx.views.frames import FrameChoice, FramePlan, choose_frames, frame_times, plan_frames
+from geomtx.views.listing import PathLike, PhotoError, find_video, list_photos, name_files
+from geomtx.views.pictures import Picture, read_picture
 from geomtx.views.transform import MODES, Mode, ViewTransform, place_photo
 from geomtx.views.views import Preparation, Views
 
@@ -34,14 +36,19 @@ def load_views(
     size: int | None = None,
     patch_size: int | None = None,
     model: Any = None,
+    **choice: Any,
 ) -> Views:
-    """Load photos for a model, with the way back to their original pixels.
+    """Load photos, or frames of a video, for a model, with the way back to their original pixels.
 
     The EXIF orientation is applied, transparent pixels are composed onto white, and 16-bit grey keeps its range. Of an
     animation the first frame is read, of a TIFF file the first image that is no preview. HEIC needs the extra `heic`.
     Photos are resized by Pillow's bicubic filter; a photo over 100 megapixels is reduced while it is decoded. If images
     have different sizes after that, they are padded with white to the largest height and width, centred, with the
     smaller half of the padding at the top and left; `Views.masks` is False there.
+
+    Frames of a video (.mp4, .mov, …; needs the extra `video`) are chosen by time, see `FrameChoice`, and turned
+    upright; pixels that are not square are made so. Views of a video have no files: what copies photos, such as the
+    format "splat", needs the folder that `extract_frames` writes, whose frames are loaded with their times.
 
     | mode | image | what is lost |
     |---|---|---|
@@ -53,20 +60,24 @@ def load_views(
     Args:
         source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
             folder are read in natural order (img2 before img10), without hidden files, subfolders and pictures of
-            results that geomtx wrote.
+            results that geomtx wrote. Or a video.
         mode: Way of fitting a photo into the model's image, see the table; defaults to "fit".
         size: Side of the model's image in pixels, a multiple of the patch; defaults to that of `model`, without one to
             the multiple nearest to 518, the size of the published models.
         patch_size: Side of the model's patches in pixels; defaults to that of `model`, without one to 14.
         model: Model that the views are for, or its configuration, which has a `patch_size` and, if it is made for
             images of some size, an `image_size`.
+        choice: Which frames of a video are taken, see `FrameChoice`: `fps` or `max_views`, `skip_blurred`,
+            `skip_duplicates`.
 
     Raises:
         PhotoError: A ValueError that names the folder without images, or the file that is missing, damaged, not an
             image, a camera's raw file, too thin, or larger than 1000 megapixels (or `PIL.Image.MAX_IMAGE_PIXELS` if
-            that is set).
+            that is set); or the video that can't be decoded or has no frame.
         ValueError: For an unknown mode, a size that is not a multiple of the patch, images that don't fit into memory,
-            or a `patch_size` that isn't that of `model`.
+            a `patch_size` that isn't that of `model`, or a choice of frames that is out of range or for photos.
+        ImportError: For a video if PyAV is not installed.
+        TypeError: For an option that doesn't exist.
     """
     check_option("mode", mode, MODES)
     patch_size, image_size = _choose_sizes(model, patch_size)
@@ -74,8 +85,15 @@ def load_views(
     side = default_size(patch_size, image_size) if size is None else size
     check_positive("size", side)
     check_divisible("size", side, patch_size)
-    paths = list_photos(source)
-    views = _prepare(paths, name_files(paths), Preparation(mode, side, size is not None), patch_size)
+    how = Preparation(mode, side, size is not None)
+    wanted, video = _parse_choice(choice), find_video(source)
+    if video is not None:
+        views = _prepare_frames(plan_frames(video, wanted), how, patch_size)
+    elif wanted != FrameChoice():
+        raise ValueError(f"{next(iter(choice))} must be for a video, got photos")
+    else:
+        paths = list_photos(source)
+        views = _prepare(paths, name_files(paths), how, patch_size)
     logger.info("loaded %d views of %dx%d pixels", len(views), views.image_hw[1], views.image_hw[0])
     return views
 
@@ -125,7 +143,30 @@ def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patc
         image, transform = place_photo(photo, how.mode, how.size, patch_size, name=str(path))
         images.append(image)
         transforms.append(transform)
-    return Views.assemble(images, transforms, names, paths, patch_size).prepared_by(how)
+    views = Views.assemble(images, transforms, names, paths, patch_size)
+    return replace(views, times=frame_times(paths)).prepared_by(how)
+
+
+def _prepare_frames(plan: FramePlan, how: Preparation, patch_size: int) -> Views:
+    images, transforms, names, times = [], [], [], []
+    for frame in choose_frames(plan):
+        photo = Picture(frame.picture, (frame.picture.height, frame.picture.width), 1)
+        _check_memory(len(plan.indices), how, photo.original_hw)
+        image, transform = place_photo(photo, how.mode, how.size, patch_size, name=f"{plan.path}, frame {frame.name}")
+        images.append(image)
+        transforms.append(transform)
+        names.append(frame.name)
+        times.append(frame.time)
+    views = Views.assemble(images, transforms, unique_names(names), [None] * len(images), patch_size)
+    return replace(views, times=tuple(times)).prepared_by(how)
+
+
+def _parse_choice(options: dict[str, Any]) -> FrameChoice:
+    known = [field.name for field in fields(FrameChoice)]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"load_views takes no option {name!r}{close_matches(name, known)}")
+    return FrameChoice(**options)
 
 
 def _check_memory(num_views: int, how: Preparation, photo_hw: tuple[int, int]) -> None:

@@ -52,6 +52,7 @@ class Views:
         names: S different names, those of the files, with their folders if files of several folders share a name.
         paths: S files; None for a view without a file.
         patch_size: Side of a patch in pixels.
+        times: S times in seconds from the first frame of the video that the views are frames of; () for photos.
     """
 
     images: Tensor
@@ -60,6 +61,7 @@ class Views:
     names: tuple[str, ...]
     paths: tuple[Path | None, ...]
     patch_size: int = 14
+    times: tuple[float, ...] = ()
     # With the version of the images that it made; not an argument, so that dataclasses.replace drops it.
     _prepared: tuple[Preparation | None, int] = field(default=(None, 0), init=False, repr=False)
 
@@ -70,6 +72,8 @@ class Views:
         for name in ("transforms", "names", "paths"):
             if len(getattr(self, name)) != num_views:
                 raise ValueError(f"{name} must have one entry per view ({num_views}), got {len(getattr(self, name))}")
+        if len(self.times) not in (0, num_views):
+            raise ValueError(f"times must have one entry per view ({num_views}), or none, got {len(self.times)}")
         if len(set(self.names)) != num_views:
             raise ValueError(f"names must differ from one another, got {self.names}")
 
@@ -143,6 +147,7 @@ class Views:
             names=tuple(self.names[i] for i in picked),
             paths=tuple(self.paths[i] for i in picked),
             patch_size=self.patch_size,
+            times=tuple(self.times[i] for i in picked) if self.times else (),
         )
         return views.prepared_by(self.preparation)
 

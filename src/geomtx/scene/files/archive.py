@@ -56,7 +56,8 @@ def write_archive(
       model saw nothing.
 
     Metadata: format, version, units, notice; as JSON how the scene was made (`provenance`), the conventions, the names
-    and transforms of the views, and the files of the photos, relative to the folder (`photos`, null without a file).
+    and transforms of the views, their times in a video (`times`, seconds from its first frame), and the files of the
+    photos, relative to the folder (`photos`, null without a file).
 
     Args:
         path: Path of the file, which is overwritten if it exists.
@@ -84,6 +85,7 @@ def write_archive(
         "notice": scene.notice,
         "provenance": json.dumps(dict(scene.provenance)),
         **({"refined": "true"} if scene.refined else {}),
+        **({"times": json.dumps(scene.times)} if scene.times else {}),
         "conventions": json.dumps({**CAMERA_CONVENTIONS, "world": scene.world}),
         "views": json.dumps(views),
     }
@@ -140,6 +142,13 @@ def _paths_from(metadata: dict[str, str], folder: Path, num_views: int) -> tuple
     return tuple(None if name is None else Path(os.path.normpath(folder / str(name))) for name in names)
 
 
+def _times_from(metadata: dict[str, str], num_views: int) -> tuple[float, ...]:
+    times = tuple(float(time) for time in json.loads(metadata.get("times", "[]")))
+    if times and len(times) != num_views:
+        raise ValueError(f"times must be one a view ({num_views}), got {len(times)}")
+    return times
+
+
 def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: Path) -> dict[str, Any]:
     views = json.loads(metadata["views"])
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
@@ -161,6 +170,7 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
         "provenance": {str(name): str(value) for name, value in provenance.items()},
         "refined": metadata.get("refined") == "true",
         "first_cameras": first_cameras,
+        "times": _times_from(metadata, len(views)),
     }
 
 

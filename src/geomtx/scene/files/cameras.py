@@ -20,7 +20,7 @@ from geomtx.scene.files.colmap_model import find_colmap_model, read_colmap_model
 from geomtx.scene.files.json_file import to_plain, write_json
 from geomtx.scene.known.cameras import KnownCameras, check_poses
 
-__all__ = ["CAMERA_CONVENTIONS", "read_cameras", "write_cameras"]
+__all__ = ["CAMERA_CONVENTIONS", "TIME_CONVENTION", "read_cameras", "write_cameras"]
 
 FORMAT, VERSION = "geomtx.cameras", 1
 logger = logging.getLogger(__name__)
@@ -35,9 +35,13 @@ CAMERA_CONVENTIONS = {
     "transform": "to model pixels: x_model = (x + 0.5) * scale[0] + offset[0] - 0.5, likewise y; *_hw: (rows, columns)",
 }
 
+TIME_CONVENTION = "seconds from the first frame of the video"
+
 
 def write_cameras(path: str | Path, scene: SceneContent) -> None:
     """Write conventions, units, and each view's camera in original pixels; as "first", that before a refinement.
+
+    Views that are frames of a video have their "time", in seconds from its first frame.
 
     Args:
         path: Path of the file, which is overwritten if it exists.
@@ -57,22 +61,32 @@ def write_cameras(path: str | Path, scene: SceneContent) -> None:
             "exif_orientation": transform.exif_orientation,
             "cam_from_world": to_plain(cam_from_world),
             "intrinsics": to_plain(intrinsics),
+            **time,
             **first,
             "transform": transform.to_dict(),
         }
-        for name, transform, cam_from_world, intrinsics, first in zip(
-            scene.names, scene.transforms, *cameras, _first_cameras(scene), strict=True
+        for name, transform, cam_from_world, intrinsics, time, first in zip(
+            scene.names, scene.transforms, *cameras, _times(scene), _first_cameras(scene), strict=True
         )
     ]
     content = {
         "format": FORMAT,
         "version": VERSION,
         **({"notice": scene.notice} if scene.notice else {}),
-        "conventions": {**CAMERA_CONVENTIONS, "world": scene.world},
+        "conventions": {
+            **CAMERA_CONVENTIONS,
+            "world": scene.world,
+            **({"time": TIME_CONVENTION} if scene.times else {}),
+        },
         "units": scene.units,
         "views": views,
     }
     write_json(path, content)
+
+
+def _times(scene: SceneContent) -> list[dict[str, Any]]:
+    """Return each view's time, where it is a frame of a video."""
+    return [{"time": round(time, 9)} for time in scene.times] or [{} for _ in scene.names]
 
 
 def _first_cameras(scene: SceneContent) -> list[dict[str, Any]]:
@@ -97,6 +111,7 @@ class _Camera(NamedTuple):
     cam_from_world: Tensor | None
     intrinsics: Tensor | None
     image_hw: tuple[int, int] | None
+    time: float | None = None
 
 
 def read_cameras(source: str | os.PathLike[str]) -> KnownCameras:
@@ -105,7 +120,8 @@ def read_cameras(source: str | os.PathLike[str]) -> KnownCameras:
     What is read, by its content:
 
     - cameras.json, as `write_cameras` writes it. Of each view, `name` is needed, and `cam_from_world` or `intrinsics`;
-      `width` and `height` are those of the photo that the intrinsics belong to, and default to its own;
+      `width` and `height` are those of the photo that the intrinsics belong to, and default to its own. `time`, seconds
+      from the first frame of a video, is read where all views have it;
     - a transforms.json of nerfstudio, whose poses are brought back to the world before its `applied_transform`;
     - a folder with a model of COLMAP, in `sparse/0`, `sparse` or itself. Distortion is ignored.
 
@@ -130,12 +146,14 @@ def read_cameras(source: str | os.PathLike[str]) -> KnownCameras:
             raise ValueError(f"cameras of '{path}' must be whole, got a damaged entry: {error!r}") from error
     if not cameras:
         raise ValueError(f"'{path}' must hold at least one camera, got none")
+    times = [camera.time for camera in cameras]
     known = KnownCameras(
         names=tuple(camera.name for camera in cameras),
         cam_from_world=_stack([camera.cam_from_world for camera in cameras], (3, 4)),
         intrinsics=_stack([camera.intrinsics for camera in cameras], (3, 3)),
         image_hw=tuple(camera.image_hw for camera in cameras),
         units=units,
+        times=() if None in times else tuple(time for time in times if time is not None),
     )
     _check_known(known, path)
     return known
@@ -163,7 +181,8 @@ def _of_view(view: dict[str, Any]) -> _Camera:
     name = str(view["name"])
     size = (int(view["height"]), int(view["width"])) if {"height", "width"} <= view.keys() else None
     pose = _to_matrix(view.get("cam_from_world"), f"cam_from_world of '{name}'", (3, 4))
-    return _Camera(name, pose, _to_matrix(view.get("intrinsics"), f"intrinsics of '{name}'", (3, 3)), size)
+    time = float(view["time"]) if "time" in view else None
+    return _Camera(name, pose, _to_matrix(view.get("intrinsics"), f"intrinsics of '{name}'", (3, 3)), size, time)
 
 
 def _of_frame(content: dict[str, Any], frame: dict[str, Any]) -> _Camera:

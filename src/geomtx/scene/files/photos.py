@@ -67,6 +67,11 @@ def find_photos(scene: SceneContent, folder: Path | None = None) -> tuple[Path |
     missing = [str(path or name) for name, path, each in zip(scene.names, paths, found, strict=True) if each is None]
     if missing:
         where = "where they were" if folder is None else f"in '{folder}'"
+        if scene.times and folder is None and not any(paths):
+            raise PhotoError(
+                "frames of a video must be files to be copied, got none: reconstruct from the folder that "
+                "geomtx.views.extract_frames writes, or name it (--photos, photos=)"
+            )
         raise PhotoError(
             f"photos must be found to be copied, got none {where} for {len(missing)} of {len(scene)}, the first "
             f"'{missing[0]}'; name their folder (--photos, photos=)"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from geomtx.scene.content import SceneContent
+from geomtx.scene.files.cameras import TIME_CONVENTION
 from geomtx.scene.files.json_file import to_plain, write_json
 from geomtx.views.transform import lies_inside
 
@@ -47,6 +48,7 @@ def write_tracks(path: str | Path, scene: SceneContent) -> None:
     def entry(view: int, track: int) -> dict[str, Any]:
         return {
             "name": scene.names[view],
+            **({"time": round(scene.times[view], 9)} if scene.times else {}),
             "x": x[view][track],
             "y": y[view][track],
             "visibility": visibility[view][track],
@@ -58,7 +60,7 @@ def write_tracks(path: str | Path, scene: SceneContent) -> None:
         "format": "geomtx.tracks",
         "version": 1,
         **({"notice": scene.notice} if scene.notice else {}),
-        "conventions": TRACK_CONVENTIONS,
+        "conventions": {**TRACK_CONVENTIONS, **({"time": TIME_CONVENTION} if scene.times else {})},
         "tracks": [
             {
                 "query": {"view": int(query[0]), "name": scene.names[int(query[0])], "x": query[1], "y": query[2]},

@@ -38,6 +38,7 @@ class KnownCameras(NamedTuple):
         intrinsics: Intrinsics in pixels of the upright photos, (N, 3, 3) float64, pixel centres at integers.
         image_hw: Height and width of each photo in pixels; None where it isn't known.
         units: Unit of lengths, "up to scale" where it is unknown.
+        times: Seconds of N frames from the first of their video; () for photos.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class KnownCameras(NamedTuple):
     intrinsics: Tensor | None
     image_hw: tuple[tuple[int, int] | None, ...]
     units: str = "up to scale"
+    times: tuple[float, ...] = ()
 
 
 def match_views(known: Sequence[str], names: Sequence[str], what: str) -> list[int | None]:
