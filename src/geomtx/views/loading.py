@@ -85,6 +85,8 @@ def load_views(
     side = default_size(patch_size, image_size) if size is None else size
     check_positive("size", side)
     check_divisible("size", side, patch_size)
+    if isinstance(source, Iterable) and not isinstance(source, str):
+        source = list(source)  # it is looked at twice
     how = Preparation(mode, side, size is not None)
     wanted, video = _parse_choice(choice), find_video(source)
     if video is not None:
