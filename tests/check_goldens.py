@@ -101,8 +101,11 @@ def weight_by_rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The made-up weight of a published name, prefix included."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
     leaf = name.rpartition(".")[-1]
+    if leaf.endswith("weight") and len(shape) > 1:
+        x /= np.sqrt(np.prod(shape[1:]), dtype=np.float32)  # in place: of a large model, memory takes longer than this
+        return x
     if leaf.endswith("weight"):
-        return x / np.sqrt(np.prod(shape[1:]), dtype=np.float32) if len(shape) > 1 else 1 + np.float32(0.1) * x
+        return 1 + np.float32(0.1) * x
     if leaf == "gamma":
         return np.float32(0.3) + np.float32(0.05) * x
     return np.float32(0.05 if leaf.endswith("bias") else 0.2) * x

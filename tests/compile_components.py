@@ -123,12 +123,8 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
             with_heads(adapted(model)), images, queries, mask, backend="eager"
         ),
         "model in chunks of views": compiled(
-            partial(predict, model, plan=MemoryPlan(1, output_device=None), heads=("depth", "tracks")),
-            images,
-            queries,
-            backend="eager",
+            partial(predict, model, plan=MemoryPlan(1, output_device=None), heads=("depth",)), images, backend="eager"
         ),
-        "dense head": compiled(model.depth_head, tokens),
         "gradients of the camera head": compiled_gradients(model.camera_head, tokens),
         **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }

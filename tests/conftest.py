@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # Before the first import of geomtx: shape annotations become jaxtyping's, and a hook checks them at every call.
+# Processes that a test starts have neither, as at a user's.
 os.environ["GEOMTX_CHECK_SHAPES"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run in parallel, and tiny tensors gain nothing from threads; processes that a test starts have one, too.
@@ -22,7 +23,10 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-import geomtx  # noqa: E402
+import geomtx.types  # noqa: E402
+
+del os.environ["GEOMTX_CHECK_SHAPES"]
+
 from browser import Browser, why_not  # noqa: E402
 from lean import build_lean, visible  # noqa: E402
 from processes import start, wait_for  # noqa: E402

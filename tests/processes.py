@@ -20,8 +20,7 @@ def start(command: list[str], num_processes: int, **environment: object) -> list
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    outside = {name: value for name, value in os.environ.items() if name != "GEOMTX_CHECK_SHAPES"}
-    path = os.pathsep.join(filter(None, (str(TESTS), outside.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
     shared = {
         "WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1,
         "PYTHONPATH": path, "PYTHONFAULTHANDLER": 1, **environment,
@@ -29,7 +28,7 @@ def start(command: list[str], num_processes: int, **environment: object) -> list
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**outside, **{k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}},
+            env={**os.environ, **{k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,6 +11,7 @@ import re
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -28,6 +29,10 @@ _SHAPE = re.compile(r"\b(Float|Bool|Int|UInt8)\[")
 class _Decorate(ast.NodeTransformer):
     """Adds the decorator to functions and dataclasses with shapes."""
 
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Leave expressions as they are: there are no definitions in them."""
+        return node if isinstance(node, ast.expr) else super().visit(node)
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         """Decorate a function innermost, where its annotations are those in the source."""
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
@@ -42,6 +47,10 @@ class _Decorate(ast.NodeTransformer):
             node.decorator_list.insert(0, _decorator(node))
         self.generic_visit(node)
         return node
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _have_shapes(annotations: list[ast.expr | None]) -> bool:
@@ -72,7 +81,7 @@ class _Finder(MetaPathFinder):
         if fullname.partition(".")[0] != "geomtx":
             return None
         spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+        if spec is not None and isinstance(spec.loader, SourceFileLoader) and _SHAPE.search(_read(spec.loader.path)):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
 
