@@ -1,7 +1,9 @@
 """VGGT's forward pass beside others, in turns in one run: `vggt_speed.py WEIGHTS [--cases 4x280x280 …] …`.
 
 Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
-round, each takes one pass. Ratios are medians over the rounds, so what slows the machine down slows all of them.
+round, each takes one pass, every other round in the opposite order. Ratios are medians over the rounds, so what slows
+the machine down slows all of them. On the CPU, tensors lie in huge pages: among small ones each process has its own
+luck, and the same code has differed by 16 % between two processes.
 
 Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
 `low` (memory plans), `compile` and `graphs`, `int8` and `fp8` (quantised), `sdpa_flash`, `sdpa_cudnn`, `math`, …
@@ -111,7 +113,8 @@ def measure_case(
             break
         # Who has failed once has too little memory.
         gone = {name for found in rounds for name, answer in found.items() if "failed" in answer}
-        rounds.append({name: ask(worker, question) for name, worker in workers.items() if name not in gone})
+        order = [*workers][:: 1 if index % 2 else -1]
+        rounds.append({name: ask(workers[name], question) for name in order if name not in gone})
     results = {name: summarize([found[name] for found in rounds if name in found], warmup) for name in workers}
     first = next(iter(results))
     for found in results.values():
@@ -166,7 +169,11 @@ def start(arguments: argparse.Namespace, extra: list[str], checkout: Path | None
         "--view-chunk", str(arguments.view_chunk),
     ]  # fmt: skip
     return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "PYTHONPATH": path, "THP_MEM_ALLOC_ENABLE": "1"},  # huge pages, see above
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
