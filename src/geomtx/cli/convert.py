@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from geomtx.checks import check_range
 from geomtx.cli.options import formats, masks
-from geomtx.cli.parser import add_output, parse_count, parse_name
+from geomtx.cli.parser import add_output, parse_name
 from geomtx.files import user_path
 
 __all__ = ["add_parser"]
@@ -28,32 +27,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--photos", type=parse_name, metavar="DIR", help="folder of the photos, for formats that copy them (where they "
         "were when the scene was made)",
     )  # fmt: skip
-    parser.add_argument(
-        "--percentile", type=float, default=20.0, metavar="P",
-        help="share of the points to leave out, least confident first, in percent (20)",
-    )  # fmt: skip
-    parser.add_argument("--max-points", type=parse_count, metavar="N", help="largest number of points to keep (all)")
     masks.add_filter_options(parser)
     formats.add_options(parser, default=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the scene, find its photos where they are needed, and write the formats, all or none."""
-    check_range("percentile", arguments.percentile, 0, 100)
     masks.check_filter(arguments)
     from geomtx.scene import Scene
-    from geomtx.scene.files.save import convert_scene
+    from geomtx.scene.files.save import save_scene
 
+    what = formats.read_options(arguments, arguments.photos)
     scene = masks.apply_filter(arguments, Scene.load(arguments.scene))
     source = user_path(arguments.scene)
     output: Path = arguments.output or (source if source.is_dir() else source.parent)
-    names, notes = convert_scene(
-        scene,
-        output,
-        arguments.formats,
-        percentile=arguments.percentile,
-        max_points=arguments.max_points,
-        overwrite=arguments.overwrite,
-        options=formats.read_options(arguments, arguments.photos),
-    )
-    print("\n".join([f"wrote {output}: {', '.join(names)}", *notes]))
+    saved = save_scene(scene, output, what, overwrite=arguments.overwrite, formats_alone=True)
+    print("\n".join([f"wrote {output}: {', '.join(saved.names)}", *saved.notes]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geomtx.cli.device import check_device_name, choose_device
-from geomtx.cli.output import Stages, write_scene
+from geomtx.cli.output import Stages, describe_saved
 from geomtx.cli.parser import add_output, parse_name
 from geomtx.cli.weights import check_weights_name
 from geomtx.files import check_writable, list_inputs, save_picture, staged_folder
@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.report import draw_comparison
     from geomtx.scene.checks import require_finite
     from geomtx.scene.files import SCENE_FILES
+    from geomtx.scene.files.export import SaveOptions
+    from geomtx.scene.files.save import write_files
 
     owned = (*SCENE_FILES, *_FILES)
     inputs = list_inputs(arguments.weights)
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
         with stages.stage("write the results"):
-            summary, _ = write_scene(scene, folder, home=arguments.output)
+            summary = describe_saved(scene, write_files(scene, folder, SaveOptions(), home=arguments.output))
             write_errors(folder / "errors.json", errors, scene=arguments.scene, weights=name)
             title = f"{name} on held-out scene {arguments.scene}: prediction against truth"
             page = draw_comparison(scene, _truth_as_scene(scene, truth), title=title, facts=describe_errors(errors))

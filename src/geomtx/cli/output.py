@@ -1,20 +1,19 @@
-"""What commands that make a scene share: a progress bar over the stages, and writing the files at the end."""
+"""What commands that make a scene share: a progress bar over the stages, and what they say at the end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from geomtx.scene import Scene
-    from geomtx.scene.files.export import ExportOptions
+    from geomtx.scene.files.save import Saved
 
-__all__ = ["NANO_WEIGHTS", "RANDOM_WEIGHTS", "Stages", "write_scene"]
+__all__ = ["NANO_WEIGHTS", "RANDOM_WEIGHTS", "Stages", "describe_saved"]
 
 NANO_WEIGHTS = "nano has seen nothing but small rendered rooms: it says little about photos"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: nothing was learned, the geometry is meaningless"
@@ -46,39 +45,9 @@ class Stages:
         return time.monotonic() - self.started
 
 
-def write_scene(
-    scene: Scene,
-    folder: Path,
-    *,
-    home: Path,
-    formats: Sequence[str] = ("ply",),
-    percentile: float = 20.0,
-    max_points: int | None = None,
-    maps: Literal["original", "network"] = "network",
-    options: ExportOptions | None = None,
-) -> tuple[str, list[str]]:
-    """Write all files of a scene into a folder that exists.
-
-    Args:
-        scene: The scene.
-        folder: Folder that is written.
-        home: Folder that the files are for.
-        formats: Names of formats.
-        percentile: Percentile of confidence from which pixels are points.
-        max_points: Largest number of points; defaults to no limit.
-        maps: Resolution of the maps in the archive.
-        options: How the formats are written; defaults to `ExportOptions()`.
-
-    Returns:
-        A summary of two lines, and further lines about the formats.
-    """
+def describe_saved(scene: Scene, saved: Saved) -> str:
+    """Return two lines: the files that were written, and how much is in them."""
     from geomtx.report.text import count
-    from geomtx.scene.files.export import Export, ExportOptions
-    from geomtx.scene.files.save import order_names, scene_cloud, write_formats, write_scene_files
 
-    cloud = scene_cloud(scene, percentile, max_points, formats)
-    names = write_scene_files(scene, cloud, folder, home=home, maps=maps)
-    export = Export(scene, cloud, options or ExportOptions(), percentile, home)
-    names = order_names((*names, *write_formats(export, formats, folder)))
-    points = "no points" if cloud is None else count(len(cloud.xyz), "point")
-    return f"{', '.join(names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}", export.notes
+    points = "no points" if saved.num_points is None else count(saved.num_points, "point")
+    return f"{', '.join(saved.names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}"

@@ -19,8 +19,8 @@ __all__ = [
     "parse_count",
     "parse_name",
     "parse_names",
+    "parse_positive",
     "parse_query",
-    "parse_rate",
 ]
 
 
@@ -92,15 +92,15 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def parse_rate(text: str) -> float:
+def parse_positive(text: str) -> float:
     """Return a finite number above 0."""
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
+        number = math.nan
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
-    return rate
+    return number
 
 
 def parse_query(text: str) -> tuple[float, float, float]:

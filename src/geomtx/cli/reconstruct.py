@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomtx.checks import check_range
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -25,7 +24,7 @@ from geomtx.cli.device import (
     num_processes,
 )
 from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement, video
-from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, write_scene
+from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, describe_saved
 from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names, parse_query
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
@@ -77,11 +76,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--size", type=parse_count, metavar="N",
         help="longer side of the images in pixels, a multiple of the model's patch (what the model is made for)",
     )  # fmt: skip
-    parser.add_argument(
-        "--percentile", type=float, default=20.0, metavar="P",
-        help="share of the points to leave out, least confident first, in percent (20)",
-    )  # fmt: skip
-    parser.add_argument("--max-points", type=parse_count, metavar="N", help="largest number of points to keep (all)")
     parser.add_argument(
         "--maps", choices=("network", "original"), default="network",
         help="depth maps to keep: in the model's pixels, or in those of the photos, too (network)",
@@ -144,12 +138,12 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     masks.check_options(arguments, name_files(paths))
     from geomtx.scene import reconstruct
     from geomtx.scene.checks import queries_to_model, require_finite
-    from geomtx.scene.files.save import check_sizes, owned_files
+    from geomtx.scene.files.save import check_sizes, owned_files, write_files
     from geomtx.views import load_views
 
     first = is_first_process()
-    options = formats.read_options(arguments)
-    owned = owned_files(arguments.output, arguments.formats, name_files(paths), options)
+    what = formats.read_options(arguments)
+    owned = owned_files(arguments.output, name_files(paths), what)
     owned = (*owned, *video.own_frames(arguments.output, paths), *photos.names)
     if first:
         inputs = [*photos.inputs, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
@@ -164,7 +158,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         known = known_cameras.read_known_cameras(arguments, views)
         if arguments.query:
             queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
-        check_sizes(arguments.formats, [transform.original_hw for transform in views.transforms], options)
+        check_sizes(what, [transform.original_hw for transform in views.transforms])
         _check_memory(arguments, config, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
@@ -200,23 +194,14 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
     output, overwrite = arguments.output, arguments.overwrite
     with stages.stage("write the results"), staged_folder(output, owned, overwrite=overwrite) as folder:
-        summary, notes = write_scene(
-            photos.move(scene, folder),
-            folder,
-            home=output,
-            formats=arguments.formats,
-            percentile=arguments.percentile,
-            max_points=arguments.max_points,
-            maps=arguments.maps,
-            options=options,
-        )
+        saved = write_files(photos.move(scene, folder), folder, what, home=output)
     seconds = stages.finish()
     if scene.notice:
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
     refinement.warn(arguments, scene)
-    if photos.plan is not None:
-        summary = f"{video.FRAMES}, {summary}"
-    print("\n".join([f"wrote {arguments.output}: {summary}, {seconds:.1f} s", *fits, *notes]))
+    frames = "" if photos.plan is None else f"{video.FRAMES}, "
+    summary = f"wrote {output}: {frames}{describe_saved(scene, saved)}, {seconds:.1f} s"
+    print("\n".join([summary, *fits, *saved.notes]))
 
 
 def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:
@@ -268,7 +253,6 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
             "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
         )
-    check_range("percentile", arguments.percentile, 0, 100)
     long_sequences.check_options(arguments)
     known_cameras.check_options(arguments)
     refinement.check_options(arguments)

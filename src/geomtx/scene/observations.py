@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive
 from geomtx.scene.content import SceneContent
-from geomtx.scene.filters import valid_pixels
+from geomtx.scene.filters import PixelFilter, valid_pixels
 from geomtx.scene.points import NoPointsError, confidence_threshold
 from geomtx.scene.surfaces import Surfaces, find_surfaces
 from geomtx.types import Float, Int, UInt8, show_shapes
@@ -70,6 +70,7 @@ def observe_points(
     max_points: int | None = 100_000,
     percentile: float = 20.0,
     tolerance: float = 0.02,
+    which: PixelFilter | None = None,
 ) -> ObservedPoints:
     """Merge the points of several photos into points with an observation in each of them.
 
@@ -93,6 +94,7 @@ def observe_points(
             all.
         percentile: Percentile of confidence from which pixels may be points, 0 to 100, see `Scene.points`.
         tolerance: Largest distance between the points of two views that are merged, as a share of their depth.
+        which: What else a pixel must pass, see `Scene.points`; defaults to `PixelFilter()`.
 
     Returns:
         The points; the same every time, with any number of threads.
@@ -105,7 +107,7 @@ def observe_points(
         check_count("max_points", max_points)
     check_finite_positive("tolerance", tolerance)
     surfaces = find_surfaces(scene)
-    valid = _valid_pixels(surfaces, scene, percentile)
+    valid = _valid_pixels(surfaces, scene, percentile, which)
     tracked = _follow_tracks(scene, surfaces)
     left = None if max_points is None else max_points - len(tracked.xyz)
     found = [tracked]
@@ -133,11 +135,13 @@ def describe_observations(observed: ObservedPoints) -> str:
     )
 
 
-def _valid_pixels(surfaces: Surfaces, scene: SceneContent, percentile: float) -> NDArray[np.bool_]:
+def _valid_pixels(
+    surfaces: Surfaces, scene: SceneContent, percentile: float, which: PixelFilter | None
+) -> NDArray[np.bool_]:
     """Pixels that may be points, (S, H, W)."""
     if not scene.masks.any():
         raise NoPointsError("no points: masks and padding leave no pixel")
-    valid = np.isfinite(surfaces.inverse_depth) & valid_pixels(scene).numpy()
+    valid = np.isfinite(surfaces.inverse_depth) & valid_pixels(scene, which).numpy()
     if not valid.any():
         raise NoPointsError(
             "no points: cameras, depth or confidence are not finite, or the depth is not positive anywhere"

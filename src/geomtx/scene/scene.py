@@ -11,21 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from geomtx.files import check_writable, staged_folder, user_path
+from geomtx.files import user_path
 from geomtx.scene.content import SceneContent
 from geomtx.scene.files.archive import load_fields
-from geomtx.scene.files.export import Export, ExportOptions
-from geomtx.scene.files.photos import file_names
-from geomtx.scene.files.save import (
-    DEFAULT_FORMATS,
-    check_formats,
-    check_photos,
-    order_names,
-    owned_files,
-    scene_cloud,
-    write_formats,
-    write_scene_files,
-)
+from geomtx.scene.files.export import ExportOptions, SaveOptions
+from geomtx.scene.files.save import DEFAULT_FORMATS, check_formats, save_scene
+from geomtx.scene.filters import PixelFilter
 from geomtx.types import Float
 
 __all__ = ["Scene"]
@@ -97,6 +88,7 @@ class Scene(SceneContent):
         report: bool = True,
         overwrite: bool = False,
         export: ExportOptions | None = None,
+        which: PixelFilter | None = None,
     ) -> tuple[Path, ...]:
         """Write the scene's files, all or none, and leave other files in the folder alone.
 
@@ -129,6 +121,8 @@ class Scene(SceneContent):
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.
             export: How the formats for other tools are written; defaults to `ExportOptions()`.
+            which: What else a pixel must pass to be a point in any of the files, see `points`; defaults to
+                `PixelFilter()`, which leaves out edges of depth.
 
         Returns:
             The paths of the files that were written, and of the folders of formats.
@@ -139,15 +133,12 @@ class Scene(SceneContent):
             ValueError: For an unknown format, a scene without what a format needs, photos that aren't found, or names
                 that a format can't hold.
         """
-        home, options, formats = user_path(folder), export or ExportOptions(), check_formats(formats)
-        owned = owned_files(home, formats, file_names(self), options)
-        check_writable(home, owned, overwrite=overwrite, inputs=[path for path in self.paths if path is not None])
-        check_photos(self, formats, options)
-        cloud = scene_cloud(self, percentile, max_points, formats)
-        with staged_folder(home, owned, overwrite=overwrite) as stage:
-            names = write_scene_files(self, cloud, stage, home=home, maps=maps, report=report)
-            names += write_formats(Export(self, cloud, options, percentile, home), formats, stage)
-        return tuple(home / name for name in order_names(names))
+        what = SaveOptions(
+            check_formats(formats), percentile, max_points, which, maps, report, export or ExportOptions()
+        )
+        home = user_path(folder)
+        saved = save_scene(self, home, what, overwrite=overwrite)
+        return tuple(home / name for name in saved.names)
 
     @classmethod
     def load(cls, folder: str | Path) -> Scene:

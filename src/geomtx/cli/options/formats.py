@@ -6,11 +6,11 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from geomtx.cli.parser import parse_count, parse_names
+from geomtx.cli.parser import parse_count, parse_names, parse_positive
 from geomtx.files import user_path
 
 if TYPE_CHECKING:
-    from geomtx.scene.files.export import ExportOptions
+    from geomtx.scene.files.export import SaveOptions
 
 __all__ = ["FORMATS", "add_options", "read_options"]
 
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "ply") ->
         help="largest number of points in colmap, nerfstudio and splat (100000)",
     )  # fmt: skip
     group.add_argument(
-        "--merge-within", type=float, default=0.02, metavar="SHARE",
+        "--merge-within", type=parse_positive, default=0.02, metavar="SHARE",
         help="share of the depth within which points of two photos are one with two observations (0.02)",
     )  # fmt: skip
     group.add_argument(
@@ -57,26 +57,34 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "ply") ->
     )  # fmt: skip
 
 
-def read_options(arguments: argparse.Namespace, photos: str | None = None) -> ExportOptions:
-    """Return what the options stand for.
+def read_options(arguments: argparse.Namespace, photos: str | None = None) -> SaveOptions:
+    """Return what is to be written.
 
     Args:
-        arguments: Arguments of a command with `add_options`.
+        arguments: Arguments of a command with `add_options` and `masks.add_filter_options`.
         photos: Folder of the photos; defaults to where they were when the scene was made.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If an option is out of range.
     """
-    from geomtx.scene.files.export import ExportOptions
+    from geomtx.scene.files.export import ExportOptions, SaveOptions
+    from geomtx.scene.filters import PixelFilter
 
-    return ExportOptions(
-        photos=None if photos is None else user_path(photos),
-        max_points=arguments.sparse_points,
-        tolerance=arguments.merge_within,
-        colmap_files=arguments.colmap_files,
-        shared_camera=arguments.shared_camera,
-        image_factors=arguments.image_factors or (),
-        crop=arguments.crop,
+    return SaveOptions(
+        formats=arguments.formats,
+        percentile=arguments.percentile,
+        max_points=arguments.max_points,
+        which=PixelFilter(edges=not arguments.keep_edges),
+        maps=getattr(arguments, "maps", "network"),
+        export=ExportOptions(
+            photos=None if photos is None else user_path(photos),
+            max_points=arguments.sparse_points,
+            tolerance=arguments.merge_within,
+            colmap_files=arguments.colmap_files,
+            shared_camera=arguments.shared_camera,
+            image_factors=arguments.image_factors or (),
+            crop=arguments.crop,
+        ),
     )
 
 

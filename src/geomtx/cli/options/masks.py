@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from geomtx.checks import check_range
-from geomtx.cli.parser import parse_name
+from geomtx.cli.parser import parse_count, parse_name
 from geomtx.views.listing import list_masks
 
 if TYPE_CHECKING:
@@ -32,6 +33,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_filter_options(group: argparse._ActionsContainer) -> None:
     """Add the options that say which pixels give points, also of a scene that is there, to a command or a group."""
     group.add_argument(
+        "--percentile", type=float, default=20.0, metavar="P",
+        help="share of the points to leave out, least confident first, in percent (20)",
+    )  # fmt: skip
+    group.add_argument("--max-points", type=parse_count, metavar="N", help="largest number of points to keep (all)")
+    group.add_argument(
+        "--keep-edges", action="store_true",
+        help="keep points of pixels between two surfaces, which fly between them and are left out otherwise",
+    )  # fmt: skip
+    group.add_argument(
         "--min-confidence", type=float, metavar="C", help="smallest confidence of a point, beside --percentile (any)"
     )
     group.add_argument(
@@ -42,7 +52,7 @@ def add_filter_options(group: argparse._ActionsContainer) -> None:
 
 
 def check_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
-    """Require masks of these photos and a share, before torch is imported.
+    """Require masks of these photos, and numbers in their ranges, before torch is imported.
 
     Raises:
         ValueError: Otherwise.
@@ -58,11 +68,14 @@ def check_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def check_filter(arguments: argparse.Namespace) -> None:
-    """Require a share.
+    """Require numbers in their ranges.
 
     Raises:
         ValueError: Otherwise.
     """
+    check_range("percentile", arguments.percentile, 0, 100)
+    if arguments.min_confidence is not None and not math.isfinite(arguments.min_confidence):
+        raise ValueError(f"--min-confidence must be finite, got {arguments.min_confidence}")
     if arguments.agreement is not None:
         check_range("agreement", arguments.agreement, 0, 1)
 
@@ -79,6 +92,10 @@ def apply_filter(arguments: argparse.Namespace, scene: Scene) -> Scene:
     from geomtx.scene.filters import PixelFilter, filter_pixels
 
     which = PixelFilter(
-        min_confidence=arguments.min_confidence, agreement=arguments.agreement, sky=not arguments.no_sky
+        edges=not arguments.keep_edges,
+        min_confidence=arguments.min_confidence,
+        agreement=arguments.agreement,
+        sky=not arguments.no_sky,
     )
-    return scene if which == PixelFilter() else filter_pixels(scene, which)
+    # Edges are left out when points are made, not of the scene's masks.
+    return scene if which in (PixelFilter(), PixelFilter(edges=False)) else filter_pixels(scene, which)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from geomtx.cli.device import is_first_process
-from geomtx.cli.parser import parse_count, parse_rate
+from geomtx.cli.parser import parse_count, parse_positive
 from geomtx.files import LISTING
 from geomtx.views.listing import find_video, list_photos
 
@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser, rule: str) -> None:
     """
     group = parser.add_argument_group("video", "Which frames of a video are taken; needs the extra video.")
     number = group.add_mutually_exclusive_group()
-    number.add_argument("--fps", type=parse_rate, metavar="F", help=f"number of frames a second ({rule})")
+    number.add_argument("--fps", type=parse_positive, metavar="F", help=f"number of frames a second ({rule})")
     number.add_argument(
         "--max-views", type=parse_count, metavar="N", help="number of frames, evenly spread over the video"
     )

@@ -20,11 +20,12 @@ from geomtx.scene.files.sparse_model import (
     centred_boxes,
     share_intrinsics,
 )
+from geomtx.scene.filters import PixelFilter
 from geomtx.scene.observations import ObservedPoints, describe_observations, observe_points
-from geomtx.scene.points import PointCloud
+from geomtx.scene.points import PointCloud, check_percentile
 from geomtx.scene.surfaces import Surfaces, find_surfaces
 
-__all__ = ["Export", "ExportOptions", "plan_photo_files"]
+__all__ = ["Export", "ExportOptions", "SaveOptions", "plan_photo_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +66,45 @@ class ExportOptions:
         return ColmapLayout(text, self.colmap_files, self.shared_camera)
 
 
+@dataclass(frozen=True)
+class SaveOptions:
+    """What is written of a scene: the arguments of `Scene.save` that don't say where.
+
+    Attributes:
+        formats: Names of formats, each once.
+        percentile: Percentile of confidence from which pixels are points, 0 to 100.
+        max_points: Largest number of points in points.ply and scene.glb; None for no limit.
+        which: What else a pixel must pass to be a point; None for `PixelFilter()`.
+        maps: Resolution of the maps in scene.safetensors, see `write_archive`.
+        report: Whether to draw the report.
+        export: How the formats for other tools are written.
+    """
+
+    formats: tuple[str, ...] = ("ply",)
+    percentile: float = 20.0
+    max_points: int | None = None
+    which: PixelFilter | None = None
+    maps: Literal["original", "network"] = "network"
+    report: bool = True
+    export: ExportOptions = ExportOptions()
+
+    def __post_init__(self) -> None:
+        check_percentile(self.percentile)
+
+
 class Export:
     """A scene, its points, and what formats make of it.
 
     Args:
         scene: The scene.
         cloud: Its point cloud; None where there are no points.
-        options: How it is written.
-        percentile: Percentile of confidence from which pixels are points.
+        what: How it is written.
         home: Folder that the results are for, which commands that are printed name.
     """
 
-    def __init__(
-        self, scene: SceneContent, cloud: PointCloud | None, options: ExportOptions, percentile: float, home: Path
-    ) -> None:
-        self.scene = scene
-        self.cloud, self.options, self.percentile, self.home = cloud, options, percentile, home
+    def __init__(self, scene: SceneContent, cloud: PointCloud | None, what: SaveOptions, home: Path) -> None:
+        self.scene, self.cloud, self.home = scene, cloud, home
+        self.what, self.options = what, what.export
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:
@@ -101,8 +125,9 @@ class Export:
         observed = observe_points(
             self.with_shared_camera,
             max_points=options.max_points,
-            percentile=self.percentile,
+            percentile=self.what.percentile,
             tolerance=options.tolerance,
+            which=self.what.which,
         )
         self.note(describe_observations(observed))
         return observed

@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from geomtx.checks import check_name
 from geomtx.files import (
@@ -22,7 +22,7 @@ from geomtx.scene.content import SceneContent
 from geomtx.scene.files.archive import ARCHIVE, write_archive
 from geomtx.scene.files.cameras import write_cameras
 from geomtx.scene.files.colmap import check_text_names, write_colmap_model
-from geomtx.scene.files.export import Export, ExportOptions
+from geomtx.scene.files.export import Export, ExportOptions, SaveOptions
 from geomtx.scene.files.glb import write_glb
 from geomtx.scene.files.json_file import write_json
 from geomtx.scene.files.nerfstudio import plan_nerfstudio, write_nerfstudio
@@ -30,26 +30,23 @@ from geomtx.scene.files.photos import file_names, find_photos
 from geomtx.scene.files.ply import write_ply
 from geomtx.scene.files.splat import plan_splat, write_splat
 from geomtx.scene.files.tracks import write_tracks
+from geomtx.scene.filters import PixelFilter
 from geomtx.scene.points import NoPointsError, PointCloud
 
 __all__ = [
     "DEFAULT_FORMATS",
     "FORMATS",
     "SCENE_FILES",
+    "Saved",
     "check_formats",
-    "check_photos",
     "check_sizes",
-    "convert_scene",
-    "order_names",
     "owned_files",
+    "save_scene",
     "scene_cloud",
-    "write_formats",
-    "write_scene_files",
+    "write_files",
 ]
 
 logger = logging.getLogger(__name__)
-
-_Maps = Literal["original", "network"]
 
 DEFAULT_FORMATS: tuple[str, ...] = ("ply",)
 """Formats that are written where none are named."""
@@ -132,95 +129,116 @@ SCENE_FILES = (ARCHIVE, "cameras.json", "tracks.json", "points.ply", "report.png
 """The files that are written where no formats are named."""
 
 
-def check_formats(
-    formats: Sequence[str], names: Sequence[str] | None = None, options: ExportOptions | None = None
-) -> tuple[str, ...]:
-    """Require known formats, and names of photos that they can hold.
-
-    Args:
-        formats: Names of formats; one that is there twice counts once.
-        names: Names of the photos; defaults to none, which checks the formats alone.
-        options: How they are written.
-
-    Returns:
-        The formats.
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Return names of formats, each once.
 
     Raises:
-        ValueError: Otherwise.
+        ValueError: If one is unknown.
     """
     if isinstance(formats, str):
         raise ValueError(f"formats must be a sequence of names, got {formats!r}")
     for name in formats:
         check_name("format", name, FORMATS)
-    formats = tuple(dict.fromkeys(formats))
-    if names is not None:
-        _planned(formats, names, options or ExportOptions())
-    return formats
+    return tuple(dict.fromkeys(formats))
 
 
 def owned_files(
-    folder: Path, formats: Sequence[str], names: Sequence[str], options: ExportOptions, *, record: bool = True
+    folder: Path, names: Sequence[str], what: SaveOptions, *, formats_alone: bool = False
 ) -> tuple[str, ...]:
     """Return the paths in a folder that may be written, or are stale afterwards.
 
     Args:
         folder: Folder for the results.
-        formats: Names of formats.
         names: Names of the photos.
-        options: How the formats are written.
-        record: Whether the scene's own files are written too, after which what earlier formats left is stale.
+        what: What is written.
+        formats_alone: Whether the scene's own files stay as they are. Where they are written too, what earlier formats
+            left is stale.
     """
-    files = dict.fromkeys(_planned(formats, names, options))
-    if record:
+    files = dict.fromkeys(_planned(what.formats, names, what.export))
+    if not formats_alone:
         files |= dict.fromkeys((*SCENE_FILES, "scene.glb"))
     for name, each in FORMATS.items():
-        if each.folder and (record or name in formats):
+        if each.folder and (name in what.formats or not formats_alone):
             files |= dict.fromkeys(f"{each.folder}/{path}" for path in listed_files(folder / each.folder))
     return tuple(files)
 
 
-def convert_scene(
-    scene: SceneContent,
-    folder: Path,
-    formats: Sequence[str],
-    *,
-    percentile: float = 20.0,
-    max_points: int | None = None,
-    overwrite: bool = False,
-    options: ExportOptions | None = None,
-) -> tuple[tuple[str, ...], list[str]]:
-    """Write formats of a scene into a folder, all or none, and leave what else is there alone.
+class Saved(NamedTuple):
+    """What was written of a scene.
+
+    Attributes:
+        names: Names of the files, and of the folders of formats, the scene's own first.
+        num_points: Number of points of the cloud; None without one.
+        notes: Lines about the formats for whoever asked for them.
+    """
+
+    names: tuple[str, ...]
+    num_points: int | None
+    notes: tuple[str, ...]
+
+
+def save_scene(
+    scene: SceneContent, folder: Path, what: SaveOptions, *, overwrite: bool = False, formats_alone: bool = False
+) -> Saved:
+    """Write a scene into a folder, all files or none, and leave what else is there alone.
 
     Args:
         scene: The scene.
-        folder: Folder of the formats' folders and files.
-        formats: Names of formats.
-        percentile: Percentile of confidence from which pixels are points.
-        max_points: Largest number of points in points.ply and scene.glb; defaults to no limit.
+        folder: Folder of the files.
+        what: What is written.
         overwrite: Whether files that geomtx did not write may be replaced.
-        options: How they are written.
-
-    Returns:
-        The names of the files, or of the folders of files, that were written; and lines about them for the user.
+        formats_alone: Whether only the formats are written, and not the scene's own files.
 
     Raises:
-        ValueError: As `Scene.save`, and if there are no points for points.ply.
+        FileExistsError: As `Scene.save`.
+        OSError: As `Scene.save`.
+        ValueError: As `Scene.save`; of formats alone, also if there are no points for points.ply.
     """
-    options = options or ExportOptions()
-    owned = owned_files(folder, formats, file_names(scene), options, record=False)
+    owned = owned_files(folder, file_names(scene), what, formats_alone=formats_alone)
     photos = [path for path in scene.paths if path is not None]
     check_writable(folder, owned, overwrite=overwrite, inputs=photos)
-    check_photos(scene, formats, options)
-    # Without points there is nothing to write, which is no more than a warning beside a scene's own files.
-    cloud = scene.points(percentile, max_points=max_points) if {"ply", "glb"} & set(formats) else None
-    export = Export(scene, cloud, options, percentile, folder)
+    check_sizes(what, [transform.original_hw for transform in scene.transforms])
+    if any(FORMATS[name].copies for name in what.formats):
+        find_photos(scene, None if what.export.photos is None else user_path(what.export.photos))
     with staged_folder(folder, owned, overwrite=overwrite) as stage:
-        names = write_formats(export, formats, stage)
-    return names, export.notes
+        return write_files(scene, stage, what, home=folder, formats_alone=formats_alone)
+
+
+def write_files(
+    scene: SceneContent, folder: Path, what: SaveOptions, *, home: Path, formats_alone: bool = False
+) -> Saved:
+    """Write a scene into a folder that exists and has none of the files, without a check beforehand.
+
+    Args:
+        scene: The scene.
+        folder: An existing folder.
+        what: What is written.
+        home: Folder that the files are for: from there the archive names the photos, and notes name it.
+        formats_alone: Whether only the formats are written, and not the scene's own files.
+
+    Raises:
+        ValueError: As `save_scene`.
+    """
+    cloud = None
+    if not formats_alone:
+        cloud = scene_cloud(scene, what.percentile, what.max_points, what.formats, what.which)
+    elif {"ply", "glb"} & set(what.formats):
+        # Without points there is nothing to write, which is no more than a warning beside a scene's own files.
+        cloud = scene.points(what.percentile, max_points=what.max_points, which=what.which)
+    names = () if formats_alone else _write_own_files(scene, cloud, folder, home, what)
+    export = Export(scene, cloud, what, home)
+    names += _write_formats(export, folder)
+    place = {name: index for index, name in enumerate(SCENE_FILES)}
+    ordered = sorted(names, key=lambda name: place.get(name, len(place)))
+    return Saved(tuple(ordered), None if cloud is None else len(cloud.xyz), tuple(export.notes))
 
 
 def scene_cloud(
-    scene: SceneContent, percentile: float, max_points: int | None, formats: Sequence[str] = DEFAULT_FORMATS
+    scene: SceneContent,
+    percentile: float,
+    max_points: int | None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    which: PixelFilter | None = None,
 ) -> PointCloud | None:
     """Return the point cloud, or None where the predictions allow none, with a warning if they should.
 
@@ -229,63 +247,40 @@ def scene_cloud(
         percentile: See `Scene.points`.
         max_points: See `Scene.points`.
         formats: Formats that are written, for the warning; defaults to points.ply.
+        which: See `Scene.points`.
     """
     has_depth = scene.predictions.depth is not None and scene.predictions.cameras is not None
     if not has_depth and scene.predictions.points is None:
         return None
     try:
-        return scene.points(percentile, max_points=max_points)
+        return scene.points(percentile, max_points=max_points, which=which)
     except NoPointsError as error:
         logger.warning("left out %s, %s", "points.ply" if "ply" in formats else "the cloud", error)
         return None
 
 
-def write_scene_files(
-    scene: SceneContent,
-    cloud: PointCloud | None,
-    folder: Path,
-    *,
-    home: Path,
-    maps: _Maps = "network",
-    report: bool = True,
+def _write_own_files(
+    scene: SceneContent, cloud: PointCloud | None, folder: Path, home: Path, what: SaveOptions
 ) -> tuple[str, ...]:
-    """Write a scene's own files into a folder that exists, and return their names.
-
-    Args:
-        scene: Any scene. Files that its predictions don't allow are left out.
-        cloud: Its points, see `scene_cloud`, which the report shows.
-        folder: An existing folder.
-        home: Folder that the files are for, from which the archive names the photos.
-        maps: Resolution of the maps in the archive, see `write_archive`.
-        report: Whether to draw report.png.
-    """
+    """Write the files of a scene that no format has and that its predictions allow, and return their names."""
     written = [ARCHIVE]
-    write_archive(folder / ARCHIVE, scene, maps=maps, home=home)
+    write_archive(folder / ARCHIVE, scene, maps=what.maps, home=home)
     if scene.predictions.cameras is not None:
         write_cameras(folder / "cameras.json", scene)
         written.append("cameras.json")
     if scene.predictions.tracks is not None and scene.query_points is not None:
         write_tracks(folder / "tracks.json", scene)
         written.append("tracks.json")
-    if report:
+    if what.report:
         save_picture(_find(_DRAW_REPORT)(scene, cloud), folder / "report.png", "report")
         written.append("report.png")
     return tuple(written)
 
 
-def write_formats(export: Export, formats: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Write formats into a folder that exists, and return the names of the files, or of the folders of files.
-
-    Args:
-        export: The scene.
-        formats: Names of formats.
-        folder: An existing folder.
-
-    Raises:
-        ValueError: If the scene lacks what a format needs.
-    """
+def _write_formats(export: Export, folder: Path) -> tuple[str, ...]:
+    """Write formats into a folder that exists, and return the names of the files, or of the folders of files."""
     written = []
-    for name in formats:
+    for name in export.what.formats:
         each = FORMATS[name]
         place = folder / each.folder
         if each.folder:
@@ -298,23 +293,21 @@ def write_formats(export: Export, formats: Sequence[str], folder: Path) -> tuple
     return tuple(written)
 
 
-def check_sizes(formats: Sequence[str], sizes: Iterable[tuple[int, int]], options: ExportOptions) -> None:
-    """Require photos of one size, height and width each, where formats are to have one camera for all of them.
+def check_sizes(what: SaveOptions, sizes: Iterable[tuple[int, int]]) -> None:
+    """Require photos, of which height and width are given, that can share a camera and be made smaller, where asked.
 
     Raises:
         ValueError: Otherwise.
     """
-    found = sorted(set(sizes))
-    if options.shared_camera and len(found) > 1 and any(FORMATS[name].folder for name in formats):
+    found, options = sorted(set(sizes)), what.export
+    formats = [FORMATS[name] for name in what.formats]
+    if options.shared_camera and len(found) > 1 and any(each.folder for each in formats):
         names = " and ".join(f"{width}x{height}" for height, width in found[:2])
         raise ValueError(f"photos must have one size to share a camera, got {names}")
-
-
-def check_photos(scene: SceneContent, formats: Sequence[str], options: ExportOptions) -> None:
-    """Require photos that formats can be made of, before the work."""
-    check_sizes(formats, [transform.original_hw for transform in scene.transforms], options)
-    if any(FORMATS[name].copies for name in formats):
-        find_photos(scene, None if options.photos is None else user_path(options.photos))
+    largest = max(options.image_factors, default=1)
+    height, width = min(found, key=min, default=(largest, largest))
+    if largest > min(height, width) and any(each.copies for each in formats):
+        raise ValueError(f"image_factors must be at most the sides of the photos, got {largest} for {width}x{height}")
 
 
 def _planned(formats: Sequence[str], names: Sequence[str], options: ExportOptions) -> list[str]:
@@ -334,12 +327,6 @@ def _write_listing(folder: Path, name: str) -> None:
         folder / LISTING,
         {"format": f"geomtx.{name}", "files": {each: file_digest(folder / each) for each in names}},
     )
-
-
-def order_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Put names of files into the order in which they are shown: the scene's own, then those of formats."""
-    place = {name: index for index, name in enumerate(SCENE_FILES)}
-    return tuple(sorted(names, key=lambda name: place.get(name, len(place))))
 
 
 def _find(dotted: str) -> Any:
