@@ -121,6 +121,9 @@ POSE = '{"name": "%s", "cam_from_world": [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 
         (("--agreement", "2"), "", "agreement must be in 0 … 1, got 2.0"),
         (("--agreement", "0.5", "--heads", "points"), "", "heads must hold camera and depth for --agreement"),
         (("--reference", "middle", "--window", "2"), "", "--reference must not go with --window"),
+        (("--min-confidence", "nan"), "", "--min-confidence must be finite, got nan"),
+        (("--merge-within", "-1"), "", "argument --merge-within: must be a number above 0, got '-1'"),
+        (("--formats", "splat", "--image-factors", "99"), "", "image_factors must be at most the sides of the"),
         (("--min-confidence", "1e9"), "", "no points: the smallest confidence, 1e+09, of at most"),
     ],
 )  # fmt: skip
@@ -152,5 +155,10 @@ def test_other_filters_of_a_scene_that_is_there(photos: Path, capsys: pytest.Cap
     header = (photos.parent / "other" / "points.ply").read_bytes().split(b"end_header")[0].decode()
     wanted = scene.points(0, which=PixelFilter(min_confidence=value))
     assert f"element vertex {len(wanted.xyz)}\n" in header
+    for options, which in (((), PixelFilter()), (("--keep-edges",), PixelFilter(edges=False))):
+        assert main([*argv, "--percentile", "0", *options]) == 0
+        header = (photos.parent / "other" / "points.ply").read_bytes().split(b"end_header")[0].decode()
+        assert f"element vertex {len(scene.points(0, which=which).xyz)}\n" in header
+    assert len(scene.points(0).xyz) < len(scene.points(0, which=PixelFilter(edges=False)).xyz)
     assert main([*argv, "--agreement", "-1"]) == 2
     assert "agreement must be in 0 … 1, got -1.0" in capsys.readouterr().err

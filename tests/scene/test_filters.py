@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 import geomtx
+from geomtx.scene import observe_points
 from geomtx.scene.filters import PixelFilter, agreeing_pixels, filter_pixels, most_shared_view, sky_pixels, valid_pixels
 from geomtx.types import DenseMap, Predictions
 
@@ -15,7 +17,7 @@ def with_depth(scene: geomtx.Scene, value: torch.Tensor, confidence: torch.Tenso
     return dataclasses.replace(scene, predictions=scene.predictions._replace(depth=DenseMap(value, confidence)))
 
 
-def test_clouds_have_no_points_between_two_surfaces(scene: geomtx.Scene) -> None:
+def test_clouds_have_no_points_between_two_surfaces(scene: geomtx.Scene, tmp_path: Path) -> None:
     depth = scene.predictions.depth.value.clone()
     depth[1, :, 50] = torch.maximum(depth[1, :, 49], depth[1, :, 53]) + 1
     depth[1, :, 51:53] = torch.tensor([2.0, 3.0]) + depth[1, :, 50:51]
@@ -27,6 +29,12 @@ def test_clouds_have_no_points_between_two_surfaces(scene: geomtx.Scene) -> None
     assert (everything.view[: len(cloud.xyz)] == cloud.view).float().mean() > 0.9
     assert not valid_pixels(flying)[1, 20:60, 51:53].any()
     assert valid_pixels(flying)[[0, 2, 3]].all()
+    flying.save(tmp_path, percentile=0, report=False, which=PixelFilter(edges=False))
+    assert f"element vertex {len(everything.xyz)}\n".encode() in (tmp_path / "points.ply").read_bytes()
+    merged, of_all = (
+        observe_points(flying, percentile=0, max_points=None, which=each) for each in (None, PixelFilter(edges=False))
+    )
+    assert len(merged.view) < len(of_all.view)
     narrowed = filter_pixels(flying)
     assert torch.equal(narrowed.masks, valid_pixels(flying))
     assert torch.equal(narrowed.points(0).xyz, cloud.xyz)

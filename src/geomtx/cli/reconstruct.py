@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from geomtx.models.vggt import VGGT, VGGTConfig
     from geomtx.models.vggt.config import HeadName
+    from geomtx.scene import Scene
+    from geomtx.scene.files.export import SaveOptions
     from geomtx.views import Views
 
 __all__ = ["add_parser"]
@@ -134,47 +136,29 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         photos: Files of the photos.
         source: Place of the photos that the results are recognised by, where the folder for them was chosen by it.
     """
-    paths = photos.paths
-    masks.check_options(arguments, name_files(paths))
-    from geomtx.scene import reconstruct
-    from geomtx.scene.checks import queries_to_model, require_finite
-    from geomtx.scene.files.save import check_sizes, owned_files, write_files
-    from geomtx.views import load_views
+    output, overwrite, names = arguments.output, arguments.overwrite, name_files(photos.paths)
+    masks.check_options(arguments, names)
+    from geomtx.scene.checks import require_finite
+    from geomtx.scene.files.save import owned_files, write_files
 
     first = is_first_process()
     what = formats.read_options(arguments)
-    owned = owned_files(arguments.output, name_files(paths), what)
-    owned = (*owned, *video.own_frames(arguments.output, paths), *photos.names)
+    owned = (*owned_files(output, names, what), *video.own_frames(output, photos.paths), *photos.names)
     if first:
         inputs = [*photos.inputs, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
-        check_writable(arguments.output, owned, overwrite=arguments.overwrite, inputs=inputs)
+        check_writable(output, owned, overwrite=overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5 + arguments.refine, show=first)
     with stages.stage("find the weights"):
         config = _read_config(arguments)
     with stages.stage("load the photos"):
-        views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config)
-        views = masks.apply_masks(arguments, views)
+        views = _load_views(arguments, photos.paths, config, what)
         known = known_cameras.read_known_cameras(arguments, views)
-        if arguments.query:
-            queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
-        check_sizes(what, [transform.original_hw for transform in views.transforms])
         _check_memory(arguments, config, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
     with stages.stage("reconstruct"), joined_processes(device):
-        scene = reconstruct(
-            model,
-            views,
-            query_points=arguments.query,
-            view_chunk=arguments.view_chunk,
-            memory=arguments.memory,
-            compile=arguments.compile,
-            progress=first and sys.stderr.isatty(),
-            parallel=num_processes() > 1,
-            **known_cameras.read_options(arguments),
-            **long_sequences.read_options(arguments),
-        )
+        scene = _run_model(arguments, model, views)
     if not first:
         return
     require_finite(scene, _advise(model))
@@ -183,16 +167,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         with stages.stage("refine"):
             fixed = known_cameras.find_fixed_views(arguments, known)
             scene = refinement.refine_scene(arguments, model, scene, fixed)
-    scene = masks.apply_filter(arguments, scene)
-    made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
-    if photos.plan is not None:
-        made |= photos.describe()
-    if source is not None:
-        made["source"] = _digest(source)
-    scene = dataclasses.replace(scene, provenance=made)
-    if arguments.preset or arguments.weights == "nano":
-        scene = dataclasses.replace(scene, notice=RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS)
-    output, overwrite = arguments.output, arguments.overwrite
+    scene = _describe_origin(arguments, masks.apply_filter(arguments, scene), photos, source)
     with stages.stage("write the results"), staged_folder(output, owned, overwrite=overwrite) as folder:
         saved = write_files(photos.move(scene, folder), folder, what, home=output)
     seconds = stages.finish()
@@ -202,6 +177,50 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     frames = "" if photos.plan is None else f"{video.FRAMES}, "
     summary = f"wrote {output}: {frames}{describe_saved(scene, saved)}, {seconds:.1f} s"
     print("\n".join([summary, *fits, *saved.notes]))
+
+
+def _load_views(arguments: argparse.Namespace, paths: Sequence[Path], config: VGGTConfig, what: SaveOptions) -> Views:
+    """Load the photos with their masks, and check what depends on their sizes."""
+    from geomtx.scene.checks import queries_to_model
+    from geomtx.scene.files.save import check_sizes
+    from geomtx.views import load_views
+
+    views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config)
+    views = masks.apply_masks(arguments, views)
+    if arguments.query:
+        queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
+    check_sizes(what, [transform.original_hw for transform in views.transforms])
+    return views
+
+
+def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views) -> Scene:
+    from geomtx.scene import reconstruct
+
+    return reconstruct(
+        model,
+        views,
+        query_points=arguments.query,
+        view_chunk=arguments.view_chunk,
+        memory=arguments.memory,
+        compile=arguments.compile,
+        progress=is_first_process() and sys.stderr.isatty(),
+        parallel=num_processes() > 1,
+        **known_cameras.read_options(arguments),
+        **long_sequences.read_options(arguments),
+    )
+
+
+def _describe_origin(
+    arguments: argparse.Namespace, scene: Scene, photos: video.PhotoFiles, source: Path | None
+) -> Scene:
+    """Return the scene with a record of what it was made of, and with the notice of weights that know little."""
+    made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    if photos.plan is not None:
+        made |= photos.describe()
+    if source is not None:
+        made["source"] = _digest(source)
+    notice = RANDOM_WEIGHTS if arguments.preset else NANO_WEIGHTS if arguments.weights == "nano" else scene.notice
+    return dataclasses.replace(scene, provenance=made, notice=notice)
 
 
 def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:
