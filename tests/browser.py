@@ -150,7 +150,8 @@ class Page:
 
     Attributes:
         requests: Addresses that were asked for, in order.
-        messages: What the page logged, warned about or threw, and what Chromium said of it.
+        messages: What the page logged, warned about or threw, and what Chromium said of it, other than that software
+            draws slowly.
     """
 
     def __init__(self, browser: Browser, session: str) -> None:
@@ -247,7 +248,7 @@ class Page:
         elif method == "Runtime.consoleAPICalled":
             said = [str(each.get("value", each.get("description"))) for each in values["args"]]
             self.messages.append(f"{values['type']}: {' '.join(said)}")
-        elif method == "Log.entryAdded":
+        elif method == "Log.entryAdded" and "GL Driver Message" not in values["entry"]["text"]:
             self.messages.append(f"{values['entry']['level']}: {values['entry']['text']}")
 
 

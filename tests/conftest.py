@@ -74,6 +74,7 @@ def images() -> torch.Tensor:
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports and comparisons have few pixels, where it isn't these that are tested."""
     monkeypatch.setattr("geomtx.report.layout._DPI", 20)
+    monkeypatch.setattr("geomtx.report.web_pictures._CLOUD_WH", (120, 80))
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ _JSON_LINES = re.compile(
 )
 TRAINING_HEADER = "# geomtx train: every value of the run\n"
 """First line of the configuration that a training run writes."""
+_HTML = re.compile(rb'<!doctype html>\s*<html[^>]*>\s*<head>\s*<meta[^>]*>\s*<meta name="generator" content="geomtx ')
 _PLY = b"comment geomtx "
 _GLB = b'{"asset":{"version":"2.0","generator":"geomtx '
 _SAFETENSORS_KEY = re.compile(r"geomtx(_|$)")
@@ -108,7 +109,7 @@ def is_own(path: PathLike) -> bool:
     """Whether geomtx wrote a file, by what the file holds, not by its name.
 
     Own files are pictures with a text chunk `PNG_KEY`, JSON whose first key is a "format" of geomtx's, point clouds
-    with geomtx's comment, GLB files that name it as their generator, .safetensors with geomtx's metadata,
+    with geomtx's comment, GLB files and pages that name it as their generator, .safetensors with geomtx's metadata,
     configurations and logs of training runs, and files of which a `LISTING` has the digest, such as copies of photos.
     So is a config.json that says just what geomtx's weights beside it hold too: version 0.1.0 gave it no "format". A
     link is never one: its user put it there.
@@ -135,7 +136,7 @@ def _is_marked(head: bytes) -> bool:
         return head[20:].startswith(_GLB)
     if head.startswith(b"ply\n"):
         return _PLY in head.partition(b"end_header\n")[0]
-    return bool(_JSON.match(head) or _JSON_LINES.match(head)) or head.startswith(TRAINING_HEADER.encode())
+    return any(each.match(head) for each in (_HTML, _JSON, _JSON_LINES)) or head.startswith(TRAINING_HEADER.encode())
 
 
 def is_own_picture(path: PathLike) -> bool:

@@ -19,6 +19,7 @@ def drawn_reports() -> None:
 def _reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, small_pictures: None) -> None:
     if "drawn_reports" not in request.fixturenames:
         monkeypatch.setattr("geomtx.report.draw_report", lambda *_: Image.new("RGB", (4, 4)))
+        monkeypatch.setattr("geomtx.report.web_page.render_cloud", lambda *_: Image.new("RGB", (4, 4)))
 
 
 @pytest.fixture(scope="session")

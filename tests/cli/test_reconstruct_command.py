@@ -39,7 +39,7 @@ def test_photos_to_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert err == "geomtx: warning: RANDOM WEIGHTS: nothing was learned, the geometry is meaningless\n"
     assert names(photos.parent) == ["out", "photos"]
     assert names(photos.parent / "out") == [
-        "cameras.json", "points.ply", "report.png", "scene.safetensors", "tracks.json",
+        "cameras.json", "points.ply", "report.html", "report.png", "scene.safetensors", "tracks.json",
     ]  # fmt: skip
     scene = geomtx.Scene.load(photos.parent / "out")
     assert "RANDOM WEIGHTS" in scene.notice
@@ -291,7 +291,9 @@ def test_quantised_weights_without_their_package(
 TINY = ("--preset", "tiny", "--size", "28", "--heads", "camera")
 
 
-@pytest.mark.parametrize("name", ["report.png", "tracks.json", "cameras.json", "points.ply", "scene.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["report.html", "report.png", "tracks.json", "cameras.json", "points.ply", "scene.safetensors"]
+)
 def test_files_of_others_are_not_replaced(photos: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     mine = photos.parent / "out" / name
     mine.parent.mkdir()
@@ -302,7 +304,7 @@ def test_files_of_others_are_not_replaced(photos: Path, name: str, capsys: pytes
     assert names(mine.parent) == [name]
     if name == "report.png":
         assert run(photos, *TINY, "--overwrite") == run(photos, *TINY) == 0
-        assert names(mine.parent) == ["cameras.json", "report.png", "scene.safetensors"]
+        assert names(mine.parent) == ["cameras.json", "report.html", "report.png", "scene.safetensors"]
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])

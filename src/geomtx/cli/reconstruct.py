@@ -51,8 +51,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "reconstruct",
         help="photos or a video to cameras, depth, a point cloud and pictures",
-        description="Write scene.safetensors, cameras.json, report.png and the formats asked for, points.ply without "
-        "--formats; with --query, tracks.json too. All lengths are up to scale, in the first photo's camera frame.",
+        description="Write scene.safetensors, cameras.json, report.html to open in a browser, report.png and "
+        "the formats asked for, points.ply without --formats; with --query, tracks.json too. All lengths are up to "
+        "scale, in the first photo's camera frame.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(

@@ -25,7 +25,16 @@ from geomtx.views.transform import ViewTransform, lies_inside
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["explain_tracks", "map_column", "page_aspect", "photo_column", "seen_part", "track_cell", "value_range"]
+__all__ = [
+    "explain_tracks",
+    "map_column",
+    "page_aspect",
+    "photo_column",
+    "read_photo",
+    "seen_part",
+    "track_cell",
+    "value_range",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +124,14 @@ def explain_tracks(axes: Axes) -> None:
     )  # fmt: skip
 
 
-def _show_photo(scene: SceneContent, view: int, axes: Axes) -> None:
+def read_photo(scene: SceneContent, view: int, side: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Return a photo, or the model's image where there is no file, and its (left, right, bottom, top) on the photo.
+
+    Args:
+        scene: Scene of the photo.
+        view: Index of the photo.
+        side: Longer side of the picture in pixels.
+    """
     transform = scene.transforms[view]
     part = seen_part(transform)
     photo = _open_photo(scene, view)
@@ -128,10 +144,15 @@ def _show_photo(scene: SceneContent, view: int, axes: Axes) -> None:
         left, top, right, bottom = np.rint(part * scales).astype(int).tolist()
         picture = photo.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
         extent = (part[0], part[2], part[3], part[1])
-    scale = _PHOTO_SIDE / max(picture.size)
+    scale = side / max(picture.size)
     wh = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    axes.imshow(np.asarray(picture.resize(wh, Image.Resampling.LANCZOS)), extent=extent)
-    _frame(axes, part)
+    return picture.resize(wh, Image.Resampling.LANCZOS), extent
+
+
+def _show_photo(scene: SceneContent, view: int, axes: Axes) -> None:
+    picture, extent = read_photo(scene, view, _PHOTO_SIDE)
+    axes.imshow(np.asarray(picture), extent=extent)
+    _frame(axes, seen_part(scene.transforms[view]))
 
 
 def _open_photo(scene: SceneContent, view: int) -> Image.Image | None:

@@ -13,7 +13,7 @@ from geomtx.report.text import count
 from geomtx.scene.content import SceneContent
 from geomtx.scene.points import PointCloud
 
-__all__ = ["describe_scene", "draw_report"]
+__all__ = ["describe_scene", "draw_report", "name_scene"]
 
 _MOST_TRACKS = 30
 _ROWS_FOR_TWO_CLOUDS = 5  # there is room for the cloud from both sides beside as many rows
@@ -37,8 +37,7 @@ def draw_report(
         An RGB picture, the same for the same scene.
     """
     shown = choose_rows(len(scene), max_views)
-    photos = scene.provenance.get("photos")
-    title = title or ("geomtx reconstruction" + (f" of {photos}" if photos else ""))
+    title = title or name_scene(scene)
     facts = [
         *describe_scene(scene, shown),
         *([count(len(cloud.xyz), "point")] if cloud is not None else []),
@@ -56,6 +55,12 @@ def draw_report(
         aspect=page_aspect(scene, shown),
         strip=_tracks(scene, shown),
     )
+
+
+def name_scene(scene: SceneContent) -> str:
+    """Return the first line of a report, with the photos' folder where `provenance` has it."""
+    photos = scene.provenance.get("photos")
+    return "geomtx reconstruction" + (f" of {photos}" if photos else "")
 
 
 def describe_scene(scene: SceneContent, shown: Sequence[int]) -> list[str]:

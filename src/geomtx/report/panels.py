@@ -19,7 +19,7 @@ from geomtx.scene.points import PointCloud
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Points", "cloud_viewpoint", "draw_cloud", "draw_plan", "sample_points"]
+__all__ = ["Points", "cloud_viewpoint", "draw_cloud", "draw_plan", "find_near", "sample_points"]
 
 _MAX_POINTS = 600_000
 _MAX_RADIUS = 0.012  # of a splat, share of the picture's width
@@ -51,14 +51,20 @@ def sample_points(scene: SceneContent, cloud: PointCloud | None) -> Points:
     if cloud is None:
         return Points(np.empty((0, 3)), np.empty((0, 3), np.uint8), np.empty(0))
     xyz, rgb, view = cloud.xyz.double().numpy(), cloud.rgb.numpy(), cloud.view.numpy()
-    low, high = np.percentile(xyz, [1, 99], axis=0)
-    near = (np.abs(xyz - (low + high) / 2) <= high - low).all(axis=1)
-    near |= not near.any()
+    near = find_near(xyz)
     xyz, rgb, view, num_far = xyz[near], rgb[near], view[near], int((~near).sum())
     if len(xyz) > _MAX_POINTS:
         kept = np.random.default_rng(0).permutation(len(xyz))[:_MAX_POINTS]
         xyz, rgb, view = xyz[kept], rgb[kept], view[kept]
     return Points(xyz, rgb, _widths(scene, xyz, view), num_far)
+
+
+def find_near(xyz: np.ndarray) -> np.ndarray:
+    """Return which points (N, 3) are not far away, see `sample_points`: (N,) bool, one of them at least."""
+    low, high = np.percentile(xyz, [1, 99], axis=0)
+    near: np.ndarray = (np.abs(xyz - (low + high) / 2) <= high - low).all(axis=1)
+    near |= not near.any()
+    return near
 
 
 def _widths(scene: SceneContent, xyz: np.ndarray, view: np.ndarray) -> np.ndarray:

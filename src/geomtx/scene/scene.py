@@ -93,7 +93,8 @@ class Scene(SceneContent):
         """Write the scene's files, all or none, and leave other files in the folder alone.
 
         The files are `scene.safetensors`, which has everything and which `Scene.load` reads, `cameras.json`,
-        `report.png`, and `tracks.json` if there are tracks; and those of `formats`:
+        `report.html`, which opens in a browser without a network, `report.png`, and `tracks.json` if there are tracks;
+        and those of `formats`:
 
         | format | written | for |
         |---|---|---|
@@ -117,7 +118,7 @@ class Scene(SceneContent):
             maps: "network" keeps maps in the pixels of the model's images, which `depth` and `extra` bring to original
                 pixels when they are read. "original" adds depth in original pixels to scene.safetensors, for readers
                 other than geomtx, and much to its size.
-            report: Whether to draw report.png.
+            report: Whether to write report.html and report.png.
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.
             export: How the formats for other tools are written; defaults to `ExportOptions()`.

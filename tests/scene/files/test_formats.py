@@ -211,7 +211,7 @@ def test_reconstruct_writes_formats(tmp_path: Path, capsys: pytest.CaptureFixtur
     argv += ["--merge-within", "0.5", "--sparse-points", "300"]
     assert main([*argv, "--formats", "splat,colmap-text", "--image-factors", "2", "--colmap-files", "3"]) == 0
     out = capsys.readouterr().out
-    assert "cameras.json, report.png, splat, colmap-text\n" in out
+    assert "cameras.json, report.html, report.png, splat, colmap-text\n" in out
     assert "300 points with " in out
     assert "mean track length" in out
     found = digests(tmp_path / "out")

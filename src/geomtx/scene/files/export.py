@@ -76,7 +76,7 @@ class SaveOptions:
         max_points: Largest number of points in points.ply and scene.glb; None for no limit.
         which: What else a pixel must pass to be a point; None for `PixelFilter()`.
         maps: Resolution of the maps in scene.safetensors, see `write_archive`.
-        report: Whether to draw the report.
+        report: Whether to write report.html and report.png.
         export: How the formats for other tools are written.
     """
 

@@ -123,9 +123,9 @@ FORMATS: dict[str, Format] = {
     "splat": Format("splat", plan_splat, write_splat, copies=True),
 }
 
-# The report is drawn by `geomtx.report`, which imports scenes: it is named here, and imported when a report is wanted.
-_DRAW_REPORT = "geomtx.report:draw_report"
-SCENE_FILES = (ARCHIVE, "cameras.json", "tracks.json", "points.ply", "report.png")
+# Reports are made by `geomtx.report`, which imports scenes: they are named here, and imported when they are wanted.
+_DRAW_REPORT, _WRITE_PAGE = "geomtx.report:draw_report", "geomtx.report:write_page"
+SCENE_FILES = (ARCHIVE, "cameras.json", "tracks.json", "points.ply", "report.html", "report.png")
 """The files that are written where no formats are named."""
 
 
@@ -272,6 +272,8 @@ def _write_own_files(
         write_tracks(folder / "tracks.json", scene)
         written.append("tracks.json")
     if what.report:
+        _find(_WRITE_PAGE)(folder / "report.html", scene, percentile=what.percentile, which=what.which)
+        written.append("report.html")
         save_picture(_find(_DRAW_REPORT)(scene, cloud), folder / "report.png", "report")
         written.append("report.png")
     return tuple(written)
