@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from geomtx.views import write_video
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -38,6 +40,14 @@ def draw_photos(folder: Path) -> None:
         photo.save(folder / f"img_{index + 1}.jpg")
 
 
+def draw_clip(path: Path) -> None:
+    """A video of two seconds in which a disc moves."""
+    pictures = [Image.new("RGB", (160, 120), (90, 120, 160)) for _ in range(20)]
+    for index, picture in enumerate(pictures):
+        ImageDraw.Draw(picture).ellipse((5 * index, 30, 60 + 5 * index, 90), fill=(210, 80, 60))
+    write_video(path, pictures, fps=10)
+
+
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
     """Tensors this small are faster without threads, on a busy machine tenfold."""
@@ -54,6 +64,9 @@ def _one_thread() -> Iterator[None]:
 )
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_photos(tmp_path / "photos")
+    if "clip.mp4" in page.read_text(encoding="utf-8"):
+        pytest.importorskip("av", reason="PyAV is not installed")
+        draw_clip(tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__page__"}
     for code, lines_before in python_blocks(page):

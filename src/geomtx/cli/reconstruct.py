@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from geomtx.scene.files.export import SaveOptions
     from geomtx.views import Views
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
 _HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -91,16 +91,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     formats.add_options(parser)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model runs, and how."""
+def add_weights(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """Add the options that say which model runs; `what` describes the weights beside where they are."""
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--weights", type=parse_name, metavar="W", help="hub id, folder, a .safetensors or .pt file, or nano"
-    )
+    place = "hub id, folder, a .safetensors or .pt file, or nano"
+    weights.add_argument("--weights", type=parse_name, metavar="W", help=f"{what}; {place}" if what else place)
     weights.add_argument(
         "--preset", type=_parse_preset, choices=("tiny",), help="a model with random weights instead, to try things out"
     )
     parser.add_argument("--random-seed", type=int, default=0, metavar="N", help="seed of the random weights (0)")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs, and how."""
+    add_weights(parser)
     parser.add_argument("--device", metavar="D", help="cpu, cuda, mps, … (the accelerator if there is one)")
     parser.add_argument("--dtype", choices=_DTYPES, help="precision of the weights (as stored)")
     parser.add_argument(
@@ -123,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Before torch is imported, which takes seconds: a mistake in the arguments is found at once.
     video.check_options(arguments)
     source = None if arguments.output else _find_source(arguments.photos)
-    arguments.output = arguments.output or _choose_output(arguments.photos, overwrite=arguments.overwrite)
+    arguments.output = arguments.output or choose_output(arguments.photos, "geomtx", overwrite=arguments.overwrite)
     _check_arguments(arguments)
     with video.photo_files(arguments) as photos:
         _reconstruct(arguments, photos, source)
@@ -215,7 +219,7 @@ def _describe_origin(
     arguments: argparse.Namespace, scene: Scene, photos: video.PhotoFiles, source: Path | None
 ) -> Scene:
     """Return the scene with a record of what it was made of, and with the notice of weights that know little."""
-    made = {"weights": _name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    made = {"weights": name_weights(arguments), **scene.provenance, "mode": arguments.mode}
     if photos.plan is not None:
         made |= photos.describe()
     if source is not None:
@@ -224,13 +228,13 @@ def _describe_origin(
     return dataclasses.replace(scene, provenance=made, notice=notice)
 
 
-def _choose_output(photos: Sequence[str], *, overwrite: bool) -> Path:
-    """Return `NAME-geomtx` in the current folder for photos NAME; beside the folder of the photos if that is here.
+def choose_output(photos: Sequence[str], kind: str, *, overwrite: bool) -> Path:
+    """Return `NAME-KIND` in the current folder for photos NAME; beside the folder of the photos if that is here.
 
     Where that folder has something else in it than results of the same photos, it is `NAME-geomtx-2`, and so on.
     """
     source = _find_source(photos)
-    name = f"{source.name if source.is_dir() else source.stem}-geomtx"
+    name = f"{source.name if source.is_dir() else source.stem}-{kind}"
     inside = len(photos) == 1 and source.resolve() in (Path.cwd(), *Path.cwd().parents)
     first = source.resolve().parent / name if inside else Path(name)
     numbered = (first.with_name(f"{name}-{number}") for number in itertools.count(2))
@@ -268,11 +272,6 @@ def _digest(source: Path) -> str:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     """Require arguments that make sense by themselves and together; imports no torch."""
-    if arguments.weights is None and arguments.preset is None:
-        raise ValueError(
-            "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
-            "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
-        )
     long_sequences.check_options(arguments)
     known_cameras.check_options(arguments)
     refinement.check_options(arguments)
@@ -283,8 +282,23 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
     check_device_name(arguments.device)
     check_image_side(arguments.size, arguments.weights)
+    check_weights(arguments)
+
+
+def check_weights(arguments: argparse.Namespace) -> None:
+    """Require weights that may exist, see `add_weights`.
+
+    Raises:
+        ValueError: If none are named.
+        FileNotFoundError: If there are none of this name.
+    """
     if arguments.weights is not None:
         check_weights_name(arguments.weights)
+    elif arguments.preset is None:
+        raise ValueError(
+            "no weights: pass --weights with a hub id such as facebook/VGGT-1B, a folder or a file; "
+            "or --weights nano, small and for rendered rooms, or --preset tiny for random weights"
+        )
 
 
 def _advise(model: VGGT) -> str:
@@ -338,7 +352,7 @@ def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch
     return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
 
 
-def _name_weights(arguments: argparse.Namespace) -> str:
+def name_weights(arguments: argparse.Namespace) -> str:
     """Return what the report calls the weights: a hub id as it is, a folder or a file without its path."""
     if arguments.preset:
         return f"random, {arguments.preset}, seed {arguments.random_seed}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "explain_tracks",
     "map_column",
+    "open_photo",
     "page_aspect",
     "photo_column",
     "read_photo",
@@ -134,7 +135,7 @@ def read_photo(scene: SceneContent, view: int, side: int) -> tuple[Image.Image, 
     """
     transform = scene.transforms[view]
     part = seen_part(transform)
-    photo = _open_photo(scene, view)
+    photo = open_photo(scene, view)
     if photo is None:
         picture = Image.fromarray(scene.images[view].movedim(0, -1).contiguous().numpy())
         extent = _image_extent(transform)
@@ -155,8 +156,8 @@ def _show_photo(scene: SceneContent, view: int, axes: Axes) -> None:
     _frame(axes, seen_part(scene.transforms[view]))
 
 
-def _open_photo(scene: SceneContent, view: int) -> Image.Image | None:
-    """Read a photo again; None where there is none, or another one by now."""
+def open_photo(scene: SceneContent, view: int) -> Image.Image | None:
+    """Read a photo of a scene again; None where there is none, or another one by now."""
     path = scene.paths[view] if scene.paths else None
     if path is None or not path.is_file():
         return None

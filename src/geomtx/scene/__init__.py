@@ -9,7 +9,7 @@ from geomtx.scene.known.placing import place_cameras, use_intrinsics
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.points import PointCloud
 from geomtx.scene.pycolmap_bridge import match_points
-from geomtx.scene.reconstruction import reconstruct
+from geomtx.scene.reconstruction import reconstruct, track
 from geomtx.scene.scene import Scene
 from geomtx.scene.tracked_points import track_points
 from geomtx.scene.windows import WindowPlan
@@ -28,6 +28,7 @@ __all__ = [
     "place_cameras",
     "read_cameras",
     "reconstruct",
+    "track",
     "track_points",
     "use_intrinsics",
 ]

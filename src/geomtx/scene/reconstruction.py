@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_name, check_option, close_matches
 from geomtx.heads.dense import DenseHead
+from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
+from geomtx.models.video_tracker import VideoTracker
+from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
 from geomtx.scene.reference_view import Reference, check_reference, run_with_reference
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
-from geomtx.types import Predictions
+from geomtx.types import Predictions, VideoTracks
 from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size, prepare_again
 from geomtx.views.views import warn_of_range
@@ -33,6 +37,7 @@ __all__ = [
     "name_folder",
     "progress_bar",
     "reconstruct",
+    "track",
 ]
 
 
@@ -83,6 +88,8 @@ def _plain(value: object) -> str:
 
 
 logger = logging.getLogger(__name__)
+
+_QUERY_CHUNK = 256  # points that a VideoTracker tracks at a time
 
 
 def reconstruct(
@@ -166,6 +173,53 @@ def reconstruct(
     return run_with_reference(run, views, queries, reference)
 
 
+def track(
+    model: nn.Module,
+    views: Views | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    query_points: Tensor | Sequence[Sequence[float]],
+    *,
+    support_grid: int = 5,
+    **options: Any,
+) -> Scene:
+    """Track points through views: frames of a video in their order, or photos.
+
+    Args:
+        model: `geomtx.VideoTracker`, for at least two views; or what `reconstruct` takes, with a head "tracks", which
+            knows no order of the views.
+        views: As for `reconstruct`.
+        query_points: Points to track, (N, 3) as (view, x, y) in pixels of the original photos or frames.
+        support_grid: A `VideoTracker` also tracks a grid of this many points a side, as tracks inform each other, and
+            leaves them out of the result; 0 for none.
+        options: Options of the run for models other than a `VideoTracker`, see `reconstruct`.
+
+    Returns:
+        A scene on the CPU with `tracks` alone.
+
+    Raises:
+        ValueError: As `reconstruct`, for a model without a head "tracks", and for a `VideoTracker` and a single view or
+            images that are too small for it.
+        TypeError: For an option that doesn't exist.
+    """
+    if not isinstance(model, VideoTracker):
+        return reconstruct(model, views, query_points=query_points, heads=("tracks",), **options)
+    if options:
+        raise TypeError(f"track takes no option {next(iter(options))!r} for a VideoTracker")
+    config = model.config
+    views = _to_views(views, config.patch_size, config.vggt.image_size)
+    queries = torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
+    model_queries = queries_to_model(queries, views.transforms, views.names)
+    parameter = next(model.tracker.parameters())
+    check_video(model, views.image_hw, len(views), parameter.device)
+    with torch.inference_mode():
+        features = video_features(model, views.images[None].to(parameter))
+        run = partial(model.track, features, support_grid=support_grid)
+        points = model_queries[None].to(parameter.device)
+        found: VideoTracks = track_in_chunks(run, points, _QUERY_CHUNK)
+    scene = _to_scene(model, views, queries, Predictions(tracks=found.tracks), support_grid=support_grid or None)
+    warn_of_nonfinite(scene)
+    return scene
+
+
 def _run_pass(
     model: nn.Module, views: Views, queries: Tensor | None, heads: tuple[str, ...], options: RunOptions, progress: bool
 ) -> Scene:
@@ -178,7 +232,22 @@ def _run_pass(
     }
     with progress_bar(shown=progress) as advance:
         predictions = run_views(model, inputs, heads, options._replace(progress=advance))
-    scene = Scene(
+    scene = _to_scene(
+        model,
+        views,
+        queries,
+        predictions,
+        autocast=options.dtype,
+        approximation=options.approximation,
+        quantize=quantized_type(model),
+    )
+    warn_of_nonfinite(scene)
+    return scene
+
+
+def _to_scene(model: nn.Module, views: Views, queries: Tensor | None, predictions: Predictions, **made: Any) -> Scene:
+    """Return the scene of predictions with a batch axis; `made` says how they were made."""
+    return Scene(
         names=views.names,
         transforms=views.transforms,
         images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
@@ -187,16 +256,8 @@ def _run_pass(
         query_points=queries,
         paths=views.paths,
         times=views.times,
-        provenance=describe_run(
-            model,
-            views,
-            autocast=options.dtype,
-            approximation=options.approximation,
-            quantize=quantized_type(model),
-        ),
+        provenance=describe_run(model, views, **made),
     )
-    warn_of_nonfinite(scene)
-    return scene
 
 
 def _check_memory(model: Any, views: Views, heads: tuple[str, ...], at_once: int, options: RunOptions) -> None:

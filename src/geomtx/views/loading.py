@@ -187,9 +187,9 @@ def _choose_sizes(model: Any, patch_size: int | None) -> tuple[int, int]:
     """Return the side of a patch and that of the images, of a model if there is one."""
     if model is None:
         return 14 if patch_size is None else patch_size, _SIZE
-    config = getattr(model, "config", model)
-    config = getattr(config, "vggt", config)  # of a model with a VGGT inside
-    found = getattr(config, "patch_size", None)
+    outer = getattr(model, "config", model)
+    config = getattr(outer, "vggt", outer)  # of a model with a VGGT inside, which may see the images in its own way
+    found = getattr(outer, "patch_size", getattr(config, "patch_size", None))
     if not isinstance(found, int):
         raise ValueError(f"model must be a model or its configuration, with a patch_size, got {type(model).__name__}")
     if patch_size not in (None, found):

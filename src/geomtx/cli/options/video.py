@@ -100,11 +100,13 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def photo_files(arguments: argparse.Namespace) -> Iterator[PhotoFiles]:
+def photo_files(arguments: argparse.Namespace, *, most: int | None = None) -> Iterator[PhotoFiles]:
     """Yield the files of the photos; those of a video's frames are in a temporary folder, removed after the block.
 
     Args:
         arguments: Arguments of a command with `photos` and `add_options`, checked.
+        most: Largest number of frames of a video, evenly spread, where neither `fps` nor `max_views` is given; defaults
+            to the rule of `FrameChoice`.
 
     Raises:
         ValueError: If there are no photos, or the video can't be used.
@@ -119,7 +121,10 @@ def photo_files(arguments: argparse.Namespace) -> Iterator[PhotoFiles]:
 
     if is_first_process() and sys.stderr.isatty():
         print(f"geomtx: reading '{video}'", file=sys.stderr)
-    plan = plan_frames(video, FrameChoice(**{name: getattr(arguments, name) for name in _OPTIONS}))
+    wanted = {name: getattr(arguments, name) for name in _OPTIONS}
+    if wanted["fps"] is None and wanted["max_views"] is None:
+        wanted["max_views"] = most
+    plan = plan_frames(video, FrameChoice(**wanted))
     with tempfile.TemporaryDirectory(prefix="geomtx-") as scratch:
         folder = Path(scratch) / FRAMES
         folder.mkdir()

@@ -276,7 +276,7 @@ class VideoTracker(nn.Module):
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
         checkpoint = open_weights(source)
-        config = parse_stored(checkpoint, "VideoTracker", VideoTrackerConfig.from_dict)
+        config = cls.read_config(source)
 
         def build() -> VideoTracker:
             model = cls(config, features=features)
@@ -290,6 +290,11 @@ class VideoTracker(nn.Module):
             return model
 
         return load_around_vggt(checkpoint, "VideoTracker", build, extra_heads, device=device, dtype=dtype)
+
+    @staticmethod
+    def read_config(source: str | os.PathLike[str]) -> VideoTrackerConfig:
+        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
+        return parse_stored(open_weights(source), "VideoTracker", VideoTrackerConfig.from_dict)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write `model.safetensors` and `config.json` into a folder, with heads added to the VGGT inside.

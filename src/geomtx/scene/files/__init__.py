@@ -8,7 +8,7 @@ from geomtx.scene.files.glb import write_glb
 from geomtx.scene.files.ply import write_ply
 from geomtx.scene.files.save import FORMATS, SCENE_FILES
 from geomtx.scene.files.sparse_model import SparseModel, build_sparse_model
-from geomtx.scene.files.tracks import write_tracks
+from geomtx.scene.files.tracks import write_track_arrays, write_tracks
 
 __all__ = [
     "FORMATS",
@@ -25,5 +25,6 @@ __all__ = [
     "write_colmap_model",
     "write_glb",
     "write_ply",
+    "write_track_arrays",
     "write_tracks",
 ]

@@ -44,6 +44,7 @@ __all__ = [
     "save_scene",
     "scene_cloud",
     "write_files",
+    "write_listing",
 ]
 
 logger = logging.getLogger(__name__)
@@ -289,7 +290,7 @@ def _write_formats(export: Export, folder: Path) -> tuple[str, ...]:
             place.mkdir()
         each.write(place, export)
         if each.folder:
-            _write_listing(place, name)
+            write_listing(place, name)
         made = (each.folder,) if each.folder else each.plan((), export.options)
         written += [file for file in made if (folder / file).exists()]
     return tuple(written)
@@ -322,8 +323,13 @@ def _planned(formats: Sequence[str], names: Sequence[str], options: ExportOption
     return files
 
 
-def _write_listing(folder: Path, name: str) -> None:
-    """List the files of a format's folder, by which they are known as geomtx's own."""
+def write_listing(folder: Path, name: str) -> None:
+    """List the files of a folder, by which they are known as geomtx's own.
+
+    Args:
+        folder: Folder with files of geomtx alone.
+        name: Name of the format of the files.
+    """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     write_json(
         folder / LISTING,
