@@ -66,6 +66,7 @@ ONE_FILE = {
     "metrics/pointcloud.py": {"scipy"},
     "scene/pycolmap_bridge.py": {"pycolmap"},
     "views/pictures.py": {"pillow_heif"},
+    "report/viewer/server.py": {"viser"},
     "views/video.py": {"av"},
 }
 OUTER_ONLY = (

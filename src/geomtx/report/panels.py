@@ -19,7 +19,7 @@ from geomtx.scene.points import PointCloud
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Points", "cloud_viewpoint", "draw_cloud", "draw_plan", "find_near", "sample_points"]
+__all__ = ["Points", "cloud_viewpoint", "draw_cloud", "draw_plan", "find_near", "point_widths", "sample_points"]
 
 _MAX_POINTS = 600_000
 _MAX_RADIUS = 0.012  # of a splat, share of the picture's width
@@ -56,7 +56,7 @@ def sample_points(scene: SceneContent, cloud: PointCloud | None) -> Points:
     if len(xyz) > _MAX_POINTS:
         kept = np.random.default_rng(0).permutation(len(xyz))[:_MAX_POINTS]
         xyz, rgb, view = xyz[kept], rgb[kept], view[kept]
-    return Points(xyz, rgb, _widths(scene, xyz, view), num_far)
+    return Points(xyz, rgb, point_widths(scene, xyz, view), num_far)
 
 
 def find_near(xyz: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def find_near(xyz: np.ndarray) -> np.ndarray:
     return near
 
 
-def _widths(scene: SceneContent, xyz: np.ndarray, view: np.ndarray) -> np.ndarray:
+def point_widths(scene: SceneContent, xyz: np.ndarray, view: np.ndarray) -> np.ndarray:
     """Return (N,) how far apart neighbouring points are: a pixel's width at the point's depth in its own view."""
     cameras = scene.predictions.cameras
     if cameras is None or not all(part.isfinite().all() for part in cameras):

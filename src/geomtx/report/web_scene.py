@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,15 @@ from geomtx.scene.points import PointCloud
 from geomtx.scene.surfaces import find_surfaces
 from geomtx.views.transform import lies_inside
 
-__all__ = ["PackedPoints", "WebCamera", "describe_space", "find_cameras", "hex_color", "pack_points"]
+__all__ = [
+    "PackedPoints",
+    "WebCamera",
+    "describe_space",
+    "find_cameras",
+    "find_track_places",
+    "hex_color",
+    "pack_points",
+]
 
 _FRUSTUM = 0.055  # depth of a drawn camera, share of the scene's extent; less for more than ten
 _MOST_TRACKS = 200
@@ -188,24 +197,44 @@ def _describe_camera(
 
 
 def _describe_tracks(scene: SceneContent) -> list[dict[str, Any]]:
-    """Return the places in space of tracked points in the views that see them, in the order of the views."""
+    """Return some of the tracks with their colours."""
+    total = 0 if scene.predictions.tracks is None else scene.predictions.tracks.coords_px.shape[1]
+    chosen = choose_rows(total, _MOST_TRACKS) if total else []
+    return [
+        {
+            "places": [_numbers(place) for place in places],
+            "color": [_number(value) for value in view_color(track, total)],
+        }
+        for track, places in zip(chosen, find_track_places(scene, chosen), strict=True)
+        if len(places)
+    ]
+
+
+def find_track_places(scene: SceneContent, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Return where the views that see the point of a track have their surface there, in the order of the views.
+
+    Where views disagree the places are apart; for a point that moves they are its way.
+
+    Args:
+        scene: The scene.
+        chosen: Indices of the tracks.
+
+    Returns:
+        Places (n, 3) of each track; none where there are no cameras, or neither depth nor points.
+    """
     tracks, cameras = scene.predictions.tracks, scene.predictions.cameras
     if tracks is None or cameras is None or (scene.predictions.depth is None and scene.predictions.points is None):
-        return []
+        return [np.empty((0, 3))] * len(chosen)
     surfaces = find_surfaces(scene)
     coords = tracks.coords_px.double()
     height, width = scene.images.shape[-2:]
     seen = ((tracks.visibility > 0.5) & lies_inside(coords, (height, width))).numpy()
-    chosen, total = choose_rows(coords.shape[1], _MOST_TRACKS), coords.shape[1]
     held = coords.clamp(min=torch.zeros(2), max=torch.tensor([width - 1.0, height - 1.0])).numpy()
     found = []
     for track in chosen:
         views = np.flatnonzero(seen[:, track] & surfaces.known)
         places = surfaces.unproject_each(views, held[views, track])
-        places = places[np.isfinite(places).all(axis=1)]
-        if len(places):
-            color = [_number(value) for value in view_color(track, total)]
-            found.append({"places": [_numbers(place) for place in places], "color": color})
+        found.append(places[np.isfinite(places).all(axis=1)])
     return found
 
 

@@ -1,0 +1,251 @@
+"""The panel beside the 3-D view: what is shown of a scene, one photo of it, and distances in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomtx.report.text import count, format_value
+from geomtx.report.viewer.measuring import Measure, describe_length, pick_point
+from geomtx.report.viewer.nodes import COLORS, PICTURES, SceneNodes
+from geomtx.report.viewer.shown import ShownScene
+from geomtx.report.viewer.tour import Tour
+
+__all__ = ["ScenePanel"]
+
+_ARRIVED = 0.02  # distance up to which one looks through a camera, in units of the viewer
+
+
+class ScenePanel:
+    """Shows a scene and builds its controls. Everything is gone after `remove`.
+
+    Args:
+        server: A `viser.ViserServer`.
+        shown: The scene.
+        folder: Folder for videos; None where they are downloaded by the browser.
+    """
+
+    def __init__(self, server: Any, shown: ShownScene, folder: Path | None) -> None:
+        self.shown, self._server, self._gui = shown, server, server.gui
+        self.nodes = SceneNodes(server, shown, self._click_camera)
+        self.measure = Measure(server, shown.frame.unit, shown.scene.units)
+        self._arrived = False
+        self._parts: list[Any] = []
+        self._add_heading()
+        self._add_points()
+        self._add_cameras()
+        self._add_photo()
+        self._add_tracks()
+        self._add_refinement()
+        self._add_distance()
+        self.tour = Tour(server, self.nodes, folder)
+        self._parts.append(self.tour.folder)
+        self._set_start()
+
+    def remove(self) -> None:
+        """Take the scene and its controls off the page."""
+        self.tour.stop()
+        self._server.scene.remove_click_callback("all")
+        self.tour.clear()
+        self.measure.clear()
+        self.nodes.remove()
+        for part in self._parts:
+            part.remove()
+
+    def follow(self, camera: Any) -> None:
+        """Show cameras again when the browser's own, viser's handle, has left the one that it looked through."""
+        if self.nodes.look.through is None:
+            return
+        found = self.nodes.camera(self.nodes.look.through)
+        near = found is not None and np.linalg.norm(camera.position - found[0].position - found[1]) < _ARRIVED
+        if near:
+            self._arrived = True
+        elif self._arrived or found is None:
+            self.nodes.change(through=None)
+
+    def look_through(self, view: int, client: Any) -> None:
+        """Put the camera of a browser to where a photo was taken, so that all of the photo's part is in its window."""
+        found = self.nodes.camera(view)
+        if found is None or client is None:
+            return
+        camera, offset = found
+        self._arrived = False
+        self.nodes.change(through=view)
+        position, forward = camera.position + offset, camera.rotation[:, 2]
+        wider = max(1.0, camera.aspect / client.camera.aspect)
+        with client.atomic():
+            client.camera.position = position
+            client.camera.up_direction = -camera.rotation[:, 1]
+            client.camera.look_at = position + forward * self._depth_from(position, forward)
+            client.camera.fov = 2 * float(np.arctan(np.tan(camera.fov / 2) * wider))
+
+    def _depth_from(self, position: np.ndarray, forward: np.ndarray) -> float:
+        """Return how deep the points lie in front of a place, half of them less; about this point views turn."""
+        depth = (self.nodes.points - position) @ forward
+        depth = depth[depth > 0]
+        return max(float(np.median(depth)), 0.05) if len(depth) else 1.0
+
+    def _set_start(self) -> None:
+        """Start a little behind and above the first camera, and look where it looks."""
+        cameras = self.shown.results[self.nodes.look.results[0]].cameras
+        first = cameras[0] if cameras else None
+        rotation = np.eye(3) if first is None else first.rotation
+        place = self.shown.frame.to_viewer(np.zeros(3)) if first is None else first.position
+        up = -np.mean([each.rotation[:, 1] for each in cameras], axis=0) if cameras else -rotation[:, 1]
+        up = up if np.linalg.norm(up) > 1e-6 else -rotation[:, 1]
+        depth = self._depth_from(place, rotation[:, 2])
+        self._server.scene.set_up_direction(up / np.linalg.norm(up))
+        start = self._server.initial_camera
+        start.position = place - 0.5 * depth * rotation[:, 2] - 0.2 * depth * rotation[:, 1]
+        start.look_at = place + depth * rotation[:, 2]
+        start.fov = float(np.clip(1.0 if first is None else 1.1 * first.fov, np.deg2rad(40), np.deg2rad(70)))
+
+    def _folder(self, label: str, *, opened: bool = True) -> Any:
+        folder = self._gui.add_folder(label, expand_by_default=opened)
+        self._parts.append(folder)
+        return folder
+
+    def _bind(self, handle: Any, field: str) -> None:
+        """Let a control set a field of the look."""
+        handle.on_update(lambda _: self.nodes.change(**{field: handle.value}))
+
+    def _add_heading(self) -> None:
+        scene, num_points = self.shown.scene, len(self.shown.results[self.nodes.look.results[0]].xyz)
+        facts = [count(len(scene), "photo"), count(self.shown.num_points, "point")]
+        if num_points < self.shown.num_points:
+            facts[-1] = f"{num_points:,} of {facts[-1]} loaded".replace(",", " ", 1)
+        facts.append("lengths up to scale" if scene.units == "up to scale" else f"lengths in {scene.units}")
+        made = [f"{name} {value}" for name, value in scene.provenance.items() if name in ("weights", "window")]
+        lines = [", ".join([*made, *facts])]
+        if scene.notice:
+            lines.insert(0, f"**Note: {scene.notice}**")
+        self._parts.append(self._gui.add_markdown("\n\n".join(map(_escape, lines))))
+
+    def _add_points(self) -> None:
+        if not self.shown.num_points:
+            return
+        with self._folder("Points"):
+            percent = self._gui.add_slider(
+                "Left out, %", min=0, max=99, step=1, initial_value=int(self.nodes.look.percent),
+                hint="Share of the points that is left out, the least confident first",
+            )  # fmt: skip
+            size = self._gui.add_slider("Size", min=0.25, max=4, step=0.25, initial_value=1)
+            color = self._gui.add_dropdown("Colors", COLORS)
+        self._bind(percent, "percent")
+        self._bind(size, "point_size")
+        self._bind(color, "color")
+        self.percent = percent
+
+    def _add_cameras(self) -> None:
+        if self.nodes.look.results and not any(result.cameras for result in self.shown.results.values()):
+            return
+        has_depth = self.shown.scene.predictions.depth is not None
+        with self._folder("Cameras"):
+            self._bind(self._gui.add_checkbox("Show", True), "cameras")
+            self._bind(self._gui.add_slider("Size", min=0.25, max=3, step=0.25, initial_value=1), "camera_size")
+            pictures = PICTURES if has_depth else ("photo", "none")
+            self._bind(self._gui.add_dropdown("Picture", pictures), "picture")
+            with self._gui.add_folder("Photo by photo", expand_by_default=False):
+                switch = self._gui.add_button_group("Show", ("all", "none"))
+                boxes = [self._gui.add_checkbox(name, True) for name in self.shown.scene.names]
+
+        def update(_: Any) -> None:
+            hidden = frozenset(view for view, box in enumerate(boxes) if not box.value)
+            self.nodes.change(hidden=hidden)
+
+        def switch_all(_: Any) -> None:
+            for box in boxes:
+                box.value = switch.value == "all"
+
+        for box in boxes:
+            box.on_update(update)
+        switch.on_click(switch_all)
+
+    def _add_photo(self) -> None:
+        scene = self.shown.scene
+        has_depth, has_camera = scene.predictions.depth is not None, self.nodes.camera(0) is not None
+        with self._folder("One photo", opened=False):
+            self.photo = self._gui.add_dropdown("Photo", scene.names)
+            if has_camera:
+                look = self._gui.add_button("Look through its camera")
+                look.on_click(lambda event: self.look_through(scene.names.index(self.photo.value), event.client))
+            picture = self._gui.add_image(self.shown.picture(0, "photo"), format="jpeg")
+            if has_depth:
+                depth = self._gui.add_image(self.shown.picture(0, "depth"), format="jpeg")
+                near, far = (format_value(value) for value in self.shown.limits("depth"))
+                unit = "" if scene.units == "up to scale" else f" {_escape(scene.units)}"
+                self._gui.add_markdown(f"Depth from {near} (blue) to {far}{unit} (red); unknown where it is gray.")
+
+        def update(_: Any) -> None:
+            view = scene.names.index(self.photo.value)
+            picture.image = self.shown.picture(view, "photo")
+            if has_depth:
+                depth.image = self.shown.picture(view, "depth")
+
+        self.photo.on_update(update)
+
+    def _add_tracks(self) -> None:
+        if len(self.shown.track_lines):
+            with self._folder("Tracks"):
+                label = f"Show {count(self.shown.num_tracks, 'track')}"
+                self._bind(self._gui.add_checkbox(label, self.nodes.look.tracks), "tracks")
+
+    def _add_refinement(self) -> None:
+        if len(self.shown.results) < 2:
+            return
+        choices = {
+            "refined": (("refined",), "over one another"),
+            "as predicted": (("first",), "over one another"),
+            "both (blue: refined)": (("refined", "first"), "over one another"),
+            "side by side": (("refined", "first"), "side by side"),
+        }
+        with self._folder("Refinement"):
+            choice = self._gui.add_dropdown("Show", tuple(choices))
+
+        def update(_: Any) -> None:
+            results, layout = choices[choice.value]
+            self.nodes.change(results=results, layout=layout)
+
+        choice.on_update(update)
+        self.refinement = choice
+
+    def _add_distance(self) -> None:
+        if not self.shown.num_points:
+            return
+        with self._folder("Distance"):
+            self.measuring = self._gui.add_checkbox("Click two points", False)
+            self.distance = self._gui.add_markdown("")
+
+        def update(_: Any) -> None:
+            if self.measuring.value:
+                self._server.scene.on_click()(self._click_scene)
+            else:
+                self._server.scene.remove_click_callback("all")
+                self.measure.clear()
+                self.distance.content = ""
+
+        self.measuring.on_update(update)
+
+    def _click_scene(self, event: Any) -> None:
+        index = pick_point(self.nodes.points, np.array(event.ray_origin), np.array(event.ray_direction))
+        if index is None:
+            self.distance.content = "No point there: click on one."
+            return
+        length = self.measure.add(self.nodes.points[index])
+        if length is None:
+            self.distance.content = "Now click on a second point."
+        else:
+            self.distance.content = f"**{describe_length(length, _escape(self.shown.scene.units))}**"
+
+    def _click_camera(self, view: int, client: Any) -> None:
+        if self.shown.num_points and self.measuring.value:
+            return  # the click is for the point behind the camera
+        self.photo.value = self.shown.scene.names[view]
+        self.look_through(view, client)
+
+
+def _escape(text: str) -> str:
+    """Return text whose angle brackets are no elements of a page."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
