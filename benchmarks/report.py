@@ -367,6 +367,18 @@ def make_refine() -> str:
     return text or NOT_MEASURED
 
 
+def make_report_page() -> str:
+    """Size and times of report.html by the number of photos."""
+    text = ""
+    for record in read("report_page.json"):
+        rows = [
+            [name, found["megabytes"], found["write_seconds"], found["first_frame_seconds"]]
+            for name, found in record["results"].items()
+        ]
+        text += table(["", "MB", "seconds to write", "seconds to the first frame"], rows) + f"{describe(record)}.\n"
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "exactness": make_exactness,
@@ -382,6 +394,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "attention": make_attention,
     "nvs": make_nvs,
     "video_tracking": make_video_tracking,
+    "report_page": make_report_page,
 }
 
 if __name__ == "__main__":

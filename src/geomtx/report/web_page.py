@@ -35,7 +35,7 @@ from geomtx.report.web_pictures import (
 from geomtx.report.web_scene import WebCamera, describe_space, find_cameras, hex_color, pack_points
 from geomtx.scene.content import SceneContent
 from geomtx.scene.filters import PixelFilter
-from geomtx.scene.points import PointCloud, check_percentile
+from geomtx.scene.points import PointCloud, check_percentile, confidence_threshold
 from geomtx.types import DenseMap
 
 __all__ = ["MOST_POINTS", "write_page"]
@@ -92,12 +92,11 @@ def write_page(
     """
     check_percentile(percentile)
     check_count("max_points", max_points)
-    everything = _find_points(scene, 0.0, max_points, which)
+    everything = _find_points(scene, max_points, which)
     points = pack_points(everything, len(scene))
     cameras = find_cameras(scene)
     space = describe_space(scene, points, cameras)
     maps = _find_maps(scene)
-    cloud = _find_points(scene, percentile, max_points, which) if space is not None else None
     num_maps = len(maps) + 1
     parts = {
         "version": __version__,
@@ -106,7 +105,7 @@ def write_page(
         "script": '(() => {\n"use strict";\n' + "\n".join(_read(name) for name in _SCRIPTS) + "})();",
         "facts": "".join(f"<li>{escape(fact)}</li>" for fact in _describe_briefly(scene, points.xyz)),
         "notice": f'<p class="notice" role="note">{escape(scene.notice)}</p>' if scene.notice else "",
-        "space": "" if space is None else _space(scene, cloud, percentile),
+        "space": "" if space is None else _space(scene, everything, percentile),
         "show": "all" if len(scene) <= _SIDE_BY_SIDE or not maps else "photo",
         "most": str(num_maps),
         "choices": _choices(maps, scene),
@@ -132,11 +131,10 @@ def _fill(template: str, parts: dict[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def _find_points(
-    scene: SceneContent, percentile: float, max_points: int, which: PixelFilter | None
-) -> PointCloud | None:
+def _find_points(scene: SceneContent, max_points: int, which: PixelFilter | None) -> PointCloud | None:
+    """Return points of all confidences; None where there are none."""
     try:
-        return scene.points(percentile, max_points=max_points, which=which)
+        return scene.points(0, max_points=max_points, which=which)
     except ValueError:  # there are none, which is no error here
         return None
 
@@ -158,7 +156,12 @@ def _find_maps(scene: SceneContent) -> list[_Map]:
 
 
 def _space(scene: SceneContent, cloud: PointCloud | None, percentile: float) -> str:
-    picture = "" if cloud is None else f'<img alt="Points and cameras" src="{to_data_uri(render_cloud(scene, cloud))}">'
+    """Return the view in space, with a picture of its points at first."""
+    picture = ""
+    if cloud is not None:
+        kept = cloud.confidence >= confidence_threshold(cloud.confidence, percentile)
+        source = to_data_uri(render_cloud(scene, PointCloud(*(part[kept] for part in cloud))))
+        picture = f'<img alt="Points and cameras" src="{source}">'
     return _fill(_read("space.html"), {"picture": picture, "percentile": f"{min(percentile, 99):.0f}"})
 
 

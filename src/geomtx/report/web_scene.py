@@ -29,6 +29,7 @@ __all__ = [
 
 _FRUSTUM = 0.055  # depth of a drawn camera, share of the scene's extent; less for more than ten
 _MOST_TRACKS = 200
+_COVER = 1.3  # width of a point in widths of what it stands for, so that surfaces of a random sample close
 
 
 class PackedPoints(NamedTuple):
@@ -138,7 +139,7 @@ def describe_space(scene: SceneContent, points: PackedPoints, cameras: list[WebC
     low, size = (points.low, points.size) if len(points.xyz) else (places.min(axis=0), np.ptp(places, axis=0))
     extent = _measure_extent(points.xyz, centers)
     depth = _FRUSTUM * extent * min(1.0, (10 / max(len(known), 1)) ** 0.5)
-    thinned = np.sqrt(max(1.0, int(scene.masks.sum()) / max(len(points.xyz), 1)))
+    thinned = _COVER * np.sqrt(max(1.0, int(scene.masks.sum()) / max(len(points.xyz), 1)))
     colors = [view_color(view, len(scene)) for view in range(len(scene))]
     down = np.sum([camera.cam_from_world[1, :3] for camera in known], axis=0) if known else np.array([0.0, 1.0, 0.0])
     if np.linalg.norm(down) < 0.1 * len(known):  # they look every way, upside down too

@@ -103,7 +103,7 @@ class View {
   home() {
     const first = this.scene.cameras.find(Boolean);
     if (!first) return this.eye.looking([0, 0, 1], [1, 0, 0], [0, 0, 0], 2);
-    const depth = clamp(first.depth, 0.05, 5), back = clamp(0.5 * depth, 4 * first.reach, 1);
+    const depth = clamp(first.depth, 0.05, 5), back = clamp(0.35 * depth, 3 * first.reach, 1);
     const { forward } = first, target = plus(first.center, forward, depth);
     const goal = this.eye.looking(forward, first.right, target, depth + back);
     return { ...goal, pitch: goal.pitch + 6 * DEGREE, roll: 0 };
