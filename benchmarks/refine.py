@@ -1,9 +1,11 @@
 """What `geomtx.refine` does for rooms with known truth: `benchmarks/refine.py [--scenes N] [--image-hw H W]`.
 
-Eight photos of each room. Two starts: the scene that nano predicts, and the truth, disturbed as a large model's result
+Eight photos of each room. Three starts: the scene that nano predicts; the truth, disturbed as a large model's result
 may be: cameras turned by 2 degrees and moved by a twentieth of their distance from the room's middle, focal lengths 3 %
-too long, and the depth of each view scaled by up to 5 %. Correspondences come from the truth, with noise of half a
-pixel and 10 % outliers; from SIFT; from nano's tracker; from the depth maps. Both solvers.
+too long, and the depth of each view scaled by up to 5 %; and the truth, disturbed as a poor result may be, by 20 degrees
+and a fifth. Correspondences come from the truth, with noise of half a pixel and 10 % outliers; from SIFT; from nano's
+tracker; from the depth maps. Wrong ones, which must be refused, are the true tracks with the places of other points, and
+pairs of observations of which half are anywhere. Both solvers; for wrong ones, geomtx's.
 
 Poses are measured by the areas under the curve of pairwise errors, in 0 … 1, and by the reprojection error of true
 tracks that are triangulated with the cameras, in pixels of the photos (median).
@@ -36,6 +38,7 @@ from geomtx.types import Cameras, DenseMap, Predictions, SceneBatch
 VIEWS, TRACKS = 8, 512
 NOISE_PX, OUTLIERS = 0.5, 0.1
 SOLVERS = ("torch", "pycolmap")
+WRONG = ("places of other points", "pairs, half wrong")
 MEASURES = ("auc_5", "auc_30", "reprojection_px", "seconds", "refined")
 SCENES = HELD_OUT_SCENES["refinement"]
 
@@ -71,12 +74,16 @@ def measure_scene(model: Any, index: int, image_hw: tuple[int, int]) -> dict[str
         views = geomtx.load_views(folder, model=model)
         predicted = geomtx.reconstruct(model, views)
         in_views = truth_in_views(truth, views)
-        starts = {"nano": predicted, "disturbed truth": disturb(predicted, in_views, index)}
+        starts = {
+            "nano": predicted,
+            "disturbed truth": disturb(predicted, in_views, index),
+            "turned truth": disturb(predicted, in_views, index, degrees=20.0, share=0.2),
+        }
         found: dict[str, dict[str, dict[str, float]]] = {}
         for start, scene in starts.items():
             rows = found.setdefault(start, {"before": score(scene, truth)})
             for name, (observations, seconds) in find_all(model, scene, in_views, index).items():
-                for solver in SOLVERS:
+                for solver in SOLVERS[: 1 if name in WRONG else None]:
                     began = time.perf_counter()
                     refined = refine(scene, observations, solver=solver)  # type: ignore[arg-type]
                     took = time.perf_counter() - began
@@ -85,7 +92,7 @@ def measure_scene(model: Any, index: int, image_hw: tuple[int, int]) -> dict[str
     return found
 
 
-def disturb(scene: Scene, truth: SceneBatch, seed: int) -> Scene:
+def disturb(scene: Scene, truth: SceneBatch, seed: int, *, degrees: float = 2.0, share: float = 0.05) -> Scene:
     """The truth in place of the predictions, with wrong cameras and depth."""
     generator = torch.Generator().manual_seed(seed)
     assert truth.cameras is not None
@@ -93,11 +100,11 @@ def disturb(scene: Scene, truth: SceneBatch, seed: int) -> Scene:
     pose, intrinsics = (each[0].double().clone() for each in truth.cameras)
     axis = torch.randn(VIEWS, 3, generator=generator).double()
     axis[0] = 0
-    turn = torch.deg2rad(torch.tensor(2.0)) * torch.nn.functional.normalize(axis, dim=-1)
+    turn = torch.deg2rad(torch.tensor(degrees)) * torch.nn.functional.normalize(axis, dim=-1)
     cross = torch.linalg.cross(turn[:, None], torch.eye(3).double().expand(VIEWS, 3, 3)).mT
     centers = -(pose[:, :, :3].mT @ pose[:, :, 3:])
     spread = (centers - centers.mean(0)).norm(dim=1).mean()
-    moved = centers + 0.05 * spread * torch.randn(VIEWS, 3, 1, generator=generator).double()
+    moved = centers + share * spread * torch.randn(VIEWS, 3, 1, generator=generator).double()
     moved[0] = centers[0]
     rotation = torch.matrix_exp(cross) @ pose[:, :, :3]
     pose = torch.cat([rotation, -rotation @ moved], dim=-1)
@@ -111,10 +118,12 @@ def disturb(scene: Scene, truth: SceneBatch, seed: int) -> Scene:
 def find_all(model: Any, scene: Scene, truth: SceneBatch, seed: int) -> dict[str, tuple[ObservedPoints, float]]:
     """Name of the source → its observations, and the seconds that they took."""
     sources: dict[str, Callable[[], ObservedPoints]] = {
-        "truth": lambda: noisy_tracks(scene, truth, seed),
+        "truth": lambda: observed_tracks(scene, noisy_tracks(scene, truth, seed)),
         "sift": lambda: match_points(scene),
         "nano": lambda: track_points(model, scene),
         "depth maps": lambda: observe_points(scene, max_points=5000),
+        WRONG[0]: lambda: observed_tracks(scene, mix(noisy_tracks(scene, truth, seed), seed)),
+        WRONG[1]: lambda: observed_tracks(scene, pair(noisy_tracks(scene, truth, seed, outliers=0.5))),
     }
     found = {}
     for name, find in sources.items():
@@ -124,8 +133,8 @@ def find_all(model: Any, scene: Scene, truth: SceneBatch, seed: int) -> dict[str
     return found
 
 
-def noisy_tracks(scene: Scene, truth: SceneBatch, seed: int) -> ObservedPoints:
-    """True tracks with noise of half a pixel of the photos, and a tenth of the observations anywhere."""
+def noisy_tracks(scene: Scene, truth: SceneBatch, seed: int, *, outliers: float = OUTLIERS) -> TrackedPixels:
+    """True tracks from the first view, with noise of half a pixel of the photos, and a share of them anywhere."""
     generator = torch.Generator().manual_seed(seed)
     assert truth.tracks is not None
     coords = truth.tracks.coords_px[0].double()
@@ -133,11 +142,29 @@ def noisy_tracks(scene: Scene, truth: SceneBatch, seed: int) -> ObservedPoints:
     coords = coords + NOISE_PX * shrink * torch.randn(coords.shape, generator=generator).double()
     height, width = scene.images.shape[-2:]
     size = torch.tensor([width - 1.0, height - 1.0]).double()
-    wrong = torch.rand(coords.shape[:2], generator=generator) < OUTLIERS
+    wrong = torch.rand(coords.shape[:2], generator=generator) < outliers
     anywhere = torch.rand(coords.shape, generator=generator).double() * size
     coords = torch.where(wrong[..., None], anywhere, coords)
     seen = truth.tracks.visible[0] & truth.tracks.valid[0] & (coords >= 0).all(-1) & (coords <= size).all(-1)
-    return observed_tracks(scene, TrackedPixels(coords, seen, torch.ones(seen.shape), torch.zeros(TRACKS).long()))
+    return TrackedPixels(coords, seen, torch.ones(seen.shape), torch.zeros(TRACKS).long())
+
+
+def mix(tracks: TrackedPixels, seed: int) -> TrackedPixels:
+    """In all views but the first, each track has the place of another."""
+    generator = torch.Generator().manual_seed(seed)
+    coords = tracks.coords_px.clone()
+    for view in range(1, VIEWS):
+        rows = tracks.seen[view].nonzero()[:, 0]
+        coords[view, rows] = coords[view, rows[torch.randperm(len(rows), generator=generator)]]
+    return tracks._replace(coords_px=coords)
+
+
+def pair(tracks: TrackedPixels) -> TrackedPixels:
+    """Of each track, the observation in its first view and one other, of the views in turn."""
+    place = (torch.arange(VIEWS)[:, None] - 1 - torch.arange(TRACKS)) % (VIEWS - 1)
+    place = place.where(tracks.seen, VIEWS)
+    nearest = place[1:] == place[1:].amin(0)
+    return tracks._replace(seen=tracks.seen & torch.cat([torch.ones_like(tracks.seen[:1]), nearest]))
 
 
 def score(scene: Scene, truth: SceneBatch) -> dict[str, float]:

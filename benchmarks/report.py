@@ -349,7 +349,11 @@ def make_bundle() -> str:
 def make_refine() -> str:
     """Poses before and after a refinement, by what the correspondences come from."""
     text = ""
-    starts = {"nano": "what nano predicts", "disturbed truth": "the truth, disturbed"}
+    starts = {
+        "nano": "what nano predicts",
+        "disturbed truth": "the truth, disturbed",
+        "turned truth": "the truth, turned by 20 degrees",
+    }
     for record in read("refine_*.json"):
         settings = record["settings"]
         height, width = settings["image_hw"]

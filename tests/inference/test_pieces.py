@@ -3,10 +3,12 @@ import weakref
 import pytest
 import torch
 
-from geomtx import VGGT
+from geomtx import VGGT, VGGTConfig
+from geomtx.heads.run import extract_features
 from geomtx.inference import PLANS, GlobalApproximation, MemoryPlan, predict
 from geomtx.inference.attention import attention_table
 from geomtx.inference.pieces import move_aside
+from geomtx.types import Tokens
 from lean import build_lean
 from reference import named_tensors
 
@@ -157,3 +159,12 @@ def test_convolutions_read_channels_last(model, images, plan):
 def test_plans_that_are_none(model, images, plan, message):
     with torch.no_grad(), pytest.raises(ValueError, match=message):
         predict(model, images, plan=plan)
+
+
+def test_features_of_tracks_come_back_from_where_maps_wait():
+    """The tracker's device, here "meta", has them, though a plan puts results of single views together elsewhere."""
+    with torch.device("meta"):
+        head = VGGT(VGGTConfig.tiny()).track_head
+    waiting = torch.zeros(1, 3, head.decoder.out_channels, 14, 14)
+    tokens = Tokens({}, 5, (56, 56), (4, 4), None)
+    assert extract_features(head, tokens, lambda function, tokens: waiting).device.type == "meta"

@@ -244,6 +244,38 @@ def test_observations_of_other_places_are_not_believed(start, observed):
     assert scene.predictions == start.predictions
 
 
+def test_a_camera_turns_far_only_where_other_photos_confirm_it(truth):
+    start = disturb(truth, degrees=25.0, shift=0.1)
+    observed = exact_observations(truth, start)
+    refined = geomtx.refine(start, observed, focal="known")
+    assert pose_errors(start, truth).max() > 20
+    assert pose_errors(refined, truth).max() < 0.01
+    # Tracks as long, but with the places of other points; and tracks of two views, which nothing confirms.
+    generator = torch.Generator().manual_seed(1)
+    few = {name: getattr(observed, name)[:400] for name in ("view", "point", "coords_px")}
+    for view in range(1, 4):
+        rows = (few["view"] == view).nonzero()[:, 0]
+        few["coords_px"][rows] = few["coords_px"][rows[torch.randperm(len(rows), generator=generator)]]
+    for wrong in (observed._replace(**few), pairs_of(observed)):
+        scene = geomtx.refine(start, wrong, focal="known")
+        assert "a camera would turn by" in scene.provenance["refinement"]
+        assert "three photos agree on 0 % of the observations" in scene.provenance["refinement"]
+        assert scene.predictions == start.predictions
+
+
+def pairs_of(observed: ObservedPoints) -> ObservedPoints:
+    """The first two observations of each point."""
+    kept = torch.arange(len(observed.point)) - torch.searchsorted(observed.point, observed.point) < 2
+    return observed._replace(**{name: getattr(observed, name)[kept] for name in ("view", "point", "coords_px")})
+
+
+def test_points_that_two_photos_see_refine_these(truth, start, observed):
+    """Half of these observations are where the points start, so they say nothing of how far the others are off."""
+    refined = geomtx.refine(start, pairs_of(observed), focal="known")
+    # Nearly all points begin in the first two views.
+    assert pose_errors(refined, truth)[0, 0] < 0.1 * pose_errors(start, truth)[0, 0]
+
+
 def test_observations_that_are_not_finite_are_left_out(start, observed, truth):
     coords, xyz = observed.coords_px.clone(), observed.xyz.clone()
     coords[::7], xyz[::5] = torch.nan, torch.inf

@@ -12,6 +12,7 @@ from geomtx.data.synthetic.photos import save_photos, truth_in_views
 from geomtx.data.synthetic.render import held_out_seed, render_scenes
 from geomtx.data.synthetic.rooms import RoomStyle
 from geomtx.geometry import project
+from geomtx.inference import LEAN_PLAN, run
 from geomtx.metrics import pairwise_pose_errors
 from geomtx.scene import ObservedPoints, match_points, observe_points, track_points
 from geomtx.scene.tracked_points import farthest_views
@@ -66,6 +67,30 @@ def test_tracks_of_nano_are_near_the_truth(room):
     strict = track_points(model, room[0], num_query_views=2, points_per_view=100, tolerance_px=0.3)
     assert len(strict.view) < len(observed.view)
     assert misses(strict, room).median() < misses(observed, room).median()
+
+
+def test_tracks_take_the_memory_that_there_is(room, monkeypatch):
+    model = geomtx.load_model("nano").double()  # the tracker enlarges rounding
+    whole = track_points(model, room[0], num_query_views=2, points_per_view=50)
+    plans = []
+    encode = run.encode
+    monkeypatch.setattr(run, "encode", lambda *args: plans.append(args[2].plan) or encode(*args))
+    lean = track_points(model, room[0], num_query_views=2, points_per_view=50, memory="low")
+    assert plans == [LEAN_PLAN]
+    assert torch.equal(lean.view, whole.view)
+    torch.testing.assert_close(lean.coords_px, whole.coords_px, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match=r"^memory must be 'auto', 'low' or a whole number"):
+        track_points(model, room[0], memory="some")
+
+
+def test_tracks_lie_on_pixels_that_take_part(room):
+    scene, _ = room
+    masks = scene.masks.clone()
+    masks[1, :, : masks.shape[-1] // 2] = False
+    observed = track_points(geomtx.load_model("nano"), dataclasses.replace(scene, masks=masks), num_query_views=2)
+    column, row = scene.transforms[1].from_original(observed.coords_px[observed.view == 1]).round().long().unbind(-1)
+    assert len(row) > 10
+    assert masks[1, row, column].all()
 
 
 def test_a_scene_with_tracks_of_its_own_uses_them(room):

@@ -13,7 +13,7 @@ from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.track import TrackHead
 from geomtx.types import ProjectedTokens, Tokens
 
-__all__ = ["EachView", "Gather", "has_steps", "head_dtype", "run_head"]
+__all__ = ["EachView", "Gather", "extract_features", "has_steps", "head_dtype", "run_head"]
 
 EachView = Callable[..., Any]
 """Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
@@ -60,9 +60,26 @@ def run_head(
         return each_view(lambda part: head(_convert(part, dtype)), tokens)
     if isinstance(head, TrackHead):
         assert query_points is not None, "a head of tracks runs with query points only"
-        features = each_view(lambda part: head.extract(_convert(part, dtype)), tokens)
-        return head.track(gather(features), query_points, view_mask=_valid_views(tokens, gather))
+        features = extract_features(head, tokens, each_view, gather)
+        return head.track(features, query_points, view_mask=_valid_views(tokens, gather))
     raise AssertionError("only these heads have steps")
+
+
+def extract_features(
+    head: TrackHead, tokens: Tokens | ProjectedTokens, each_view: EachView | None = None, gather: Gather | None = None
+) -> Tensor:
+    """Return the feature maps of all views that a head tracks on, (B, S, C, H, W) on the head's device.
+
+    Args:
+        head: The head.
+        tokens: What it reads.
+        each_view: See `run_head`.
+        gather: See `run_head`.
+    """
+    dtype = head_dtype(head)
+    features = (each_view or _call)(lambda part: head.extract(_convert(part, dtype)), tokens)
+    # Where memory is short, results of single views wait in the host's.
+    return (gather or _identity)(features).to(next(head.parameters()).device)
 
 
 def has_steps(head: nn.Module) -> bool:

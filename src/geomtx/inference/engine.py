@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from geomtx.encoder.scopes import AttentionTable
+from geomtx.heads.run import EachView
 from geomtx.inference.attention import attention_table, check_blocks
 from geomtx.inference.keys import GlobalApproximation, check_approximation
 from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunks, move_aside
@@ -24,7 +25,16 @@ from geomtx.inference.shares import Shares
 from geomtx.layers.block import Attend
 from geomtx.types import Predictions, Tokens, show_shapes
 
-__all__ = ["Execution", "Inputs", "RecomputedBlock", "execute", "predict", "recompute_blocks"]
+__all__ = [
+    "EncodedViews",
+    "Execution",
+    "Inputs",
+    "RecomputedBlock",
+    "encode",
+    "execute",
+    "predict",
+    "recompute_blocks",
+]
 
 RunBlock = Callable[[Any], Any]
 """Function from a block to what is called in its place."""
@@ -56,6 +66,19 @@ class Execution(NamedTuple):
     shares: Shares | None = None
     run_block: RunBlock | None = None
     progress: Callable[[float], None] | None = None
+
+
+class EncodedViews(NamedTuple):
+    """What heads are run on.
+
+    Attributes:
+        read: Function from the name of a head to what it reads, `Tokens` or `ProjectedTokens`, called once a head.
+        each_view: Function that applies a function of single views to all, see `geomtx.heads.run.run_head`; None for
+            one call.
+    """
+
+    read: Callable[[str], Any]
+    each_view: EachView | None
 
 
 def predict(
@@ -116,8 +139,37 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         ValueError: As `predict`.
         RuntimeError: As `predict`.
     """
-    plan, approximation, shares, run_block, _ = execution
     _check_execution(model.encoder, execution)
+    shares, query_points = execution.shares, inputs.query_points
+    report = _Reports(model, inputs, execution)
+    encoded = _encode(model, inputs, execution, report)
+    return model.run_heads(
+        report.heads(encoded.read),
+        inputs.heads,
+        None if query_points is None else query_points.to(next(model.parameters()).device),
+        each_view=encoded.each_view,
+        gather=None if shares is None else partial(shares.gather, dim=1),
+    )
+
+
+def encode(model: Any, inputs: Inputs, execution: Execution) -> EncodedViews:
+    """Run a model's embedding and blocks alone, for a caller that runs the heads that `inputs` names.
+
+    Args:
+        model: The model.
+        inputs: Checked inputs, of all views, on any device.
+        execution: Way of executing the pass.
+
+    Raises:
+        ValueError: As `predict`.
+        RuntimeError: As `predict`.
+    """
+    _check_execution(model.encoder, execution)
+    return _encode(model, inputs, execution, _Reports(model, inputs, execution))
+
+
+def _encode(model: Any, inputs: Inputs, execution: Execution, report: _Reports) -> EncodedViews:
+    plan, approximation, shares, run_block, _ = execution
     here = slice(None) if shares is None else shares.here
     parameter = next(model.parameters())
     device, in_pieces = parameter.device, plan.token_chunk is not None
@@ -127,7 +179,6 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         each_view: Callable[..., Tensor] = embed_in_chunks(device, parameter.dtype, plan.view_chunk)
     else:
         images, each_view = images.to(device), _call
-    report = _Reports(model, inputs.heads, execution, len(images) * images.shape[1])
     if run_block is not None or execution.progress is not None:
         each_view = _with_backbone_blocks(model.encoder.backbone, each_view, report, run_block)
     views = model.encoder.embed(
@@ -151,14 +202,7 @@ def execute(model: Any, inputs: Inputs, execution: Execution) -> Predictions:
         del views
         tokens = tokens._replace(layers=dict(map(_join, layers)))
         read = partial(_same, tokens)
-    del table, attend, layers  # the rotary table of the scene need not outlive the last block
-    return model.run_heads(
-        report.heads(read),
-        inputs.heads,
-        None if inputs.query_points is None else inputs.query_points.to(device),
-        each_view=None if plan == WHOLE and shares is None else heads_in_chunks(device, plan),
-        gather=None if shares is None else partial(shares.gather, dim=1),
-    )
+    return EncodedViews(read, None if plan == WHOLE and shares is None else heads_in_chunks(device, plan))
 
 
 def _check_execution(encoder: Any, execution: Execution) -> None:
@@ -237,7 +281,9 @@ def _with_backbone_blocks(
 class _Reports:
     """Reports the progress of a pass, in blocks and heads that are done."""
 
-    def __init__(self, model: Any, heads: tuple[str, ...], execution: Execution, num_views: int) -> None:
+    def __init__(self, model: Any, inputs: Inputs, execution: Execution) -> None:
+        images, heads, shares = inputs.images, inputs.heads, execution.shares
+        num_views = images[:, slice(None) if shares is None else shares.here].shape[:2].numel()
         self.progress = execution.progress
         chunk = execution.plan.view_chunk if execution.plan.token_chunk is not None else None
         self.num_chunks = 1 if chunk is None else -(-num_views // chunk)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from geomtx.inference.engine import Execution, Inputs, execute
+from geomtx.inference.engine import EncodedViews, Execution, Inputs, encode, execute
 from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, many_variants, run_captured
 from geomtx.inference.keys import GlobalApproximation
 from geomtx.inference.parallel import predict_parallel
@@ -20,7 +20,7 @@ from geomtx.inference.plan import PLANS, WHOLE, Memory, MemoryPlan, PassSize, au
 from geomtx.inference.shares import deal_out
 from geomtx.types import Predictions
 
-__all__ = ["HALVES", "RunOptions", "check_options", "run_views"]
+__all__ = ["HALVES", "RunOptions", "check_options", "encode_views", "run_views"]
 
 HALVES = (torch.bfloat16, torch.float16)
 # Pixels that the dense heads hold at once with view_chunk="auto", where memory is not short.
@@ -135,6 +135,25 @@ def run_views(model: Any, inputs: dict[str, Tensor | None], heads: tuple[str, ..
             return run_captured(model, run, here, (heads, plan, approximation))
         with many_variants() if compiled else nullcontext():
             return run(**inputs)  # type: ignore[arg-type]
+
+
+def encode_views(
+    model: Any, images: Tensor, patch_mask: Tensor | None, heads: tuple[str, ...], options: RunOptions
+) -> EncodedViews:
+    """Run a model's encoder on the views of a scene, in the memory that there is, for a caller that runs the heads.
+
+    Args:
+        model: A model with one pass over all views.
+        images: Images (1, S, 3, H, W) on any device.
+        patch_mask: Mask of patches (1, S, rows, columns); None for all.
+        heads: Names of the heads that will run.
+        options: `view_chunk` and `memory` count.
+
+    Raises:
+        ValueError: For another `memory`, and as the model does.
+    """
+    plan = _choose_plan(model, images, heads, options)
+    return encode(model, Inputs(images, None, patch_mask, heads), Execution(plan))
 
 
 def _choose_plan(model: nn.Module, images: Tensor, heads: tuple[str, ...], options: RunOptions) -> MemoryPlan:

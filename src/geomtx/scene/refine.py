@@ -41,9 +41,13 @@ _LEAST_MEDIAN = 1e-3  # pixels
 _TOLERANCE = 1e-6
 _LARGEST_FOCAL_CHANGE = 0.25  # of the logarithm
 _MANY_VIEWS = 200
-# What is more than a refinement comes of wrong observations, which short tracks let the solver explain.
+# What is more than a refinement comes of wrong observations, which short tracks let the solver explain, unless other
+# photos confirm it: an observation is confirmed if it and two others of its point agree to half a percent of the image.
+# Of right tracks and matches 23 to 84 % are, of wrong ones at most 5 % (benchmarks/refine.py has both).
 _LARGEST_CHANGE = 2.0  # factor of a view's depth
-_LARGEST_TURN = 15.0  # degrees
+_LARGEST_TURN = 15.0  # degrees, without confirmation
+_AGREEING = 0.005  # of the longer side of the images
+_LEAST_CONFIRMED, _LEAST_OF_VIEW = 0.25, 0.1  # shares of all observations, and of those of a view that turns
 _UNTRUSTED = "the observations can't be trusted"
 
 
@@ -70,8 +74,10 @@ def refine(
 
     A view with fewer than ten observations of points that another view sees too keeps its camera. Where the scene can't
     be refined at all, it comes back unchanged, with `refined` False and the reason in `provenance["refinement"]`: too
-    few observations, a solver that diverges, or observations by which a camera would turn by more than 15 degrees or
-    the depth of a view change by more than a factor of 2.
+    few observations, a solver that diverges, or observations that can't be trusted: by which the depth of a view would
+    change by more than a factor of 2, or a camera would turn by more than 15 degrees without confirmation. An
+    observation is confirmed if it and two more of the same point agree to 0.5 % of the longer side of the model's
+    images; a quarter of all observations must be, and a tenth, at least ten, of those of each camera that turns so far.
 
     Args:
         scene: Scene with cameras, and with depth or points.
@@ -134,6 +140,7 @@ class _Selected(NamedTuple):
         fixed: Whether each of the views is held, (V,).
         num_fixed: How many of them are.
         one_size: Whether all photos have the same size and became images in the same way.
+        agreeing_px: Distance in pixels of the model's images up to which an observation agrees with a point.
     """
 
     views: Tensor
@@ -141,6 +148,7 @@ class _Selected(NamedTuple):
     fixed: Tensor
     num_fixed: int
     one_size: bool
+    agreeing_px: float
 
 
 class _Refined(NamedTuple):
@@ -194,7 +202,8 @@ def _select(scene: Scene, points: ObservedPoints, fixed_views: Tensor | None) ->
         coords[kept][None],
     )
     one_size = len({(each.original_hw, each.scale) for each in scene.transforms}) == 1
-    return _Selected(views, problem, fixed[views], int(fixed[views].sum()), one_size)
+    agreeing = _AGREEING * max(scene.images.shape[-2:])
+    return _Selected(views, problem, fixed[views], int(fixed[views].sum()), one_size, agreeing)
 
 
 def _to_model(scene: Scene, points: ObservedPoints) -> Tensor:
@@ -214,7 +223,8 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
     for index in range(_ROUNDS + 1):
         last = index == _ROUNDS
         distances = _distances(problem)
-        median = max(float(distances.median()), _LEAST_MEDIAN)
+        median = distances.median() if index else _first_median(problem, distances)
+        median = max(float(median), _LEAST_MEDIAN)
         counted = (distances <= (_FAR_AT_LAST if last else _FAR) * median).to(distances.dtype)
         options = BundleOptions(loss, 2 * median, choice if last else "known", tolerance=_TOLERANCE, damping=1e-3)
         tried = _solve_once(selected, problem._replace(weights=counted[None]), solver, options)
@@ -226,16 +236,51 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
     if not bool(values.isfinite().all()):
         raise _UnsolvableError("the solver diverged")
     before, after = _distances(start), _distances(problem)
-    if not bool(after.median() <= before.median().clamp(min=1e-3)):
+    if not bool(after.median() <= _first_median(start, before).clamp(min=_LEAST_MEDIAN)):
         raise _UnsolvableError(
             f"the median reprojection error would rise from {before.median():.2f} to {after.median():.2f} pixels"
         )
     cameras = Cameras(*(each[0] for each in problem.cameras))
     counted = torch.ones_like(after) if problem.weights is None else problem.weights[0]
-    turn = rotation_angle(cameras.cam_from_world[..., :3], start.cameras.cam_from_world[0, ..., :3]).rad2deg().max()
-    if not turn < _LARGEST_TURN:
-        raise _UnsolvableError(f"{_UNTRUSTED}: a camera would turn by {turn:.0f} degrees")
+    turns = rotation_angle(cameras.cam_from_world[..., :3], start.cameras.cam_from_world[0, ..., :3]).rad2deg()
+    _check_turns(selected, turns, after)
     return _Refined(cameras, problem.points[0], before, after, choice, counted > 0)
+
+
+def _first_median(problem: BundleProblem, distances: Tensor) -> Tensor:
+    """Return the median distance at the start, without the observation that each point starts from."""
+    point = problem.point[0]
+    order = distances.argsort(stable=True)
+    order = order[point[order].argsort(stable=True)]
+    others = distances[order][point[order].diff(prepend=point.new_tensor([-1])) == 0]
+    return others.median()
+
+
+def _check_turns(selected: _Selected, turns: Tensor, after: Tensor) -> None:
+    """Require that other photos confirm what cameras see that turn far.
+
+    Args:
+        selected: What is refined.
+        turns: Degrees by which each camera turns, (V,).
+        after: Distances of the observations from the projections of the refined points, (M,).
+
+    Raises:
+        _UnsolvableError: Otherwise.
+    """
+    far = ~(turns < _LARGEST_TURN)
+    if not bool(far.any()):
+        return
+    view, point = selected.problem.view[0], selected.problem.point[0]
+    agrees = after <= selected.agreeing_px
+    confirmed = agrees & (torch.bincount(point[agrees], minlength=int(point.max()) + 1)[point] > 2)
+    seen, of_view = (torch.bincount(each, minlength=len(turns)) for each in (view, view[confirmed]))
+    enough = (of_view >= _LEAST_OBSERVATIONS) & (of_view >= _LEAST_OF_VIEW * seen)
+    share = float(confirmed.double().mean())
+    if share < _LEAST_CONFIRMED or not bool(enough[far].all()):
+        raise _UnsolvableError(
+            f"{_UNTRUSTED}: a camera would turn by {turns.max():.0f} degrees, and three photos agree on "
+            f"{100 * share:.0f} % of the observations"
+        )
 
 
 def _solve_once(
@@ -348,8 +393,9 @@ def _apply(scene: Scene, selected: _Selected, refined: _Refined, view_factors: T
 
 
 def _describe(selected: _Selected, refined: _Refined) -> str:
+    before, after = _first_median(selected.problem, refined.before), refined.after.median()
     return (
         f"{selected.problem.points.shape[1]:,} points, {len(selected.problem.view[0]):,} observations in "
-        f"{len(selected.views)} views, median reprojection error {refined.before.median():.3g} → "
-        f"{refined.after.median():.3g} pixels of the model's images"
+        f"{len(selected.views)} views, median reprojection error {before:.3g} → {after:.3g} pixels of the model's "
+        "images"
     )

@@ -11,13 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomtx.checks import check_count, check_finite_positive
+from geomtx.heads.run import extract_features
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.chunks import track_in_chunks
+from geomtx.inference.engine import EncodedViews
+from geomtx.inference.plan import Memory
+from geomtx.inference.run import RunOptions, encode_views
 from geomtx.layers.precision import at_least_float32
 from geomtx.scene.observations import ObservedPoints, observe_points
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
-from geomtx.types import Bool, Float, Int, Tokens, show_shapes
+from geomtx.types import Bool, Float, Int, show_shapes
 from geomtx.views.transform import lies_inside
 
 __all__ = ["TrackedPixels", "farthest_views", "observe_scene", "observed_tracks", "track_points"]
@@ -75,13 +79,14 @@ def track_points(
     num_query_views: int = 8,
     points_per_view: int = 256,
     tolerance_px: float = 2.0,
+    memory: Memory = "auto",
 ) -> ObservedPoints:
     """Follow corners of some views through all views with the tracker of a model, without gradients.
 
     Query views are those whose camera tokens are farthest from one another (farthest-point sampling from the first
     view). In each, the image is divided into equal cells, of which each gives its strongest corner. Where a track ends
     in another view, it is followed back to the query's view: an observation counts if it is seen with a probability
-    above a half and comes back to within a tolerance of where it began.
+    above a half, lies on a pixel of `scene.masks`, and comes back to within a tolerance of where it began.
 
     Args:
         model: Model with `encoder` and `track_head`, as `geomtx.VGGT` has.
@@ -89,12 +94,13 @@ def track_points(
         num_query_views: Largest number of views with queries.
         points_per_view: Largest number of queries in a view.
         tolerance_px: Distance up to which a track comes back, in pixels of the model's images.
+        memory: Memory of the device for the encoder, which runs again, see `geomtx.inference.RunOptions`.
 
     Returns:
         The points that two views see, at least, with their observations in original pixels.
 
     Raises:
-        ValueError: If the model has no tracker, or the scene lacks cameras, or depth and points.
+        ValueError: If the model has no tracker, the scene lacks cameras, or depth and points, or for another `memory`.
     """
     check_count("num_query_views", num_query_views)
     check_count("points_per_view", points_per_view)
@@ -105,11 +111,16 @@ def track_points(
     check_track_images(scene.images, [head])
     find_surfaces(scene)  # says what a scene lacks
     with torch.inference_mode(False), torch.no_grad():
-        tokens = _encode(model, scene)
-        last = max(tokens.layers)
-        views = farthest_views(at_least_float32(tokens.layer(last)[0, :, 0]).cpu(), num_query_views)
-        features = head.extract(tokens)
-        parts = [_track_from(head, features, scene, (view, points_per_view), tolerance_px) for view in views]
+        encoded = _encode(model, scene, memory)
+        read = encoded.read("tracks")
+        features = extract_features(head, read, encoded.each_view)
+        tokens = features.mean((-2, -1))[0]
+        if "camera" in model.heads:
+            cameras = encoded.read("camera")
+            tokens = cameras.layer(max(cameras.layers))[0, :, 0]
+        valid = None if read.mask is None else read.mask[:, :, 0]
+        views = farthest_views(at_least_float32(tokens).cpu(), num_query_views)
+        parts = [_track_from(head, (features, valid), scene, (view, points_per_view), tolerance_px) for view in views]
     return observed_tracks(scene, TrackedPixels(*(torch.cat(each, dim=-1 if each[0].ndim < 3 else 1) for each in
                                                   zip(*parts, strict=True))))  # fmt: skip
 
@@ -168,33 +179,36 @@ def observed_tracks(scene: Scene, tracks: TrackedPixels) -> ObservedPoints:
     )
 
 
-def _encode(model: Any, scene: Scene) -> Tokens:
+def _encode(model: Any, scene: Scene, memory: Memory) -> EncodedViews:
     """Run the encoder for the layers that the tracker and the camera head read."""
     parameter = next(model.parameters())
     patch = model.config.patch_size
     pixels = rearrange(scene.masks, "s (r p) (q o) -> s r q (p o)", p=patch, o=patch)
     patches = pixels.sum(-1) * 2 >= patch * patch
-    images = scene.images.to(parameter.device, torch.float32) / 255
-    tokens = model.encoder(
-        images.to(parameter.dtype)[None],
-        patch_mask=None if bool(patches.all()) else patches[None].to(parameter.device),
-        taps=model.taps_of(tuple(name for name in ("camera", "tracks") if name in model.heads)),
-    )
-    dtype = next(model.track_head.parameters()).dtype
-    converted: Tokens = tokens.to(parameter.device, dtype)
-    return converted
+    images = (scene.images.float() / 255).to(parameter.dtype)
+    heads = tuple(name for name in ("camera", "tracks") if name in model.heads)
+    patch_mask = None if bool(patches.all()) else patches[None]
+    return encode_views(model, images[None], patch_mask, heads, RunOptions(memory=memory))
 
 
 def _track_from(
-    head: TrackHead, features: Tensor, scene: Scene, start: tuple[int, int], tolerance: float
+    head: TrackHead, of_views: tuple[Tensor, Tensor | None], scene: Scene, start: tuple[int, int], tolerance: float
 ) -> TrackedPixels:
-    """Track corners of one view to all views, and back; `start` is the view and the largest number of corners."""
-    view, num = start
+    """Track corners of one view to all views, and back.
+
+    Args:
+        head: Head of tracks.
+        of_views: Features of all views, and which views are valid, None for all.
+        scene: The scene.
+        start: View of the queries, and their largest number.
+        tolerance: Distance in pixels up to which a track comes back.
+    """
+    (features, valid), (view, num) = of_views, start
     corners = _find_corners(scene.images[view], scene.masks[view], num).to(features.device)
     queries = torch.cat([torch.full_like(corners[:, :1], view), corners], dim=-1)[None]
-    tracks = track_in_chunks(lambda some: head.track(features, some).tracks, queries, _QUERY_CHUNK)
+    tracks = track_in_chunks(lambda some: head.track(features, some, view_mask=valid).tracks, queries, _QUERY_CHUNK)
     coords = at_least_float32(tracks.coords_px[0])
-    seen = (tracks.visibility[0] > _VISIBLE) & lies_inside(coords, _image_hw(scene))
+    seen = (tracks.visibility[0] > _VISIBLE) & _on_masks(scene, coords)
     for other in range(len(scene)):
         rows = seen[other].nonzero()[:, 0]
         if other == view or not len(rows):
@@ -207,6 +221,16 @@ def _track_from(
     seen[view] = True
     confidence = tracks.confidence[0].float().cpu()
     return TrackedPixels(coords.cpu(), seen.cpu(), confidence, torch.full((len(corners),), view))
+
+
+def _on_masks(scene: Scene, coords: Tensor) -> Tensor:
+    """Return which positions (S, N, 2) lie in the images, on pixels that take part, (S, N) bool."""
+    height, width = _image_hw(scene)
+    inside = lies_inside(coords, (height, width))
+    column, row = torch.where(inside[..., None], coords, 0.0).round().long().unbind(-1)
+    view = torch.arange(len(coords), device=coords.device)[:, None]
+    masks = scene.masks.to(coords.device)
+    return inside & masks[view, row.clamp(0, height - 1), column.clamp(0, width - 1)]
 
 
 def _find_corners(image: Tensor, mask: Tensor, num: int) -> Tensor:

@@ -104,5 +104,5 @@ def _observe(arguments: argparse.Namespace, model: Any, scene: Scene) -> Observe
     head = getattr(model, "track_head", None)
     large = head is not None and min(scene.images.shape[-2:]) >= head.tracker.min_image_side
     if large or arguments.refine_from == "tracks":
-        return track_points(model, scene)
+        return track_points(model, scene, memory=arguments.memory)
     return None
