@@ -2,10 +2,10 @@
 
 Eight photos of each room. Three starts: the scene that nano predicts; the truth, disturbed as a large model's result
 may be: cameras turned by 2 degrees and moved by a twentieth of their distance from the room's middle, focal lengths 3 %
-too long, and the depth of each view scaled by up to 5 %; and the truth, disturbed as a poor result may be, by 20 degrees
-and a fifth. Correspondences come from the truth, with noise of half a pixel and 10 % outliers; from SIFT; from nano's
-tracker; from the depth maps. Wrong ones, which must be refused, are the true tracks with the places of other points, and
-pairs of observations of which half are anywhere. Both solvers; for wrong ones, geomtx's.
+too long, and the depth of each view scaled by up to 5 %; and the truth, disturbed as a poor result may be, by 20
+degrees and a fifth. Correspondences come from the truth, with noise of half a pixel and 10 % outliers; from SIFT; from
+nano's tracker; from the depth maps. Wrong ones, which must be refused, are the true tracks with the places of other
+points, and pairs of observations of which half are anywhere. Both solvers; for wrong ones, geomtx's.
 
 Poses are measured by the areas under the curve of pairwise errors, in 0 … 1, and by the reprojection error of true
 tracks that are triangulated with the cameras, in pixels of the photos (median).

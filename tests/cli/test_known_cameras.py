@@ -105,7 +105,7 @@ POSE = '{"name": "%s", "cam_from_world": [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 
 @pytest.mark.parametrize(
     ("options", "content", "message"),
     [
-        (("--cameras", "FILE"), FILE % (POSE % "x.png"), "known cameras must be of one of the photos, got 'x.png'"),
+        (("--cameras", "FILE"), FILE % (POSE % "x.png"), "known cameras must have the name of a photo, got 'x.png'"),
         (("--cameras", "FILE"), FILE % (POSE % "view_0.png"), "must have poses of at least 2 of the photos"),
         (("--cameras", "FILE"), FILE % ", ".join(POSE % f"view_{n}.png" for n in (0, 1)), "not all be in one place"),
         (("--cameras", "FILE"), FILE % ", ".join([POSE % "view_0.png"] * 2), "names, got 'view_0.png' twice"),

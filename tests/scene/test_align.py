@@ -232,7 +232,7 @@ def test_distances_between_cameras_and_points_give_the_scale(scene: geomtx.Scene
         ({"poses": torch.full((4, 3, 4), torch.nan)}, "cameras in both worlds must be at least 2, got 0"),
         ({"poses": 2 * torch.eye(3, 4).expand(4, 3, 4)}, r"poses must be \[R \| t\] with rotations R, .* 'view_0.p"),
         ({"poses": -torch.eye(3, 4).expand(4, 3, 4)}, "got a matrix of determinant -1 that is 0 off an orthogonal one"),
-        ({"poses": {"x.png": torch.eye(3, 4)}}, "poses must be of one of the photos, got 'x.png' for the photos 'view"),
+        ({"poses": {"x.png": torch.eye(3, 4)}}, "poses must have the name of a photo, got 'x.png' for the photos 'vie"),
         ({"poses": torch.rand(4, 3), "threshold": -1.0}, "threshold must be positive, got -1.0"),
         ({"depth": torch.zeros(4, 84, 112)}, "depth must be finite and positive in a pixel that the scene has depth"),
         ({"depth": torch.ones(4, 20, 30)}, r"depth of 'view_0.png' must have shape \(84, 112\) or .* got \(20, 30\)"),

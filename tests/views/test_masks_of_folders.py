@@ -35,8 +35,11 @@ def test_masks_are_found_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (folder / "readme.txt").write_text("no mask")
     found = list_masks(folder, ("a.jpg", "b b.png", "sub/c.jpg", "other/d.jpg", "e.jpg"))
     assert found == [folder / "a.png", folder / "b b.png.png", folder / "sub" / "c.jpg", None, None]
-    assert "2 photos have no mask: 'other/d.jpg', 'e.jpg'" in caplog.text
-    assert "2 masks are of no photo" in caplog.text
+    assert "2 of 5 photos without a mask, which take part as a whole: 'other/d.jpg', 'e.jpg'" in caplog.text
+    assert "2 of 5 masks are of no photo" in caplog.text
+    caplog.clear()
+    assert list_masks(folder, ("a.jpg", "e.jpg"), warn=False) == [folder / "a.png", None]
+    assert not caplog.text
 
 
 def test_black_takes_no_part(photos: Path, tmp_path: Path) -> None:

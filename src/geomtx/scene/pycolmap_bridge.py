@@ -244,5 +244,5 @@ def _import_pycolmap() -> Any:
         raise ImportError("pycolmap must be installed for this, got none; pip install 'geomtx[colmap]'") from error
     if not hasattr(pycolmap, "create_default_ceres_bundle_adjuster") or not hasattr(pycolmap, "FeatureExtractor"):
         raise ImportError(f"pycolmap must be 4.2 or newer, got {pycolmap.__version__}; pip install 'geomtx[colmap]'")
-    pycolmap.logging.minloglevel = 2  # what it tells of each call is not the user's
+    pycolmap.logging.minloglevel = 3  # of what it writes nothing is for users: failures show in the results
     return pycolmap

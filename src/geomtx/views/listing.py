@@ -159,15 +159,15 @@ def check_file(path: Path, kind: str = "photo") -> None:
         raise PhotoError(f"{kind} '{path}' must be an existing file, got {found}")
 
 
-def list_masks(folder: PathLike, names: Sequence[str]) -> list[Path | None]:
+def list_masks(folder: PathLike, names: Sequence[str], *, warn: bool = True) -> list[Path | None]:
     """Return the file of each photo's mask, None for a photo that has none.
 
     The mask of sub/a.jpg is sub/a.EXT or sub/a.jpg.EXT below the folder, in any format, or else a.EXT or a.jpg.EXT.
-    Photos without a mask, and masks of no photo, are named in a warning in the log.
 
     Args:
         folder: Folder of masks.
         names: Names of the photos, see `Views.names`.
+        warn: Whether a warning in the log names photos without a mask, and masks of no photo; defaults to True.
 
     Raises:
         PhotoError: If there is no such folder, no mask is that of a photo, a photo has two, or two photos have one.
@@ -189,8 +189,10 @@ def list_masks(folder: PathLike, names: Sequence[str]) -> list[Path | None]:
     if not owners:
         found = _enumerate([file.name for file in files]) or "none"
         raise PhotoError(f"masks in '{folder}' must have the names of the photos, got {found} for {_enumerate(names)}")
-    _warn_of_others([name for name, mask in zip(names, masks, strict=True) if mask is None], "photos have no mask")
-    _warn_of_others([file.name for file in files if file not in owners], "masks are of no photo")
+    if warn:
+        without = [name for name, mask in zip(names, masks, strict=True) if mask is None]
+        _warn_of_others(without, f"of {len(names)} photos without a mask, which take part as a whole")
+        _warn_of_others([file.name for file in files if file not in owners], f"of {len(files)} masks are of no photo")
     return masks
 
 

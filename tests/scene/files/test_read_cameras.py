@@ -109,7 +109,7 @@ BAD[0][0] = -1.0
         (cameras(version=2), "got format 'geomtx.cameras', version 2"),
         (cameras(), "must hold at least one camera, got none"),
         (cameras({"cam_from_world": BAD}), "cameras of '.*x.json' must be whole, got a damaged entry: KeyError"),
-        ([1], "must be whole, got a damaged entry: AttributeError"),
+        ([1], "must be a JSON object, got a list"),
         (cameras(view(cam_from_world=BAD)), r"poses of .* must be \[R \| t\] with rotations R, .*-1 .* 'a.jpg'"),
         (cameras(view(cam_from_world=[[1, 2]])), r"cam_from_world of 'a.jpg' must have shape \(3, 4\), got \(1, 2\)"),
         (cameras(view(intrinsics="wide")), "intrinsics of 'a.jpg' must be a matrix of numbers, got 'wide'"),

@@ -58,7 +58,7 @@ def check_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
         ValueError: Otherwise.
     """
     if arguments.masks is not None:
-        list_masks(arguments.masks, names)
+        list_masks(arguments.masks, names, warn=False)  # `apply_masks` warns
     check_filter(arguments)
     heads = arguments.heads
     needed = [name for name in ("agreement", "no_sky") if getattr(arguments, name)]

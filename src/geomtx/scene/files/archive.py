@@ -111,7 +111,7 @@ def load_fields(source: str | Path) -> dict[str, Any]:
     """
     path = user_path(source)
     path = path / ARCHIVE if path.is_dir() else path
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".safetensors":
         raise FileNotFoundError(f"a scene must be a folder with {ARCHIVE} or such a file, got '{source}'")
     file = open_tensor_file(path)
     if (file.metadata.get("format"), file.metadata.get("version")) != (FORMAT, VERSION):

@@ -169,6 +169,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _of_json(path: Path, content: Any) -> tuple[list[_Camera], str]:
+    if not isinstance(content, dict):
+        raise ValueError(f"cameras '{path}' must be a JSON object, got a {type(content).__name__}")
     if "frames" in content:
         return [_of_frame(content, frame) for frame in content["frames"]], "up to scale"
     if content.get("format") != FORMAT or content.get("version") != VERSION:

@@ -72,7 +72,7 @@ def match_views(known: Sequence[str], names: Sequence[str], what: str) -> list[i
         found.append(exact.get(name, by_file.get(file) if alone else None))
     if all(index is None for index in found):
         raise ValueError(
-            f"{what} must be of one of the photos, got {_enumerate(known)} for the photos {_enumerate(names)}"
+            f"{what} must have the name of a photo, got {_enumerate(known)} for the photos {_enumerate(names)}"
         )
     return found
 
