@@ -276,6 +276,34 @@ def make_video_tracking() -> str:
     return text or NOT_MEASURED
 
 
+def make_video() -> str:
+    """Rendered videos through the commands."""
+    text = ""
+    for record in read("video.json"):
+        settings, found = record["settings"], record["results"]
+        height, width = settings["frame_hw"]
+        text += f"{settings['videos']} videos of {settings['frames']} frames, {height} × {width} pixels, "
+        text += f"{settings['fps']} a second ({describe(record)}). "
+        worst = max(found["time_error_s"][0], found["frame_time_error_s"][0])
+        text += f"Times of frames are off by {1000 * worst:.1f} ms at most.\n\n"
+        views = f"{settings['views']} views"
+        rows = [
+            [name, format_error(found[f"auc_30_{key}"], 100), format_error(found[f"depth_abs_rel_{key}"], 100)]
+            for name, key in (("the video", "video"), ("its frames without loss", "photos"))
+        ]
+        text += table([views, "AUC@30, points", "depth AbsRel, points"], rows)
+        close = f"within {settings['close_px']:g} px, %"
+        rows = [
+            [name, *(format_error(found[f"{key}_{name}"], factor) for key, factor in _OF_TRACKS.items())]
+            for name in ("nano", "still")
+        ]
+        text += table(["tracks from the first frame", "median error, px", close, "visibility right, %"], rows)
+    return text or NOT_MEASURED
+
+
+_OF_TRACKS = {"median_px": 1, "close": 100, "visibility": 100}
+
+
 def make_tasks(results: dict[str, Any]) -> str:
     """The first row as it is, the others as differences to it."""
     columns = {
@@ -400,6 +428,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "quantised": make_quantised,
     "attention": make_attention,
     "nvs": make_nvs,
+    "video": make_video,
     "video_tracking": make_video_tracking,
     "report_page": make_report_page,
 }

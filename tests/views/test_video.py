@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from geomtx.views import PhotoError
-from geomtx.views.video import read_frames, read_timeline, write_video
+from geomtx.views.video import read_frames, read_thumbnails, read_timeline, write_video
 from views.video_files import TURNS, numbered_pictures, read_number, write_clip
 
 pytest.importorskip("av", reason="PyAV is not installed")
@@ -92,6 +92,33 @@ def test_what_is_no_video_is_one_line(tmp_path: Path):
         with pytest.raises(PhotoError, match=rf"^video '.*{name}' {message}") as caught:
             read_timeline(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_damage_costs_the_frames_that_are_damaged_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    import av
+
+    path = write_clip(tmp_path / "clip.mp4", numbered_pictures(40))
+    timeline = read_timeline(path)
+    with av.open(str(path)) as container:
+        places = {packet.pts: (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size}
+    content = bytearray(path.read_bytes())
+    for stamp in timeline.stamps[20:30]:  # what begins with a key frame
+        place, size = places[stamp]
+        content[place : place + size] = b"\xff" * size
+    path.write_bytes(bytes(content))
+    assert [(index, read_number(picture)) for index, picture in read_frames(path, timeline, [5, 35])] == [
+        (5, 5), (35, 35),
+    ]  # fmt: skip
+    assert caplog.messages == []
+    assert [index for index, _ in read_frames(path, timeline, [5, 22, 24, 35])] == [5, 30, 35]
+    assert "1 of 4 frames" in caplog.text
+    numbers = [index for index, _ in read_thumbnails(path, timeline, side=32)]
+    assert numbers == [*range(20), *range(30, 40)]
+    place = places[timeline.stamps[0]][0]
+    content[place : content.index(b"moov", place) - 4] = bytes(content.index(b"moov", place) - 4 - place)
+    path.write_bytes(bytes(content))
+    with pytest.raises(PhotoError, match="must be a whole video, got none of its frames decoded"):
+        list(read_frames(path, timeline, [0, 10]))
 
 
 # Writing

@@ -129,6 +129,8 @@ def run(arguments: argparse.Namespace) -> None:
     source = None if arguments.output else _find_source(arguments.photos)
     arguments.output = arguments.output or choose_output(arguments.photos, "geomtx", overwrite=arguments.overwrite)
     _check_arguments(arguments)
+    if is_first_process():  # before a video is read
+        check_writable(arguments.output)
     with video.photo_files(arguments) as photos:
         _reconstruct(arguments, photos, source)
 

@@ -40,7 +40,7 @@ _NEIGHBOURS = 1.0  # seconds to each side
 _LEAST_NEIGHBOURS = 4  # frames to each side, where frames are far apart
 _SAME_SIDE = 64  # longer side in pixels at which frames are compared
 _SAME = 0.1  # frames are near-duplicates below this difference over the contrast
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_JPEG_QUALITY = 95
 
 
 @suggest_keywords
@@ -125,7 +125,7 @@ def plan_frames(source: PathLike, choice: FrameChoice) -> FramePlan:
     if not choice.skip_blurred:
         chosen = _find_nearest(times, instants)
     else:
-        sharp = _find_sharp(path, times)
+        sharp = _find_sharp(path, timeline)
         nearest = _find_nearest(times[sharp], instants)
         reach = (instants[1] - instants[0]) / 2 if len(instants) > 1 else np.inf
         chosen = sharp[nearest[np.abs(times[sharp][nearest] - instants) <= reach + 1e-6]]
@@ -151,15 +151,17 @@ def _find_nearest(places: NDArray[np.float64], instants: NDArray[np.float64]) ->
     return np.where(instants - places[before] <= places[after] - instants, before, after)
 
 
-def _find_sharp(path: Path, times: NDArray[np.float64]) -> NDArray[np.int64]:
+def _find_sharp(path: Path, timeline: Timeline) -> NDArray[np.int64]:
     """Return the numbers of the frames that are not blurred, in comparison with their neighbours in time."""
-    sharpness = np.array([_sharpness(picture) for picture in read_thumbnails(path, side=_SHARP_SIDE)])
-    number = min(len(sharpness), len(times))
-    index = np.arange(number)
-    first = np.minimum(np.searchsorted(times[:number], times[:number] - _NEIGHBOURS), index - _LEAST_NEIGHBOURS)
-    last = np.maximum(np.searchsorted(times[:number], times[:number] + _NEIGHBOURS), index + 1 + _LEAST_NEIGHBOURS)
+    times = timeline.times
+    sharpness = np.zeros(len(times))  # also of frames that can't be decoded
+    for number, picture in read_thumbnails(path, timeline, side=_SHARP_SIDE):
+        sharpness[number] = _sharpness(picture)
+    index = np.arange(len(times))
+    first = np.minimum(np.searchsorted(times, times - _NEIGHBOURS), index - _LEAST_NEIGHBOURS)
+    last = np.maximum(np.searchsorted(times, times + _NEIGHBOURS), index + 1 + _LEAST_NEIGHBOURS)
     usual = [np.quantile(sharpness[max(low, 0) : high], 0.75) for low, high in zip(first, last, strict=True)]
-    return index[sharpness[:number] >= _BLURRED * np.array(usual)]
+    return index[sharpness >= _BLURRED * np.array(usual)]
 
 
 def _sharpness(picture: NDArray[np.uint8]) -> float:
@@ -247,7 +249,7 @@ def write_frames(plan: FramePlan, folder: Path) -> list[Path]:
     """Write the frames of a plan as JPEG files into an existing folder, and a listing with their times."""
     times: dict[str, float] = {}
     for frame in choose_frames(plan):
-        frame.picture.save(folder / frame.name, **_JPEG)
+        frame.picture.save(folder / frame.name, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
         times[frame.name] = frame.time
     content = {
         "format": _FORMAT,

@@ -59,8 +59,7 @@ def find_video(source: PathLike | Iterable[PathLike]) -> Path | None:
     Raises:
         PhotoError: For several files with a video among them.
     """
-    several = isinstance(source, Iterable) and not isinstance(source, str)
-    files = list(source) if several else [source]
+    files = list(source) if isinstance(source, Iterable) and not isinstance(source, str) else [source]
     paths = [user_path(file) for file in files if isinstance(file, str | os.PathLike)]
     videos = [path for path in paths if path.suffix.lower() in VIDEO_EXTENSIONS and not path.is_dir()]
     if videos and len(files) > 1:

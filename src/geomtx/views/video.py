@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _HD_ROWS = 720  # frames this high without a colour space have that of HDTV, lower ones that of SDTV, as players assume
 _UNKNOWN_SPACE = 2  # of ISO/IEC 23091-2
 _BT709 = 1
+_MOST_DAMAGE = 10_000  # packets that can't be decoded, from which the rest of a video is left out
 
 
 class Timeline(NamedTuple):
@@ -118,7 +119,7 @@ def _count_frames(path: Path) -> Timeline:
     """Find the frames of a video without presentation times by decoding it; they are taken to come at an even rate."""
     with _open_video(path) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        number = sum(1 for _ in _decode(container, stream, path))
+        number = sum(1 for _ in _decode(container, stream))
     if not number:
         raise PhotoError(f"video '{path}' must have a frame, got none")
     return Timeline(np.arange(number) / float(rate), None, np.empty(0, np.int64))
@@ -139,8 +140,8 @@ def read_frames(
 
     Yields:
         The number of the frame and its picture, 8-bit RGB. Rotations and mirroring that the file asks for are applied.
-        Of pixels that are not square, rows or columns are stretched. A frame that can't be decoded is left out, and a
-        warning in the log names it.
+        Of pixels that are not square, rows or columns are stretched. In place of a frame that can't be decoded comes
+        the next one; a warning in the log says how many are missing at the end.
 
     Raises:
         PhotoError: If the video is damaged, or none of the frames could be decoded.
@@ -148,8 +149,7 @@ def read_frames(
     path = user_path(path)
     found = 0
     with _open_video(path) as (container, stream):
-        frames = _number_frames(container, stream, timeline, indices, path)
-        for index, frame in frames:
+        for index, frame in _number_frames(container, stream, timeline, indices):
             found += 1
             yield index, _to_picture(frame, stream, path)
     if len(indices) and not found:
@@ -158,37 +158,44 @@ def read_frames(
         logger.warning("%d of %d frames of '%s' could not be decoded", len(indices) - found, len(indices), path)
 
 
-def read_thumbnails(path: str | os.PathLike[str], *, side: int) -> Iterator[NDArray[np.uint8]]:
+def read_thumbnails(
+    path: str | os.PathLike[str], timeline: Timeline, *, side: int
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Decode all frames of a video in order, small and grey.
 
     Args:
         path: Video file.
+        timeline: When its frames are shown, from `read_timeline`.
         side: Length of the longer side in pixels; smaller frames keep their size.
 
     Yields:
-        Grey values (H, W) as they are stored, neither turned nor stretched.
+        The number of a frame, and its grey values (H, W) as they are stored, neither turned nor stretched. Frames that
+        can't be decoded are left out.
 
     Raises:
         PhotoError: If the video is damaged.
     """
     path = user_path(path)
     with _open_video(path) as (container, stream):
-        for frame in _decode(container, stream, path):
+        for place, frame in enumerate(_decode(container, stream)):
+            index = place if timeline.stamps is None else int(np.searchsorted(timeline.stamps, frame.pts))
+            if index >= len(timeline.times):
+                break
             factor = min(side / max(frame.width, frame.height), 1.0)
             width, height = (max(round(length * factor), 1) for length in (frame.width, frame.height))
-            yield frame.to_ndarray(format="gray", width=width, height=height, interpolation="AREA")
+            yield index, frame.to_ndarray(format="gray", width=width, height=height, interpolation="AREA")
 
 
 def _number_frames(
-    container: Any, stream: Any, timeline: Timeline, indices: Sequence[int], path: Path
+    container: Any, stream: Any, timeline: Timeline, indices: Sequence[int]
 ) -> Iterator[tuple[int, Any]]:
     """Decode the frames of these numbers."""
     if timeline.stamps is None:
         wanted = set(indices)
-        yield from ((i, frame) for i, frame in enumerate(_decode(container, stream, path)) if i in wanted)
+        yield from ((i, frame) for i, frame in enumerate(_decode(container, stream)) if i in wanted)
         return
     here = timeline.stamps[0] - 1  # stamp of the last frame that was decoded
-    frames = _decode(container, stream, path)
+    frames = _decode(container, stream)
     for index in indices:
         stamp = timeline.stamps[index]
         if stamp <= here:
@@ -196,7 +203,7 @@ def _number_frames(
         start = timeline.seekable[timeline.seekable <= stamp]
         if len(start) and start[-1] > max(here, timeline.stamps[0]):
             container.seek(int(start[-1]), stream=stream)
-            frames = _decode(container, stream, path)
+            frames = _decode(container, stream)
         for frame in frames:
             if frame.pts is not None and frame.pts >= stamp:
                 here = frame.pts
@@ -204,23 +211,18 @@ def _number_frames(
                 break
 
 
-def _decode(container: Any, stream: Any, path: Path) -> Iterator[Any]:
-    """Decode all frames from where the container is; ends with a warning where the rest of the file is damaged."""
+def _decode(container: Any, stream: Any) -> Iterator[Any]:
+    """Decode all frames from where the container is, without those that are damaged."""
     av = import_av()
     frames = container.decode(stream)
-    some = False
-    while True:
+    for _ in range(_MOST_DAMAGE):
         try:
-            frame = next(frames, None)
+            yield from frames
+            return
         except av.error.InvalidDataError:
-            if not some:
-                raise
-            logger.warning("video '%s' is damaged: the frames after the damage are left out", path)
+            frames = container.decode(stream)  # goes on behind the damage
+        except av.error.EOFError:  # the damage was the end
             return
-        if frame is None:
-            return
-        some = True
-        yield frame
 
 
 def _to_picture(frame: Any, stream: Any, path: Path) -> Image.Image:
@@ -242,7 +244,7 @@ def _display_matrix(frame: Any) -> tuple[float, float, float, float] | None:
         data = frame.side_data[index]
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)
-            return tuple((values[[0, 1, 3, 4]] / 65536).tolist())  # type: ignore[return-value]
+            return tuple((values[[0, 1, 3, 4]] / 65536).tolist())
     return None
 
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from geomtx.cli.options import formats as format_options
 from geomtx.files import is_own
 from geomtx.scene import ExportOptions
 from geomtx.scene.files.colmap_model import read_colmap_model
+from geomtx.scene.files.photos import Photo, copy_names, write_copies
 from geomtx.scene.files.save import FORMATS
 from geomtx.types import Predictions
 from scene.exact_scenes import exact_scene, true_scene
@@ -244,3 +246,17 @@ def test_bytes_of_names_that_are_not_text(tmp_path: Path) -> None:
     assert name in [image.name for image in model.images]
     copies = sorted(path.name for path in (tmp_path / "out" / "splat" / "images").iterdir())
     assert copies[0] == r"caf\xe9.jpg"
+
+
+def test_heic_photos_are_copied_as_jpeg(tmp_path: Path):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    pixels = np.stack([np.broadcast_to(ramp, (48, 64)), np.broadcast_to(ramp[:48, None], (48, 64))] * 2, -1)[..., :3]
+    heif.from_pillow(Image.fromarray(np.ascontiguousarray(pixels))).save(tmp_path / "IMG_1.HEIC", quality=95)
+    (name,) = copy_names(["IMG_1.HEIC"])
+    assert name == "IMG_1.jpg"
+    write_copies(tmp_path, [Photo(name, tmp_path / "IMG_1.HEIC", (48, 64))], (2,))
+    copy = Image.open(tmp_path / "images" / name)
+    assert copy.format == "JPEG"
+    assert np.abs(np.asarray(copy).astype(int) - pixels).mean() < 3
+    assert Image.open(tmp_path / "images_2" / name).size == (32, 24)
