@@ -170,7 +170,7 @@ class Page:
         assert problem is None, f"{expression}: {problem.get('exception', problem).get('description', problem)}"
         return answer["result"].get("value")
 
-    def wait(self, condition: str, *, seconds: float = 30.0) -> None:
+    def wait(self, condition: str, *, seconds: float = 60.0) -> None:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(f"Boolean({condition})"):

@@ -246,6 +246,40 @@ def test_mouse_wheel_and_keys_move_the_eye(page: Page) -> None:
     assert page.evaluate(locate) == pytest.approx(seen[0], abs=0.5)
 
 
+def test_fingers_turn_and_zoom(browser: Browser, page_file: Path) -> None:
+    """Two places of the scene come apart when two fingers do, and move together when one finger turns."""
+
+    def touch(kind: str, *fingers: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y, "id": index} for index, (x, y) in enumerate(fingers)]
+        page.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+    with browser.open(page_file, size=(400, 800), touch=True) as page:
+        page.wait("geomtx.frames > 0")
+        numbers = numbers_of(page.evaluate("document.documentElement.outerHTML"))
+        low, size = np.array(numbers["box"]["low"]), np.array(numbers["box"]["size"])
+        ends = [(low + size * share).tolist() for share in ((0.45, 0.5, 0.9), (0.55, 0.5, 0.9))]
+        locate = f"{json.dumps(ends)}.map(each => geomtx.locate(each))"
+        left, top, width, height = page.box(".stage")
+        x, y = left + width / 2, top + height / 2
+        start = np.array(page.evaluate(locate))
+        touch("touchStart", (x, y))
+        touch("touchMove", (x + 20, y))
+        touch("touchMove", (x + 40, y))
+        touch("touchEnd")
+        page.settle()
+        turned = np.array(page.evaluate(locate))
+        assert np.abs(turned - start).max() > 2
+        touch("touchStart", (x - 20, y), (x + 20, y))
+        touch("touchMove", (x - 30, y), (x + 30, y))
+        touch("touchMove", (x - 40, y), (x + 40, y))
+        touch("touchEnd")
+        page.settle()
+        zoomed = np.array(page.evaluate(locate))
+        apart = np.linalg.norm(np.diff([turned, zoomed], axis=1)[:, 0], axis=-1)
+        assert apart[1] > 1.3 * apart[0]
+        assert page.evaluate("geomtx.distance") is None, "no finger has clicked"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_fits_a_phone_and_is_light_or_dark(browser: Browser, page_file: Path, scheme: str) -> None:
     with browser.open(page_file, size=(400, 800), scheme=scheme) as page:
