@@ -223,8 +223,7 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
     for index in range(_ROUNDS + 1):
         last = index == _ROUNDS
         distances = _distances(problem)
-        median = distances.median() if index else _first_median(problem, distances)
-        median = max(float(median), _LEAST_MEDIAN)
+        median = max(float(distances.median()) if index else _first_median(problem, distances), _LEAST_MEDIAN)
         counted = (distances <= (_FAR_AT_LAST if last else _FAR) * median).to(distances.dtype)
         options = BundleOptions(loss, 2 * median, choice if last else "known", tolerance=_TOLERANCE, damping=1e-3)
         tried = _solve_once(selected, problem._replace(weights=counted[None]), solver, options)
@@ -236,9 +235,10 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
     if not bool(values.isfinite().all()):
         raise _UnsolvableError("the solver diverged")
     before, after = _distances(start), _distances(problem)
-    if not bool(after.median() <= _first_median(start, before).clamp(min=_LEAST_MEDIAN)):
+    first_median = _first_median(start, before)
+    if not bool(after.median() <= max(first_median, _LEAST_MEDIAN)):
         raise _UnsolvableError(
-            f"the median reprojection error would rise from {before.median():.2f} to {after.median():.2f} pixels"
+            f"the median reprojection error would rise from {first_median:.2f} to {after.median():.2f} pixels"
         )
     cameras = Cameras(*(each[0] for each in problem.cameras))
     counted = torch.ones_like(after) if problem.weights is None else problem.weights[0]
@@ -247,13 +247,13 @@ def _solve(selected: _Selected, solver: RefineSolver, loss: RobustLoss, focal: F
     return _Refined(cameras, problem.points[0], before, after, choice, counted > 0)
 
 
-def _first_median(problem: BundleProblem, distances: Tensor) -> Tensor:
+def _first_median(problem: BundleProblem, distances: Tensor) -> float:
     """Return the median distance at the start, without the observation that each point starts from."""
     point = problem.point[0]
     order = distances.argsort(stable=True)
     order = order[point[order].argsort(stable=True)]
     others = distances[order][point[order].diff(prepend=point.new_tensor([-1])) == 0]
-    return others.median()
+    return float(others.median())
 
 
 def _check_turns(selected: _Selected, turns: Tensor, after: Tensor) -> None:
