@@ -202,14 +202,14 @@ def _result(scene: SceneContent, cloud: PointCloud | None, frame: Frame, max_poi
             nothing.reshape(0, 3), np.empty((0, 3), np.uint8), nothing, np.empty(0, np.int64), 0.0, tuple(cameras)
         )
     index = sample_indices(len(cloud.xyz), max_points)
-    xyz, rgb, confidence, view = (part[index].numpy() for part in cloud)
-    widths = point_widths(scene, xyz.astype(np.float64), view)
+    xyz, rgb, confidence, views = (part[index].numpy() for part in cloud)
+    widths = point_widths(scene, xyz.astype(np.float64), views)
     order = np.argsort(-confidence, kind="stable")
     return Result(
         xyz=frame.to_viewer(xyz[order].astype(np.float64)).astype(np.float32),
         rgb=rgb[order],
         confidence=confidence[order],
-        view=view[order],
+        view=views[order],
         width=float(np.median(widths)) / frame.unit,
         cameras=tuple(cameras),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ class Tour:
         return f"{count(len(self.keys), 'key view')}."
 
     def _record(self, client: Any) -> str:
+        write: Callable[..., None]
         try:
             import_av()
             write, suffix = write_video, "mp4"
