@@ -67,7 +67,7 @@ def measure(browser: Browser, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, nargs="+", default=[100_000, 500_000, 1_000_000])
+    parser.add_argument("--points", type=int, nargs="+", default=[100_000, 500_000, 10**6])
     parser.add_argument("--work", type=Path, required=True, help="folder for the scenes")
     parser.add_argument("--output", type=Path, default=RESULTS / "viewer.json")
     arguments = parser.parse_args()

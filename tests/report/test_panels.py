@@ -49,7 +49,7 @@ def test_a_point_is_as_wide_as_its_pixel(scene: geomtx.Scene) -> None:
     focal = scene.predictions.cameras.intrinsics[0, 0, 0].item()
     pose = scene.predictions.cameras.cam_from_world[0].double()
     at_depth_three = (torch.tensor([[0.0, 0, 3]]).double() - pose[:, 3]) @ pose[:, :3]
-    size = panels._widths(
+    size = panels.point_widths(
         dataclasses.replace(scene, masks=torch.zeros_like(scene.masks)), at_depth_three.numpy(), np.array([0])
     )
     assert size == pytest.approx(3 / focal, rel=1e-4)

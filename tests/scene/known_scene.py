@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,3 +83,14 @@ def known_scene(folder: Path, num_views: int = 4, **options: Any) -> geomtx.Scen
     rendered = render_room(num_views, IMAGE_HW)
     views = geomtx.load_views(save_photos(rendered.images[0], folder), size=IMAGE_HW[1])
     return geomtx.reconstruct(KnownScene(rendered), views, **options)
+
+
+def refined(scene: geomtx.Scene) -> geomtx.Scene:
+    """The scene as after a refinement that moved all cameras by half a unit."""
+    pose, intrinsics = scene.predictions.cameras
+    moved = torch.cat([pose[..., :3], pose[..., 3:] + 0.5], dim=-1)
+    return dataclasses.replace(scene, refined=True, first_cameras=Cameras(moved, intrinsics))
+
+
+def without(scene: geomtx.Scene, *names: str) -> geomtx.Scene:
+    return dataclasses.replace(scene, predictions=scene.predictions._replace(**dict.fromkeys(names)))

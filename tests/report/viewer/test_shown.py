@@ -11,17 +11,7 @@ import geomtx
 from geomtx.report.viewer.shown import show_scene
 from geomtx.types import Cameras
 from scene.exact_scenes import exact_scene
-
-
-def refined(scene: geomtx.Scene) -> geomtx.Scene:
-    """The scene as after a refinement that moved all cameras by half a unit."""
-    pose, intrinsics = scene.predictions.cameras
-    moved = torch.cat([pose[..., :3], pose[..., 3:] + 0.5], dim=-1)
-    return dataclasses.replace(scene, refined=True, first_cameras=Cameras(moved, intrinsics))
-
-
-def without(scene: geomtx.Scene, *names: str) -> geomtx.Scene:
-    return dataclasses.replace(scene, predictions=scene.predictions._replace(**dict.fromkeys(names)))
+from scene.known_scene import refined, without
 
 
 def test_points_are_those_of_the_scene(scene: geomtx.Scene):

@@ -17,7 +17,7 @@ import geomtx
 from geomtx.report import Viewer, open_viewer
 from geomtx.report.viewer.flight import Pose, fly, to_wxyz
 from geomtx.report.viewer.measuring import pick_point
-from report.viewer.test_shown import refined, without
+from scene.known_scene import refined, without
 
 
 @pytest.fixture(scope="module")
