@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import kornia  # noqa: F401 - here, the forks have it all
+import roma  # noqa: F401
 import torch
 import torch.distributed.checkpoint.state_dict
 from accelerate import Accelerator
