@@ -226,6 +226,10 @@ class Cameras(NamedTuple):
     cam_from_world: Float[Tensor, "*batch 3 4"]
     intrinsics: Float[Tensor, "*batch 3 3"]
 
+    def to(self, device: torch.device) -> Cameras:
+        """Return the cameras on a device."""
+        return Cameras(self.cam_from_world.to(device), self.intrinsics.to(device))
+
 
 @show_shapes
 class DenseMap(NamedTuple):
@@ -342,6 +346,10 @@ class Predictions(NamedTuple):
         tracks: `coords_px` (B, S, N, 2), `visibility` and `confidence` (B, S, N).
         track_iterations: Tracks after each refinement and logits, for the loss.
         extra: Name of an added head → its output, see `VGGT.add_head`.
+        rays: `value` (B, S, h, w, 6) and `confidence` (B, S, h, w) of the ray through each pixel of a map that covers
+            the image with fewer pixels: its direction, as long as that its z coordinate in the camera is 1, and its
+            origin, the camera's centre, both in the world of `cameras`.
+        sky: Score (B, S, H, W) of being sky, at least 0; above 0.3 a pixel counts as sky.
     """
 
     cameras: Cameras | None = None
@@ -351,6 +359,8 @@ class Predictions(NamedTuple):
     tracks: Tracks | None = None
     track_iterations: TrackIterations | None = None
     extra: dict[str, Any] | None = None
+    rays: DenseMap | None = None
+    sky: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Predictions:
         """Return the predictions with a function applied to every tensor."""

@@ -1,19 +1,28 @@
 """Encoders: images → tokens."""
 
 from geomtx.encoder.alternating import AlternatingEncoder, Scope
+from geomtx.encoder.camera_encoder import CameraEncoder
+from geomtx.encoder.class_token import CameraTokens, ClassTokenEncoder
 from geomtx.encoder.conditioning import CameraConditioning
 from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
+from geomtx.encoder.reference_view import ReferenceRule, choose_reference
 from geomtx.encoder.special import SpecialTokens
-from geomtx.encoder.vit import VisionTransformer, ViTFeatures
+from geomtx.encoder.vit import VisionTransformer, ViTFeatures, ViTStem
 
 __all__ = [
     "AlternatingEncoder",
     "Backbone",
     "CameraConditioning",
+    "CameraEncoder",
+    "CameraTokens",
+    "ClassTokenEncoder",
     "PatchEmbedding",
+    "ReferenceRule",
     "Scope",
     "SpecialTokens",
     "ViTFeatures",
+    "ViTStem",
     "VisionTransformer",
+    "choose_reference",
     "normalize_images",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ class AlternatingEncoder(nn.Module):
         head_dim: Number of channels of an attention head, for the rotary table; defaults to the first block's
             `attention.head_dim`.
         rope_base: Base of the rotary positions; None for no positions beyond the backbone's.
+        special: Module that puts special tokens before the patches, with their number as `num_tokens`; defaults to
+            `SpecialTokens`.
 
     Raises:
         ValueError: If `order` doesn't use every block once, the backbone's width is not the blocks', or a tap is not a
@@ -75,10 +77,13 @@ class AlternatingEncoder(nn.Module):
         special_std: float = 1e-2,
         head_dim: int | None = None,
         rope_base: float | None = 100.0,
+        special: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.special = SpecialTokens(backbone.dim, num_registers=num_registers, std=special_std)
+        if special is None:
+            special = SpecialTokens(backbone.dim, num_registers=num_registers, std=special_std)
+        self.special: Any = special
         self.frame_blocks = nn.ModuleList(frame_blocks)
         self.global_blocks = nn.ModuleList(global_blocks)
         self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order
@@ -126,7 +131,7 @@ class AlternatingEncoder(nn.Module):
         views = self.embed(images, patch_mask=patch_mask, camera_shift=camera_shift, patch_shift=patch_shift)
         tokens, layers = views.without_layers(), self.run(views.x, self.attention(views), taps)
         del views  # the blocks' first input need not outlive the first block
-        return tokens._replace(layers=dict(map(_join, layers)))
+        return tokens._replace(layers=dict(map(self.join_layer, layers)))
 
     def embed(
         self,
@@ -156,15 +161,7 @@ class AlternatingEncoder(nn.Module):
         Raises:
             ValueError: If a shape is another one, a side is not a multiple of the patch, or there is no view.
         """
-        check_images("images", images)
-        images = images[None] if images.ndim == 4 else images
-        check_positive("number of views", images.shape[1])
-        image_hw = (images.shape[-2], images.shape[-1])
-        grid_hw = grid_of(image_hw, self.backbone.patch_size)
-        patch_mask = self._check_mask(patch_mask, images, grid_hw)
-        of_view = None if patch_mask is None else patch_mask.flatten(0, 1)
-        patches = (each_view or _call)(self._embed_patches, images.flatten(0, 1), of_view)
-        patches = patches.unflatten(0, images.shape[:2])
+        patches, patch_mask, image_hw = self._run_backbone(images, patch_mask, each_view)
         if patch_shift is not None:
             patch_shift = patch_shift[None] if patch_shift.ndim == 3 else patch_shift
             check_shape("patch_shift", patch_shift, tuple(patches.shape))
@@ -173,12 +170,14 @@ class AlternatingEncoder(nn.Module):
             patches = _append(patches, extra_patches)
         if camera_shift is not None:
             camera_shift = camera_shift[None] if camera_shift.ndim == 2 else camera_shift
-            check_shape("camera_shift", camera_shift, (*images.shape[:2], patches.shape[-1]))
+            num_views = patches.shape[1] - (0 if extra_patches is None else extra_patches.shape[-3])
+            check_shape("camera_shift", camera_shift, (patches.shape[0], num_views, patches.shape[-1]))
         x = self.special(patches, first_view=first_view, camera_shift=camera_shift)
         mask = None
         if patch_mask is not None:
             mask = self._mask_tokens(patch_mask)
             mask = nn.functional.pad(mask, (0, 0, 0, x.shape[1] - mask.shape[1]), value=True)
+        grid_hw = grid_of(image_hw, self.backbone.patch_size)
         return EmbeddedViews(x, self.special.num_tokens, image_hw, grid_hw, mask, first_view)
 
     def attention(self, views: EmbeddedViews) -> dict[Scope, Attend]:
@@ -188,7 +187,8 @@ class AlternatingEncoder(nn.Module):
             views: Tokens of the views before the first block, from `embed`.
         """
         rope = self.rotary_table(views)
-        of_scene = None if rope is None else rope.repeat(views.x.shape[1])
+        across = self.rotary_across(views, rope)
+        of_scene = None if across is None else across.repeat(views.x.shape[1])
         mask = None if views.mask is None else key_mask(views.mask.flatten(0, 1))
         scene_mask = None if views.mask is None else key_mask(views.mask.flatten(1, 2))
         table: dict[Scope, Attend] = {"frame": WithinViews(rope, mask), "global": AcrossViews(of_scene, scene_mask)}
@@ -235,7 +235,26 @@ class AlternatingEncoder(nn.Module):
             taps: Indices of the layers to keep; defaults to the encoder's `taps`.
         """
         layers = self.run(views.x, attend, self.taps if taps is None else taps)
-        return views.without_layers()._replace(layers=dict(map(_join, layers)))
+        return views.without_layers()._replace(layers=dict(map(self.join_layer, layers)))
+
+    def join(self, outputs: Sequence[Float[Tensor, "*batch p c"]], num_special: int) -> Float[Tensor, "*batch p c2"]:
+        """Return the tokens of a layer from its blocks' outputs: their concatenation along the channels.
+
+        An encoder may normalise here. Tokens are worked on one by one, so some of them may be joined alone.
+
+        Args:
+            outputs: Outputs of the layer's blocks for the same tokens, (..., P, C) each.
+            num_special: Number of special tokens among them, which come first.
+        """
+        return torch.cat(list(outputs), dim=-1)
+
+    def join_layer(self, layer: tuple[int, Sequence[Tensor]]) -> tuple[int, Tensor]:
+        """Return index and tokens of a layer that `run` yields, (B, S, P, C'); for `map`, which holds no other layer.
+
+        Args:
+            layer: Index of the layer and its blocks' outputs, (B, S, P, C) each.
+        """
+        return layer[0], self.join(layer[1], self.special.num_tokens)
 
     def check_taps(self, taps: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return `taps`, or the encoder's for None.
@@ -262,6 +281,28 @@ class AlternatingEncoder(nn.Module):
         dtype = torch.promote_types(views.x.dtype, torch.float32)
         return rotary_table(positions, self.head_dim, base=self.rope_base, dtype=dtype)
 
+    def rotary_across(self, views: EmbeddedViews, within: RotaryTable | None) -> RotaryTable | None:
+        """Return the rotary table of the tokens of a view in blocks across views; by default that within views.
+
+        Args:
+            views: Tokens of the views before the first block, from `embed`.
+            within: Result of `rotary_table`.
+        """
+        return within
+
+    def _run_backbone(
+        self, images: Tensor, patch_mask: Tensor | None, each_view: Callable[..., Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Return the backbone's tokens (B, S, P, C), the mask of patches (B, S, patches), and the images' size."""
+        check_images("images", images)
+        images = images[None] if images.ndim == 4 else images
+        check_positive("number of views", images.shape[1])
+        image_hw = (images.shape[-2], images.shape[-1])
+        patch_mask = self._check_mask(patch_mask, images, grid_of(image_hw, self.backbone.patch_size))
+        of_view = None if patch_mask is None else patch_mask.flatten(0, 1)
+        tokens = (each_view or _call)(self._embed_patches, images.flatten(0, 1), of_view)
+        return tokens.unflatten(0, images.shape[:2]), patch_mask, image_hw
+
     def _embed_patches(self, images: Tensor, patch_mask: Tensor | None, **options: Any) -> Tensor:
         return self.backbone(normalize_images(images), patch_mask, **options)
 
@@ -283,11 +324,6 @@ class AlternatingEncoder(nn.Module):
 
 def _call(function: Callable[..., Tensor], *args: Any) -> Tensor:
     return function(*args)
-
-
-def _join(layer: tuple[int, list[Tensor]]) -> tuple[int, Tensor]:
-    """Concatenate a layer's outputs; for `map`, which holds no reference to a layer while the next is computed."""
-    return layer[0], torch.cat(layer[1], dim=-1)
 
 
 def _append(patches: Tensor, extra: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,7 +19,7 @@ from geomtx.layers.position import grid_signal
 from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float, show_shapes
 
-__all__ = ["ViTFeatures", "VisionTransformer"]
+__all__ = ["ViTFeatures", "ViTStem", "VisionTransformer"]
 
 _POSITION_SCALE = 0.3  # initial positions are weaker than the content of a patch
 
@@ -54,6 +54,9 @@ class VisionTransformer(nn.Module):
         num_registers: Number of register tokens, which have no position.
         mlp_ratio: Number of hidden channels of the blocks' MLPs, divided by `dim`.
         layer_scale: Initial factor of the blocks' residual branches.
+        gated: Whether the blocks' MLPs are gated, see `TransformerBlock`.
+        antialias: Whether the position table is resized to the size of the grid with an antialiasing filter, as in
+            DINOv2 with registers; or by the scale (grid + 0.1) / table without one, as in DINOv2 without registers.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
@@ -71,10 +74,13 @@ class VisionTransformer(nn.Module):
         num_registers: int = 4,
         mlp_ratio: float = 4.0,
         layer_scale: float = 1.0,
+        gated: bool = False,
+        antialias: bool = True,
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
         check_divisible("image_size", image_size, patch_size)
+        self.antialias = antialias
         self.dim = dim
         self.patch_size = patch_size
         self.table_side = image_size // patch_size
@@ -87,7 +93,13 @@ class VisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                dim, num_heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, norm_eps=1e-6, backend=backend
+                dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                gated=gated,
+                layer_scale=layer_scale,
+                norm_eps=1e-6,
+                backend=backend,
             )
             for _ in range(depth)
         )
@@ -140,23 +152,79 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: If a side is not a multiple of the patch size.
         """
+        start = 1 + self.num_registers
+        x, mask = self._embed(images, patch_mask)
+        for block in self.blocks:
+            x = (block if run_block is None else run_block(block))(x, mask=mask)
+        x = self.norm(x)
+        return ViTFeatures(x[:, 0], x[:, 1:start], x[:, start:])
+
+    def _embed(self, images: Tensor, patch_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens before the first block, (N, 1 + R + P, C), and the blocks' attention mask."""
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers
         cls_position, positions = self._positions(grid_of((images.shape[-2], images.shape[-1]), self.patch_size))
         special = [self.cls_token + cls_position, *(() if self.registers is None else (self.registers,))]
         special = [token.to(patches.dtype).expand(num, -1, -1) for token in special]
         x = torch.cat([*special, patches + positions], dim=1)
-        mask = None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
-        for block in self.blocks:
-            x = (block if run_block is None else run_block(block))(x, mask=mask)
-        x = self.norm(x)
-        return ViTFeatures(x[:, 0], x[:, 1:start], x[:, start:])
+        return x, None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
 
     def _positions(self, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the positions of the class token (1, 1, C) and of the patches (1, P, C)."""
         table = at_least_float32(self.position_table)
         square = rearrange(table[:, 1:], "1 (r q) c -> 1 c r q", r=self.table_side)
-        # On the table's own grid this is the identity, bit for bit: every filter weight is 0 or 1.
-        resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False, antialias=True)
+        if self.antialias:
+            # On the table's own grid this is the identity, bit for bit: every filter weight is 0 or 1.
+            resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False, antialias=True)
+        elif grid_hw == (self.table_side, self.table_side):
+            resized = square
+        else:
+            factors = [(size + 0.1) / self.table_side for size in grid_hw]
+            resized = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
         dtype = self.position_table.dtype
         return table[:, :1].to(dtype), rearrange(resized, "1 c r q -> 1 (r q) c").to(dtype)
+
+
+class ViTStem(VisionTransformer):
+    """The first blocks of a vision transformer without registers: its other blocks are the encoder's.
+
+    Usable as the backbone of a `ClassTokenEncoder`. Without a final norm and a mask token.
+
+    Args:
+        dim: Number of channels C of the tokens.
+        depth: Number of blocks; 0 for the embedding alone.
+        options: Numbers of the blocks and of the position table, as for `VisionTransformer`.
+    """
+
+    unused_parameters = ()
+
+    def __init__(self, dim: int, depth: int, **options: Any) -> None:
+        super().__init__(dim, depth, num_registers=0, **options)
+        del self.norm, self.mask_token
+
+    def forward(
+        self,
+        images: Float[Tensor, "n 3 h w"],
+        patch_mask: Bool[Tensor, "n p"] | None = None,
+        *,
+        run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
+    ) -> Float[Tensor, "n p2 c"]:
+        """Return class token and patch tokens, (N, 1 + P, C).
+
+        The patch tokens are those after the last block, the class token is that before it, from which the reference
+        view of a scene is chosen; without blocks both are those of the embedding.
+
+        Args:
+            images: Normalised images, (N, 3, H, W), H and W multiples of the patch size.
+            patch_mask: Mask of the valid patches, see `forward_features`.
+            run_block: Function that returns what is called in place of a block, see `forward_features`.
+
+        Raises:
+            ValueError: If a side is not a multiple of the patch size.
+        """
+        x, mask = self._embed(images, patch_mask)
+        class_token = x[:, :1]
+        for block in self.blocks:
+            class_token = x[:, :1]
+            x = (block if run_block is None else run_block(block))(x, mask=mask)
+        return torch.cat([class_token, x[:, 1:]], dim=1) if len(self.blocks) else x

@@ -69,7 +69,9 @@ def transform_points(transform: Float[Tensor, "*#batch 3 4"], points: Float[Tens
 
 
 @float32_island
-def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int]) -> Float[Tensor, "*batch 3 3"]:
+def fov_to_intrinsics(
+    fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int], *, min_tan: float | None = None
+) -> Float[Tensor, "*batch 3 3"]:
     """Return the intrinsics of a field of view, with the principal point at (W/2, H/2).
 
     A field of view of zero, which a rectified network output can be, gives a focal length of about 10^6 image sizes
@@ -78,13 +80,18 @@ def fov_to_intrinsics(fov: Float[Tensor, "*batch 2"], image_hw: tuple[int, int])
     Args:
         fov: Vertical and horizontal field of view in radians, (..., 2).
         image_hw: Height and width of the image in pixels.
+        min_tan: Smallest tangent of half a field of view, below which, and beyond π, it is taken instead; defaults to
+            tangents of either sign whose magnitude is at least 5e-7.
 
     Returns:
         Intrinsics in pixels, (..., 3, 3).
     """
     height, width = image_hw
     half_tan = torch.tan(fov / 2)
-    half_tan = torch.where(half_tan.abs() < 5e-7, 5e-7, half_tan)
+    if min_tan is None:
+        half_tan = torch.where(half_tan.abs() < 5e-7, 5e-7, half_tan)
+    else:
+        half_tan = half_tan.clamp(min=min_tan)
     f_y = (height / 2) / half_tan[..., 0]
     f_x = (width / 2) / half_tan[..., 1]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)

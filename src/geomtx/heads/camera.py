@@ -1,4 +1,4 @@
-"""Head that predicts cameras from camera tokens by iterated refinement (VGGT, section 3.3)."""
+"""Heads that predict cameras from camera tokens, and one by iterated refinement (VGGT, section 3.3)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,67 @@ from geomtx.layers.norms import Modulation
 from geomtx.layers.precision import Float32Linear, at_least_float32
 from geomtx.types import Bool, CameraPrediction, Float, Tokens
 
-__all__ = ["CameraHead"]
+__all__ = ["CameraHead", "CameraTokenHead"]
 
 
-class CameraHead(nn.Module):
+class CameraTokenHead(nn.Module):
+    """Base of heads that predict cameras from the camera tokens of one layer.
+
+    A subclass has `camera_tokens`, which works on each view by itself, and `predict`, which gets those of all views.
+
+    Args:
+        dim: Number of channels C of the tokens.
+        layer: Index of the encoder's layer to read; defaults to the last one that was kept.
+    """
+
+    def __init__(self, dim: int, *, layer: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layer = layer
+
+    def forward(self, tokens: Tokens) -> CameraPrediction:
+        """Predict the cameras of all views.
+
+        Args:
+            tokens: Tokens of an encoder; only the camera token of one layer is read.
+
+        Returns:
+            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the pose encodings of all
+            iterations, (I, B, S, 9), in float32 or better.
+
+        Raises:
+            ValueError: If the layer wasn't kept or has another number of channels.
+        """
+        mask = None if tokens.mask is None else tokens.mask[:, :, 0]
+        return self.predict(self.camera_tokens(tokens), tokens.image_hw, mask)
+
+    def camera_tokens(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
+        """Return the camera token of every view, (B, S, C): all that the head reads.
+
+        Args:
+            tokens: Tokens of an encoder that kept the head's layer.
+        """
+        layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
+        check_shape("tokens", layer, ("B", "S", "P", self.dim))
+        return layer[:, :, 0]
+
+    def predict(
+        self,
+        camera_tokens: Float[Tensor, "b s c"],
+        image_hw: tuple[int, int],
+        view_mask: Bool[Tensor, "b s"] | None = None,
+    ) -> CameraPrediction:
+        """Predict cameras from what `camera_tokens` returns for all views of the scenes.
+
+        Args:
+            camera_tokens: Camera tokens, (B, S, C).
+            image_hw: Height and width of the images in pixels.
+            view_mask: Mask of the valid views, (B, S) bool; defaults to all.
+        """
+        raise NotImplementedError
+
+
+class CameraHead(CameraTokenHead):
     """Predict every view's camera from its camera token.
 
     Each iteration modulates the tokens by the pose encoding so far, lets the views attend to each other, and adds a
@@ -50,16 +107,14 @@ class CameraHead(nn.Module):
         layer: int | None = None,
         backend: BackendName = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(dim, layer=layer)
         check_positive("num_iterations", num_iterations)
-        self.dim = dim
         self.depth = depth
         self.num_heads = num_heads
         self.num_iterations = num_iterations
         self.mlp_ratio = mlp_ratio
         self.layer_scale = layer_scale
         self.backend = backend
-        self.layer = layer
         self.token_norm = nn.LayerNorm(dim)
         self.initial_pose = nn.Parameter(torch.zeros(1, 1, POSE_DIM))
         self.pose_embedding = Float32Linear(POSE_DIM, dim)
@@ -81,31 +136,13 @@ class CameraHead(nn.Module):
         with torch.no_grad():
             self.pose_mlp.contract.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, step, step, step]))
 
-    def forward(self, tokens: Tokens) -> CameraPrediction:
-        """Predict the cameras of all views.
-
-        Args:
-            tokens: Tokens of an encoder; only the camera token of one layer is read.
-
-        Returns:
-            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the pose encodings of all
-            iterations, (I, B, S, 9), in float32 or better.
-
-        Raises:
-            ValueError: If the layer wasn't kept or has another number of channels.
-        """
-        mask = None if tokens.mask is None else tokens.mask[:, :, 0]
-        return self.predict(self.camera_tokens(tokens), tokens.image_hw, mask)
-
     def camera_tokens(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
         """Return the normalised camera token of every view, (B, S, C): all that the head reads.
 
         Args:
             tokens: Tokens of an encoder that kept the head's layer.
         """
-        layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
-        check_shape("tokens", layer, ("B", "S", "P", self.token_norm.normalized_shape[0]))
-        return self.token_norm(layer[:, :, 0])
+        return self.token_norm(super().camera_tokens(tokens))
 
     def predict(
         self,

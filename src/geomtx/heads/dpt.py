@@ -21,12 +21,13 @@ class Fusion(nn.Module):
     Args:
         dim: Number of channels C of the maps.
         has_skip: Whether there is a skip connection.
+        rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
     """
 
-    def __init__(self, dim: int, *, has_skip: bool) -> None:
+    def __init__(self, dim: int, *, has_skip: bool, rectified_skip: bool = True) -> None:
         super().__init__()
-        self.skip_unit = ResidualConv(dim) if has_skip else None
-        self.unit = ResidualConv(dim)
+        self.skip_unit = ResidualConv(dim, rectified_skip=rectified_skip) if has_skip else None
+        self.unit = ResidualConv(dim, rectified_skip=rectified_skip)
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None, size: Sequence[int]) -> Tensor:
@@ -35,6 +36,32 @@ class Fusion(nn.Module):
             x = x + self.skip_unit(skip)
         # A 1x1 convolution and bilinear resizing commute; before the resizing, the convolution is four times cheaper.
         return resize(self.out(self.unit(x)), size)
+
+
+class FusionChain(nn.ModuleList):
+    """Four `Fusion` units, which merge four maps from coarse to fine.
+
+    Args:
+        dim: Number of channels C of the maps.
+        rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
+    """
+
+    def __init__(self, dim: int, *, rectified_skip: bool = True) -> None:
+        super().__init__(Fusion(dim, has_skip=level < 3, rectified_skip=rectified_skip) for level in range(4))
+
+    def forward(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c h w"]:
+        """Return the merged map, of twice the size of the finest map.
+
+        Args:
+            maps: Maps from fine to coarse, (N, C, H, W) each, every one about half as large as the one before.
+        """
+        maps = list(maps)
+        merged = maps.pop()
+        for level in (3, 2, 1):
+            skip = None if level == 3 else maps.pop()
+            merged = self[level](merged, skip, maps[-1].shape[-2:])
+        height, width = maps[0].shape[-2:]
+        return self[0](merged, maps.pop(), (2 * height, 2 * width))
 
 
 class DPTDecoder(nn.Module):
@@ -52,6 +79,8 @@ class DPTDecoder(nn.Module):
         stride: Side in pixels of the image of a pixel of the output.
         position_signal: Whether to add a sine-cosine encoding of the position, times 0.1, after the projections and at
             the end; all numbers of channels must then be multiples of 4.
+        token_norm: Whether the tokens are normalised by a LayerNorm first.
+        rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
 
     Raises:
         ValueError: If there are not four taps and four channels, or a number of channels is no multiple of 4 where it
@@ -68,6 +97,8 @@ class DPTDecoder(nn.Module):
         out_channels: int | None = None,
         stride: int = 1,
         position_signal: bool = True,
+        token_norm: bool = True,
+        rectified_skip: bool = True,
     ) -> None:
         super().__init__()
         if len(channels) != 4 or len(taps) != 4:
@@ -79,11 +110,13 @@ class DPTDecoder(nn.Module):
         self.taps = tuple(taps)
         self.stride = stride
         self.position_signal = position_signal
+        self.token_norm = token_norm
+        self.rectified_skip = rectified_skip
         self.out_channels = features // 2 if out_channels is None else out_channels
         if position_signal:
             for count in (*channels, self.out_channels):
                 check_divisible("channels", count, 4)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
         self.project = nn.ModuleList(nn.Conv2d(dim, count, 1) for count in channels)
         self.rescale = nn.ModuleList(
             [
@@ -94,7 +127,7 @@ class DPTDecoder(nn.Module):
             ]
         )
         self.reduce = nn.ModuleList(nn.Conv2d(count, features, 3, padding=1, bias=False) for count in channels)
-        self.fuse = nn.ModuleList(Fusion(features, has_skip=level < 3) for level in range(4))
+        self.fuse = FusionChain(features, rectified_skip=rectified_skip)
         self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
 
     def decode(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
@@ -109,13 +142,31 @@ class DPTDecoder(nn.Module):
         Raises:
             ValueError: If a tap wasn't kept or has another number of channels.
         """
+        projected = self.project_all(tokens)
+        return self.merge(projected.maps, projected.image_hw).unflatten(0, projected.views)
+
+    def project_all(self, tokens: Tokens | ProjectedTokens) -> ProjectedTokens:
+        """Return the projections of the four layers; those that are given as they are.
+
+        Args:
+            tokens: Tokens of an encoder that kept the decoder's taps, or their projections.
+
+        Raises:
+            ValueError: If a tap wasn't kept or has another number of channels.
+        """
         if isinstance(tokens, ProjectedTokens):
-            return self.merge(tokens.maps, tokens.image_hw).unflatten(0, tokens.views)
+            return tokens
         layers = [tokens.layer(tap) for tap in self.taps]
         for layer in layers:
-            check_shape("tokens", layer, ("B", "S", "P", self.norm.normalized_shape[0]))
-        patches = [layer[:, :, tokens.num_special :].flatten(0, 1) for layer in layers]
-        return self(patches, tokens.grid_hw, tokens.image_hw, tokens.patch_mask()).unflatten(0, tokens.views)
+            check_shape("tokens", layer, ("B", "S", "P", self.dim))
+        mask = tokens.patch_mask()
+        maps = tuple(
+            self.project_tap(
+                level, layer[:, :, tokens.num_special :].flatten(0, 1), tokens.grid_hw, tokens.image_hw, mask
+            )
+            for level, layer in enumerate(layers)
+        )
+        return ProjectedTokens(maps, tokens.views, tokens.image_hw)
 
     def forward(
         self,
@@ -182,21 +233,39 @@ class DPTDecoder(nn.Module):
         Returns:
             Feature maps, (N, out_channels, H / stride, W / stride).
         """
-        maps = [self.reduce[level](self.rescale[level](x)) for level, x in enumerate(projected)]
-        merged = maps.pop()
-        for level in (3, 2, 1):
-            skip = None if level == 3 else maps.pop()
-            merged = self.fuse[level](merged, skip, maps[-1].shape[-2:])
-        height, width = maps[0].shape[-2:]
-        merged = self.fuse[0](merged, maps.pop(), (2 * height, 2 * width))
+        return self.finish(self.fuse(self.reduce_taps(projected)), image_hw)
+
+    def reduce_taps(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        """Return the projected layers at their scales with `features` channels each, from fine to coarse.
+
+        Args:
+            projected: Results of `project_tap` for the four layers, (N, channels, rows, columns) each.
+        """
+        return [self.reduce[level](self.rescale[level](x)) for level, x in enumerate(projected)]
+
+    def finish(self, merged: Tensor, image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
+        """Return the decoder's output from the merged map: smoothed, resized, and with the encoding of positions.
+
+        Args:
+            merged: Result of `fuse` for the reduced layers, (N, features, H', W').
+            image_hw: Height and width of the images in pixels.
+        """
         out = resize(self.smooth(merged), (image_hw[0] // self.stride, image_hw[1] // self.stride))
         return self._add_signal(out, image_hw)
 
     def _add_signal(self, x: Tensor, image_hw: tuple[int, int]) -> Tensor:
-        if not self.position_signal:
-            return x
-        columns, rows = aspect_grid((x.shape[-2], x.shape[-1]), image_hw, x)
-        return x + grid_signal(columns, rows, x.shape[1], base=100.0, scale=0.1, dtype=x.dtype)
+        return add_position_signal(x, image_hw) if self.position_signal else x
+
+
+def add_position_signal(x: Float[Tensor, "n c h w"], image_hw: tuple[int, int]) -> Float[Tensor, "n c h w"]:
+    """Add a sine-cosine encoding of the position in the image, times 0.1, to maps (N, C, H, W).
+
+    Args:
+        x: Maps, whose number of channels is a multiple of 4.
+        image_hw: Height and width of the images in pixels.
+    """
+    columns, rows = aspect_grid((x.shape[-2], x.shape[-1]), image_hw, x)
+    return x + grid_signal(columns, rows, x.shape[1], base=100.0, scale=0.1, dtype=x.dtype)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

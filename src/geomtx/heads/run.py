@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.heads.camera import CameraHead
+from geomtx.heads.camera import CameraHead, CameraTokenHead
+from geomtx.heads.camera_mlp import CameraMLP
 from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.depth_rays import DepthRayHead
+from geomtx.heads.depth_sky import DepthSkyHead
 from geomtx.heads.track import TrackHead
 from geomtx.types import ProjectedTokens, Tokens
 
-__all__ = ["EachView", "Gather", "extract_features", "has_steps", "head_dtype", "run_head"]
+__all__ = ["DECODING_HEADS", "EachView", "Gather", "extract_features", "has_steps", "head_dtype", "run_head"]
+
+DECODING_HEADS = (DenseHead, RGBHead, DepthRayHead, DepthSkyHead)
+"""Heads that read the projections of their `decoder`, each view by itself."""
+_HEADS_WITH_STEPS = (*DECODING_HEADS, CameraHead, CameraMLP, TrackHead)
 
 EachView = Callable[..., Any]
 """Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
@@ -29,6 +36,7 @@ def run_head(
     *,
     each_view: EachView | None = None,
     gather: Gather | None = None,
+    **options: Any,
 ) -> Any:
     """Run a head in one call or, where views are in chunks or in several processes, step by step.
 
@@ -41,6 +49,7 @@ def run_head(
         query_points: Query points, (B, N, 2 or 3), for a `TrackHead`.
         each_view: Function that applies a function of single views; defaults to one call with all views.
         gather: Function that concatenates the views of all processes; defaults to the identity.
+        options: Further arguments of a head that decodes, such as the names of the maps of a `DepthRayHead`.
 
     Returns:
         Result of the head.
@@ -48,16 +57,16 @@ def run_head(
     dtype = head_dtype(head)
     if (each_view is None and gather is None) or not has_steps(head):
         tokens = _convert(tokens, dtype)
-        return head(tokens, query_points) if isinstance(head, TrackHead) else head(tokens)
-    if isinstance(head, CameraHead):
+        return head(tokens, query_points) if isinstance(head, TrackHead) else head(tokens, **options)
+    if isinstance(head, CameraTokenHead):
         if gather is None:
             return head(_convert(tokens, dtype))
         assert isinstance(tokens, Tokens), "a camera head reads no projections"
         camera_tokens = head.camera_tokens(_convert(tokens, dtype))
         return head.predict(gather(camera_tokens), tokens.image_hw, _valid_views(tokens, gather))
     each_view, gather = each_view or _call, gather or _identity
-    if isinstance(head, DenseHead | RGBHead):
-        return each_view(lambda part: head(_convert(part, dtype)), tokens)
+    if isinstance(head, DECODING_HEADS):
+        return each_view(lambda part: head(_convert(part, dtype), **options), tokens)
     if isinstance(head, TrackHead):
         assert query_points is not None, "a head of tracks runs with query points only"
         features = extract_features(head, tokens, each_view, gather)
@@ -84,8 +93,7 @@ def extract_features(
 
 def has_steps(head: nn.Module) -> bool:
     """Return whether a head is one of geomtx's whose `forward` is its own, so that its steps give the same result."""
-    kinds = (CameraHead, DenseHead, RGBHead, TrackHead)
-    return any(isinstance(head, kind) and type(head).forward is kind.forward for kind in kinds)
+    return any(isinstance(head, kind) and type(head).forward is kind.forward for kind in _HEADS_WITH_STEPS)
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

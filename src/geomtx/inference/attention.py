@@ -162,7 +162,8 @@ def attention_table(
             cross = table["cross"]
             assert isinstance(cross, AcrossViews), "the encoder's own table is plain"
             table["cross"] = KeysFirst(cross.rope, cross.mask, token_chunk=plan.token_chunk)
-    keys = choose_keys(views, approximation, within.rope, shares)
+    of_view = None if across.rope is None else across.rope.rows(slice(0, views.x.shape[2]))
+    keys = choose_keys(views, approximation, of_view, shares)
     mask = _key_mask(views, across.mask, keys, shares)
     tokens = None if shares is None else shares.times(views.x.shape[2])
     if keys is not None:
@@ -172,7 +173,11 @@ def attention_table(
     elif tokens is not None:
         table["global"] = HeadsExchanged(across.rope, mask, tokens)
     if approximation.num_local_layers:
-        table["global"] = LocalFirst(approximation.num_local_layers, table["frame"], table["global"])
+        local: Attend = WithinViews(of_view, within.mask)
+        if plan.token_chunk is not None:
+            assert plan.view_chunk is not None, "check_plan has passed"
+            local = ViewsInChunks(WithinViews(of_view, within.mask), plan.view_chunk)
+        table["global"] = LocalFirst(approximation.num_local_layers, local, table["global"])
     return table
 
 

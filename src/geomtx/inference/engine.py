@@ -7,7 +7,7 @@ Nothing in the model changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunk
 from geomtx.inference.plan import WHOLE, MemoryPlan, check_plan
 from geomtx.inference.shares import Shares
 from geomtx.layers.block import Attend
-from geomtx.types import Predictions, Tokens, show_shapes
+from geomtx.types import Cameras, Predictions, Tokens, show_shapes
 
 __all__ = [
     "EncodedViews",
@@ -42,12 +42,21 @@ RunBlock = Callable[[Any], Any]
 
 @show_shapes
 class Inputs(NamedTuple):
-    """What a model's `check_inputs` returns: its inputs with the B axis, and the names of the heads that run."""
+    """What a model's `check_inputs` returns: its inputs with the B axis, and the names of the heads that run.
+
+    Attributes:
+        images: Images, (B, S, 3, H, W).
+        query_points: Query points; None for none.
+        patch_mask: Mask of the valid patches; None for all.
+        heads: Names of the heads.
+        cameras: Known cameras of all views, for models that take them; None for none.
+    """
 
     images: Tensor
     query_points: Tensor | None
     patch_mask: Tensor | None
     heads: tuple[str, ...]
+    cameras: Cameras | None = None
 
 
 class Execution(NamedTuple):
@@ -91,6 +100,7 @@ def predict(
     plan: MemoryPlan | None = None,
     approximation: GlobalApproximation | None = None,
     recompute: bool = False,
+    cameras: Cameras | None = None,
 ) -> Predictions:
     """Return what `model(images, …)` gives up to rounding, or an approximation of it, executed in another way.
 
@@ -104,13 +114,15 @@ def predict(
         approximation: Keys that global attention leaves out, see `GlobalApproximation`; defaults to nothing.
         recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
             checkpointing, Chen et al. 2016). Without effect where no gradients are recorded.
+        cameras: Known cameras of all views, for models whose `forward` takes them.
 
     Raises:
         ValueError: As the model; for numbers of a plan or an approximation that mean nothing, and blocks that can't be
             run so.
         RuntimeError: For a plan with a `token_chunk` where gradients are recorded.
     """
-    inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads))
+    known = {} if cameras is None else {"cameras": cameras}
+    inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads, **known))
     execution = Execution(
         plan=WHOLE if plan is None else plan,
         approximation=GlobalApproximation() if approximation is None else approximation,
@@ -186,13 +198,15 @@ def _encode(model: Any, inputs: Inputs, execution: Execution, report: _Reports) 
         patch_mask=None if inputs.patch_mask is None else inputs.patch_mask[:, here].to(device),
         first_view=0 if shares is None else shares.start,
         each_view=each_view,
+        **_of_all_views(model, inputs, shares, device),
     )
     table = attention_table(model.encoder, views, plan, approximation, shares)
     attend = {scope: report.after(_with_block(run, run_block)) for scope, run in table.items()}
     tokens = views.without_layers()
     if in_pieces:
         modules = {name: head for name, head in model.head_modules().items() if name in inputs.heads}
-        reader = LayerReader(modules, model.config.taps, plan)
+        modules = {name: head for name, head in modules.items() if name == _first_name(modules, head)}
+        reader = LayerReader(modules, model.encoder.taps, plan, model.encoder.join)
         layers = model.encoder.run(views.x, attend, reader.taps, keep=move_aside(plan))
         del views  # the first input of the blocks need not outlive the first block
         reader.read_all(tokens, layers)
@@ -200,9 +214,19 @@ def _encode(model: Any, inputs: Inputs, execution: Execution, report: _Reports) 
     else:
         layers = model.encoder.run(views.x, attend, model.taps_of(inputs.heads))
         del views
-        tokens = tokens._replace(layers=dict(map(_join, layers)))
+        tokens = tokens._replace(layers=dict(map(model.encoder.join_layer, layers)))
         read = partial(_same, tokens)
     return EncodedViews(read, None if plan == WHOLE and shares is None else heads_in_chunks(device, plan))
+
+
+def _of_all_views(model: Any, inputs: Inputs, shares: Shares | None, device: torch.device) -> dict[str, Any]:
+    """Return what an encoder that looks at all views before its first block is given besides."""
+    if inputs.cameras is not None:
+        tokens = model.encode_cameras(inputs.cameras.to(device), (inputs.images.shape[-2], inputs.images.shape[-1]))
+        return {"camera_tokens": tokens if shares is None else tokens[:, shares.here]}
+    if shares is None or getattr(model.encoder, "reference", None) is None:
+        return {}
+    return {"gather": partial(shares.gather, dim=1)}
 
 
 def _check_execution(encoder: Any, execution: Execution) -> None:
@@ -228,8 +252,9 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _join(layer: tuple[int, list[Tensor]]) -> tuple[int, Tensor]:
-    return layer[0], torch.cat(layer[1], dim=-1)
+def _first_name(heads: Mapping[str, nn.Module], head: nn.Module) -> str:
+    """Return the first of the names that a head goes by; a head of several maps is read once, under this name."""
+    return next(name for name, each in heads.items() if each is head)
 
 
 def _same(tokens: Tokens, head: str) -> Tokens:

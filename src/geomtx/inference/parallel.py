@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_mask, close_matches
 from geomtx.encoder.patches import grid_of
-from geomtx.heads.camera import CameraHead
+from geomtx.heads.camera import CameraTokenHead
 from geomtx.heads.run import has_steps
 from geomtx.heads.track import TrackHead
 from geomtx.inference.engine import Execution, Inputs, execute
@@ -25,6 +25,7 @@ from geomtx.types import DenseMap, Predictions
 __all__ = ["predict_parallel"]
 
 _OPTIONS = ("plan", "approximation", "progress")
+_MAPS = ("depth", "points", "rays", "sky")  # fields of predictions with a value for each pixel of a process's own views
 
 
 def predict_parallel(
@@ -120,14 +121,15 @@ def _gather_maps(predictions: Predictions, shares: Shares, device: torch.device)
         return DenseMap(*map(whole, value)) if isinstance(value, DenseMap) else value
 
     extra = None if predictions.extra is None else {name: whole(value) for name, value in predictions.extra.items()}
-    return predictions._replace(depth=whole(predictions.depth), points=whole(predictions.points), extra=extra)
+    return predictions._replace(**{name: whole(getattr(predictions, name)) for name in _MAPS}, extra=extra)
 
 
 def _own_views(predictions: Predictions, shares: Shares, heads: dict[str, nn.Module]) -> Predictions:
     """Cut cameras and tracks, which are of all views, to this process's; maps are of its own already."""
-    of_all = predictions._replace(depth=None, points=None, extra=None).take_views(shares.here)
+    maps = {name: getattr(predictions, name) for name in _MAPS}
+    of_all = predictions._replace(**dict.fromkeys(_MAPS), extra=None).take_views(shares.here)
     extra = predictions.extra
     if extra is not None:
-        whole = {name: value for name, value in extra.items() if isinstance(heads[name], CameraHead | TrackHead)}
+        whole = {name: value for name, value in extra.items() if isinstance(heads[name], CameraTokenHead | TrackHead)}
         extra = extra | (Predictions(extra=whole).take_views(shares.here).extra or {})
-    return of_all._replace(depth=predictions.depth, points=predictions.points, extra=extra)
+    return of_all._replace(**maps, extra=extra)

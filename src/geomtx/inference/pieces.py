@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.camera import CameraTokenHead
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.run import EachView, has_steps, head_dtype
+from geomtx.heads.run import DECODING_HEADS, EachView, has_steps, head_dtype
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies
 from geomtx.inference.plan import MemoryPlan
@@ -28,19 +27,28 @@ class LayerReader:
         heads: Name → head that will read.
         taps: Layers that a head of another class reads, whole.
         plan: Device where projections wait, and number of views that are projected at a time.
+        join: Function from a layer's outputs for some tokens, and the number of special ones among them, to the tokens
+            of the layer, see `AlternatingEncoder.join`.
     """
 
-    def __init__(self, heads: Mapping[str, nn.Module], taps: tuple[int, ...], plan: MemoryPlan) -> None:
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],
+        taps: tuple[int, ...],
+        plan: MemoryPlan,
+        join: Callable[[Sequence[Tensor], int], Tensor],
+    ) -> None:
         self.plan = plan
+        self.join = join
         self.decoders: dict[str, DPTDecoder] = {
             name: head.decoder
             for name, head in heads.items()
-            if has_steps(head) and isinstance(head, DenseHead | RGBHead | TrackHead)
+            if has_steps(head) and isinstance(head, (*DECODING_HEADS, TrackHead))
         }
         self.camera_layers = {
             name: max(taps) if head.layer is None else head.layer
             for name, head in heads.items()
-            if has_steps(head) and isinstance(head, CameraHead)
+            if has_steps(head) and isinstance(head, CameraTokenHead)
         }
         self.whole = taps if heads.keys() - self.decoders.keys() - self.camera_layers.keys() else ()
         self.camera_tokens: dict[int, Tensor] = {}
@@ -75,9 +83,9 @@ class LayerReader:
         self.device = outputs[-1].device
         wait_for_copies(outputs[:-1], self.device)
         if index in self.camera_layers.values():
-            self.camera_tokens[index] = torch.cat([each[:, :, :1].to(self.device) for each in outputs], dim=-1)
+            self.camera_tokens[index] = self.join([each[:, :, :1].to(self.device) for each in outputs], 1)
         if index in self.whole:
-            layer = torch.cat([each.to(self.device) for each in outputs], dim=-1)
+            layer = self.join([each.to(self.device) for each in outputs], self.tokens.num_special)
             self.layers[index] = layer.to(_device(self.plan.tap_device))
         # A decoder may read a layer more than once.
         levels = [(h, i) for h, decoder in self.decoders.items() for i, tap in enumerate(decoder.taps) if tap == index]
@@ -91,7 +99,7 @@ class LayerReader:
         patches = [each[:, :, tokens.num_special :].flatten(0, 1) for each in outputs]
 
         def project(part: slice) -> dict[tuple[str, int], Tensor]:
-            x = torch.cat([each[part].to(self.device, non_blocking=True) for each in patches], dim=-1)
+            x = self.join([each[part].to(self.device, non_blocking=True) for each in patches], 0)
             of_part = None if mask is None else mask[part]
             return {
                 (name, level): self.decoders[name].project_tap(

@@ -9,7 +9,7 @@ from geomtx.layers.backends import (
     resolve_backend,
 )
 from geomtx.layers.block import TransformerBlock
-from geomtx.layers.mlp import MLP
+from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale, Modulation
 from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
 from geomtx.layers.precision import Float32Conv2d, Float32Linear, at_least_float32
@@ -24,6 +24,7 @@ __all__ = [
     "LayerScale",
     "Modulation",
     "RotaryTable",
+    "SwiGLU",
     "TransformerBlock",
     "apply_rotary",
     "aspect_grid",

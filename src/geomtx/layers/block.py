@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention
 from geomtx.layers.backends import AttentionBackend, BackendName
-from geomtx.layers.mlp import MLP
+from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
@@ -26,6 +26,8 @@ class TransformerBlock(nn.Module):
         dim: Number of channels C of the tokens.
         num_heads: Number of attention heads.
         mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
+        gated: Whether the MLP is a `SwiGLU`. It has two thirds of the hidden channels, rounded up to a multiple of 8,
+            and so about as many parameters.
         qk_norm: Whether to normalise queries and keys, see `Attention`.
         layer_scale: Initial factor of both residual branches.
         norm_eps: Epsilon of both LayerNorms.
@@ -38,6 +40,7 @@ class TransformerBlock(nn.Module):
         num_heads: int,
         *,
         mlp_ratio: float = 4.0,
+        gated: bool = False,
         qk_norm: bool = False,
         layer_scale: float = 0.01,
         norm_eps: float = 1e-5,
@@ -48,7 +51,8 @@ class TransformerBlock(nn.Module):
         self.attention = Attention(dim, num_heads, qk_norm=qk_norm, backend=backend)
         self.attention_scale = LayerScale(dim, layer_scale)
         self.mlp_norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        hidden_dim = int(dim * mlp_ratio)
+        self.mlp = SwiGLU(dim, 8 * -(-2 * hidden_dim // 24)) if gated else MLP(dim, hidden_dim)
         self.mlp_scale = LayerScale(dim, layer_scale)
 
     def forward(

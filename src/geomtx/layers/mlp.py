@@ -1,12 +1,14 @@
-"""Multi-layer perceptron with one hidden layer."""
+"""Multi-layer perceptrons with one hidden layer."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from geomtx.checks import check_positive
 from geomtx.types import Float
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "SwiGLU"]
 
 
 class MLP(nn.Module):
@@ -30,3 +32,23 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
         """Transform every token by itself, (..., dim) → (..., out_dim)."""
         return self.contract(self.activation(self.expand(x)))
+
+
+class SwiGLU(nn.Module):
+    """W (silu(a) · b) with a and b from one linear layer (Shazeer 2020), as in DINOv2's giant.
+
+    Args:
+        dim: Number of channels of input and output.
+        hidden_dim: Number of channels of a and of b.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        check_positive("hidden_dim", hidden_dim)
+        self.expand = nn.Linear(dim, 2 * hidden_dim)
+        self.contract = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        """Transform every token by itself, (..., dim) → (..., dim)."""
+        gate, value = self.expand(x).chunk(2, dim=-1)
+        return self.contract(F.silu(gate) * value)

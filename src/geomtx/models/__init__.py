@@ -1,11 +1,14 @@
 """Families of models: wiring and numbers, one folder a family."""
 
+from geomtx.models.da3 import DepthAnything3, DepthAnything3Config
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 
 __all__ = [
     "VGGT",
+    "DepthAnything3",
+    "DepthAnything3Config",
     "NVSConfig",
     "NVSPrediction",
     "VGGTConfig",

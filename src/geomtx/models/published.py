@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from geomtx.checkpoint.files import Checkpoint, open_checkpoint
 from geomtx.checks import close_matches
 
-__all__ = ["EMBEDDED", "PUBLISHED", "PublishedWeights", "find_weights", "open_weights", "state_licence"]
+__all__ = ["EMBEDDED", "PUBLISHED", "PublishedWeights", "find_weights", "is_depth_anything", "open_weights", "state_licence"]
 
 logger = logging.getLogger("geomtx")
 
@@ -34,6 +35,19 @@ class PublishedWeights(NamedTuple):
     licence: str
 
 
+_APACHE, _NON_COMMERCIAL = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
+# Name, number of parameters with all heads, licence.
+_DEPTH_ANYTHING = (
+    ("DA3-SMALL", 34_299_655, _APACHE),
+    ("DA3-BASE", 135_366_791, _APACHE),
+    ("DA3-LARGE-1.1", 410_941_959, _NON_COMMERCIAL),
+    ("DA3-LARGE", 410_941_959, _NON_COMMERCIAL),
+    ("DA3-GIANT-1.1", 1_355_700_000, _NON_COMMERCIAL),
+    ("DA3-GIANT", 1_355_700_000, _NON_COMMERCIAL),
+    ("DA3MONO-LARGE", 334_171_394, _APACHE),
+    ("DA3METRIC-LARGE", 334_171_394, _APACHE),
+)
+
 PUBLISHED = {
     weights.name: weights
     for weights in (
@@ -47,6 +61,10 @@ PUBLISHED = {
             1_256_537_516,
             4 * 1_256_537_516,
             "the VGGT licence: commercial use but for military purposes; access on request",
+        ),
+        *(
+            PublishedWeights(f"depth-anything/{name}", "DepthAnything3", count, 4 * count, licence)
+            for name, count, licence in _DEPTH_ANYTHING
         ),
     )
 }
@@ -74,6 +92,11 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
         if Path(source).exists() or source in PUBLISHED:
             raise
         raise FileNotFoundError(f"{error}{close_matches(str(source), PUBLISHED)}") from error
+
+
+def is_depth_anything(names: Iterable[str]) -> bool:
+    """Return whether the names of a checkpoint's tensors are those of a Depth Anything 3 model, published or ours."""
+    return any("backbone.pretrained." in name or "dense_head.decoder." in name for name in names)
 
 
 @functools.cache

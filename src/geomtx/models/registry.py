@@ -12,8 +12,9 @@ from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint
 from geomtx.checkpoint.key_table import drop_wrappers
+from geomtx.models.da3 import DepthAnything3
 from geomtx.models.nvs import VGGTForNVS
-from geomtx.models.published import PUBLISHED, PublishedWeights, open_weights
+from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, open_weights
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.vggt import VGGT
 from geomtx.models.vggt.keys import VGGT_KEYS
@@ -49,6 +50,7 @@ def _is_vggt(names: Collection[str]) -> bool:
 # The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
+    Family(DepthAnything3, is_depth_anything, has_heads=True),
     Family(VideoTracker, _has_part("features", "refiner")),
     Family(VGGT, _is_vggt, has_heads=True),
 )

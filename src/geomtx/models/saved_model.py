@@ -16,7 +16,7 @@ from geomtx.checkpoint.key_table import KeyTable
 from geomtx.heads.dense import DenseHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
-from geomtx.models.published import open_weights
+from geomtx.models.published import is_depth_anything, open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
 
@@ -33,11 +33,12 @@ __all__ = [
     "load_around_vggt",
     "open_vggt",
     "parse_stored",
+    "published_name",
     "save_around_vggt",
     "stored_kind",
 ]
 
-Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker"]
+Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3"]
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,7 +52,10 @@ HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
 _NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
     DenseHead: ("decoder", "value_dim", "activation", "hidden_dim"),
     RGBHead: ("decoder", "hidden_dim"),
-    DPTDecoder: ("dim", "features", "channels", "taps", "out_channels", "stride", "position_signal"),
+    DPTDecoder: (
+        *("dim", "features", "channels", "taps", "out_channels", "stride", "position_signal"),
+        *("token_norm", "rectified_skip"),
+    ),
 }
 
 _KIND = "kind"  # key in a `config.json`
@@ -72,11 +76,24 @@ def stored_kind(checkpoint: Checkpoint) -> str | None:
     None if there is no configuration.
     """
     stored = _stored(checkpoint)
+    if stored is not None and _KIND in stored:
+        return str(stored[_KIND])
+    if is_depth_anything(checkpoint.shapes):
+        return "DepthAnything3"
     if stored is None:
         return None
-    if _KIND in stored:
-        return str(stored[_KIND])
     return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
+
+
+def published_name(checkpoint: Checkpoint) -> str | None:
+    """Return the name that a published `config.json` has for its model; None for weights that geomtx wrote.
+
+    Without such a name it is "".
+    """
+    stored = _stored(checkpoint)
+    if stored is not None and _KIND in stored:
+        return None
+    return str((stored or {}).get("model_name", ""))
 
 
 def added_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -151,7 +168,7 @@ def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:
 
 def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
     """The stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
-    if _stored(checkpoint) is not None:
+    if _stored(checkpoint) is not None or stored_kind(checkpoint) is not None:
         return parse_stored(checkpoint, "VGGT", parse_config)
     parts = {name.partition(".")[0] for name in checkpoint.shapes}
     return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
@@ -178,7 +195,9 @@ def _check_kind(checkpoint: Checkpoint, wanted: Kind) -> None:
         return
     if found == "VGGT":
         way = f"{wanted}.from_vggt begins with them"
-    elif found in get_args(Kind):
+    elif found not in _INSIDE and found in get_args(Kind):
+        way = f"{found}.from_pretrained({name}) takes them, as geomtx.load_model does"
+    elif found in _INSIDE:
         way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
     else:
         way = f"kinds are {', '.join(get_args(Kind))}"
@@ -217,7 +236,7 @@ def _build_part(described: Any) -> nn.Module | None:
         return None
     kind = next((kind for kind in _NUMBERS if kind.__name__ == described.get("class")), None)
     numbers = described.get("numbers")
-    if kind is None or not isinstance(numbers, dict) or numbers.keys() != set(_NUMBERS[kind]):
+    if kind is None or not isinstance(numbers, dict) or not numbers.keys() <= set(_NUMBERS[kind]):
         return None
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
     if "decoder" in values:

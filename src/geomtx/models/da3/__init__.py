@@ -1,0 +1,6 @@
+"""Depth Anything 3: cameras, depth and rays of a scene in one pass, or depth of single photos."""
+
+from geomtx.models.da3.config import DepthAnything3Config
+from geomtx.models.da3.model import DepthAnything3
+
+__all__ = ["DepthAnything3", "DepthAnything3Config"]

@@ -1,0 +1,171 @@
+"""Names of Depth Anything 3's parameters and configurations: published ↔ geomtx."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geomtx.checkpoint.key_table import KeyTable
+from geomtx.models.da3.config import DepthAnything3Config
+from geomtx.models.vggt.keys import BLOCK_KEYS, DECODER_KEYS
+
+__all__ = [
+    "CAMERA_ENCODER_KEYS",
+    "CAMERA_HEAD_KEYS",
+    "DENSE_HEAD_KEYS",
+    "backbone_keys",
+    "config_of",
+    "is_da3_name",
+    "keys_of",
+    "published_config",
+]
+
+_PUBLISHED_PARTS = ("backbone.pretrained.", "head.", "cam_dec.", "cam_enc.", "gs_head.")
+_PARTS = ("encoder.", "camera_encoder.", "camera_head.", "dense_head.", "extra_heads.")
+
+GAUSSIANS = "gs_head."
+"""Prefix of the published names of the head of Gaussians, which geomtx doesn't have."""
+
+_GATED_NAMES = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
+
+
+def _gated(keys: KeyTable) -> KeyTable:
+    """The same table with the published names of a gated MLP's layers."""
+
+    def rename(name: str) -> str:
+        layer, _, leaf = name.rpartition(".")
+        return f"{_GATED_NAMES.get(layer, layer)}.{leaf}"
+
+    return KeyTable(tuple((rename(theirs), ours) for theirs, ours in keys.pairs))
+
+
+def backbone_keys(config: DepthAnything3Config) -> KeyTable:
+    """The names of the encoder: the published backbone's blocks are in three lists of geomtx."""
+    keys = KeyTable(
+        (
+            ("cls_token", "backbone.cls_token"),
+            ("pos_embed", "backbone.position_table"),
+            ("camera_token", "special.camera"),
+        )
+    ) + KeyTable.of_layers({"patch_embed.proj": "backbone.patch_embedding.project", "norm": "tap_norm"})
+    block = _gated(BLOCK_KEYS) if config.gated else BLOCK_KEYS
+    scopes = [scope for layer in config.order for scope in layer]
+    ours = [f"backbone.blocks.{index}" for index in range(config.num_stem_blocks)]
+    ours += [f"{scope}_blocks.{scopes[:index].count(scope)}" for index, scope in enumerate(scopes)]
+    for index, name in enumerate(ours):
+        keys += block.under(f"blocks.{index}", name)
+    return keys
+
+
+_UNITS = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit"}
+_RAY_OUTPUTS = [f"coarse_outputs.{index}" for index in range(3)] + ["output"]
+
+_RAY_KEYS = KeyTable.of_layers(
+    {
+        **{f"refinenet{level + 1}_aux.out_conv": f"fuse.{level}.out" for level in range(4)},
+        **{
+            f"refinenet{level + 1}_aux.{theirs}.{conv}": f"fuse.{level}.{ours}.{conv}"
+            for level in range(4)
+            for theirs, ours in _UNITS.items()
+            for conv in ("conv1", "conv2")
+        },
+        **{
+            f"output_conv1_aux.{index}.{{i}}": f"{output}.smooth.{{i}}" for index, output in enumerate(_RAY_OUTPUTS)
+        },
+        **{
+            f"output_conv2_aux.{index}.{theirs}": f"{output}.{ours}"
+            for index, output in enumerate(_RAY_OUTPUTS)
+            for theirs, ours in {"0": "hidden", "2": "norm", "5": "out"}.items()
+        },
+    }
+)
+
+DENSE_HEAD_KEYS = (
+    DECODER_KEYS.under("", "decoder")
+    + KeyTable.of_layers(
+        {
+            "scratch.output_conv2.0": "hidden",
+            "scratch.output_conv2.2": "out",
+            "scratch.sky_output_conv2.0": "sky_hidden",
+            "scratch.sky_output_conv2.2": "sky_out",
+        }
+    )
+    + _RAY_KEYS.under("scratch", "rays")
+)
+
+CAMERA_HEAD_KEYS = KeyTable.of_layers(
+    {
+        "backbone.0": "hidden.0",
+        "backbone.2": "hidden.1",
+        "fc_t": "center",
+        "fc_qvec": "quat",
+        "fc_fov.0": "fov",
+    }
+)
+
+CAMERA_ENCODER_KEYS = BLOCK_KEYS.under("trunk.{i}", "trunk.{i}") + KeyTable.of_layers(
+    {
+        "token_norm": "token_norm",
+        "trunk_norm": "trunk_norm",
+        "pose_branch.fc1": "pose_mlp.expand",
+        "pose_branch.fc2": "pose_mlp.contract",
+    }
+)
+
+
+def keys_of(config: DepthAnything3Config) -> KeyTable:
+    """The names of all parameters of a model."""
+    return (
+        backbone_keys(config).under("backbone.pretrained", "encoder")
+        + DENSE_HEAD_KEYS.under("head", "dense_head")
+        + CAMERA_HEAD_KEYS.under("cam_dec", "camera_head")
+        + CAMERA_ENCODER_KEYS.under("cam_enc", "camera_encoder")
+    )
+
+
+def is_da3_name(name: str) -> bool:
+    """Return whether a name begins as one of a Depth Anything 3 model, a published one or one of geomtx's."""
+    return name.startswith((*_PUBLISHED_PARTS, *_PARTS))
+
+
+# By what a checkpoint's tensors say: number of channels, and whether there is a camera token.
+_PRESETS: dict[tuple[int, bool], Callable[..., DepthAnything3Config]] = {
+    (384, True): DepthAnything3Config.small,
+    (768, True): DepthAnything3Config.base,
+    (1024, True): DepthAnything3Config.large,
+    (1536, True): DepthAnything3Config.giant,
+    (1024, False): DepthAnything3Config.mono,
+}
+_NAMES = {384: "da3-small", 768: "da3-base", 1024: "da3-large", 1536: "da3-giant"}
+
+
+def config_of(
+    shapes: Mapping[str, tuple[int, ...]], model_name: str, source: str
+) -> DepthAnything3Config:
+    """Return the configuration of a published checkpoint.
+
+    Args:
+        shapes: Published name → shape of its tensors.
+        model_name: "model_name" of the `config.json` beside it; "" without one.
+        source: Name of the checkpoint.
+
+    Raises:
+        ValueError: If it is none of the published models.
+    """
+    token = shapes.get("backbone.pretrained.cls_token", (0,))
+    many_views = "backbone.pretrained.camera_token" in shapes
+    preset = _PRESETS.get((token[-1], many_views))
+    if preset is None:
+        raise ValueError(f"weights must be of a published Depth Anything 3 model, got '{source}' {token[-1]} wide")
+    said = re.sub(r"[^a-z0-9]", "", (model_name or source).lower())
+    if not many_views:
+        return preset(metric="da3metric" in said)
+    return preset()
+
+
+def published_config(config: DepthAnything3Config) -> dict[str, Any]:
+    """Return the `config.json` of the published code, which holds the model's name alone."""
+    if config.first_global is None:
+        return {"model_name": "da3metric-large" if config.metric else "da3mono-large"}
+    return {"model_name": _NAMES.get(config.dim, "da3")}

@@ -1,0 +1,213 @@
+"""Golden files of Depth Anything 3, for `check_goldens.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.encoder import CameraEncoder, choose_reference
+from geomtx.encoder.camera_encoder import to_first_camera
+from geomtx.encoder.patches import IMAGENET_MEAN, IMAGENET_STD
+from geomtx.geometry import encode_pose, invert_rigid
+from geomtx.heads import CameraMLP, DepthRayHead, DepthSkyHead, DPTDecoder
+from geomtx.models import DepthAnything3, DepthAnything3Config
+from geomtx.models.da3 import keys
+from geomtx.models.da3.parts import build_encoder
+from geomtx.types import Cameras, Tokens
+from golden_files import Check, Golden, fill_by_rule, make
+
+RULES = ("saddle_balanced", "saddle_sim_range", "first", "middle")
+
+
+def undo_normalization(images: Tensor) -> Tensor:
+    """The images of normalised ones, (..., 3, H, W)."""
+    mean, std = (images.new_tensor(each, dtype=torch.float64)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images * std + mean).to(images.dtype)
+
+
+def check_backbone(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    taps = tuple(meta["taps"])
+    many_views = meta["alt_start"] >= 0
+    config = DepthAnything3Config(
+        dim=meta["dim"],
+        depth=meta["depth"],
+        num_heads=meta["num_heads"],
+        first_global=meta["alt_start"] if many_views else None,
+        gated=meta["ffn"] != "mlp",
+        taps=(taps + taps[-1:] * 4)[:4],
+        table_size=meta["img_size"],
+    )
+    encoder = make(golden, lambda: build_encoder(config), keys.backbone_keys(config))
+    images = undo_normalization(tensors["images"])
+    layers = dict(zip(config.taps, config.layers, strict=True))
+
+    def compare(name: str, tokens: Tokens) -> Iterator[Check]:
+        for tap, layer in layers.items():
+            stem = f"{name}." if name else ""
+            if f"{stem}patches.{tap}" in tensors:
+                yield Check(f"{stem}patches.{tap}", tokens.layer(layer)[:, :, 1:], tensors[f"{stem}patches.{tap}"])
+            if f"{stem}token.{tap}" in tensors:
+                yield Check(f"{stem}token.{tap}", tokens.layer(layer)[:, :, 0], tensors[f"{stem}token.{tap}"])
+
+    if not many_views:
+        yield from compare("", encoder(images))
+        return
+    for rule in RULES:
+        if any(name.startswith(f"{rule}.") for name in tensors):
+            encoder.reference = rule
+            yield from compare(rule, encoder(images))
+        if f"{rule}.index" in tensors:
+            chosen = choose_reference(tensors["class_tokens"], rule)
+            yield Check(f"{rule}.index", chosen, tensors[f"{rule}.index"])
+    yield from compare("two_views", encoder(images[:, :2]))
+    yield from compare("known", encoder(images, camera_tokens=tensors["camera_tokens"]))
+
+
+def check_reference_view(golden: Golden) -> Iterator[Check]:
+    for rule in RULES:
+        yield Check(rule, choose_reference(golden.tensors["class_tokens"], rule), golden.tensors[rule])
+
+
+def read_tokens(golden: Golden) -> Tokens:
+    """Patch tokens of four layers, without special tokens."""
+    image_hw, patch = tuple(golden.meta["image_size"]), golden.meta["patch_size"]
+    return Tokens(golden.numbered("tokens"), 0, image_hw, (image_hw[0] // patch, image_hw[1] // patch))
+
+
+def check_dual_dpt(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+
+    def build() -> nn.Module:
+        channels = tuple(meta["out_channels"])
+        decoder = DPTDecoder(
+            meta["dim"], meta["features"], channels=channels, taps=(0, 1, 2, 3), rectified_skip=False
+        )
+        return DepthRayHead(decoder)
+
+    found = make(golden, build, keys.DENSE_HEAD_KEYS)(read_tokens(golden))
+    yield from compare_dense(found["depth"], tensors["depth"], tensors["depth_conf"], "depth")
+    yield Check("ray", found["rays"].value, tensors["ray"])
+    yield Check("ray_conf", found["rays"].confidence, tensors["ray_conf"])
+
+
+def compare_dense(dense: tuple[Tensor, Tensor], value: Tensor, confidence: Tensor, name: str) -> Iterator[Check]:
+    """Compare values, their logarithms, and confidences."""
+    yield Check(name, dense[0], value)
+    yield Check(f"log {name}", dense[0].log(), value.log())
+    yield Check(f"{name}_conf", dense[1], confidence)
+
+
+def check_mono_dpt(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+
+    def build() -> nn.Module:
+        decoder = DPTDecoder(
+            meta["dim"],
+            meta["features"],
+            channels=tuple(meta["out_channels"]),
+            taps=(0, 1, 2, 3),
+            position_signal=False,
+            token_norm=False,
+            rectified_skip=False,
+        )
+        return DepthSkyHead(decoder)
+
+    found = make(golden, build, keys.DENSE_HEAD_KEYS)(read_tokens(golden))
+    yield Check("depth", found["depth"].value, tensors["depth"])
+    yield Check("log depth", found["depth"].value.log(), tensors["depth"].log())
+    yield Check("sky", found["sky"], tensors["sky"])
+
+
+def check_camera_decoder(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    head = make(golden, lambda: CameraMLP(meta["dim"]), keys.CAMERA_HEAD_KEYS)
+    yield Check("pose_encoding", head.encode(tensors["tokens"]), tensors["pose_encoding"])
+    yield from compare_cameras(head.predict(tensors["tokens"], tuple(meta["image_size"])).cameras, tensors)
+
+
+def compare_cameras(cameras: Cameras, tensors: dict[str, Tensor], prefix: str = "") -> Iterator[Check]:
+    """Compare poses, and intrinsics one by one, as those of a field of view of 0 are very large."""
+    yield Check(f"{prefix}extrinsics", cameras.cam_from_world, tensors[f"{prefix}extrinsics"][..., :3, :])
+    if f"{prefix}intrinsics" in tensors:
+        golden = tensors[f"{prefix}intrinsics"]
+        one_by_one = cameras.intrinsics / torch.where(golden == 0, 1.0, golden)
+        yield Check(f"{prefix}intrinsics", one_by_one, (golden != 0).to(golden.dtype))
+
+
+def check_camera_encoder(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    encoder = make(
+        golden,
+        lambda: CameraEncoder(meta["dim"], meta["depth"], num_heads=meta["num_heads"]),
+        keys.CAMERA_ENCODER_KEYS,
+    )
+    cameras = Cameras(tensors["extrinsics"][..., :3, :], tensors["intrinsics"])
+    image_hw = tuple(meta["image_size"])
+    encoding = encode_pose(invert_rigid(cameras.cam_from_world), cameras.intrinsics, image_hw)
+    yield Check("pose_encoding", encoding, tensors["pose_encoding"])
+    yield Check("camera_tokens", encoder(cameras, image_hw), tensors["camera_tokens"])
+
+
+def check_model(config: DepthAnything3Config) -> Callable[[Golden], Iterator[Check]]:
+    """A whole model of published size."""
+
+    def check(golden: Golden) -> Iterator[Check]:
+        with torch.device("meta"):
+            model = DepthAnything3(config)
+        fill_by_rule(model, keys.keys_of(config).under("model", ""), dtype=golden.dtype)
+        images = undo_normalization(golden.tensors["images"])
+        yield from compare_model(model, golden, images, "", {})
+        if "known.extrinsics_in" in golden.tensors:
+            poses = golden.tensors["known.extrinsics_in"][..., :3, :]
+            image_hw = (images.shape[-2], images.shape[-1])
+            known = model.camera_encoder(Cameras(poses, golden.tensors["known.intrinsics_in"]), image_hw)
+            yield from compare_model(model, golden, images, "known.", {"camera_tokens": known})
+
+    return check
+
+
+def compare_model(
+    model: DepthAnything3, golden: Golden, images: Tensor, prefix: str, known: dict[str, Tensor]
+) -> Iterator[Check]:
+    """Compare all that a model computes, with known cameras or without."""
+    tensors = golden.tensors
+    tokens = model.encoder(images, **known)
+    for tap, layer in zip(model.config.taps, model.config.layers, strict=True):
+        name = f"{prefix}tap.{tap}"
+        if name in tensors:
+            yield Check(name, tokens.layer(layer)[:, :, 1 : 1 + tensors[name].shape[2]], tensors[name])
+    if model.camera_head is not None:
+        token = tokens.layer(model.config.layers[-1])[:, :, 0]
+        yield Check(f"{prefix}camera_token", token, tensors[f"{prefix}camera_token"])
+        encoding = model.camera_head.encode(token)
+        yield Check(f"{prefix}pose_encoding", encoding, tensors[f"{prefix}pose_encoding"])
+        yield from compare_cameras(model.camera_head(tokens).cameras, tensors, prefix)
+    found = model.run_heads(lambda head: tokens, model.heads)
+    if found.sky is not None:
+        yield Check("depth", found.depth.value, tensors["depth"])
+        yield Check("log depth", found.depth.value.log(), tensors["depth"].log())
+        yield Check("sky", found.sky, tensors["sky"])
+        return
+    confidence = tensors[f"{prefix}depth_conf"]
+    yield from compare_dense(found.depth, tensors[f"{prefix}depth"], confidence, f"{prefix}depth")
+    if f"{prefix}ray" in tensors:
+        yield Check(f"{prefix}ray", found.rays.value, tensors[f"{prefix}ray"])
+        yield Check(f"{prefix}ray_conf", found.rays.confidence, tensors[f"{prefix}ray_conf"])
+
+
+CHECKS_DA3: dict[str, Callable[[Golden], Iterator[Check]]] = {
+    "da3_backbone": check_backbone,
+    "da3_reference_view": check_reference_view,
+    "da3_dual_dpt": check_dual_dpt,
+    "da3_mono_dpt": check_mono_dpt,
+    "da3_camera_decoder": check_camera_decoder,
+    "da3_camera_encoder": check_camera_encoder,
+    "da3_small": check_model(DepthAnything3Config.small()),
+    "da3_base": check_model(DepthAnything3Config.base()),
+    "da3_mono_large": check_model(DepthAnything3Config.mono()),
+}
