@@ -159,7 +159,7 @@ def check_model(config: DepthAnything3Config) -> Callable[[Golden], Iterator[Che
     def check(golden: Golden) -> Iterator[Check]:
         with torch.device("meta"):
             model = DepthAnything3(config)
-        fill_by_rule(model, keys.keys_of(config).under("model", ""), dtype=golden.dtype)
+        fill_by_rule(model, keys.keys_of(config), dtype=golden.dtype)
         images = undo_normalization(golden.tensors["images"])
         yield from compare_model(model, golden, images, "", {})
         if "known.extrinsics_in" in golden.tensors:

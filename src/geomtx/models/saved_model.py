@@ -59,6 +59,7 @@ _NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 _KIND = "kind"  # key in a `config.json`
+_PUBLISHED_NAME = "model_name"  # key in a published `config.json` of Depth Anything 3
 _EXTRA_HEADS = "extra_heads"  # the mapping of added heads in a VGGT; in a configuration, what builds them
 
 # Where a model of a kind has its VGGT.
@@ -93,7 +94,7 @@ def published_name(checkpoint: Checkpoint) -> str | None:
     stored = _stored(checkpoint)
     if stored is not None and _KIND in stored:
         return None
-    return str((stored or {}).get("model_name", ""))
+    return str((stored or {}).get(_PUBLISHED_NAME, ""))
 
 
 def added_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -158,7 +159,11 @@ def choose_heads(
 def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
     stored, embedded = checkpoint.config, checkpoint.embedded_config
     # The embedded one is complete, where a published one has few numbers.
-    return embedded if embedded is not None and (not stored or is_published_config(stored)) else stored
+    return embedded if embedded is not None and (not stored or _is_published(stored)) else stored
+
+
+def _is_published(stored: dict[str, Any]) -> bool:
+    return is_published_config(stored) or _PUBLISHED_NAME in stored
 
 
 def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:

@@ -24,7 +24,7 @@ from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
-from geomtx.scene.reference_view import Reference, check_reference, run_with_reference
+from geomtx.scene.reference_view import Reference, check_reference, move_to_first_camera, run_with_reference
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Predictions, VideoTracks
@@ -242,6 +242,8 @@ def _run_pass(
         quantize=quantized_type(model),
     )
     warn_of_nonfinite(scene)
+    if getattr(getattr(model, "encoder", None), "reference", None) is not None and "camera" in heads:
+        return move_to_first_camera(scene, "about the camera of the view that the model chose")
     return scene
 
 
@@ -336,7 +338,8 @@ def _seen_pixels(views: Views) -> Tensor:
 def _heads_of_scenes(model: Any) -> tuple[str, ...]:
     """Heads whose predictions belong to pixels that a scene knows how to bring to the photos."""
     added = getattr(model, "extra_heads", {})
-    return tuple(head for head in model.heads if head not in added or isinstance(added[head], DenseHead))
+    known = (head for head in model.heads if head != "rays")  # in pixels of their own
+    return tuple(head for head in known if head not in added or isinstance(added[head], DenseHead))
 
 
 def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_queries: bool) -> tuple[str, ...]:

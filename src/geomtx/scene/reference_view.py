@@ -17,7 +17,7 @@ from geomtx.scene.filters import most_shared_view
 from geomtx.scene.scene import Scene
 from geomtx.views import Views
 
-__all__ = ["Reference", "check_reference", "run_with_reference"]
+__all__ = ["Reference", "check_reference", "move_to_first_camera", "run_with_reference"]
 
 Reference = Literal["first", "middle", "shared"]
 """The first view, the middle one, or the one that shares most with the others."""
@@ -81,13 +81,18 @@ def _run(run: Run, views: Views, queries: Tensor | None, reference: int) -> Scen
         times=views.times,
         provenance={**scene.provenance, "reference": views.names[reference]},
     )
-    return _to_first_camera(scene, reference)
+    return move_to_first_camera(scene, f"the camera of {scene.names[reference]}, as the model predicts it")
 
 
-def _to_first_camera(scene: Scene, reference: int) -> Scene:
+def move_to_first_camera(scene: Scene, world: str) -> Scene:
+    """Return a scene in the frame of its first camera; without cameras as it is, with a record of its world.
+
+    Args:
+        scene: Scene in another frame.
+        world: What that frame is.
+    """
     cameras = scene.predictions.cameras
     if cameras is None or not cameras.cam_from_world[0].isfinite().all():
-        world = f"the camera of {scene.names[reference]}, as the model predicts it"
         return replace(scene, provenance={**scene.provenance, "world": world})
     pose = cameras.cam_from_world[0].double()
     return move_scene(scene, Similarity(torch.ones((), dtype=pose.dtype), pose[:, :3], pose[:, 3]))

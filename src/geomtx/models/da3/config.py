@@ -88,10 +88,10 @@ class DepthAnything3Config:
             check_option("tap", tap, range(self.depth))
         if self.first_global is not None:
             check_option("first_global", self.first_global, range(1, self.depth))
-            if any(tap % 2 == 0 or tap < self.first_global for tap in self.taps):
+            if any(tap % 2 == 0 or tap <= self.first_global for tap in self.taps):
                 raise ValueError(
-                    f"taps must be odd and at least first_global, {self.first_global}, so that they attend across "
-                    f"views, got {self.taps}"
+                    f"taps must be odd and above first_global, {self.first_global}, so that each ends a pair of a "
+                    f"block on each view by itself and one across views, got {self.taps}"
                 )
             if self.metric:
                 raise ValueError("metric must be False for a model of many views, got True")

@@ -24,6 +24,8 @@ __all__ = [
 _PUBLISHED_PARTS = ("backbone.pretrained.", "head.", "cam_dec.", "cam_enc.", "gs_head.")
 _PARTS = ("encoder.", "camera_encoder.", "camera_head.", "dense_head.", "extra_heads.")
 
+PREFIX = "model."
+"""What the names in published files begin with."""
 GAUSSIANS = "gs_head."
 """Prefix of the published names of the head of Gaussians, which geomtx doesn't have."""
 
@@ -116,17 +118,19 @@ CAMERA_ENCODER_KEYS = BLOCK_KEYS.under("trunk.{i}", "trunk.{i}") + KeyTable.of_l
 
 def keys_of(config: DepthAnything3Config) -> KeyTable:
     """The names of all parameters of a model."""
-    return (
+    keys = (
         backbone_keys(config).under("backbone.pretrained", "encoder")
         + DENSE_HEAD_KEYS.under("head", "dense_head")
         + CAMERA_HEAD_KEYS.under("cam_dec", "camera_head")
         + CAMERA_ENCODER_KEYS.under("cam_enc", "camera_encoder")
     )
+    # Written with the prefix, read with it or without it.
+    return keys + keys.under(PREFIX.removesuffix("."), "")
 
 
 def is_da3_name(name: str) -> bool:
     """Return whether a name begins as one of a Depth Anything 3 model, a published one or one of geomtx's."""
-    return name.startswith((*_PUBLISHED_PARTS, *_PARTS))
+    return name.startswith(_PARTS) or name.removeprefix(PREFIX).startswith(_PUBLISHED_PARTS)
 
 
 # By what a checkpoint's tensors say: number of channels, and whether there is a camera token.
@@ -153,8 +157,9 @@ def config_of(
     Raises:
         ValueError: If it is none of the published models.
     """
-    token = shapes.get("backbone.pretrained.cls_token", (0,))
-    many_views = "backbone.pretrained.camera_token" in shapes
+    plain = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    token = plain.get("backbone.pretrained.cls_token", (0,))
+    many_views = "backbone.pretrained.camera_token" in plain
     preset = _PRESETS.get((token[-1], many_views))
     if preset is None:
         raise ValueError(f"weights must be of a published Depth Anything 3 model, got '{source}' {token[-1]} wide")

@@ -18,7 +18,7 @@ from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.da3.config import DepthAnything3Config
-from geomtx.models.da3.keys import GAUSSIANS, config_of, is_da3_name, keys_of, published_config
+from geomtx.models.da3.keys import GAUSSIANS, PREFIX, config_of, is_da3_name, keys_of, published_config
 from geomtx.models.da3.parts import build_camera_encoder, build_camera_head, build_dense_head, build_encoder
 from geomtx.models.published import open_weights, state_licence
 from geomtx.models.saved_model import check_can_save, describe_model, parse_stored, published_name, stored_kind
@@ -213,8 +213,8 @@ class DepthAnything3(nn.Module):
             check_heads(heads, numbers.heads or ())
             numbers = dataclasses.replace(numbers, heads=tuple(head for head in numbers.heads or () if head in heads))
         keys = keys_of(numbers)
-        ignored = [GAUSSIANS] if numbers.first_global is not None else []
-        if any(name.startswith(GAUSSIANS) for name in checkpoint.shapes):
+        ignored = [GAUSSIANS, PREFIX + GAUSSIANS]
+        if any(name.startswith(tuple(ignored)) for name in checkpoint.shapes):
             logger.warning("%s has a head of Gaussians, which geomtx doesn't have; it is passed over.", source)
         if "rays" not in (numbers.heads or ()):
             ours = {name: keys.to_geomtx(name) or name for name in checkpoint.shapes}
@@ -257,7 +257,7 @@ class DepthAnything3(nn.Module):
         return save_model(
             self,
             folder,
-            keys_of(self.config).under("model", ""),
+            keys_of(self.config),
             config=describe_model("DepthAnything3", self.config.to_dict()),
             published_config=published_config(self.config),
             names=names,

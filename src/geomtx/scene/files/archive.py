@@ -49,6 +49,7 @@ def write_archive(
       `pose_encodings` (I, S, 9);
     - `first_cam_from_world`, `first_intrinsics_model`, the cameras before a refinement;
     - `depth`, `depth_confidence` (S, H, W), `points` (S, H, W, 3), `points_confidence` (S, H, W);
+    - `sky` (S, H, W), the score of being sky;
     - `extra/NAME` (S, H, W) or (S, H, W, C) and `extra_confidence/NAME` (S, H, W) of heads that were added;
     - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
       `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
@@ -192,6 +193,8 @@ def _tensors_of(scene: SceneContent) -> Iterator[tuple[str, Tensor]]:
         if dense is not None:
             yield name, dense.value
             yield f"{name}_confidence", dense.confidence
+    if model.sky is not None:
+        yield "sky", model.sky
     for name, dense in (model.extra or {}).items():
         yield f"extra/{name}", dense.value
         yield f"extra_confidence/{name}", dense.confidence
@@ -217,7 +220,9 @@ def _predictions_from(tensors: dict[str, Tensor]) -> Predictions:
     names = [name.removeprefix("extra/") for name in tensors if name.startswith("extra/")]
     extra = {name: DenseMap(tensors[f"extra/{name}"], tensors[f"extra_confidence/{name}"]) for name in names}
     encodings = tensors.get("pose_encodings")
-    return Predictions(cameras, encodings, dense("depth"), dense("points"), tracks, extra=extra or None)
+    return Predictions(
+        cameras, encodings, dense("depth"), dense("points"), tracks, extra=extra or None, sky=tensors.get("sky")
+    )
 
 
 def _original_maps(scene: SceneContent) -> dict[str, _Entry]:
