@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +10,14 @@ from torch import Tensor, nn
 from geomtx.encoder import CameraEncoder, choose_reference
 from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.encoder.patches import IMAGENET_MEAN, IMAGENET_STD
-from geomtx.geometry import encode_pose, invert_rigid
+from geomtx.geometry import encode_pose, fit_similarity, invert_rigid
+from geomtx.geometry.ray_cameras import cameras_from_rays
 from geomtx.heads import CameraMLP, DepthRayHead, DepthSkyHead, DPTDecoder
 from geomtx.models import DepthAnything3, DepthAnything3Config
 from geomtx.models.da3 import keys
+from geomtx.models.da3.metric import depth_in_metres, fill_sky, scale_to_metres
 from geomtx.models.da3.parts import build_encoder
-from geomtx.types import Cameras, Tokens
+from geomtx.types import Cameras, DenseMap, Tokens
 from golden_files import Check, Golden, fill_by_rule, make
 
 RULES = ("saddle_balanced", "saddle_sim_range", "first", "middle")
@@ -84,9 +84,7 @@ def check_dual_dpt(golden: Golden) -> Iterator[Check]:
 
     def build() -> nn.Module:
         channels = tuple(meta["out_channels"])
-        decoder = DPTDecoder(
-            meta["dim"], meta["features"], channels=channels, taps=(0, 1, 2, 3), rectified_skip=False
-        )
+        decoder = DPTDecoder(meta["dim"], meta["features"], channels=channels, taps=(0, 1, 2, 3), rectified_skip=False)
         return DepthRayHead(decoder)
 
     found = make(golden, build, keys.DENSE_HEAD_KEYS)(read_tokens(golden))
@@ -192,12 +190,63 @@ def compare_model(
         yield Check("depth", found.depth.value, tensors["depth"])
         yield Check("log depth", found.depth.value.log(), tensors["depth"].log())
         yield Check("sky", found.sky, tensors["sky"])
+        yield Check("depth_after_sky", fill_sky(found.depth.value, found.sky), tensors["depth_after_sky"])
         return
     confidence = tensors[f"{prefix}depth_conf"]
     yield from compare_dense(found.depth, tensors[f"{prefix}depth"], confidence, f"{prefix}depth")
     if f"{prefix}ray" in tensors:
         yield Check(f"{prefix}ray", found.rays.value, tensors[f"{prefix}ray"])
         yield Check(f"{prefix}ray_conf", found.rays.confidence, tensors[f"{prefix}ray_conf"])
+
+
+def check_rays_to_pose(golden: Golden) -> Iterator[Check]:
+    """The published way, with the published draws; and the exact one, whose rotations are the true ones."""
+    tensors, image_hw = golden.tensors, tuple(golden.meta["image_size"])
+    rays, confidence = tensors["ray"], tensors["ray_conf"]
+    cameras = cameras_from_rays(rays, confidence, image_hw, decomposition="ql", samples=tensors["samples"])
+    yield Check("extrinsics", cameras.cam_from_world, tensors["extrinsics"])
+    yield Check("intrinsics", cameras.intrinsics, tensors["intrinsics"])
+    yield Check("world_from_cam", invert_rigid(cameras.cam_from_world), tensors["world_from_cam"][..., :3, :])
+    size = tensors["ray"].new_tensor([image_hw[1] / 2, image_hw[0] / 2])
+    yield Check("focal", cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2] / size, tensors["focal"])
+    yield Check("principal_point", cameras.intrinsics[..., :2, 2] / size, tensors["principal_point"])
+    exact = cameras_from_rays(rays, confidence, image_hw).cam_from_world
+    degrees = rotation_angle(exact[..., :3], tensors["true_extrinsics"][..., :3]).rad2deg().amax()
+    yield Check("true rotation", (degrees > 0.15).to(degrees.dtype), torch.zeros_like(degrees))
+
+
+def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
+    """Angle between rotations in radians."""
+    return (((first.mT @ second).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1).acos()
+
+
+def check_known_poses(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    given, predicted = tensors["extrinsics"][None, :, :3], tensors["predicted"]
+    yield Check("normalized", to_first_camera(given)[0], tensors["normalized"][:, :3])
+    centers = (invert_rigid(each)[..., 3] for each in (given[0], predicted))
+    scale, rotation, translation = fit_similarity(*centers)
+    yield Check("scale", scale[None], tensors["scale"])
+    yield Check("rotation", rotation, tensors["rotation"])
+    yield Check("translation", translation, tensors["translation"])
+    turned = given[0, :, :, :3] @ rotation.mT
+    moved = torch.cat([turned, scale * given[0, :, :, 3:] - turned @ translation[:, None]], dim=-1)
+    yield Check("aligned", moved, tensors["aligned"][:, :3])
+
+
+def check_nested(golden: Golden) -> Iterator[Check]:
+    """All views of the file are of one scene, as published."""
+    tensors = golden.tensors
+    one = {name: tensors[name].flatten(0, 1)[None] for name in tensors if tensors[name].ndim > 1}
+    depth, cameras = DenseMap(one["depth"], one["depth_conf"]), Cameras(one["extrinsics"], one["intrinsics"])
+    found = scale_to_metres(depth, cameras, one["metric_depth"], one["sky"])
+    yield Check("out.scale", found.scale, tensors["out.scale"])
+    yield Check("out.depth", found.depth.value, one["out.depth"])
+    yield Check("out.depth_conf", found.depth.confidence, one["out.depth_conf"])
+    yield Check("out.extrinsics", found.cameras.cam_from_world, one["out.extrinsics"])
+    metres = depth_in_metres(one["metric_depth"], one["intrinsics"])
+    yield Check("out.metric_depth", metres, one["out.metric_depth"])
+    yield Check("mono.depth", fill_sky(one["metric_depth"], one["sky"]), one["mono.depth"])
 
 
 CHECKS_DA3: dict[str, Callable[[Golden], Iterator[Check]]] = {
@@ -209,5 +258,8 @@ CHECKS_DA3: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "da3_camera_encoder": check_camera_encoder,
     "da3_small": check_model(DepthAnything3Config.small()),
     "da3_base": check_model(DepthAnything3Config.base()),
+    "da3_rays_to_pose": check_rays_to_pose,
+    "da3_known_poses": check_known_poses,
+    "da3_nested": check_nested,
     "da3_mono_large": check_model(DepthAnything3Config.mono()),
 }

@@ -17,6 +17,8 @@ from reference import gelu, normalize, rotate, self_attention
 GOLDENS = Path(__file__).parent / "goldens"
 FILES = sorted(path.stem for path in GOLDENS.glob("*.safetensors"))
 FULL_SIZE = "vggt_1b"
+SLOW = (FULL_SIZE, "da3_mono_large")
+NOT_HERE = {"da3_small", "da3_base"}  # checked with larger files alone: the parts of these models have files here
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a file is computed in
 # The tracker of random weights enlarges rounding errors at every iteration; `tracker` compares it in float64.
 FULL_SIZE_BOUNDS = {"track": 1e-3, "vis": 2e-2, "conf": 5e-2}
@@ -34,10 +36,10 @@ def available_gib() -> float:
 
 def test_there_is_a_file_for_every_component():
     known = {max((n for n in check_goldens.CHECKS if stem.startswith(n)), key=len) for stem in FILES}
-    assert known == set(check_goldens.CHECKS)
+    assert known == set(check_goldens.CHECKS) - NOT_HERE
 
 
-@pytest.mark.parametrize("stem", [stem for stem in FILES if stem != FULL_SIZE])
+@pytest.mark.parametrize("stem", [stem for stem in FILES if stem not in SLOW])
 def test_component(stem):
     path = GOLDENS / f"{stem}.safetensors"
     errors = errors_of(path)
@@ -55,6 +57,16 @@ def test_full_size_model():
     errors = errors_of(GOLDENS / f"{FULL_SIZE}.safetensors", torch.float32)
     assert len(errors) == 12
     assert {name: error for name, error in errors.items() if not error <= FULL_SIZE_BOUNDS.get(name, 5e-6)} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_full_size_model_of_single_views():
+    """Depth Anything 3's large one, 1.3 GiB in float32."""
+    if available_gib() < 3:
+        pytest.skip(f"needs 3 GiB of free memory, {available_gib():.1f} are available")
+    errors = errors_of(GOLDENS / "da3_mono_large.safetensors")
+    assert {name: error for name, error in errors.items() if not error <= 5e-6} == {}
 
 
 # The script itself

@@ -29,6 +29,8 @@ from geomtx.losses.gradient import gradient_loss as gradient_loss
 from geomtx.losses.gradient import normal_loss as normal_loss
 from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
 from geomtx.losses.track import track_loss as track_loss
+from geomtx.models.da3 import DepthAnything3 as DepthAnything3
+from geomtx.models.da3 import DepthAnything3Config as DepthAnything3Config
 from geomtx.models.features import FeatureExtractor as FeatureExtractor
 from geomtx.models.nvs import NVSConfig as NVSConfig
 from geomtx.models.nvs import VGGTForNVS as VGGTForNVS

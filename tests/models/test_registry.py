@@ -5,7 +5,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import geomtx
-from geomtx import VGGT, NVSConfig, VGGTConfig, VGGTForNVS, VideoTracker, VideoTrackerConfig, list_models, load_model
+from geomtx import (
+    VGGT,
+    DepthAnything3,
+    DepthAnything3Config,
+    NVSConfig,
+    VGGTConfig,
+    VGGTForNVS,
+    VideoTracker,
+    VideoTrackerConfig,
+    list_models,
+    load_model,
+)
 from geomtx.models.published import EMBEDDED, find_weights
 from geomtx.models.registry import FAMILIES, find_family
 from lean import lean_config
@@ -14,6 +25,7 @@ FEW = lean_config(heads=("camera",))
 MODELS = {
     "VGGT": lambda: VGGT(FEW),
     "VGGTForNVS": lambda: VGGTForNVS(NVSConfig.tiny(vggt=FEW)),
+    "DepthAnything3": lambda: DepthAnything3(DepthAnything3Config.tiny()),
     "VideoTracker": lambda: VideoTracker(VideoTrackerConfig.tiny(vggt=FEW)),
 }
 
@@ -32,7 +44,7 @@ def test_the_class_comes_from_the_configuration_or_the_names(kind, tmp_path: Pat
     for prefix in ("", "module."):
         save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "bare.safetensors")
         assert find_family(tmp_path / "bare.safetensors").model is type(model)
-    if kind != "VGGT":
+    if kind in ("VGGTForNVS", "VideoTracker"):
         with pytest.raises(
             ValueError, match=f"^weights must have a configuration, got .* tensors of a {kind} alone; the"
         ):
@@ -53,16 +65,22 @@ def test_some_heads(tmp_path: Path):
 
 def test_weights_of_no_family(tmp_path: Path):
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    wanted = r"^weights must be of one of VGGTForNVS, VideoTracker, VGGT, got '.*' with tensors of other names, s"
+    wanted = r"^weights must be of one of VGGTForNVS, DepthAnything3, VideoTracker, VGGT, got '.*' with tensors of other names, s"
     with pytest.raises(ValueError, match=wanted):
         load_model(tmp_path / "w.safetensors")
 
 
 def test_known_weights():
     names = [weights.name for weights in list_models()]
-    assert names == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
-    assert [weights.name for weights in list_models("*vggt*commercial")] == names[-1:]
-    assert [weights.name for weights in list_models("vggt*")] == names[1:]
+    assert names[:3] == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
+    assert names[3:5] == ["depth-anything/DA3-SMALL", "depth-anything/DA3-BASE"]
+    assert [weights.name for weights in list_models("*vggt*commercial")] == names[2:3]
+    assert [weights.name for weights in list_models("vggt*")] == names[1:3]
+    assert [weights.name for weights in list_models("da3*")] == names[3:]
+    for weights, preset in zip(list_models("da3-*e"), ("base", "large"), strict=True):
+        with torch.device("meta"):
+            model = DepthAnything3(getattr(DepthAnything3Config, preset)())
+        assert weights.num_parameters == sum(p.numel() for p in model.parameters())
     assert list_models("nothing") == []
     assert {weights.kind for weights in list_models()} <= {family.model.__name__ for family in FAMILIES}
     with torch.device("meta"):

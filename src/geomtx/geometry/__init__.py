@@ -32,6 +32,7 @@ from geomtx.geometry.conventions import (
 from geomtx.geometry.edges import depth_edges
 from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
+from geomtx.geometry.ray_cameras import cameras_from_rays
 from geomtx.geometry.robust import RobustLoss, robust_loss
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
 from geomtx.geometry.scene_frame import RelativeCameras, normalize_scene, relate_cameras
@@ -51,6 +52,7 @@ __all__ = [
     "activate_pose",
     "adjust_bundle",
     "apply_similarity",
+    "cameras_from_rays",
     "compose_rigid",
     "decode_pose",
     "depth_edges",

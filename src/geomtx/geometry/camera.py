@@ -88,10 +88,7 @@ def fov_to_intrinsics(
     """
     height, width = image_hw
     half_tan = torch.tan(fov / 2)
-    if min_tan is None:
-        half_tan = torch.where(half_tan.abs() < 5e-7, 5e-7, half_tan)
-    else:
-        half_tan = half_tan.clamp(min=min_tan)
+    half_tan = torch.where(half_tan.abs() < 5e-7, 5e-7, half_tan) if min_tan is None else half_tan.clamp(min=min_tan)
     f_y = (height / 2) / half_tan[..., 0]
     f_x = (width / 2) / half_tan[..., 1]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)

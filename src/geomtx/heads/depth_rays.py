@@ -36,9 +36,7 @@ class DepthRayHead(nn.Module):
             RayBranch(decoder.features, hidden_dim=hidden_dim, rectified_skip=decoder.rectified_skip) if rays else None
         )
 
-    def forward(
-        self, tokens: Tokens | ProjectedTokens, maps: Sequence[str] = ("depth", "rays")
-    ) -> dict[str, DenseMap]:
+    def forward(self, tokens: Tokens | ProjectedTokens, maps: Sequence[str] = ("depth", "rays")) -> dict[str, DenseMap]:
         """Predict the maps of every view by itself.
 
         Args:
@@ -61,7 +59,9 @@ class DepthRayHead(nn.Module):
             found["depth"] = DenseMap(out[:, 0].exp(), activate_confidence(out[:, 1]))
         if "rays" in maps and self.rays is not None:
             found["rays"] = self.rays(reduced, projected.image_hw)
-        return {name: DenseMap(*(each.unflatten(0, projected.views) for each in dense)) for name, dense in found.items()}
+        return {
+            name: DenseMap(*(each.unflatten(0, projected.views) for each in dense)) for name, dense in found.items()
+        }
 
 
 class RayOutput(nn.Module):

@@ -12,7 +12,15 @@ from typing import NamedTuple
 from geomtx.checkpoint.files import Checkpoint, open_checkpoint
 from geomtx.checks import close_matches
 
-__all__ = ["EMBEDDED", "PUBLISHED", "PublishedWeights", "find_weights", "is_depth_anything", "open_weights", "state_licence"]
+__all__ = [
+    "EMBEDDED",
+    "PUBLISHED",
+    "PublishedWeights",
+    "find_weights",
+    "is_depth_anything",
+    "open_weights",
+    "state_licence",
+]
 
 logger = logging.getLogger("geomtx")
 

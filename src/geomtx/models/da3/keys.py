@@ -72,9 +72,7 @@ _RAY_KEYS = KeyTable.of_layers(
             for theirs, ours in _UNITS.items()
             for conv in ("conv1", "conv2")
         },
-        **{
-            f"output_conv1_aux.{index}.{{i}}": f"{output}.smooth.{{i}}" for index, output in enumerate(_RAY_OUTPUTS)
-        },
+        **{f"output_conv1_aux.{index}.{{i}}": f"{output}.smooth.{{i}}" for index, output in enumerate(_RAY_OUTPUTS)},
         **{
             f"output_conv2_aux.{index}.{theirs}": f"{output}.{ours}"
             for index, output in enumerate(_RAY_OUTPUTS)
@@ -144,9 +142,7 @@ _PRESETS: dict[tuple[int, bool], Callable[..., DepthAnything3Config]] = {
 _NAMES = {384: "da3-small", 768: "da3-base", 1024: "da3-large", 1536: "da3-giant"}
 
 
-def config_of(
-    shapes: Mapping[str, tuple[int, ...]], model_name: str, source: str
-) -> DepthAnything3Config:
+def config_of(shapes: Mapping[str, tuple[int, ...]], model_name: str, source: str) -> DepthAnything3Config:
     """Return the configuration of a published checkpoint.
 
     Args:

@@ -58,9 +58,7 @@ def build_encoder(config: DepthAnything3Config) -> ClassTokenEncoder:
 
 def build_camera_encoder(config: DepthAnything3Config) -> CameraEncoder:
     """Build the encoder of known cameras."""
-    return CameraEncoder(
-        config.dim, config.camera_depth, num_heads=config.camera_num_heads, backend=config.attention
-    )
+    return CameraEncoder(config.dim, config.camera_depth, num_heads=config.camera_num_heads, backend=config.attention)
 
 
 def build_camera_head(config: DepthAnything3Config) -> CameraMLP:
