@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def folder(tmp_path) -> Path:
 
 def rewrite(path: Path, name: str, change) -> None:
     golden = load_file(path)
-    with check_goldens.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     golden[name] = change(golden[name]).contiguous()
     save_file(golden, path, metadata)
@@ -119,7 +120,7 @@ def test_main_tells_of_a_file_it_does_not_know(folder, capsys):
 
 
 def add(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with check_goldens.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         metadata = {**file.metadata(), **metadata}
     save_file({**load_file(path), **tensors}, path, metadata)
 
@@ -225,7 +226,7 @@ def test_a_block_of_another_size_and_prefix(tmp_path, dim, num_heads, mlp_ratio,
 def test_the_wrong_prefix_shows(tmp_path):
     path = tmp_path / "attention_block.safetensors"
     write_block(path, 16, 2, 4, True, "a.")
-    with check_goldens.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     metadata["weights"] = metadata["weights"].replace('"a."', '"b."')
     save_file(load_file(path), path, metadata)

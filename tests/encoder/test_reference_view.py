@@ -22,10 +22,10 @@ def test_the_balanced_rule_takes_the_view_in_the_middle_of_the_ranges():
     directions = torch.nn.functional.normalize(tokens, dim=-1)[0]
     similarity = directions @ directions.T
     mean = (similarity.sum(1) - 1) / 4
-    wanted = []
-    for each in (mean, tokens[0].norm(dim=-1), directions.var(dim=-1)):
-        wanted.append(((each - each.min()) / (each.max() - each.min() + 1e-8) - 0.5).abs())
-    assert choose_reference(tokens).item() == sum(wanted).argmin().item()
+    features = torch.stack([mean, tokens[0].norm(dim=-1), directions.var(dim=-1)])
+    low, high = features.amin(1, keepdim=True), features.amax(1, keepdim=True)
+    wanted = ((features - low) / (high - low + 1e-8) - 0.5).abs().sum(0)
+    assert choose_reference(tokens).item() == wanted.argmin().item()
 
 
 def test_the_widest_range_of_similarities():
@@ -51,5 +51,5 @@ def test_half_precision_chooses_as_float32():
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_rule():
-    with pytest.raises(ValueError, match="^rule must be one of 'saddle_balanced', .*, got 'last'"):
+    with pytest.raises(ValueError, match=r"^rule must be one of 'saddle_balanced', .*, got 'last'"):
         choose_reference(torch.zeros(1, 3, 4), "last")

@@ -52,11 +52,12 @@ def test_the_published_decomposition_needs_centred_principal_points(cameras):
 def test_outliers_and_unsure_rays_have_little_influence(cameras):
     rays = draw_rays(cameras)
     confidence = torch.ones_like(rays[..., 0])
-    rays[:, :, :4, :, :3] = torch.randn_like(rays[:, :, :4, :, :3])
+    wrong = torch.rand(confidence.shape) < 0.15
+    rays[..., :3][wrong] = torch.randn_like(rays[..., :3][wrong])
     rays[:, :, -2:, :, 3:] += 5
     confidence[:, :, -2:] = 0
     found = cameras_from_rays(rays.float(), confidence.float(), IMAGE_HW)
-    torch.testing.assert_close(found.cam_from_world.double(), cameras.cam_from_world, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.cam_from_world.double(), cameras.cam_from_world, atol=2e-2, rtol=0)
 
 
 def test_the_same_cameras_every_time_and_in_half_precision(cameras):
@@ -72,7 +73,7 @@ def test_the_same_cameras_every_time_and_in_half_precision(cameras):
 @pytest.mark.usefixtures("unchecked")
 def test_arguments_of_another_kind(cameras):
     rays = draw_rays(cameras)
-    with pytest.raises(ValueError, match="^decomposition must be one of 'qr', 'ql', got 'lq'"):
+    with pytest.raises(ValueError, match=r"^decomposition must be one of 'qr', 'ql', got 'lq'"):
         cameras_from_rays(rays, rays[..., 0], IMAGE_HW, decomposition="lq")
-    with pytest.raises(ValueError, match="^confidence must have shape"):
+    with pytest.raises(ValueError, match=r"^confidence must have shape"):
         cameras_from_rays(rays, rays[..., 0, 0], IMAGE_HW)

@@ -46,6 +46,8 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012
     added: bool = False
     """With heads that were added, one of each class."""
+    reference: bool = False
+    """With a Depth Anything 3, which chooses its reference view among the views of all processes."""
 
 
 THREE_HEADS = {"dim": 48, "num_heads": 3}
@@ -95,6 +97,10 @@ CASES = {
     "pieces with local layers": Case(
         2, 3, FEW, options={"approximation": GlobalApproximation(None, 1, 1), "plan": MemoryPlan(2, 5)}
     ),
+    "a chosen reference": Case(2, 5, masked=True, reference=True),
+    "a chosen reference, pieces, three": Case(
+        3, 4, options={"approximation": GlobalApproximation(2, 2), "plan": PIECES, "gather": False}, reference=True
+    ),
 }
 
 
@@ -103,7 +109,7 @@ _MODELS: dict[str, geomtx.VGGT] = {}
 
 def model_of(case: Case) -> geomtx.VGGT:
     """Return a model with the same weights in every process, one for all cases that are alike in it."""
-    kind = f"{case.config} {case.dtype} {case.added}"
+    kind = f"{case.config} {case.dtype} {case.added} {case.reference}"
     if kind not in _MODELS:
         _MODELS[kind] = build_model(case)
     return _MODELS[kind]
@@ -111,6 +117,9 @@ def model_of(case: Case) -> geomtx.VGGT:
 
 def build_model(case: Case) -> geomtx.VGGT:
     torch.manual_seed(1)
+    if case.reference:
+        chooser = geomtx.DepthAnything3(geomtx.DepthAnything3Config.tiny(depth=6, taps=(3, 3, 5, 5)))
+        return visible(chooser).to(case.dtype).eval()
     model = geomtx.VGGT(lean_config(**case.config))
     if case.added:
         other = geomtx.VGGT(lean_config())

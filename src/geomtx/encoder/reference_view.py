@@ -54,14 +54,14 @@ def choose_reference(
     else:
         mean = similarity.sum(dim=-1) / (num_views - 1)
         lengths = torch.linalg.vector_norm(class_tokens, dim=-1)
-        features = (mean, lengths, directions.var(dim=-1))
-        badness = sum((_to_unit_range(each) - 0.5).abs() for each in features)
+        features = torch.stack([mean, lengths, directions.var(dim=-1)])
+        badness = (_to_unit_range(features) - 0.5).abs().sum(dim=0)
     if valid is not None:
         badness = badness.masked_fill(~valid, torch.inf)
     return badness.argmin(dim=-1)
 
 
 def _to_unit_range(x: Tensor) -> Tensor:
-    """Scale the values of each scene's views, (B, S), to 0 … 1."""
+    """Scale the values of each scene's views, (..., S), to 0 … 1."""
     low, high = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
     return (x - low) / (high - low + 1e-8)

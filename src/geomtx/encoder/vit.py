@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
         backend: Name of the attention backend, see `geomtx.layers.backends`.
     """
 
-    unused_parameters = ("mask_token",)
+    unused_parameters: tuple[str, ...] = ("mask_token",)
     """Parameters that no output depends on; a checkpoint may be without them."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Head that predicts cameras from camera tokens in one pass, each view by itself (Depth Anything 3, Lin et al. 2025)."""
+"""Head that predicts each view's camera from its camera token in one pass (Depth Anything 3, Lin et al. 2025)."""
 
 from __future__ import annotations
 

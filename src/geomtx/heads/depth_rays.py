@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class RayOutput(nn.Module):
     def __init__(self, features: int, *, hidden_dim: int = 32) -> None:
         super().__init__()
         widths = (features, features // 2) * 3
-        self.smooth = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)))
+        self.smooth = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
         self.hidden = nn.Conv2d(features // 2, hidden_dim, 3, padding=1)
         self.norm = nn.LayerNorm(hidden_dim)
         self.out = Float32Conv2d(hidden_dim, RAY_DIM + 1, 1)

@@ -94,7 +94,7 @@ def _check_heads(heads: dict[str, nn.Module]) -> None:
 
 def _numbers_of(inputs: Inputs, known: Iterable[str]) -> dict[str, int]:
     """Return what decides which tensors are exchanged."""
-    images, query_points, patch_mask, heads = inputs
+    images, query_points, patch_mask, heads, _ = inputs
     queries = (0, 0) if query_points is None else query_points.shape[1:]
     numbers: dict[str, int] = {f"{axis} of images": size for axis, size in zip("BSCHW", images.shape, strict=True)}
     numbers |= {f"{axis} of query_points": size for axis, size in zip("NC", queries, strict=True)}

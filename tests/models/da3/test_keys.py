@@ -54,5 +54,5 @@ def test_a_metric_model_is_known_by_the_name_of_its_file():
     token = {"backbone.pretrained.cls_token": (1, 1, 1024)}
     assert config_of(token, "", "depth-anything/DA3METRIC-LARGE").metric
     assert not config_of(token, "", "depth-anything/DA3MONO-LARGE").metric
-    with pytest.raises(ValueError, match="^weights must be of a published Depth Anything 3 model, got 'x' 5 wide$"):
+    with pytest.raises(ValueError, match=r"^weights must be of a published Depth Anything 3 model, got 'x' 5 wide$"):
         config_of({"backbone.pretrained.cls_token": (1, 1, 5)}, "", "x")

@@ -41,12 +41,9 @@ def test_ways_of_running_give_the_same(kind, images):
     model = build(kind)
     mask = torch.rand(2, 3, 2, 3) < 0.8
     mask[:, 0, 0, 0] = True
-    for options in (
-        {},
-        {"approximation": GlobalApproximation(2, 2)},
-        {"approximation": GlobalApproximation(None, 1, 1)},
-    ):
-        if kind == "single views" and options:
+    for fewer in (None, GlobalApproximation(2, 2), GlobalApproximation(num_local_layers=1)):
+        options = {"approximation": fewer}
+        if kind == "single views" and fewer is not None:
             continue
         expected = predict(model, images, None, mask, **options)
         assert_same(predict(model, images, None, mask, plan=MemoryPlan(2, 7, "cpu"), **options), expected)
@@ -118,11 +115,9 @@ def test_a_published_file_without_a_configuration_is_recognised(tmp_path: Path):
     file = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "model.safetensors") | {"model.gs_head.norm.weight": torch.zeros(1)}, file)
     assert find_family(file).model is DepthAnything3
-    with pytest.raises(ValueError, match="^weights must be of a published Depth Anything 3 model, got '.*' 32 wide$"):
+    with pytest.raises(ValueError, match=r"^weights must be of a published Depth Anything 3 model, got '.*' 32 wide$"):
         geomtx.load_model(file)
-    with pytest.raises(
-        ValueError, match="^weights must be of a VGGT, got .* of a DepthAnything3; DepthAnything3.from_"
-    ):
+    with pytest.raises(ValueError, match=r"^weights must be of a VGGT, got .* of a DepthAnything3; Dep"):
         geomtx.VGGT.from_pretrained(file)
     loaded = DepthAnything3.from_pretrained(file, config=CONFIGS["many views"])  # the Gaussians are passed over
     assert loaded.heads == ("camera", "depth", "rays")
@@ -130,7 +125,7 @@ def test_a_published_file_without_a_configuration_is_recognised(tmp_path: Path):
 
 def test_weights_of_another_family_are_refused(tmp_path: Path):
     build_lean(heads=("camera",)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="^weights must be of a DepthAnything3, got '.*' of a VGGT; "):
+    with pytest.raises(ValueError, match=r"^weights must be of a DepthAnything3, got '.*' of a VGGT; "):
         DepthAnything3.from_pretrained(tmp_path)
 
 
@@ -140,13 +135,13 @@ def test_weights_of_another_family_are_refused(tmp_path: Path):
         (
             "many views",
             {"query_points": torch.zeros(1, 2)},
-            "^query_points must be None, as Depth Anything 3 tracks no",
+            "^query_points must be None, as ",
         ),
         ("many views", {"heads": ("sky",)}, "^head must be one of"),
         (
             "single views",
             {"cameras": Cameras(torch.eye(3, 4)[None], torch.eye(3)[None])},
-            "^cameras must be None for a",
+            "^cameras must be None",
         ),
         (
             "many views",

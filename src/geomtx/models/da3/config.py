@@ -154,7 +154,7 @@ class DepthAnything3Config:
     def base(cls, **changes: Any) -> DepthAnything3Config:
         """Return the configuration of DA3-BASE; `changes` replace single values."""
         numbers = {"dim": 768, "num_heads": 12, "dpt_features": 128, "dpt_channels": (96, 192, 384, 768)}
-        return cls(**{**numbers, **changes})  # type: ignore[arg-type]
+        return cls(**{**numbers, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> DepthAnything3Config:

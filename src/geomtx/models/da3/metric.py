@@ -79,8 +79,8 @@ def scale_to_metres(
 ) -> MetricScene:
     """Bring scenes of a model of many views to metres by the depth of a metric model of the same images.
 
-    The scale of a scene fits both depths by least squares, over pixels that are no sky and at least as confident as half
-    of these. Sky is put at the far end of everything else, at most at 200 metres.
+    The scale of a scene fits both depths by least squares, over pixels that are no sky and at least as confident as
+    half of these. Sky is put at the far end of everything else, at most at 200 metres.
 
     Args:
         depth: Depth and confidence from the model of many views, (B, S, H, W).
