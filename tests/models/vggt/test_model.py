@@ -529,7 +529,7 @@ def test_predictions_pickle_and_map(model, images, queries):
     prediction = model(images, queries)
     again = pickle.loads(pickle.dumps(prediction))
     assert_same(again, prediction, atol=0, tracks_atol=0)
-    mapped = torch.utils._pytree.tree_map(lambda tensor: tensor.detach() + 1, prediction)
+    mapped = torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach() + 1, prediction)
     assert isinstance(mapped, Predictions)
     assert torch.equal(mapped.depth.value, prediction.depth.value + 1)
 
