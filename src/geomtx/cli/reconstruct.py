@@ -312,10 +312,16 @@ def _advise(model: VGGT) -> str:
     return f"{dtype} may be too coarse, try --dtype float32" if half else "the weights may be damaged"
 
 
-def _read_config(arguments: argparse.Namespace) -> VGGTConfig:
+def _read_config(arguments: argparse.Namespace) -> Any:
+    """Return the configuration of the model: a `VGGTConfig`, or that of another family which reconstructs scenes."""
+    from geomtx.models.da3 import DepthAnything3
+    from geomtx.models.published import is_depth_anything, open_weights
     from geomtx.models.vggt import VGGT, VGGTConfig
 
-    return VGGTConfig.tiny() if arguments.preset else VGGT.read_config(arguments.weights)
+    if arguments.preset:
+        return VGGTConfig.tiny()
+    family = DepthAnything3 if is_depth_anything(open_weights(arguments.weights).shapes) else VGGT
+    return family.read_config(arguments.weights)
 
 
 def _check_memory(arguments: argparse.Namespace, config: VGGTConfig, views: Views, device: torch.device) -> None:
@@ -365,7 +371,8 @@ def name_weights(arguments: argparse.Namespace) -> str:
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
     """Return the heads that were asked for, or all; tracks where there is something to track."""
     heads = available if arguments.heads is None else arguments.heads
-    wanted: list[HeadName] = [head for head in heads if head != "tracks"]
+    # Rays have pixels of their own, which a scene doesn't hold.
+    wanted: list[HeadName] = [head for head in heads if head not in ("tracks", "rays")]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 
