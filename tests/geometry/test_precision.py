@@ -15,6 +15,7 @@ from geomtx.geometry import (
     activate_pose,
     adjust_bundle,
     apply_similarity,
+    cameras_from_rays,
     compose_rigid,
     decode_pose,
     depth_edges,
@@ -77,6 +78,14 @@ def cameras(*shape: int) -> Cameras:
     return Cameras(near_rigid(*shape), random_intrinsics(*shape))
 
 
+def rays(*shape: int) -> Tensor:
+    """Rays of cameras with different places and fields of view, (*shape, 12, 18, 6)."""
+    origins, directions = 4 * rand(*shape, 1, 1, 3).expand(*shape, 12, 18, 3), torch.ones(*shape, 12, 18, 3)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 12), torch.linspace(-1, 1, 18), indexing="ij")
+    directions[..., :2] = torch.stack([x, y], dim=-1) * (0.3 + rand(*shape, 1, 1, 2))
+    return torch.cat([directions.double(), origins], dim=-1)
+
+
 def pixels(*shape: int) -> Tensor:
     return rand(*shape, 2) * torch.tensor([HW[1] - 1, HW[0] - 1])
 
@@ -121,6 +130,7 @@ GEOMETRY: dict[Callable, Callable[[], tuple]] = {
     to_kornia: lambda: (random_rigid(B), random_intrinsics(B)),
     to_nerfstudio: lambda: (random_rigid(B),),
     to_opengl: lambda: (random_rigid(B),),
+    cameras_from_rays: lambda: (rays(B, 2), 1 + rand(B, 2, 12, 18), HW),
     compose_rigid: lambda: (random_rigid(B), random_rigid(B)),
     depth_edges: lambda: (1 + rand(B, *HW), random_intrinsics(B)),
     decode_pose: lambda: (torch.cat([rand(B, 3), 300 * (rand(B, 4) - 0.5), 0.2 + rand(B, 2)], dim=-1), HW),
