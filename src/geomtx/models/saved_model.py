@@ -43,7 +43,7 @@ Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
 NO_OTHER_NAMES = KeyTable(())
-"""Of models that nobody else publishes."""
+"""Table of names of models that nobody else publishes."""
 
 HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
 """An added head to fill, or a function that makes it; None leaves it out."""
@@ -114,8 +114,8 @@ def choose_heads(
     """Return the added heads that a checkpoint's tensors are for, and the prefixes of tensors that are left out.
 
     Args:
-        checkpoint: Under the names of the model.
-        given: Name → module, a function that makes it from the configuration, or None to leave it out.
+        checkpoint: Open files whose tensors have the names of the model.
+        given: Added heads by name: a module, a function that makes it from the configuration, or None to leave it out.
         config: Configuration of the VGGT.
         inside: Name of the VGGT in the model.
         asked: Names of the heads that are wanted; defaults to all.

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from geomtx.checks import check_divisible, check_name, check_option, check_positive, suggest_keywords
 from geomtx.encoder.reference_view import REFERENCE_RULES, ReferenceRule
 from geomtx.layers.backends import BackendName
-from geomtx.parsing import parse_dataclass
+from geomtx.models.config import ModelConfig
 
 __all__ = ["DepthAnything3Config", "DepthAnything3Head"]
 
@@ -19,7 +19,7 @@ _OF_SINGLE_VIEWS: tuple[DepthAnything3Head, ...] = ("depth", "sky")
 
 @suggest_keywords
 @dataclasses.dataclass(frozen=True)
-class DepthAnything3Config:
+class DepthAnything3Config(ModelConfig):
     """Configuration of a Depth Anything 3 model; the defaults are those of DA3-SMALL.
 
     Attributes:
@@ -185,19 +185,6 @@ class DepthAnything3Config:
     def metric_large(cls, **changes: Any) -> DepthAnything3Config:
         """Return the configuration of DA3METRIC-LARGE, whose depth can be brought to metres; see `mono`."""
         return cls.mono(**{"metric": True, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DepthAnything3Config:
-        """Build a configuration from what `to_dict` returns.
-
-        Raises:
-            ValueError: For an unknown key, a value of another type, or one that makes no model.
-        """
-        return parse_dataclass(cls, values)
 
 
 _VIT_LARGE: dict[str, Any] = {

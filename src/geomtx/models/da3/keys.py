@@ -8,7 +8,7 @@ from typing import Any
 
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.models.da3.config import DepthAnything3Config
-from geomtx.models.vggt.keys import BLOCK_KEYS, DECODER_KEYS
+from geomtx.models.vggt.keys import BLOCK_KEYS, DECODER_KEYS, fusion_keys
 
 __all__ = [
     "CAMERA_ENCODER_KEYS",
@@ -60,18 +60,10 @@ def backbone_keys(config: DepthAnything3Config) -> KeyTable:
     return keys
 
 
-_UNITS = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit"}
 _RAY_OUTPUTS = [f"coarse_outputs.{index}" for index in range(3)] + ["output"]
 
-_RAY_KEYS = KeyTable.of_layers(
+_RAY_KEYS = fusion_keys("_aux") + KeyTable.of_layers(
     {
-        **{f"refinenet{level + 1}_aux.out_conv": f"fuse.{level}.out" for level in range(4)},
-        **{
-            f"refinenet{level + 1}_aux.{theirs}.{conv}": f"fuse.{level}.{ours}.{conv}"
-            for level in range(4)
-            for theirs, ours in _UNITS.items()
-            for conv in ("conv1", "conv2")
-        },
         **{f"output_conv1_aux.{index}.{{i}}": f"{output}.smooth.{{i}}" for index, output in enumerate(_RAY_OUTPUTS)},
         **{
             f"output_conv2_aux.{index}.{theirs}": f"{output}.{ours}"

@@ -6,14 +6,13 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import Checkpoint, load_weights, save_model
-from geomtx.checks import check_images, check_option, check_shape
+from geomtx.checkpoint.files import Checkpoint, load_weights
+from geomtx.checks import check_images, check_shape
 from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.inference.quantize import QuantizedType, quantize_model
@@ -21,7 +20,8 @@ from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import GAUSSIANS, PREFIX, config_of, is_da3_name, keys_of, published_config
 from geomtx.models.da3.parts import build_camera_encoder, build_camera_head, build_dense_head, build_encoder
 from geomtx.models.published import open_weights, state_licence
-from geomtx.models.saved_model import check_can_save, describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.published_model import PublishedModel, StoredForm
+from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
 from geomtx.models.vggt.config import check_heads
 from geomtx.types import Bool, Cameras, Float, Predictions, ProjectedTokens, Tokens
 
@@ -30,7 +30,7 @@ __all__ = ["DepthAnything3"]
 logger = logging.getLogger("geomtx")
 
 
-class DepthAnything3(nn.Module):
+class DepthAnything3(PublishedModel):
     """An encoder whose blocks begin to attend across views after the first few, a camera head, and a dense head.
 
     Models of many views predict cameras, depth and rays; models of single views depth and sky.
@@ -199,7 +199,7 @@ class DepthAnything3(nn.Module):
             device: Device of the parameters; defaults to the CPU.
             dtype: Dtype of all parameters; defaults to that in the file.
             config: Overrides the configuration found beside or within the weights, or told by their sizes.
-            quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
+            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, weights
@@ -231,38 +231,10 @@ class DepthAnything3(nn.Module):
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
         return _config_of_checkpoint(_open(source))
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        names: Literal["geomtx", "published"] = "geomtx",
-        overwrite: bool = False,
-    ) -> Path:
-        """Write `model.safetensors` and `config.json` into a folder.
-
-        Args:
-            folder: Is made if need be; nothing is left half-written.
-            names: "published" files have the names of the published checkpoints, which begin with "model.".
-            overwrite: Whether files of these names that geomtx did not write may be replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: For a quantised model, whose own numbers are lost.
-            FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
-        """
-        check_can_save(self)
-        check_option("names", names, ("geomtx", "published"))
-        return save_model(
-            self,
-            folder,
-            keys_of(self.config),
-            config=describe_model("DepthAnything3", self.config.to_dict()),
-            published_config=published_config(self.config),
-            names=names,
-            overwrite=overwrite,
-        )
+    def stored_form(self) -> StoredForm:
+        """Return the names and configurations under which the model is stored."""
+        ours = describe_model("DepthAnything3", self.config.to_dict())
+        return StoredForm(keys_of(self.config), ours, published_config(self.config))
 
 
 def _open(source: str | os.PathLike[str]) -> Checkpoint:

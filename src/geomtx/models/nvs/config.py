@@ -7,15 +7,15 @@ from typing import Any, get_args
 
 from geomtx.checks import check_count, check_option, check_range, suggest_keywords
 from geomtx.geometry.projection import RayOrder
+from geomtx.models.config import ModelConfig
 from geomtx.models.vggt.config import VGGTConfig, check_inner_config
-from geomtx.parsing import parse_dataclass
 
 __all__ = ["NVSConfig"]
 
 
 @suggest_keywords
 @dataclasses.dataclass(frozen=True)
-class NVSConfig:
+class NVSConfig(ModelConfig):
     """Configuration of a `VGGTForNVS`; the defaults are for VGGT-1B.
 
     Attributes:
@@ -79,18 +79,3 @@ class NVSConfig:
         """Return a configuration around `VGGTConfig.nano()`; `changes` replace single values."""
         numbers = {"vggt": VGGTConfig.nano(), "rgb_features": 32, "rgb_channels": (64, 48, 32, 32)}
         return cls(**{**numbers, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings, lists and one mapping, "vggt", for JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {**plain, "vggt": self.vggt.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NVSConfig:
-        """Build a configuration from what `to_dict` returns.
-
-        Raises:
-            ValueError: For a key that is no attribute, or a value out of its range.
-        """
-        return parse_dataclass(cls, values)

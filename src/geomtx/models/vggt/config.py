@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from geomtx.checks import check_divisible, check_name, check_option, check_positive, suggest_keywords
 from geomtx.encoder.alternating import Scope
 from geomtx.layers.backends import BackendName
-from geomtx.parsing import parse_dataclass
+from geomtx.models.config import ModelConfig
 
 __all__ = [
     "HEADS",
@@ -46,7 +46,7 @@ def check_heads(heads: tuple[str, ...], available: tuple[str, ...] = HEADS) -> N
 
 @suggest_keywords
 @dataclasses.dataclass(frozen=True)
-class VGGTConfig:
+class VGGTConfig(ModelConfig):
     """Configuration of a VGGT; the defaults are those of VGGT-1B.
 
     Attributes:
@@ -221,19 +221,6 @@ class VGGTConfig:
             "track_virtual": 8,
         }
         return cls(**{**numbers, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VGGTConfig:
-        """Build a configuration from what `to_dict` returns.
-
-        Raises:
-            ValueError: For an unknown key, a value of another type, or one that makes no model.
-        """
-        return parse_dataclass(cls, values)
 
 
 def check_inner_config(vggt: object) -> None:

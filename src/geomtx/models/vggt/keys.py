@@ -19,6 +19,7 @@ __all__ = [
     "TRACKER_KEYS",
     "VGGT_KEYS",
     "VIT_KEYS",
+    "fusion_keys",
     "is_published_config",
     "parse_config",
     "published_config",
@@ -73,7 +74,17 @@ CAMERA_HEAD_KEYS = (
     + KeyTable((("empty_pose_tokens", "initial_pose"),))
 )
 
-_UNITS = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit"}
+
+def fusion_keys(suffix: str = "") -> KeyTable:
+    """Return the names of a decoder's four fusion blocks, published as "refinenet" with a number and a suffix."""
+    units = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit"}
+    keys = KeyTable(())
+    for level in range(4):
+        convs = {f"{theirs}.conv{i}": f"{ours}.conv{i}" for theirs, ours in units.items() for i in (1, 2)}
+        keys += KeyTable.of_layers({"out_conv": "out", **convs}).under(f"refinenet{level + 1}{suffix}", f"fuse.{level}")
+    return keys
+
+
 DECODER_KEYS = KeyTable.of_layers(
     {
         "norm": "norm",
@@ -81,15 +92,8 @@ DECODER_KEYS = KeyTable.of_layers(
         "resize_layers.{i}": "rescale.{i}",
         "scratch.output_conv1": "smooth",
         **{f"scratch.layer{level + 1}_rn": f"reduce.{level}" for level in range(4)},
-        **{f"scratch.refinenet{level + 1}.out_conv": f"fuse.{level}.out" for level in range(4)},
-        **{
-            f"scratch.refinenet{level + 1}.{theirs}.{conv}": f"fuse.{level}.{ours}.{conv}"
-            for level in range(4)
-            for theirs, ours in _UNITS.items()
-            for conv in ("conv1", "conv2")
-        },
     }
-)
+) + fusion_keys().under("scratch", "")
 
 DENSE_HEAD_KEYS = DECODER_KEYS.under("", "decoder") + KeyTable.of_layers(
     {"scratch.output_conv2.0": "hidden", "scratch.output_conv2.2": "out"}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from geomtx.checkpoint.files import load_weights, save_model
+from geomtx.checkpoint.files import load_weights
 from geomtx.checks import check_images, check_option
 from geomtx.heads.camera import CameraHead
 from geomtx.heads.dpt import DPTDecoder
@@ -20,10 +19,10 @@ from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.extra_heads import check_new_head, head_modules
 from geomtx.models.published import EMBEDDED, state_licence
+from geomtx.models.published_model import PublishedModel, StoredForm
 from geomtx.models.saved_model import (
     HeadSource,
     added_heads,
-    check_can_save,
     choose_heads,
     config_of_checkpoint,
     describe_model,
@@ -38,7 +37,7 @@ from geomtx.types import Bool, Float, Predictions, ProjectedTokens, Tokens
 __all__ = ["VGGT", "VGGTConfig"]
 
 
-class VGGT(nn.Module):
+class VGGT(PublishedModel):
     """An encoder and up to four heads, each usable alone, as in `model.camera_head(model.encoder(images))`.
 
     Args:
@@ -235,7 +234,7 @@ class VGGT(nn.Module):
             device: Device of the parameters; defaults to the CPU.
             dtype: Dtype of all parameters; defaults to that in the file, for "nano" to float32.
             config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
-            quantize: Then store the blocks' weights in "int8" or "fp8", see `geomtx.quantize_model`.
+            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
             extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function
                 from the `VGGTConfig` to one; None leaves a head out. A `DenseHead` or `RGBHead` need not be given.
 
@@ -269,30 +268,7 @@ class VGGT(nn.Module):
         """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
         return config_of_checkpoint(open_vggt(source))
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        names: Literal["geomtx", "published"] = "geomtx",
-        overwrite: bool = False,
-    ) -> Path:
-        """Write `model.safetensors` and `config.json` into a folder.
-
-        Args:
-            folder: Is made if need be; nothing is left half-written.
-            names: "published" files load in the published code.
-            overwrite: Whether files of these names that geomtx did not write may be replaced.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: For a quantised model, whose own numbers are lost.
-            FileExistsError: If there are files of these names that geomtx did not write, and `overwrite` is False.
-        """
-        check_can_save(self)
+    def stored_form(self) -> StoredForm:
+        """Return the names and configurations under which the model is stored, added heads too."""
         ours = describe_model("VGGT", self.config.to_dict(), self.extra_heads)
-        published = published_config(self.config)
-        return save_model(
-            self, folder, VGGT_KEYS, config=ours, published_config=published, names=names, overwrite=overwrite
-        )
+        return StoredForm(VGGT_KEYS, ours, published_config(self.config))

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any, Literal
 
 from geomtx.checks import check_count, check_divisible, check_option, check_range, suggest_keywords
+from geomtx.models.config import ModelConfig
 from geomtx.models.vggt.config import VGGTConfig, check_inner_config
-from geomtx.parsing import parse_dataclass
 
 __all__ = ["FeatureSource", "VideoTrackerConfig"]
 
@@ -16,7 +16,7 @@ FeatureSource = Literal["vggt", "images"]
 
 @suggest_keywords
 @dataclasses.dataclass(frozen=True)
-class VideoTrackerConfig:
+class VideoTrackerConfig(ModelConfig):
     """Configuration of a `VideoTracker`; the defaults are CoTracker2's on VGGT-1B.
 
     Attributes:
@@ -90,16 +90,3 @@ class VideoTrackerConfig:
         numbers: dict[str, Any] = {"vggt": VGGTConfig.nano(), "stride": 2, "image_width": 32, "levels": 3}
         numbers |= {"iterations": 3, "test_iterations": 4, "dim": 64, "num_heads": 4, "depth": 2, "num_virtual": 8}
         return cls(**{**numbers, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings, lists and one mapping, for JSON."""
-        return {**dataclasses.asdict(self), "vggt": self.vggt.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VideoTrackerConfig:
-        """Build a configuration from what `to_dict` returns.
-
-        Raises:
-            ValueError: For a key that is no attribute, or a value out of its range.
-        """
-        return parse_dataclass(cls, values)

@@ -75,8 +75,8 @@ class VideoTracker(nn.Module):
             C = `config.vggt.track_features`; defaults to those of `config.features`.
 
     Attributes:
-        features: The source; its `vggt`, if it has one, is a whole VGGT.
-        tracker: On the maps.
+        features: Module that makes the feature maps; its `vggt`, if it has one, is a whole VGGT.
+        tracker: Module that follows points through the feature maps.
 
     Raises:
         ValueError: For `features` that are no module.
