@@ -62,7 +62,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         source: Name, hub id or path that they were asked for by.
-        files: At least one.
+        files: Open files of tensors, one or more.
         config: Content of the `config.json` beside them, if there is one.
         embedded_config: Configuration in the metadata of the files, if geomtx wrote them.
         shared: Name of a tensor that was saved under another name, because several parameters are one → that name.
@@ -133,8 +133,8 @@ def load_weights(
     model by itself. Both are logged.
 
     Args:
-        checkpoint: From `open_checkpoint`.
-        build: Makes the model.
+        checkpoint: Open files, as `open_checkpoint` returns them.
+        build: Function that makes the model.
         keys: Names, published ↔ geomtx; a checkpoint may have either.
         device: Device of the parameters; defaults to the CPU.
         dtype: Dtype of the parameters; defaults to that in the file.
@@ -314,7 +314,7 @@ def share_parameters(model: nn.Module, shared: Mapping[str, str]) -> None:
     """Make parameters and buffers one again that were one when a model was saved.
 
     Args:
-        model: Has a tensor of its own for each name.
+        model: Model with a tensor of its own for each name, changed in place.
         shared: See `Checkpoint.shared`; of names that the model doesn't have, only the others are shared.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
@@ -379,10 +379,10 @@ def save_model(
     """Write `model.safetensors` and `config.json`: both or none.
 
     Args:
-        model: On any device; adapters (`geomtx.layers.lora`) are merged in what is written.
-        folder: Is made if need be.
+        model: Model to write, on any device; adapters (`geomtx.layers.lora`) are merged in what is written.
+        folder: Folder to write into, which is made if it does not exist.
         keys: Names, published ↔ geomtx.
-        config: Goes into the weights' own metadata, so that the file can be loaded alone, and into `config.json`.
+        config: Configuration for `config.json` and for the weights' own metadata, so that the file can be loaded alone.
         published_config: Content of `config.json` where names are published ones.
         names: Names of the tensors.
         overwrite: Whether files of these names, and an index of shards, that geomtx did not write may be replaced.

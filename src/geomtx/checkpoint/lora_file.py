@@ -27,8 +27,8 @@ def save_lora(model: nn.Module, file: str | os.PathLike[str], *, overwrite: bool
     """Write a model's adapters (`geomtx.layers.lora`), and nothing else of it.
 
     Args:
-        model: With adapters.
-        file: Ends in ".safetensors"; its folder is made if need be.
+        model: Model with adapters.
+        file: Path that ends in ".safetensors"; its folder is made if need be.
         overwrite: Whether a file that geomtx did not write may be replaced.
 
     Returns:
@@ -59,8 +59,8 @@ def load_lora(model: nn.Module, file: str | os.PathLike[str]) -> list[str]:
     Adapters of heads that the model was built without are passed over, which is logged.
 
     Args:
-        model: Without adapters; changed in place.
-        file: That `save_lora` wrote.
+        model: Model without adapters, changed in place.
+        file: File that `save_lora` wrote.
 
     Returns:
         Names of the adapted layers.

@@ -54,7 +54,7 @@ def compare_with_guess(scene: Scene, truth: SceneBatch, others: Iterable[SceneBa
     """Measure a scene, and the guess that `others` lead to.
 
     Args:
-        scene: As it was reconstructed.
+        scene: Scene that was reconstructed.
         truth: One scene, in pixels of the model's images.
         others: Scenes in images of the same size.
     """

@@ -33,9 +33,9 @@ class Layout(NamedTuple):
         weight: Weights, (T, L); 0 at places without an observation.
         group: Group of focal lengths of each view, (V,).
         block: Place of each view's A parameters among those of all scenes, (V, A): rotation, translation, focal.
-        free: Which parameters of the cameras are free, (B, P) as 1 and 0.
+        free: Whether each parameter of the cameras is refined, (B, P) as 1 and 0.
         chunks: Consecutive rows and the points that they see: (first row, last row + 1, first point, number).
-        scatter: For each chunk, place of each product of a parameter and a point in its matrix, (T_c, A, 3, L).
+        scatter: Place of each product of a parameter and a point in the matrix of its chunk, (T_c, A, 3, L) a chunk.
     """
 
     sizes: tuple[int, int, int, int]
@@ -69,7 +69,7 @@ def lay_out(
         observed: Coordinates of the observations in pixels less the principal point, and their weights.
         sizes: Numbers of scenes, views and points.
         block: Place of each view's parameters among those of its scene.
-        free: Which parameters are free, as 1 and 0.
+        free: Whether each parameter is refined, as 1 and 0.
         group: Group of focal lengths of each view of all scenes.
     """
     (num_scenes, num_views, num_points), num_parameters = sizes, free.shape[1]

@@ -81,7 +81,7 @@ def extract_features(
 
     Args:
         head: The head.
-        tokens: What it reads.
+        tokens: Tokens that the head reads.
         each_view: See `run_head`.
         gather: See `run_head`.
     """

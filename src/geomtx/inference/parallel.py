@@ -49,7 +49,7 @@ def predict_parallel(
         model: A model with one pass over all views, on a device that the group's backend serves.
         images: All views, as for the model's `forward`, on any device.
         query_points: Query points, as for the model's `forward`.
-        patch_mask: For all views, as for the model's `forward`.
+        patch_mask: Mask of the patches of all views, as for the model's `forward`.
         heads: Names of heads, as for the model's `forward`.
         group: The process group; defaults to all processes.
         gather: Whether every process gets the predictions of all views, or only those of its own, see

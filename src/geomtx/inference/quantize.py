@@ -33,7 +33,7 @@ def quantize_model(model: Model, kind: QuantizedType, *, keep: Sequence[str] = (
     without calibration. The model can be copied and moved, but neither trained nor saved.
 
     Args:
-        model: With weights in the precision that it will compute in.
+        model: Model whose weights have the precision that it will compute in.
         kind: "int8" rounds weights, and every product is computed in the model's precision; it runs anywhere. "fp8"
             (e4m3) rounds inputs too, one scale a token, and multiplies in fp8: for bfloat16 models on GPUs of compute
             capability 8.9 or more.

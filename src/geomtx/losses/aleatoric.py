@@ -211,8 +211,8 @@ def quantile_filter(
         mask: Whether a value takes part, (…) bool. Defaults to all values.
         quantile: Quantile q in (0, 1].
         ceiling: Upper limit of the threshold. Defaults to no limit.
-        min_count: If the mask has no more values than this, or no more than this would remain, nothing is dropped.
-            Defaults to 1000.
+        min_count: Number of values of the mask up to which nothing is dropped, nor if no more than these would
+            remain. Defaults to 1000.
 
     Returns:
         Whether a value remains, (…) bool, a subset of the mask. The host doesn't wait for the device.

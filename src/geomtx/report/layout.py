@@ -156,8 +156,8 @@ def draw_page(
 
     Args:
         heading: Text above the rows.
-        columns: At least one, all with as many cells as there are captions.
-        captions: One a row.
+        columns: Columns of the page, at least one, all with as many cells as there are captions.
+        captions: Texts above the rows, one a row.
         panels: Pictures beside the rows.
         aspect: Width of a cell over its height.
         strip: Cells below all of that; None for none.

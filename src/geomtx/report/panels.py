@@ -212,7 +212,7 @@ def draw_cloud(
     Args:
         axes: Axes to fill.
         scene: Scene whose cameras are drawn, each in its colour.
-        points: At least one, see `sample_points`.
+        points: Points to draw, at least one, as `sample_points` returns them.
         frame: Scene and points that the viewpoint is chosen for; defaults to the ones that are drawn.
         yaw: Degrees by which the viewpoint is turned to the side.
     """

@@ -114,8 +114,8 @@ def _draw_paths(
     Args:
         photo: The photo.
         paths: Places in pixels of the photo, (T, N, 2), of which the last is the point now.
-        seen: Where the points are seen, (T, N).
-        asked: Which of the points were asked for in this view, (N,).
+        seen: Whether a point is seen at each place, (T, N) bool.
+        asked: Whether a point was asked for in this view, (N,) bool.
     """
     size = (photo.width * _SMOOTH, photo.height * _SMOOTH)
     picture = photo.resize(size, Image.Resampling.BILINEAR)

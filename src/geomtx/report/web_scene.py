@@ -36,8 +36,8 @@ class PackedPoints(NamedTuple):
     """Points as the page holds them.
 
     Attributes:
-        data: For N points 6 N bytes of x, y, z as little-endian uint16 over the box, 3 N of red, green and blue, N of
-            the rank of the confidence: 10 bytes a point, in the order of the views.
+        data: Bytes of N points, 10 a point, in the order of the views: 6 N of x, y, z as little-endian uint16 over the
+            box, 3 N of red, green and blue, N of the rank of the confidence.
         low: Least x, y, z of the box, (3,).
         size: Sides of the box, (3,).
         first: Index of the first point of each view, and N, (S + 1,).

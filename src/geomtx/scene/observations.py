@@ -34,7 +34,8 @@ class ObservedPoints(NamedTuple):
         rgb: Colours, (M, 3) uint8.
         view: View of each observation, (K,) int64.
         point: Point of each observation, (K,) int64; observations are sorted by point, then by view.
-        coords_px: Where the view sees the point, (K, 2) float64, in original pixels, pixel centres at integers.
+        coords_px: Pixel in which the view sees the point, (K, 2) float64, in original pixels, pixel centres at
+            integers.
         confidence: Confidence of each observation, (K,) float32, which ranks them and is not a probability.
     """
 

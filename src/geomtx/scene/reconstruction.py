@@ -186,7 +186,7 @@ def track(
     Args:
         model: `geomtx.VideoTracker`, for at least two views; or what `reconstruct` takes, with a head "tracks", which
             knows no order of the views.
-        views: As for `reconstruct`.
+        views: Photos or frames in any form that `reconstruct` takes.
         query_points: Points to track, (N, 3) as (view, x, y) in pixels of the original photos or frames.
         support_grid: A `VideoTracker` also tracks a grid of this many points a side, as tracks inform each other, and
             leaves them out of the result; 0 for none.

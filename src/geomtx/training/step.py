@@ -208,7 +208,7 @@ class _LossParts:
     decides by them what it counts, as those between views do, which takes one more forward pass of every chunk.
 
     Args:
-        loss: As in `TrainingStep`.
+        loss: Loss of the run, as in `TrainingStep`.
         accelerator: Accelerator of the run.
         device: Device of the batch.
         is_whole: Whether the batch is one chunk.

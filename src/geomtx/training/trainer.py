@@ -147,7 +147,7 @@ def validate(
         model: Model, or a `TrainedModel`; its modules are in evaluation mode meanwhile.
         loss: Loss whose terms are reported.
         batches: Pairs of a number of views and scenes in any unit.
-        autocast: As for `TrainingStep`.
+        autocast: dtype of the autocast that the model is run under; defaults to none.
         task: Task that prepares batches, runs the model and scores it.
     """
     modes = {module: module.training for module in model.modules()}

@@ -96,7 +96,7 @@ class FramePlan(NamedTuple):
 
     Attributes:
         path: Video file.
-        timeline: When its frames are shown.
+        timeline: Times at which its frames are shown.
         indices: Numbers of the chosen frames, increasing.
         skip_duplicates: Whether near-duplicates among them are left out.
     """

@@ -32,7 +32,7 @@ _MOST_DAMAGE = 10_000  # packets that can't be decoded, from which the rest of a
 
 
 class Timeline(NamedTuple):
-    """When the frames of a video are shown.
+    """Times at which the frames of a video are shown.
 
     Attributes:
         times: Seconds from the first frame to each, (F,) float64, increasing.
@@ -135,7 +135,7 @@ def read_frames(
 
     Args:
         path: Video file.
-        timeline: When its frames are shown, from `read_timeline`.
+        timeline: Times at which its frames are shown, as `read_timeline` returns them.
         indices: Numbers of the frames in the order in which they are shown, increasing.
 
     Yields:
@@ -165,7 +165,7 @@ def read_thumbnails(
 
     Args:
         path: Video file.
-        timeline: When its frames are shown, from `read_timeline`.
+        timeline: Times at which its frames are shown, as `read_timeline` returns them.
         side: Length of the longer side in pixels; smaller frames keep their size.
 
     Yields:

@@ -25,7 +25,7 @@ _SIDE, _SMALL_SIDE = 320, 160  # longer sides of pictures in pixels; the small o
 
 
 class Frame(NamedTuple):
-    """Where the viewer's coordinates lie in the world: float32 of a browser holds them, whatever the world is.
+    """Coordinates of the viewer, near the origin and of moderate size, so that float32 in a browser holds any world.
 
     Attributes:
         origin: The viewer's origin in the world, (3,) float64.
@@ -62,12 +62,12 @@ class Result(NamedTuple):
     """Points and cameras of a scene, or of what it was before a refinement; points from the most confident one on.
 
     Attributes:
-        xyz: (N, 3) float32, in the viewer's coordinates.
-        rgb: (N, 3) uint8.
-        confidence: (N,) float32, falling.
-        view: (N,) int64, the view that a point comes from.
+        xyz: Points in the viewer's coordinates, (N, 3) float32.
+        rgb: Colours of the points, (N, 3) uint8.
+        confidence: Confidence of the points, (N,) float32, falling.
+        view: Index of the view that each point comes from, (N,) int64.
         width: Width of the surface that a point stands for, half of them have less; 0 where it is not known.
-        cameras: Those that are finite.
+        cameras: Cameras whose values are finite.
     """
 
     xyz: np.ndarray
@@ -97,11 +97,11 @@ class ShownScene:
 
     Attributes:
         scene: The scene.
-        frame: Where the viewer's coordinates lie in the world.
+        frame: Transform between the scene's world and the viewer's coordinates.
         results: Its points and cameras by name; those of the predicted cameras second where the scene was refined.
         num_points: Number of points before they were thinned.
-        track_lines: (L, 2, 3) float32, steps of tracks from a view to the next one that sees the point.
-        track_of_line: (L,) int64, the track of each step.
+        track_lines: Steps of tracks from a view to the next one that sees the point, (L, 2, 3) float32.
+        track_of_line: Index of the track of each step, (L,) int64.
         num_tracks: Number of tracks.
     """
 
