@@ -15,7 +15,7 @@ import geomtx
 from geomtx.models.vggt.keys import VGGT_KEYS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from check_goldens import weight_by_rule
+from golden_files import weight_by_rule
 
 
 def make_weights(path: Path) -> None:
