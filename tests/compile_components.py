@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.export import Dim, export
 
 import geomtx
+from families import FAMILIES, build, normals
 from geomtx.inference import MemoryPlan, predict
+from geomtx.models.scene_model import SceneModel
 from reference import named_tensors
 
 CONFIG = geomtx.VGGTConfig.tiny(
@@ -30,6 +32,10 @@ CONFIG = geomtx.VGGTConfig.tiny(
     track_depth=1,
     track_iterations=1,
 )
+
+
+# The families that don't track; VGGT is compiled with all of its heads.
+OTHERS = tuple(name for name, family in FAMILIES.items() if name != "vggt" and not family.variant)
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
@@ -62,19 +68,24 @@ def compiled_gradients(function: torch.nn.Module, tokens: geomtx.Tokens) -> floa
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in zip(*gradients, strict=True))
 
 
-def exported(model: geomtx.VGGT) -> dict[str, float]:
+def exported(model: SceneModel, name: str, *others: Tensor) -> dict[str, float]:
     """One program for 1 to 8 views of several sizes."""
     views, rows, columns = Dim("views", min=1, max=8), Dim("rows", min=1, max=16), Dim("columns", min=1, max=16)
-    queries = torch.rand(1, 4, 2, dtype=torch.float64) * 50
     images = torch.rand(1, 3, 3, 56, 84, dtype=torch.float64)
-    shapes = {"images": {1: views, 3: 14 * rows, 4: 14 * columns}, "query_points": None}
-    program = export(model, (images, queries), dynamic_shapes=shapes, strict=False).module()
+    shapes = {"images": {1: views, 3: 14 * rows, 4: 14 * columns}, **({"query_points": None} if others else {})}
+    program = export(model, (images, *others), dynamic_shapes=shapes, strict=False).module()
     errors = {}
     for num_views in (1, 2, 5, 8):
         for height, width in ((56, 84), (98, 70)):
             images = torch.rand(1, num_views, 3, height, width, dtype=torch.float64)
-            name = f"exported, {num_views} views of {height} x {width}"
-            errors[name] = difference(program(images, queries), model(images, queries))
+            shape = f"{name}, {num_views} views of {height} x {width}"
+            errors[shape] = difference(program(images, *others), model(images, *others))
+    return errors
+
+
+def exported_attention() -> dict[str, float]:
+    """One program for any number of tokens."""
+    errors = {}
     for backend in ("auto", "sdpa_flash"):
         attention = geomtx.Attention(64, 2, backend=backend).double().eval()
         shapes = {"x": {1: Dim("tokens", min=2, max=64)}, "context": None}
@@ -92,22 +103,21 @@ def compiled_attention(backend: str) -> float:
     return max(compiled(attention, x), compiled(attention, x, mask=mask))
 
 
-def adapted(model: geomtx.VGGT) -> geomtx.VGGT:
+def adapted(model: SceneModel) -> SceneModel:
     """A copy with adapters of random values."""
     model = copy.deepcopy(model)
-    geomtx.add_lora(model, ["encoder.*_blocks.*"], rank=2)
+    geomtx.add_lora(model, ["encoder.*blocks.*"], rank=2)
     for name, parameter in model.named_parameters():
         if name.endswith(".up"):
             parameter.normal_(std=0.1)
     return model
 
 
-def with_heads(model: geomtx.VGGT) -> geomtx.VGGT:
+def with_heads(model: SceneModel, family: str) -> SceneModel:
     """A copy with two added heads."""
     model = copy.deepcopy(model)
-    decoder = geomtx.DPTDecoder(2 * model.config.dim, 16, channels=(16, 16, 32, 32), taps=model.config.taps)
-    model.add_head("normals", geomtx.DenseHead(decoder, 3, activation="signed_expm1").double())
-    model.add_head("my_camera", geomtx.CameraHead(2 * model.config.dim, 1, num_heads=4).double())
+    model.add_head("normals", normals(family).double())
+    model.add_head("my_camera", geomtx.CameraHead(FAMILIES[family].head_dim, 1, num_heads=4).double())
     return model.eval()
 
 
@@ -120,12 +130,18 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         # All parts of a model are within it; a head alone reads tokens that are inputs of its graph. What a backend
         # makes of a whole graph is seen in `exported`, which takes the same steps.
         "adapted model with added heads and a mask": compiled(
-            with_heads(adapted(model)), images, queries, mask, backend="eager"
+            with_heads(adapted(model), "vggt"), images, queries, mask, backend="eager"
         ),
         "model in chunks of views": compiled(
             partial(predict, model, plan=MemoryPlan(1, output_device=None), heads=("depth",)), images, backend="eager"
         ),
         "gradients of the camera head": compiled_gradients(model.camera_head, tokens),
+        **{
+            f"adapted {family} with added heads and a mask": compiled(
+                with_heads(adapted(build(family).double()), family), images, None, mask, backend="eager"
+            )
+            for family in OTHERS
+        },
         **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }
 
@@ -136,8 +152,12 @@ def main() -> None:
     torch.manual_seed(0)
     # In float64, where only a wrong program is far from the right one.
     model = geomtx.VGGT(CONFIG).double().eval()
+    queries = torch.rand(1, 4, 2, dtype=torch.float64) * 50
     with torch.no_grad():
-        print(json.dumps({"compiled": compiled_components(model), "exported": exported(model)}))
+        programs = exported(model, "vggt", queries) | exported_attention()
+        for family in OTHERS:
+            programs |= exported(build(family).double(), family)
+        print(json.dumps({"compiled": compiled_components(model), "exported": programs}))
 
 
 if __name__ == "__main__":

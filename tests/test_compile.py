@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from compile_components import OTHERS
+
 SCRIPT = Path(__file__).parent / "compile_components.py"
 
 
@@ -23,6 +25,7 @@ def test_compiles_without_a_break_and_computes_the_same(errors):
         "adapted model with added heads and a mask",
         "model in chunks of views",
         "gradients of the camera head",
+        *(f"adapted {family} with added heads and a mask" for family in OTHERS),
         *(f"attention {name}" for name in ("auto", "math", "sdpa_flash", "flex")),
     }
     assert {component: error for component, error in errors.items() if not error < 1e-9} == {}
@@ -32,7 +35,7 @@ def test_one_exported_program_serves_all_views_and_sizes(errors):
     errors = errors["exported"]
     sizes = ("56 x 84", "98 x 70")
     assert errors.keys() == {
-        *(f"exported, {views} views of {size}" for views in (1, 2, 5, 8) for size in sizes),
+        *(f"{name}, {views} views of {size}" for name in ("vggt", *OTHERS) for views in (1, 2, 5, 8) for size in sizes),
         *(f"exported, attention {name}" for name in ("auto", "sdpa_flash")),
     }
     assert {shape: error for shape, error in errors.items() if not error < 1e-9} == {}

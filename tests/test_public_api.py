@@ -83,7 +83,7 @@ SIGNATURES = {
     "VGGT.from_pretrained": "(source, *, heads, device, dtype, config, quantize, extra_heads)",
     "DepthAnything3": "(config)",
     "DepthAnything3.forward": "(self, images, query_points, patch_mask, *, heads, cameras)",
-    "DepthAnything3.from_pretrained": "(source, *, heads, device, dtype, config, quantize)",
+    "DepthAnything3.from_pretrained": "(source, *, heads, device, dtype, config, quantize, extra_heads)",
     "DepthAnything3.save_pretrained": "(self, folder, *, names, overwrite)",
     "DepthAnything3Config.tiny": "(**changes)",
     "VGGT.add_head": "(self, name, head)",

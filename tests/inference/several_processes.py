@@ -20,11 +20,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import geomtx
+from families import FAMILIES
+from families import build as build_family
 from geomtx.inference import GlobalApproximation, MemoryPlan, deal_out, predict_parallel
 from geomtx.inference.attention import attention_table
 from geomtx.inference.plan import WHOLE, choose_plan
 from geomtx.inference.shares import Shares, exchange_heads
 from geomtx.layers.backends import resolve_backend
+from geomtx.models.scene_model import SceneModel
 from inference.model_state import state_of
 from lean import lean_config, visible
 from processes import run_forks
@@ -46,8 +49,8 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012
     added: bool = False
     """With heads that were added, one of each class."""
-    reference: bool = False
-    """With a Depth Anything 3, which chooses its reference view among the views of all processes."""
+    family: str = ""
+    """A family of `families.py`, in place of a VGGT of the configuration."""
 
 
 THREE_HEADS = {"dim": 48, "num_heads": 3}
@@ -97,29 +100,34 @@ CASES = {
     "pieces with local layers": Case(
         2, 3, FEW, options={"approximation": GlobalApproximation(None, 1, 1), "plan": MemoryPlan(2, 5)}
     ),
-    "a chosen reference": Case(2, 5, masked=True, reference=True),
-    "a chosen reference, pieces, three": Case(
-        3, 4, options={"approximation": GlobalApproximation(2, 2), "plan": PIECES, "gather": False}, reference=True
-    ),
+    **{
+        f"{name}, {how}": case._replace(family=name)
+        for name, family in FAMILIES.items()
+        if name != "vggt" and not family.variant
+        for how, case in (
+            ("masked", Case(2, 5, masked=True)),
+            ("pieces, three", Case(3, 4, options={"plan": PIECES, "gather": False})),
+            *((("fewer keys", Case(2, 4, options={"approximation": GlobalApproximation(2, 2)})),) * family.across),
+        )
+    },
 }
 
 
-_MODELS: dict[str, geomtx.VGGT] = {}
+_MODELS: dict[str, SceneModel] = {}
 
 
-def model_of(case: Case) -> geomtx.VGGT:
+def model_of(case: Case) -> SceneModel:
     """Return a model with the same weights in every process, one for all cases that are alike in it."""
-    kind = f"{case.config} {case.dtype} {case.added} {case.reference}"
+    kind = f"{case.config} {case.dtype} {case.added} {case.family}"
     if kind not in _MODELS:
         _MODELS[kind] = build_model(case)
     return _MODELS[kind]
 
 
-def build_model(case: Case) -> geomtx.VGGT:
+def build_model(case: Case) -> SceneModel:
     torch.manual_seed(1)
-    if case.reference:
-        chooser = geomtx.DepthAnything3(geomtx.DepthAnything3Config.tiny(depth=6, taps=(3, 3, 5, 5)))
-        return visible(chooser).to(case.dtype).eval()
+    if case.family:
+        return build_family(case.family).to(case.dtype)
     model = geomtx.VGGT(lean_config(**case.config))
     if case.added:
         other = geomtx.VGGT(lean_config())

@@ -43,9 +43,11 @@ def choose_reference(
     """
     check_option("rule", rule, REFERENCE_RULES)
     num_scenes, num_views = class_tokens.shape[:2]
-    if num_views < _FEWEST_VIEWS or rule in ("first", "middle"):
-        chosen = num_views // 2 if rule == "middle" and num_views >= _FEWEST_VIEWS else 0
-        return torch.full((num_scenes,), chosen, dtype=torch.long, device=class_tokens.device)
+    # As tensors, so that one exported program serves all numbers of views.
+    enough = (torch.arange(num_views, device=class_tokens.device) >= _FEWEST_VIEWS - 1).any()
+    if rule in ("first", "middle"):
+        index = num_views // 2 if rule == "middle" else 0
+        return enough * torch.full((num_scenes,), index, dtype=torch.long, device=class_tokens.device)
     directions = F.normalize(class_tokens, dim=-1)
     similarity = directions @ directions.transpose(-1, -2)
     similarity = similarity - torch.eye(num_views, dtype=similarity.dtype, device=similarity.device)
@@ -58,7 +60,7 @@ def choose_reference(
         badness = (_to_unit_range(features) - 0.5).abs().sum(dim=0)
     if valid is not None:
         badness = badness.masked_fill(~valid, torch.inf)
-    return badness.argmin(dim=-1)
+    return enough * badness.argmin(dim=-1)
 
 
 def _to_unit_range(x: Tensor) -> Tensor:

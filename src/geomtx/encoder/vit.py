@@ -176,13 +176,32 @@ class VisionTransformer(nn.Module):
         if self.antialias:
             # On the table's own grid this is the identity, bit for bit: every filter weight is 0 or 1.
             resized = F.interpolate(square, size=grid_hw, mode="bicubic", align_corners=False, antialias=True)
-        elif grid_hw == (self.table_side, self.table_side):
-            resized = square
         else:
-            factors = [(size + 0.1) / self.table_side for size in grid_hw]
-            resized = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
+            # As published: for another grid the table is enlarged (size + 0.1) / side times about its first edge. Sizes
+            # are tensors, so that one exported program serves all of them.
+            counts = [table.new_ones(size).sum() for size in grid_hw]
+            stretch = 0.1 * torch.stack(counts).ne(self.table_side).any().to(table)
+            rows, columns = (_cubic_weights(size, self.table_side, stretch) for size in grid_hw)
+            resized = torch.einsum("hr,wq,bcrq->bchw", rows, columns, square)
         dtype = self.position_table.dtype
         return table[:, :1].to(dtype), rearrange(resized, "1 c r q -> 1 (r q) c").to(dtype)
+
+
+def _cubic_weights(size: int, side: int, stretch: Tensor) -> Tensor:
+    """Return the weights of bicubic interpolation (a = -0.75, borders repeated) from a side to a size, (size, side).
+
+    Args:
+        size: Number of places that values are wanted at.
+        side: Number of values.
+        stretch: Number that is added to the size in the scale, a scalar.
+    """
+    places = torch.arange(size, device=stretch.device, dtype=stretch.dtype)
+    x = (places + 0.5) * side / (places[-1] + 1 + stretch) - 0.5
+    neighbours = x.floor()[:, None] + torch.arange(-1, 3, device=x.device, dtype=x.dtype)
+    d = (x[:, None] - neighbours).abs()
+    near, far = (1.25 * d - 2.25) * d * d + 1, ((-0.75 * d + 3.75) * d - 6) * d + 3
+    index = neighbours.clamp(0, side - 1).long()
+    return d.new_zeros(size, side).scatter_add(1, index, torch.where(d <= 1, near, far))
 
 
 class ViTStem(VisionTransformer):

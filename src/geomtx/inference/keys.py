@@ -76,6 +76,8 @@ def check_approximation(approximation: GlobalApproximation, num_global: int) -> 
     """
     if not isinstance(approximation, GlobalApproximation):
         raise ValueError(f"approximation must be a GlobalApproximation, got {approximation!r}")
+    if not num_global and approximation != GlobalApproximation():
+        raise ValueError(f"approximation must be None where no block is across views, got {approximation}")
     if approximation.num_key_views is not None:
         check_count("num_key_views", approximation.num_key_views)
     check_count("stride", approximation.stride)

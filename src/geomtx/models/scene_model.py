@@ -1,0 +1,245 @@
+"""What models with one pass over all views and heads by name have in common: checks, heads that are added, loading."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
+from geomtx.checkpoint.key_table import KeyTable
+from geomtx.checks import check_images, check_option
+from geomtx.heads.camera import CameraTokenHead
+from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.run import EachView, Gather, run_head
+from geomtx.heads.track import TrackHead, check_track_images
+from geomtx.inference.quantize import QuantizedType, quantize_model
+from geomtx.models.published import state_licence
+from geomtx.models.published_model import PublishedModel
+from geomtx.models.saved_model import HeadSource, added_heads, choose_heads
+from geomtx.models.vggt.config import HEADS, check_heads
+from geomtx.tracking.queries import batch_queries, check_queries
+from geomtx.types import Predictions, ProjectedTokens, Tokens
+
+__all__ = ["LoadOptions", "RunHead", "SceneModel"]
+
+Model = TypeVar("Model", bound="SceneModel")
+
+RunHead = Callable[..., Any]
+"""Function that runs a head on what it reads: run(name, head, **options) → its result."""
+
+# Names of the heads of all families, and of a task of `MultitaskLoss` besides.
+_TAKEN = (*HEADS, "rays", "sky", "consistency")
+
+
+class LoadOptions(NamedTuple):
+    """What every `from_pretrained` takes beside the weights.
+
+    Attributes:
+        heads: Names of the heads to build and load; None for all that the weights have.
+        device: Device of the parameters; None for the CPU.
+        dtype: Dtype of all parameters; None for that in the file.
+        quantize: Format of the blocks' weights, "int8" or "fp8"; None for none.
+        extra_heads: Added heads by name, see `geomtx.models.saved_model.choose_heads`.
+    """
+
+    heads: tuple[str, ...] | None = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    quantize: QuantizedType | None = None
+    extra_heads: Mapping[str, HeadSource] | None = None
+
+
+class SceneModel(PublishedModel):
+    """Base of models with an encoder and heads by name, to which a user may add heads.
+
+    A subclass has `config` with `heads`, the names of its own heads; `encoder`; `own_heads` and `run_own_heads`; and as
+    its last module `extra_heads`, empty, so that a model's first parameter, whose device and precision stand for all,
+    is its own.
+    """
+
+    config: Any
+    encoder: Any
+    extra_heads: nn.ModuleDict
+
+    def own_heads(self) -> dict[str, nn.Module]:
+        """Return name → head of the model's own heads; predictions that are computed together have the same one."""
+        raise NotImplementedError
+
+    def run_own_heads(self, run: RunHead, heads: tuple[str, ...]) -> dict[str, Any]:
+        """Return field of `Predictions` → value, by those of the model's own heads that are among `heads`.
+
+        Args:
+            run: Function that runs a head, `run(name, head, **options)`, once a head.
+            heads: Names of heads, also of added ones.
+        """
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads of this model, its own first and then the added ones."""
+        return (*self.config.heads, *self.extra_heads)
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """Return name → head of all heads, the model's own first."""
+        return self.own_heads() | dict(self.extra_heads.items())
+
+    def add_head(self, name: str, head: nn.Module) -> None:
+        """Add a head of your own, which reads the tokens that all heads read and gives `Predictions.extra[name]`.
+
+        `save_pretrained` writes its weights with the model's; for a head that is no `DenseHead` or `RGBHead`,
+        `from_pretrained` takes `extra_heads={name: module}`.
+        Its loss is given where the loss is built, `MultitaskLoss(others={name: …})`.
+
+        Args:
+            name: Name of the head, an identifier.
+            head: Module called as `head(tokens)`, see `Tokens`, on the encoder's device. A `TrackHead` runs where there
+                are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
+                `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
+                parameters, which may be float32 where the encoder is in bfloat16.
+
+        Raises:
+            ValueError: For a name that is taken or no identifier, and for what is no module or is part of the model.
+        """
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"name must be an identifier that torch.nn.ModuleDict doesn't use itself, got {name!r}")
+        taken = dict.fromkeys((*_TAKEN, *self.heads))
+        if name in taken:
+            raise ValueError(f"name must not be one of {', '.join(map(repr, taken))}, got {name!r}")
+        if not isinstance(head, nn.Module):
+            raise ValueError(f"head must be a torch.nn.Module, got {type(head).__name__}")
+        if any(part is head for part in self.modules()):
+            raise ValueError(f"head must be no part of the model yet, got one that is, {type(head).__name__}")
+        self.extra_heads[name] = head
+
+    def remove_head(self, name: str) -> nn.Module:
+        """Take an added head off.
+
+        Returns:
+            The head.
+
+        Raises:
+            ValueError: If no head was added by this name.
+        """
+        check_option("name of an added head", name, tuple(self.extra_heads))
+        return self.extra_heads.pop(name)
+
+    def run_heads(
+        self,
+        read: Callable[[str], Tokens | ProjectedTokens],
+        heads: tuple[str, ...],
+        query_points: Tensor | None = None,
+        *,
+        each_view: EachView | None = None,
+        gather: Gather | None = None,
+    ) -> Predictions:
+        """Run heads on what an encoder gave.
+
+        Args:
+            read: Function from the name of a head to what it reads, called once a head. What one head gives under
+                several names is read under the first of them.
+            heads: Names of the heads to run.
+            query_points: (B, N, 2) or (B, N, 3), for heads that track.
+            each_view: Function that applies a function of single views, `each_view(function, tokens)`; defaults to one
+                call with all views.
+            gather: Brings the views of all processes together along axis 1; defaults to the identity.
+        """
+
+        def run(name: str, head: nn.Module, **options: Any) -> Any:
+            return run_head(head, read(name), query_points, each_view=each_view, gather=gather, **options)
+
+        fields = self.run_own_heads(run, heads)
+        extra = {name: run(name, head) for name, head in self.extra_heads.items() if name in heads}
+        return Predictions(**fields, extra=extra or None)
+
+    def taps_of(self, heads: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the layers that some heads read: those of their decoders, the camera head's, or else all taps."""
+        modules, taps = self.head_modules(), set()
+        for name in heads:
+            head = modules[name]
+            decoder = getattr(head, "decoder", None)
+            if isinstance(decoder, DPTDecoder):
+                taps |= set(decoder.taps)
+            elif isinstance(head, CameraTokenHead):
+                taps.add(max(self.encoder.taps) if head.layer is None else head.layer)
+            else:
+                taps |= set(self.encoder.taps)
+        return tuple(sorted(taps)) or self.encoder.taps
+
+    def check_inputs(
+        self,
+        images: Tensor,
+        query_points: Tensor | None,
+        patch_mask: Tensor | None,
+        heads: tuple[str, ...] | None,
+    ) -> tuple[Any, ...]:
+        """Return the arguments of `forward` with the B axis, and the names of the heads that run.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        modules = self.head_modules()
+        trackers = [name for name, head in modules.items() if isinstance(head, TrackHead)]
+        if heads is not None:
+            check_heads(heads, self.heads)
+            for head in trackers:
+                if head in heads and query_points is None:
+                    raise ValueError(f"query_points must be given for the head {head!r}, got None")
+        heads = self.heads if heads is None else heads
+        heads = tuple(head for head in heads if head not in trackers or query_points is not None)
+        check_images("images", images)
+        images = images[None] if images.ndim == 4 else images
+        if patch_mask is not None and patch_mask.ndim == 3:
+            patch_mask = patch_mask[None]
+        if query_points is not None:
+            query_points = batch_queries(query_points, images.shape[0], 2, 3)
+            check_queries(query_points, images.shape[1], (images.shape[-2], images.shape[-1]))
+            check_track_images(images, [modules[head] for head in heads if head in trackers])
+        return images, query_points, patch_mask, heads
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[Model],
+        checkpoint: Checkpoint,
+        config: Any,
+        keys: Callable[[Any], KeyTable],
+        options: LoadOptions,
+        *,
+        ignored: Callable[[Any], Sequence[str]] = lambda config: (),
+    ) -> Model:
+        """Build a model and fill it with weights, strictly; in evaluation mode. Arguments of every `from_pretrained`.
+
+        Args:
+            checkpoint: Open weights, whose tensors have names of the model.
+            config: Configuration of the model that the weights are of.
+            keys: Function from a configuration to the names of its parameters, published ↔ geomtx.
+            options: What the caller asks for.
+            ignored: Function from a configuration to the prefixes of stored names that are passed over.
+
+        Raises:
+            ValueError: As `from_pretrained`.
+            ImportError: For quantised weights without torchao.
+        """
+        heads = options.heads
+        if heads is not None:
+            check_heads(heads, (*config.heads, *added_heads(checkpoint)))
+            config = dataclasses.replace(config, heads=tuple(head for head in heads if head in config.heads))
+        added, left_out = choose_heads(checkpoint, options.extra_heads, config, asked=heads)
+        with torch.device("meta"), SkippedInitialisation():
+            empty = cls(config)
+        own = [name for name, _ in empty.named_children() if name not in ("encoder", "extra_heads")]
+        empty.extra_heads.update(added)
+        model = load_weights(
+            checkpoint,
+            lambda: empty,
+            keys(config),
+            device=options.device,
+            dtype=options.dtype,
+            ignored=(*left_out, *ignored(config)),
+            parts=(*own, *(f"extra_heads.{name}" for name in added)),
+        )
+        state_licence(checkpoint.source)
+        return model if options.quantize is None else quantize_model(model, options.quantize)
