@@ -11,6 +11,7 @@ from torch import nn
 import geomtx
 from families import FAMILIES, build, normals, some_patches, take_scene
 from geomtx import Predictions, Scene
+from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.inference import GlobalApproximation, MemoryPlan, predict
 from geomtx.inference.quantize import is_quantized
 from reference import named_tensors, relative_error
@@ -208,6 +209,9 @@ def test_weights_come_back(family, names, tmp_path: Path):
     state = loaded.state_dict()
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    summary = summarize_checkpoint(str(tmp_path))
+    assert (summary.naming, summary.heads, summary.prefix) == (names, model.config.heads, "")
+    assert summary.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     some = type(model).from_pretrained(tmp_path / "model.safetensors", heads=("depth",), config=model.config)
     assert some.heads == ("depth",)
     assert named_tensors(some(torch.rand(1, 3, 28, 28))).keys() == {"depth.value", "depth.confidence"}

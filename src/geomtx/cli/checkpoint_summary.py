@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from geomtx.checkpoint.key_table import unwrap_names
 from geomtx.models.published import PUBLISHED, find_weights
-from geomtx.models.vggt.config import HEAD_MODULES
-from geomtx.models.vggt.keys import VGGT_KEYS
+from geomtx.models.registry import FAMILIES
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
 
@@ -46,15 +45,15 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
     """
     found = str(find_weights(source))
     headers = _read_local(found) if Path(found).exists() else _read_hub(found)
-    unwrapped = unwrap_names(headers, VGGT_KEYS.__contains__)
-    names = list(unwrapped.names.values())
-    parts = {name.partition(".")[0] for name in names}
+    family = next((family for family in FAMILIES if family.recognises(headers)), FAMILIES[-1])
+    unwrapped = unwrap_names(headers, family.is_name)
+    naming, heads = family.describe(unwrapped.names.values())
     return CheckpointSummary(
         num_tensors=len(headers),
         num_parameters=sum(math.prod(shape) for shape, _ in headers.values()),
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
-        naming=_naming(names),
-        heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts),
+        naming=naming,
+        heads=heads,
         licence=PUBLISHED[source].licence if source in PUBLISHED else None,
         prefix=unwrapped.prefix,
     )
@@ -87,12 +86,3 @@ def _read_hub(source: str) -> dict[str, tuple[tuple[int, ...], str]]:
     except Exception as error:
         raise hub_error(source, error) from error
     return {name: (tuple(t.shape), t.dtype) for file in files for name, t in file.tensors.items()}
-
-
-def _naming(names: list[str]) -> str:
-    """Whose names they are; some are the same in both, so count those that only one has."""
-    published = sum(VGGT_KEYS.to_published(name) is None and VGGT_KEYS.to_geomtx(name) is not None for name in names)
-    ours = sum(VGGT_KEYS.to_geomtx(name) is None and VGGT_KEYS.to_published(name) is not None for name in names)
-    if max(published, ours) < len(names) / 2:
-        return "unknown"
-    return "published" if published > ours else "geomtx"

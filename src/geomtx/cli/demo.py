@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geomtx.cli.device import check_device_name, choose_device
 from geomtx.cli.output import Stages, describe_saved
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Render photos, reconstruct the scene from them, compare it with the truth, write the results."""
     _check_arguments(arguments)
     from geomtx.cli.demo_errors import compare_with_guess, describe_errors, format_errors, write_errors
-    from geomtx.models.registry import load_model
+    from geomtx.models.registry import find_family, load_model
     from geomtx.models.vggt import VGGT
     from geomtx.report import draw_comparison
     from geomtx.scene.checks import require_finite
@@ -73,9 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
     name = Path(arguments.weights).name
     stages = Stages(5)
     with stages.stage("load the weights"):
-        model = load_model(arguments.weights, device=device)
-        if not isinstance(model, VGGT):
-            raise ValueError(f"--weights must be of a VGGT, got those of a {type(model).__name__}")
+        family = find_family(arguments.weights).model
+        if family is not VGGT:
+            raise ValueError(f"--weights must be of a VGGT, got those of a {family.__name__}")
+        model: Any = load_model(arguments.weights, device=device)
     with staged_folder(arguments.output, owned, overwrite=arguments.overwrite) as folder:
         with stages.stage("render the photos"):
             photographed = _render_photos(arguments.scene, arguments.views, folder / "photos")

@@ -13,11 +13,12 @@ from torch import nn
 from geomtx.checkpoint.files import Checkpoint
 from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.models.da3 import DepthAnything3
+from geomtx.models.da3.keys import describe_da3, is_da3_name
 from geomtx.models.nvs import VGGTForNVS
 from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, open_weights
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.vggt import VGGT
-from geomtx.models.vggt.keys import VGGT_KEYS
+from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt
 from geomtx.models.video_tracker import VideoTracker
 
 __all__ = ["FAMILIES", "Family", "find_family", "list_models", "load_model"]
@@ -30,11 +31,16 @@ class Family(NamedTuple):
         model: Class with `from_pretrained(source, device=…, dtype=…)`; its name is the "kind" in a `config.json`.
         recognises: Whether the names of a checkpoint's tensors are this family's, for files that say no kind.
         has_heads: Whether `from_pretrained` takes `heads`, the names of the heads to load.
+        is_name: Whether a name, published or geomtx's, is one of the model's tensors.
+        describe: Function from the names of a checkpoint to whose they are, "published", "geomtx" or "unknown", and the
+            names of the heads that it has tensors of.
     """
 
     model: Any
     recognises: Callable[[Collection[str]], bool]
     has_heads: bool = False
+    is_name: Callable[[str], bool] = VGGT_KEYS.__contains__
+    describe: Callable[[Collection[str]], tuple[str, tuple[str, ...]]] = describe_vggt
 
 
 def _has_part(*parts: str) -> Callable[[Collection[str]], bool]:
@@ -50,7 +56,7 @@ def _is_vggt(names: Collection[str]) -> bool:
 # The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
-    Family(DepthAnything3, is_depth_anything, has_heads=True),
+    Family(DepthAnything3, is_depth_anything, True, is_da3_name, describe_da3),
     Family(VideoTracker, _has_part("features", "refiner")),
     Family(VGGT, _is_vggt, has_heads=True),
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from geomtx.checkpoint.key_table import KeyTable
-from geomtx.models.da3.config import DepthAnything3Config
+from geomtx.models.da3.config import DepthAnything3Config, DepthAnything3Head
 from geomtx.models.vggt.keys import BLOCK_KEYS, DECODER_KEYS, fusion_keys
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DENSE_HEAD_KEYS",
     "backbone_keys",
     "config_of",
+    "describe_da3",
     "is_da3_name",
     "keys_of",
     "published_config",
@@ -121,6 +122,22 @@ def keys_of(config: DepthAnything3Config) -> KeyTable:
 def is_da3_name(name: str) -> bool:
     """Return whether a name begins as one of a Depth Anything 3 model, a published one or one of geomtx's."""
     return name.startswith(_PARTS) or name.removeprefix(PREFIX).startswith(_PUBLISHED_PARTS)
+
+
+# Head → what its names begin with, published and geomtx's; depth is there where its decoder is.
+_HEAD_PARTS: dict[DepthAnything3Head, tuple[str, str]] = {
+    "camera": ("cam_dec.", "camera_head."),
+    "depth": ("head.", "dense_head."),
+    "rays": ("head.scratch.output_conv2_aux.", "dense_head.rays."),
+    "sky": ("head.scratch.sky_output_conv2.", "dense_head.sky_out."),
+}
+
+
+def describe_da3(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Return whose the names of a checkpoint are, and its heads, see `geomtx.models.registry.Family`."""
+    plain = [name.removeprefix(PREFIX) for name in names]
+    naming = "published" if any(name.startswith("backbone.pretrained.") for name in plain) else "geomtx"
+    return naming, tuple(head for head, parts in _HEAD_PARTS.items() if any(name.startswith(parts) for name in plain))
 
 
 # By what a checkpoint's tensors say: number of channels, and whether there is a camera token.

@@ -5,10 +5,11 @@ Published names, with their odd spellings, are in this file only.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from geomtx.checkpoint.key_table import KeyTable
-from geomtx.models.vggt.config import HEADS, HeadName, VGGTConfig
+from geomtx.models.vggt.config import HEAD_MODULES, HEADS, HeadName, VGGTConfig
 
 __all__ = [
     "BLOCK_KEYS",
@@ -19,6 +20,7 @@ __all__ = [
     "TRACKER_KEYS",
     "VGGT_KEYS",
     "VIT_KEYS",
+    "describe_vggt",
     "fusion_keys",
     "is_published_config",
     "parse_config",
@@ -154,6 +156,21 @@ VGGT_KEYS = (
     + DECODER_KEYS.under("track_head.feature_extractor", "track_head.decoder")
     + TRACKER_KEYS.under("track_head.tracker", "track_head.tracker")
 )
+
+
+def describe_vggt(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Return whose the names of a checkpoint are, and its heads, see `geomtx.models.registry.Family`.
+
+    Some names are the same in both, so those count that only one has.
+    """
+    parts = {name.partition(".")[0] for name in names}
+    published = sum(VGGT_KEYS.to_published(name) is None and VGGT_KEYS.to_geomtx(name) is not None for name in names)
+    ours = sum(VGGT_KEYS.to_geomtx(name) is None and VGGT_KEYS.to_published(name) is not None for name in names)
+    heads = tuple(head for head, module in HEAD_MODULES.items() if module in parts)
+    if max(published, ours) < len(names) / 2:
+        return "unknown", heads
+    return "published" if published > ours else "geomtx", heads
+
 
 _NUMBERS = {"img_size": "image_size", "patch_size": "patch_size", "embed_dim": "dim"}
 _SWITCHES: dict[str, HeadName] = {
