@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import geomtx
 from check_goldens_da3 import CHECKS_DA3
 from geomtx.encoder import PatchEmbedding
-from geomtx.layers import apply_rotary, rotary_table
+from geomtx.layers import RotaryTable, apply_rotary, rotary_table
 from geomtx.models.vggt import keys as vggt_keys
 from geomtx.tracking import build_pyramid, correlate
 from geomtx.types import Tokens, TrackIterations, TrackLabels
@@ -28,11 +28,15 @@ from golden_files import TOLERANCE, Check, Golden, fill_by_rule, make
 LATER = ("vggt_omega_1b_text",)
 
 
+def each_head(table: RotaryTable) -> RotaryTable:
+    """The table of tokens with positions a batch, for heads before them, (B, P, D) → (B, 1, P, D)."""
+    return table._replace(cos=table.cos[:, None], sin=table.sin[:, None])
+
+
 def check_rope2d(golden: Golden) -> Iterator[Check]:
     tokens = golden.tensors["tokens"]
     table = rotary_table(golden.tensors["positions"], tokens.shape[-1], base=golden.meta["frequency"])
-    table = type(table)(*(t[:, None] for t in table))
-    yield Check("out", apply_rotary(tokens, table), golden.tensors["out"])
+    yield Check("out", apply_rotary(tokens, each_head(table)), golden.tensors["out"])
 
 
 def check_attention_block(golden: Golden) -> Iterator[Check]:
@@ -46,7 +50,7 @@ def check_attention_block(golden: Golden) -> Iterator[Check]:
     )
     head_dim = meta["dim"] // meta["num_heads"]
     table = rotary_table(tensors["positions"], head_dim, base=meta["rope_frequency"], dtype=golden.dtype)
-    yield Check("out", block(tensors["tokens"], rope=type(table)(*(t[:, None] for t in table))), tensors["out"])
+    yield Check("out", block(tensors["tokens"], rope=each_head(table)), tensors["out"])
 
 
 def check_dinov2_vit(golden: Golden) -> Iterator[Check]:

@@ -137,7 +137,7 @@ FIELDS = {
     "DenseMap": ("value", "confidence"),
     "Predictions": (
         *("cameras", "pose_encodings", "depth", "points", "tracks", "track_iterations", "extra"),
-        *("rays", "sky"),
+        *("rays", "sky", "scene_embedding"),
     ),
     "SceneBatch": ("images", "cameras", "camera_mask", "depth", "points", "mask", "tracks", "query_views"),
     "Tokens": ("layers", "num_special", "image_hw", "grid_hw", "mask"),

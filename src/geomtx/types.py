@@ -350,6 +350,8 @@ class Predictions(NamedTuple):
             the image with fewer pixels: its direction, as long as that its z coordinate in the camera is 1, and its
             origin, the camera's centre, both in the world of `cameras`.
         sky: Score (B, S, H, W) of being sky, at least 0; above 0.3 a pixel counts as sky.
+        scene_embedding: Vector (B, D) of unit length for all views of a scene together, in a space of texts. None for
+            predictions of some views, or put together.
     """
 
     cameras: Cameras | None = None
@@ -361,6 +363,7 @@ class Predictions(NamedTuple):
     extra: dict[str, Any] | None = None
     rays: DenseMap | None = None
     sky: Tensor | None = None
+    scene_embedding: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Predictions:
         """Return the predictions with a function applied to every tensor."""
@@ -379,6 +382,8 @@ class Predictions(NamedTuple):
 def _map_with_view_axis(function: Callable[..., Tensor], *values: Any, name: str = "") -> Any:
     """Apply `function(axis of views, tensors…)` to the tensors in the same place of nested tuples and mappings."""
     first = values[0]
+    if name == "scene_embedding":
+        return None
     if isinstance(first, Tensor):
         # Tensors of all iterations have the iterations as their first axis.
         return function(2 if name in ("pose_encodings", "TrackIterations.coords_px") else 1, *values)

@@ -281,7 +281,7 @@ def test_head_dim_is_read_from_the_blocks():
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_scope():
-    with pytest.raises(ValueError, match=r"^scope must be one of 'frame', 'global', 'cross', got 'local'$"):
+    with pytest.raises(ValueError, match=r"^scope must be one of 'frame', 'global', 'cross', 'register', got 'local'$"):
         encoder(order=(("local",),))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from geomtx import DenseHead, DPTDecoder
-from geomtx.heads import RGBHead
+from geomtx.heads import PixelShuffleHead, RGBHead
 from geomtx.heads.dense import activate_confidence, value_activation
 from geomtx.types import Tokens
 from heads.random_tokens import cast, random_tokens
@@ -148,3 +148,47 @@ def test_every_view_by_itself_and_every_parameter_has_a_gradient():
 def test_tokens_of_another_width():
     with pytest.raises(ValueError, match=r"^tokens must have shape \(B, S, P, 16\), got \(2, 3, 13, 8\)$"):
         make_head()(make_tokens()._replace(layers={index: torch.randn(2, 3, 13, 8) for index in range(4)}))
+
+
+def shuffle_head(value_dim: int, **options) -> PixelShuffleHead:
+    decoder = DPTDecoder(16, 8, channels=(8, 12, 16, 4), taps=(0, 1, 2, 3), stride=None, rectified_skip=False)
+    return randomize(PixelShuffleHead(decoder, value_dim, factor=2, **options)).double().eval()
+
+
+@pytest.mark.parametrize("value_dim", [1, 3])
+def test_pixel_shuffle_equals_the_formulas(value_dim):
+    """One 1x1 convolution a map; channel 2·row + column of a pixel is the one at (row, column) of its four."""
+    model, tokens = shuffle_head(value_dim, activation="exp"), random_tokens(patch=8)
+    decoder = model.decoder
+    reduced = decoder.reduce_taps(decoder.project_all(tokens).maps)
+    assert reduced[0].shape == (6, 8, 8, 12)
+    merged = decoder.fuse(reduced)
+    assert merged.shape == (6, 8, 8, 12)
+    features = decoder.decode(tokens).flatten(0, 1)
+    assert features.shape == merged.shape  # nothing comes between but the encoding of positions
+    torch.testing.assert_close(features - merged, (features - merged)[:1].expand(6, -1, -1, -1), rtol=0, atol=1e-12)
+
+    def spread(conv, channels):
+        raw = torch.einsum("nchw,oc->nohw", features, conv.weight[..., 0, 0]) + conv.bias[:, None, None]
+        out = raw.new_empty(6, channels, 16, 24)
+        for channel in range(channels):
+            for row in range(2):
+                for column in range(2):
+                    out[:, channel, row::2, column::2] = raw[:, 4 * channel + 2 * row + column]
+        return out.unflatten(0, (2, 3))
+
+    value, confidence = model(tokens)
+    expected = spread(model.value, value_dim).exp()
+    expected = expected[:, :, 0] if value_dim == 1 else expected.movedim(2, -1)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(confidence, 1 + spread(model.confidence, 1)[:, :, 0].exp(), rtol=0, atol=1e-12)
+    ((value * torch.randn_like(value)).sum() + confidence.sum()).backward()
+    assert without_gradient(model) == []
+
+
+def test_pixel_shuffle_begins_with_the_same_confidence_everywhere():
+    decoder = DPTDecoder(16, 8, channels=(8, 12, 16, 4), taps=(0, 1, 2, 3), stride=None)
+    confidence = PixelShuffleHead(decoder, 1, factor=2).double()(random_tokens(patch=8)).confidence
+    torch.testing.assert_close(confidence, torch.full_like(confidence, 1.05), rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match=r"^out_channels must be those of the merged map, 8, got 4$"):
+        DPTDecoder(16, 8, channels=(8, 12, 16, 4), taps=(0, 1, 2, 3), stride=None, out_channels=4)

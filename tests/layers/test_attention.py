@@ -222,3 +222,21 @@ def test_what_stands_in_for_the_projection_is_called():
     module.qkv = Adapter(module.qkv)
     torch.testing.assert_close(module(x), expected)
     torch.testing.assert_close(module.attend(module.project_queries(x), *module.project_keys(x)), expected)
+
+
+def test_the_bias_is_multiplied_by_its_mask():
+    """In every way of projecting; other masks than the one at the start count too."""
+    module, x = attention(masked_bias=True, qk_norm=True), torch.randn(2, 5, DIM).double()
+    assert module.qkv.bias_mask.tolist() == DIM * [1] + DIM * [0] + DIM * [1]
+    module.qkv.bias_mask.copy_(torch.rand(3 * DIM) < 0.5)
+    plain = attention(qk_norm=True)
+    plain.load_state_dict({name: value for name, value in module.state_dict().items() if "mask" not in name})
+    with torch.no_grad():
+        plain.qkv.bias *= module.qkv.bias_mask
+    assert torch.equal(module(x), plain(x))
+    q, (k, v) = module.project_queries(x), module.project_keys(x)
+    for ours, expected in zip((q, k, v), plain.project(x), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    module.bfloat16()
+    module.qkv.bias_mask = module.qkv.bias_mask.float()  # as in a file that holds both
+    assert module(x.bfloat16()).dtype == torch.bfloat16

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geomtx import TransformerBlock
-from geomtx.layers import RotaryTable, grid_positions, key_mask, rotary_table
+from geomtx.layers import grid_positions, key_mask, rotary_table
 from reference import gelu, normalize, randomize, rotate, self_attention, without_gradient
 
 DIM, HEADS = 16, 2
@@ -68,6 +68,6 @@ def test_piece_by_piece(masked):
     mask = key_mask(torch.rand(2, 9) < 0.7) if masked else None
     keys, values = block.project_keys(x, rope=table)
     part = slice(3, 7)
-    of_part = RotaryTable(*(t[part] for t in table))
+    of_part = table.rows(part)
     pieces = block.attend_to(x[:, part], keys, values, rope=of_part, mask=mask)
     torch.testing.assert_close(pieces, block(x, rope=table, mask=mask)[:, part], rtol=0, atol=1e-12)

@@ -9,6 +9,7 @@ from geomtx import VGGT, Attention, TransformerBlock
 from geomtx.inference import LEAN_PLAN, predict
 from geomtx.inference.attention import KeysFirst
 from geomtx.inference.quantize import quantize_model
+from geomtx.layers.attention import MaskedBiasLinear
 from geomtx.layers.lora import (
     LowRank,
     adapted_layers,
@@ -293,3 +294,17 @@ def test_states_of_other_adapters():
 
 def test_what_an_adapter_says_of_itself():
     assert repr(LowRank(torch.zeros(3, 4), 2, 1.5)) == "LowRank(rank=2, alpha=1.5)"
+
+
+@pytest.mark.parametrize("end", [merge_lora, remove_lora])
+def test_the_mask_of_a_bias_stays(end):
+    model = nn.Sequential(TransformerBlock(16, 2, masked_bias=True))
+    model[0].attention.qkv.bias_mask.copy_(torch.arange(48) % 2)
+    x = torch.randn(1, 4, 16)
+    expected = model(x)
+    add_lora(model, ["*.qkv"], rank=2)
+    torch.testing.assert_close(model(x), expected)
+    end(model)
+    assert type(model[0].attention.qkv) is MaskedBiasLinear
+    assert model[0].attention.qkv.bias_mask.tolist() == 24 * [0.0, 1.0]
+    torch.testing.assert_close(model(x), expected)

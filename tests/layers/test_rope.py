@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geomtx.layers import RotaryTable, apply_rotary, grid_positions, rotary_table
+from geomtx.layers import GridRotary, RotaryTable, apply_rotary, grid_positions, rotary_table
 from reference import rotate
 
 D = 16
@@ -65,7 +65,7 @@ def test_turns_add_up():
 
 
 def test_slowest_and_fastest_pairs_tell_the_base():
-    angles = torch.atan2(*table_of(torch.tensor([[1, 0]]), base=100.0)[::-1])[0]
+    angles = torch.atan2(*table_of(torch.tensor([[1, 0]]), base=100.0)[1::-1])[0]
     assert (angles[: D // 4] < 0).all(), "the sign of a pair's first is in the table"
     angles = angles.abs()
     torch.testing.assert_close(angles[0], torch.tensor(1.0, dtype=torch.float64))
@@ -81,7 +81,7 @@ def test_grid_counts_patches_from_one_row_by_row():
 def test_repeat_puts_views_one_after_the_other():
     table = table_of(grid_positions((2, 3), 1, torch.device("cpu")))
     repeated = table.repeat(3)
-    for ours, once in zip(repeated, table, strict=True):
+    for ours, once in zip(repeated[:2], table[:2], strict=True):
         assert torch.equal(ours, torch.cat([once, once, once]))
 
 
@@ -107,3 +107,47 @@ def test_gradient_is_the_inverse_rotation():
 def test_head_dim_must_split_into_pairs_of_two_axes():
     with pytest.raises(ValueError, match=r"^head_dim must be a multiple of 4, got 6$"):
         rotary_table(torch.zeros(1, 2, dtype=torch.long), 6)
+
+
+# Positions from -1 to 1
+
+
+def test_coordinates_of_a_grid_are_anchored_at_its_corner():
+    """The longer side reaches from -1 to 1, by half a patch less; the shorter one begins with it."""
+    rotary = GridRotary(8)
+    rotary.periods[:] = torch.tensor([2 * torch.pi, 4 * torch.pi])
+    table = rotary((2, 3), 1, torch.float64)
+    angles = torch.atan2(-table.sin, table.cos)[:, :4]  # of the first channel of each pair
+    y, x = [-2 / 3, 0], [-2 / 3, 0, 2 / 3]
+    expected = [[0, 0, 0, 0], *([b, b / 2, a, a / 2] for b in y for a in x)]
+    torch.testing.assert_close(angles, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+def test_pairs_are_half_a_head_apart():
+    rotary = GridRotary(16, base=30.0)
+    x, table = torch.randn(3, 2 + 12, 16, dtype=torch.float64), rotary((4, 3), 2, torch.float64)
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(3.0), indexing="ij")
+    places = [(2 * (each.flatten().double() + 0.5) / 4 - 1)[:, None] for each in (rows, columns)]
+    periods = 30.0 ** (2 * torch.arange(4, dtype=torch.float64) / 8)
+    turns = torch.polar(torch.ones(12, 8).double(), 2 * torch.pi * torch.cat([p / periods for p in places], dim=1))
+    turned = torch.complex(x[..., 2:, :8], x[..., 2:, 8:]) * turns
+    expected = torch.cat([x[..., :2, :], torch.cat([turned.real, turned.imag], dim=-1)], dim=-2)
+    torch.testing.assert_close(apply_rotary(x, table), expected, rtol=0, atol=1e-6)  # periods are float32
+    assert torch.equal(apply_rotary(x, table)[..., :2, :], x[..., :2, :])
+    torch.testing.assert_close(
+        apply_rotary(x[..., :, None, :], table.over_heads())[..., 0, :], apply_rotary(x, table), rtol=0, atol=0
+    )
+    part = slice(3, 9)
+    torch.testing.assert_close(
+        apply_rotary(x[:, part], table.rows(part)), apply_rotary(x, table)[:, part], rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_periods_stay_exact_in_a_model_of_half_precision(dtype):
+    rotary = GridRotary(64)
+    exact = rotary.periods.clone()
+    assert torch.equal(torch.nn.Sequential(rotary).to(dtype)[0].periods, exact)
+    assert torch.equal(rotary.double().periods, exact.double())
+    with pytest.raises(ValueError, match=r"^head_dim must be a multiple of 4, got 6$"):
+        GridRotary(6)

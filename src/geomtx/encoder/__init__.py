@@ -4,6 +4,7 @@ from geomtx.encoder.alternating import AlternatingEncoder, Scope
 from geomtx.encoder.camera_encoder import CameraEncoder
 from geomtx.encoder.class_token import CameraTokens, ClassTokenEncoder
 from geomtx.encoder.conditioning import CameraConditioning
+from geomtx.encoder.frame_rotary import FrameRotaryEncoder
 from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
 from geomtx.encoder.reference_view import ReferenceRule, choose_reference
 from geomtx.encoder.special import SpecialTokens
@@ -16,6 +17,7 @@ __all__ = [
     "CameraEncoder",
     "CameraTokens",
     "ClassTokenEncoder",
+    "FrameRotaryEncoder",
     "PatchEmbedding",
     "ReferenceRule",
     "Scope",

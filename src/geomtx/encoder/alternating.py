@@ -12,6 +12,7 @@ from geomtx.checks import check_images, check_option, check_positive, check_shap
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
 from geomtx.encoder.scopes import (
     AcrossViews,
+    AmongSpecial,
     AttentionTable,
     Scope,
     WithinViews,
@@ -36,7 +37,8 @@ class AlternatingEncoder(nn.Module):
 
     - "frame": the next of `frame_blocks`, on each view by itself;
     - "global": the next of `global_blocks`, on all tokens of all views;
-    - "cross": the next of `global_blocks`, where a view attends to the tokens of all other views.
+    - "cross": the next of `global_blocks`, where a view attends to the tokens of all other views;
+    - "register": the next of `global_blocks`, on the special tokens of all views alone; patches stay as they are.
 
     The output of a layer is the concatenation of its blocks' outputs along the channels. VGGT is
     `(("frame", "global"),) * 24`; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
@@ -49,7 +51,7 @@ class AlternatingEncoder(nn.Module):
         backbone: Module that computes patch tokens of normalised images, see `Backbone`; for instance
             `VisionTransformer` or `PatchEmbedding`.
         frame_blocks: Modules called as `block(x, rope=…, mask=…)`, for instance `TransformerBlock`, in order of use.
-        global_blocks: Modules of the same kind, for the scopes "global" and "cross".
+        global_blocks: Modules of the same kind, for all other scopes.
         order: Layers of scopes, see above; defaults to `("frame", "global")` for every pair of blocks.
         taps: Indices of the layers that the heads read; defaults to all layers.
         num_registers: Number of register tokens of a view, beside its camera token.
@@ -194,6 +196,11 @@ class AlternatingEncoder(nn.Module):
         table: dict[Scope, Attend] = {"frame": WithinViews(rope, mask), "global": AcrossViews(of_scene, scene_mask)}
         if any("cross" in layer for layer in self.order):
             table["cross"] = AcrossViews(of_scene, mask_own_view(views.x, views.mask))
+        if any("register" in layer for layer in self.order):
+            special, num_views = views.num_special, views.x.shape[1]
+            rope = None if across is None else across.rows(slice(0, special)).repeat(num_views)
+            mask = None if views.mask is None else key_mask(views.mask[:, :, :special].flatten(1, 2))
+            table["register"] = AmongSpecial(special, AcrossViews(rope, mask))
         return table
 
     def run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from geomtx.layers.rope import RotaryTable
 
 __all__ = [
     "AcrossViews",
+    "AmongSpecial",
     "AttentionTable",
     "Scope",
     "WithinViews",
@@ -25,7 +26,7 @@ __all__ = [
     "number_blocks",
 ]
 
-Scope = Literal["frame", "global", "cross"]
+Scope = Literal["frame", "global", "cross", "register"]
 
 AttentionTable = Mapping[Scope, Attend]
 """Function that runs a block on the tokens of scenes, (B, S, P, C), for each scope."""
@@ -69,6 +70,29 @@ class AcrossViews:
         return x.unflatten(1, (num_views, -1))
 
 
+@dataclass(eq=False)
+class AmongSpecial:
+    """Run a block on the special tokens of all views of a scene, as in the scope "register"; patches stay as they are.
+
+    Attributes:
+        num_special: Number of special tokens of a view.
+        across: Way of running the block on these tokens, for instance `AcrossViews`.
+        in_place: Whether the output is written over the input.
+    """
+
+    num_special: int
+    across: Attend
+    in_place: bool = False
+
+    def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Return the tokens (B, S, P, C) after the block."""
+        special = self.across(number, block, x[:, :, : self.num_special].contiguous())
+        if self.in_place:
+            x[:, :, : self.num_special] = special
+            return x
+        return torch.cat([special, x[:, :, self.num_special :]], dim=2)
+
+
 def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:
     """Return the attention mask of the scope "cross", broadcastable to (B, 1, S·P, S·P).
 
@@ -99,7 +123,7 @@ def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global
     """
     scopes = [scope for layer in order for scope in layer]
     for scope in scopes:
-        check_option("scope", scope, ("frame", "global", "cross"))
+        check_option("scope", scope, get_args(Scope))
     used = scopes.count("frame")
     if (used, len(scopes) - used) != (num_frame, num_global):
         raise ValueError(

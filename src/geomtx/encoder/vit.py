@@ -1,4 +1,4 @@
-"""Vision transformer with the structure of DINOv2 with registers (Oquab et al. 2023; Darcet et al. 2023)."""
+"""Vision transformer with the structure of DINOv2 with registers (Oquab et al. 2023; Darcet et al. 2023) or DINOv3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from geomtx.checks import check_divisible
 from geomtx.encoder.patches import PatchEmbedding, grid_of
 from geomtx.layers.attention import key_mask
-from geomtx.layers.backends import BackendName
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.position import grid_signal
 from geomtx.layers.precision import at_least_float32
@@ -43,21 +42,21 @@ class VisionTransformer(nn.Module):
     """Pre-norm transformer blocks on patch tokens, a class token and register tokens.
 
     Usable as the backbone of an `AlternatingEncoder`. The position table is learned on one square grid and resized, in
-    float32, to the grid of the images.
+    float32, to the grid of the images; or the blocks have rotary positions, as in DINOv3.
 
     Args:
         dim: Number of channels C of the tokens.
         depth: Number of blocks.
         num_heads: Number of attention heads of each block.
         patch_size: Side of a patch in pixels.
-        image_size: Side in pixels of the square images that the position table is for.
+        image_size: Side in pixels of the square images that the position table is for; without effect with `rope`.
         num_registers: Number of register tokens, which have no position.
-        mlp_ratio: Number of hidden channels of the blocks' MLPs, divided by `dim`.
-        layer_scale: Initial factor of the blocks' residual branches.
-        gated: Whether the blocks' MLPs are gated, see `TransformerBlock`.
+        rope: Module that returns the rotary table of a grid, for instance `GridRotary`, in place of a position table.
+            Defaults to a position table.
         antialias: Whether the position table is resized to the size of the grid with an antialiasing filter, as in
             DINOv2 with registers; or by the scale (grid + 0.1) / table without one, as in DINOv2 without registers.
-        backend: Name of the attention backend, see `geomtx.layers.backends`.
+        block: Numbers of the blocks, as for `TransformerBlock`; `layer_scale` defaults to 1 and `norm_eps`, which is
+            that of the last norm too, to 1e-6.
     """
 
     unused_parameters: tuple[str, ...] = ("mask_token",)
@@ -72,38 +71,29 @@ class VisionTransformer(nn.Module):
         patch_size: int = 14,
         image_size: int = 518,
         num_registers: int = 4,
-        mlp_ratio: float = 4.0,
-        layer_scale: float = 1.0,
-        gated: bool = False,
+        rope: nn.Module | None = None,
         antialias: bool = True,
-        backend: BackendName = "auto",
+        **block: Any,
     ) -> None:
         super().__init__()
-        check_divisible("image_size", image_size, patch_size)
+        block = {"layer_scale": 1.0, "norm_eps": 1e-6, **block}
         self.antialias = antialias
         self.dim = dim
         self.patch_size = patch_size
-        self.table_side = image_size // patch_size
         self.num_registers = num_registers
         self.patch_embedding = PatchEmbedding(dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
-        self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
+        self.rope = rope
+        self.position_table: nn.Parameter | None = None
+        if rope is None:
+            check_divisible("image_size", image_size, patch_size)
+            self.table_side = image_size // patch_size
+            self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
         # Published checkpoints have it and nothing uses it; without a gradient, so that DDP doesn't wait for one.
         self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                gated=gated,
-                layer_scale=layer_scale,
-                norm_eps=1e-6,
-                backend=backend,
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads, **block) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=block["norm_eps"])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -112,12 +102,12 @@ class VisionTransformer(nn.Module):
         Positions start as sine waves with periods from a quarter of the table to four tables, so that small models
         need not spend most of their training on learning positions.
         """
-        if self.position_table.is_meta:
+        if self.cls_token.is_meta:
             return  # values are loaded later, and computing on the meta device would import torch's compiler
         for parameter in (self.cls_token, self.registers, self.position_table):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
-        if self.dim % 4 == 0:
+        if self.position_table is not None and self.dim % 4 == 0:
             side = self.table_side
             phase = torch.arange(side, device=self.position_table.device) * (8 * torch.pi / side)
             with torch.no_grad():
@@ -153,24 +143,32 @@ class VisionTransformer(nn.Module):
             ValueError: If a side is not a multiple of the patch size.
         """
         start = 1 + self.num_registers
-        x, mask = self._embed(images, patch_mask)
+        x, options = self._embed(images, patch_mask)
         for block in self.blocks:
-            x = (block if run_block is None else run_block(block))(x, mask=mask)
+            x = (block if run_block is None else run_block(block))(x, **options)
         x = self.norm(x)
         return ViTFeatures(x[:, 0], x[:, 1:start], x[:, start:])
 
-    def _embed(self, images: Tensor, patch_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens before the first block, (N, 1 + R + P, C), and the blocks' attention mask."""
+    def _embed(self, images: Tensor, patch_mask: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """Return the tokens before the first block, (N, 1 + R + P, C), and what every block is called with."""
         patches = self.patch_embedding(images, patch_mask)
         num, start = patches.shape[0], 1 + self.num_registers
-        cls_position, positions = self._positions(grid_of((images.shape[-2], images.shape[-1]), self.patch_size))
-        special = [self.cls_token + cls_position, *(() if self.registers is None else (self.registers,))]
+        grid_hw = grid_of((images.shape[-2], images.shape[-1]), self.patch_size)
+        mask = None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
+        options: dict[str, Any] = {"mask": mask}
+        cls_token: Tensor = self.cls_token
+        if self.rope is None:
+            cls_position, positions = self._positions(grid_hw)
+            cls_token, patches = cls_token + cls_position, patches + positions
+        else:
+            options["rope"] = self.rope(grid_hw, start, torch.promote_types(patches.dtype, torch.float32))
+        special = [cls_token, *(() if self.registers is None else (self.registers,))]
         special = [token.to(patches.dtype).expand(num, -1, -1) for token in special]
-        x = torch.cat([*special, patches + positions], dim=1)
-        return x, None if patch_mask is None else key_mask(F.pad(patch_mask, (start, 0), value=True))
+        return torch.cat([*special, patches], dim=1), options
 
     def _positions(self, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the positions of the class token (1, 1, C) and of the patches (1, P, C)."""
+        assert self.position_table is not None, "asked for without rotary positions only"
         table = at_least_float32(self.position_table)
         square = rearrange(table[:, 1:], "1 (r q) c -> 1 c r q", r=self.table_side)
         if self.antialias:
@@ -241,9 +239,9 @@ class ViTStem(VisionTransformer):
         Raises:
             ValueError: If a side is not a multiple of the patch size.
         """
-        x, mask = self._embed(images, patch_mask)
+        x, options = self._embed(images, patch_mask)
         class_token = x[:, :1]
         for block in self.blocks:
             class_token = x[:, :1]
-            x = (block if run_block is None else run_block(block))(x, mask=mask)
+            x = (block if run_block is None else run_block(block))(x, **options)
         return torch.cat([class_token, x[:, 1:]], dim=1) if len(self.blocks) else x

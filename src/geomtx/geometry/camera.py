@@ -164,13 +164,15 @@ def decode_pose(encoding: Float[Tensor, "*batch 9"], image_hw: tuple[int, int]) 
     return Cameras(cam_from_world, fov_to_intrinsics(encoding[..., 7:], image_hw))
 
 
-def activate_pose(encoding: Float[Tensor, "*batch 9"]) -> Float[Tensor, "*batch 9"]:
+def activate_pose(encoding: Float[Tensor, "*batch 9"], *, min_fov: float = 0.0) -> Float[Tensor, "*batch 9"]:
     """Return the pose encoding of a raw network output: the field of view is rectified, the rest stays.
 
     Args:
         encoding: Raw output of the network, (..., 9).
+        min_fov: Number that is added to the rectified field of view, in radians; defaults to 0.
 
     Returns:
-        Pose encodings, (..., 9), of the same type, as nothing is rounded.
+        Pose encodings, (..., 9), of the same type.
     """
-    return torch.cat([encoding[..., :7], encoding[..., 7:].relu()], dim=-1)
+    fov = encoding[..., 7:].relu()
+    return torch.cat([encoding[..., :7], fov + min_fov if min_fov else fov], dim=-1)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_positive, check_shape
+from geomtx.checks import check_positive
 from geomtx.geometry.camera import POSE_DIM, activate_pose, decode_pose
+from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.layers.attention import key_mask
 from geomtx.layers.backends import BackendName
 from geomtx.layers.block import Attend, TransformerBlock
@@ -21,7 +22,7 @@ from geomtx.types import Bool, CameraPrediction, Float, Tokens
 __all__ = ["CameraHead", "CameraTokenHead"]
 
 
-class CameraTokenHead(nn.Module):
+class CameraTokenHead(SpecialTokenHead):
     """Base of heads that predict cameras from the camera tokens of one layer.
 
     A subclass has `camera_tokens`, which works on each view by itself, and `predict`, which gets those of all views.
@@ -31,26 +32,13 @@ class CameraTokenHead(nn.Module):
         layer: Index of the encoder's layer to read; defaults to the last one that was kept.
     """
 
-    def __init__(self, dim: int, *, layer: int | None = None) -> None:
-        super().__init__()
-        self.dim = dim
-        self.layer = layer
-
-    def forward(self, tokens: Tokens) -> CameraPrediction:
-        """Predict the cameras of all views.
+    def select(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
+        """Return the result of `camera_tokens`, see `SpecialTokenHead`.
 
         Args:
-            tokens: Tokens of an encoder; only the camera token of one layer is read.
-
-        Returns:
-            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the pose encodings of all
-            iterations, (I, B, S, 9), in float32 or better.
-
-        Raises:
-            ValueError: If the layer wasn't kept or has another number of channels.
+            tokens: Tokens of an encoder that kept the head's layer.
         """
-        mask = None if tokens.mask is None else tokens.mask[:, :, 0]
-        return self.predict(self.camera_tokens(tokens), tokens.image_hw, mask)
+        return self.camera_tokens(tokens)
 
     def camera_tokens(self, tokens: Tokens) -> Float[Tensor, "b s c"]:
         """Return the camera token of every view, (B, S, C): all that the head reads.
@@ -58,9 +46,7 @@ class CameraTokenHead(nn.Module):
         Args:
             tokens: Tokens of an encoder that kept the head's layer.
         """
-        layer = tokens.layer(max(tokens.layers) if self.layer is None else self.layer)
-        check_shape("tokens", layer, ("B", "S", "P", self.dim))
-        return layer[:, :, 0]
+        return super().select(tokens)
 
     def predict(
         self,
@@ -74,6 +60,10 @@ class CameraTokenHead(nn.Module):
             camera_tokens: Camera tokens, (B, S, C).
             image_hw: Height and width of the images in pixels.
             view_mask: Mask of the valid views, (B, S) bool; defaults to all.
+
+        Returns:
+            Cameras (B, S, 3, 4) and (B, S, 3, 3) in pixels of the encoder's images, and the pose encodings of all
+            iterations, (I, B, S, 9), in float32 or better.
         """
         raise NotImplementedError
 

@@ -44,13 +44,15 @@ class FusionChain(nn.ModuleList):
     Args:
         dim: Number of channels C of the maps.
         rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
+        factor: Size of the merged map in sizes of the finest map.
     """
 
-    def __init__(self, dim: int, *, rectified_skip: bool = True) -> None:
+    def __init__(self, dim: int, *, rectified_skip: bool = True, factor: int = 2) -> None:
         super().__init__(Fusion(dim, has_skip=level < 3, rectified_skip=rectified_skip) for level in range(4))
+        self.factor = factor
 
     def forward(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c h w"]:
-        """Return the merged map, of twice the size of the finest map.
+        """Return the merged map, of `factor` times the size of the finest map.
 
         Args:
             maps: Maps from fine to coarse, (N, C, H, W) each, every one about half as large as the one before.
@@ -61,7 +63,7 @@ class FusionChain(nn.ModuleList):
             skip = None if level == 3 else maps.pop()
             merged = self[level](merged, skip, maps[-1].shape[-2:])
         height, width = maps[0].shape[-2:]
-        return self[0](merged, maps.pop(), (2 * height, 2 * width))
+        return self[0](merged, maps.pop(), (self.factor * height, self.factor * width))
 
 
 class DPTDecoder(nn.Module):
@@ -76,7 +78,8 @@ class DPTDecoder(nn.Module):
         channels: Numbers of channels of the four projections.
         taps: Indices of the four layers of the encoder to read, in ascending order.
         out_channels: Number of channels of the output; defaults to `features` / 2.
-        stride: Side in pixels of the image of a pixel of the output.
+        stride: Side in pixels of the image of a pixel of the output; None for the merged map of the finest scale
+            itself, with four pixels a side of a patch and `features` channels, for a `PixelShuffleHead`.
         position_signal: Whether to add a sine-cosine encoding of the position, times 0.1, after the projections and at
             the end; all numbers of channels must then be multiples of 4.
         token_norm: Whether the tokens are normalised by a LayerNorm first.
@@ -95,7 +98,7 @@ class DPTDecoder(nn.Module):
         channels: tuple[int, int, int, int] = (256, 512, 1024, 1024),
         taps: tuple[int, int, int, int] = (4, 11, 17, 23),
         out_channels: int | None = None,
-        stride: int = 1,
+        stride: int | None = 1,
         position_signal: bool = True,
         token_norm: bool = True,
         rectified_skip: bool = True,
@@ -103,7 +106,8 @@ class DPTDecoder(nn.Module):
         super().__init__()
         if len(channels) != 4 or len(taps) != 4:
             raise ValueError(f"channels and taps must have four entries, got {channels} and {taps}")
-        check_positive("stride", stride)
+        if stride is not None:
+            check_positive("stride", stride)
         self.dim = dim
         self.features = features
         self.channels = tuple(channels)
@@ -112,7 +116,9 @@ class DPTDecoder(nn.Module):
         self.position_signal = position_signal
         self.token_norm = token_norm
         self.rectified_skip = rectified_skip
-        self.out_channels = features // 2 if out_channels is None else out_channels
+        if stride is None and out_channels not in (None, features):
+            raise ValueError(f"out_channels must be those of the merged map, {features}, got {out_channels}")
+        self.out_channels = out_channels or (features if stride is None else features // 2)
         if position_signal:
             for count in (*channels, self.out_channels):
                 check_divisible("channels", count, 4)
@@ -127,8 +133,8 @@ class DPTDecoder(nn.Module):
             ]
         )
         self.reduce = nn.ModuleList(nn.Conv2d(count, features, 3, padding=1, bias=False) for count in channels)
-        self.fuse = FusionChain(features, rectified_skip=rectified_skip)
-        self.smooth = nn.Conv2d(features, self.out_channels, 3, padding=1)
+        self.fuse = FusionChain(features, rectified_skip=rectified_skip, factor=1 if stride is None else 2)
+        self.smooth = None if stride is None else nn.Conv2d(features, self.out_channels, 3, padding=1)
 
     def decode(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
         """Decode every view of the scenes by itself.
@@ -244,14 +250,15 @@ class DPTDecoder(nn.Module):
         return [self.reduce[level](self.rescale[level](x)) for level, x in enumerate(projected)]
 
     def finish(self, merged: Tensor, image_hw: tuple[int, int]) -> Float[Tensor, "n c_out h w"]:
-        """Return the decoder's output from the merged map: smoothed, resized, and with the encoding of positions.
+        """Return the decoder's output from the merged map: with a stride smoothed and resized; with encoded positions.
 
         Args:
             merged: Result of `fuse` for the reduced layers, (N, features, H', W').
             image_hw: Height and width of the images in pixels.
         """
-        out = resize(self.smooth(merged), (image_hw[0] // self.stride, image_hw[1] // self.stride))
-        return self._add_signal(out, image_hw)
+        if self.smooth is not None and self.stride is not None:
+            merged = resize(self.smooth(merged), (image_hw[0] // self.stride, image_hw[1] // self.stride))
+        return self._add_signal(merged, image_hw)
 
     def _add_signal(self, x: Tensor, image_hw: tuple[int, int]) -> Tensor:
         return add_position_signal(x, image_hw) if self.position_signal else x

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.heads.camera import CameraHead, CameraTokenHead
-from geomtx.heads.camera_mlp import CameraMLP
-from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.dense import MapHead, RGBHead
 from geomtx.heads.depth_rays import DepthRayHead
 from geomtx.heads.depth_sky import DepthSkyHead
+from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.track import TrackHead
 from geomtx.types import ProjectedTokens, Tokens
 
 __all__ = ["DECODING_HEADS", "EachView", "Gather", "extract_features", "has_steps", "head_dtype", "run_head"]
 
-DECODING_HEADS = (DenseHead, RGBHead, DepthRayHead, DepthSkyHead)
+DECODING_HEADS = (MapHead, RGBHead, DepthRayHead, DepthSkyHead)
 """Heads that read the projections of their `decoder`, each view by itself."""
-_HEADS_WITH_STEPS = (*DECODING_HEADS, CameraHead, CameraMLP, TrackHead)
+_HEADS_WITH_STEPS = (*DECODING_HEADS, SpecialTokenHead, TrackHead)
 
 EachView = Callable[..., Any]
 """Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
@@ -58,12 +57,12 @@ def run_head(
     if (each_view is None and gather is None) or not has_steps(head):
         tokens = _convert(tokens, dtype)
         return head(tokens, query_points) if isinstance(head, TrackHead) else head(tokens, **options)
-    if isinstance(head, CameraTokenHead):
+    if isinstance(head, SpecialTokenHead):
         if gather is None:
             return head(_convert(tokens, dtype))
-        assert isinstance(tokens, Tokens), "a camera head reads no projections"
-        camera_tokens = head.camera_tokens(_convert(tokens, dtype))
-        return head.predict(gather(camera_tokens), tokens.image_hw, _valid_views(tokens, gather))
+        assert isinstance(tokens, Tokens), "special tokens are no projections"
+        selected = head.select(_convert(tokens, dtype))
+        return head.predict(gather(selected), tokens.image_hw, _valid_views(tokens, gather))
     each_view, gather = each_view or _call, gather or _identity
     if isinstance(head, DECODING_HEADS):
         return each_view(lambda part: head(_convert(part, dtype), **options), tokens)

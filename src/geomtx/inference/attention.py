@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.encoder.scopes import AcrossViews, AttentionTable, Scope, WithinViews
+from geomtx.encoder.scopes import AcrossViews, AmongSpecial, AttentionTable, Scope, WithinViews
 from geomtx.inference.chunks import chunk_slices, map_chunks
 from geomtx.inference.keys import GlobalApproximation, KeySubset, choose_keys
 from geomtx.inference.plan import MemoryPlan
@@ -164,14 +164,15 @@ def attention_table(
             table["cross"] = KeysFirst(cross.rope, cross.mask, token_chunk=plan.token_chunk)
     of_view = None if across.rope is None else across.rope.rows(slice(0, views.x.shape[2]))
     keys = choose_keys(views, approximation, of_view, shares)
-    mask = _key_mask(views, across.mask, keys, shares)
-    tokens = None if shares is None else shares.times(views.x.shape[2])
-    if keys is not None:
-        table["global"] = KeysFirst(across.rope, mask, keys, keys.shares, plan.token_chunk)
-    elif plan.token_chunk is not None:
-        table["global"] = KeysFirst(across.rope, mask, None, tokens, plan.token_chunk)
-    elif tokens is not None:
-        table["global"] = HeadsExchanged(across.rope, mask, tokens)
+    table["global"] = _run_across(across, views.mask, shares and shares.times(views.x.shape[2]), plan, keys)
+    if "register" in table:
+        # Special tokens are keys in every approximation, so that theirs stays whole.
+        among = table["register"]
+        assert isinstance(among, AmongSpecial), "the encoder's own table is plain"
+        assert isinstance(among.across, AcrossViews), "the encoder's own table is plain"
+        mask = None if views.mask is None else views.mask[:, :, : among.num_special]
+        special = _run_across(among.across, mask, shares and shares.times(among.num_special), plan)
+        table["register"] = AmongSpecial(among.num_special, special, in_place=plan.token_chunk is not None)
     if approximation.num_local_layers:
         local: Attend = WithinViews(of_view, within.mask)
         if plan.token_chunk is not None:
@@ -181,13 +182,28 @@ def attention_table(
     return table
 
 
-def _key_mask(
-    views: EmbeddedViews, plain: Tensor | None, keys: KeySubset | None, shares: Shares | None
-) -> Tensor | None:
+def _run_across(
+    plain: AcrossViews, valid: Tensor | None, shares: Shares | None, plan: MemoryPlan, keys: KeySubset | None = None
+) -> Attend:
+    """Return how a block on tokens of all views is run.
+
+    Args:
+        plain: The same on all tokens at once, all of them keys, in one process.
+        valid: Mask of this process's valid tokens, (B, S, P); None for all.
+        shares: Division of the tokens among processes; None for one process.
+        plan: Number of tokens that are worked on at a time.
+        keys: Tokens that are keys; None for all.
+    """
+    shares = shares if keys is None else keys.shares
+    mask = plain.mask if keys is None and shares is None else _key_mask(valid, keys, shares)
+    if keys is not None or plan.token_chunk is not None:
+        return KeysFirst(plain.rope, mask, keys, shares, plan.token_chunk)
+    return plain if shares is None else HeadsExchanged(plain.rope, mask, shares)
+
+
+def _key_mask(valid: Tensor | None, keys: KeySubset | None, shares: Shares | None) -> Tensor | None:
     """Return the attention mask of the keys of all processes; None where all are valid."""
-    if keys is None and shares is None:
-        return plain
-    valid = None if views.mask is None else views.mask.flatten(1)
+    valid = None if valid is None else valid.flatten(1)
     if keys is not None:
         valid = None if valid is None else valid.gather(1, keys.tokens)
         if keys.valid is not None:
@@ -195,9 +211,7 @@ def _key_mask(
     if valid is None:
         return None
     if shares is not None:
-        of_keys = shares.times(views.x.shape[2]) if keys is None else keys.shares
-        assert of_keys is not None, "keys of several processes know their shares"
-        valid = of_keys.gather(valid.to(torch.uint8), dim=1).bool()
+        valid = shares.gather(valid.to(torch.uint8), dim=1).bool()
     return key_mask(valid)
 
 

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_mask, close_matches
 from geomtx.encoder.patches import grid_of
-from geomtx.heads.camera import CameraTokenHead
 from geomtx.heads.run import has_steps
-from geomtx.heads.track import TrackHead
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.shares import Shares, count_processes, deal_out
-from geomtx.types import DenseMap, Predictions
+from geomtx.types import CameraPrediction, DenseMap, Predictions, TrackPrediction
 
 __all__ = ["predict_parallel"]
 
@@ -83,7 +81,7 @@ def predict_parallel(
         check_mask("patch_mask", inputs.patch_mask, (*inputs.images.shape[:2], *grid_hw))
     shares = deal_out(inputs.images.shape[1], group)
     predictions = execute(model, inputs, execution._replace(shares=shares))
-    return _gather_maps(predictions, shares, device) if gather else _own_views(predictions, shares, modules)
+    return _gather_maps(predictions, shares, device) if gather else _own_views(predictions, shares)
 
 
 def _check_heads(heads: dict[str, nn.Module]) -> None:
@@ -124,12 +122,12 @@ def _gather_maps(predictions: Predictions, shares: Shares, device: torch.device)
     return predictions._replace(**{name: whole(getattr(predictions, name)) for name in _MAPS}, extra=extra)
 
 
-def _own_views(predictions: Predictions, shares: Shares, heads: dict[str, nn.Module]) -> Predictions:
+def _own_views(predictions: Predictions, shares: Shares) -> Predictions:
     """Cut cameras and tracks, which are of all views, to this process's; maps are of its own already."""
     maps = {name: getattr(predictions, name) for name in _MAPS}
     of_all = predictions._replace(**dict.fromkeys(_MAPS), extra=None).take_views(shares.here)
     extra = predictions.extra
     if extra is not None:
-        whole = {name: value for name, value in extra.items() if isinstance(heads[name], CameraTokenHead | TrackHead)}
+        whole = {name: each for name, each in extra.items() if isinstance(each, CameraPrediction | TrackPrediction)}
         extra = extra | (Predictions(extra=whole).take_views(shares.here).extra or {})
-    return of_all._replace(**maps, extra=extra)
+    return of_all._replace(**maps, extra=extra, scene_embedding=predictions.scene_embedding)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from geomtx.heads.camera import CameraTokenHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.run import DECODING_HEADS, EachView, has_steps, head_dtype
+from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies
 from geomtx.inference.plan import MemoryPlan
@@ -21,7 +21,7 @@ __all__ = ["LayerReader", "embed_in_chunks", "heads_in_chunks", "move_aside"]
 
 
 class LayerReader:
-    """Keeps of every tapped layer what some heads will read: camera tokens, projected patches, or the layer itself.
+    """Keeps of every tapped layer what some heads will read: special tokens, projected patches, or the layer itself.
 
     Args:
         heads: Name → head that will read.
@@ -45,13 +45,12 @@ class LayerReader:
             for name, head in heads.items()
             if has_steps(head) and isinstance(head, (*DECODING_HEADS, TrackHead))
         }
-        self.camera_layers = {
-            name: max(taps) if head.layer is None else head.layer
-            for name, head in heads.items()
-            if has_steps(head) and isinstance(head, CameraTokenHead)
-        }
-        self.whole = taps if heads.keys() - self.decoders.keys() - self.camera_layers.keys() else ()
-        self.camera_tokens: dict[int, Tensor] = {}
+        special = {name: head for name, head in heads.items() if has_steps(head) and isinstance(head, SpecialTokenHead)}
+        self.special_layers = {name: max(taps) if head.layer is None else head.layer for name, head in special.items()}
+        # Layers of which all special tokens are kept, and not the camera tokens alone.
+        self.all_special = {self.special_layers[name] for name, head in special.items() if head.reads_all}
+        self.whole = taps if heads.keys() - self.decoders.keys() - special.keys() else ()
+        self.special_tokens: dict[int, Tensor] = {}
         self.layers: dict[int, Tensor] = {}
         self.maps: dict[str, dict[int, Tensor]] = {name: {} for name in self.decoders}
 
@@ -59,7 +58,7 @@ class LayerReader:
     def taps(self) -> tuple[int, ...]:
         """The layers that the heads read."""
         decoded = {tap for decoder in self.decoders.values() for tap in decoder.taps}
-        return tuple(sorted(decoded | {*self.camera_layers.values(), *self.whole}))
+        return tuple(sorted(decoded | {*self.special_layers.values(), *self.whole}))
 
     def read_all(self, tokens: Tokens, layers: Iterator[tuple[int, list[Tensor]]]) -> None:
         """Read layers as they are reached.
@@ -82,8 +81,9 @@ class LayerReader:
         # The host reads what is cut out of pinned memory at once.
         self.device = outputs[-1].device
         wait_for_copies(outputs[:-1], self.device)
-        if index in self.camera_layers.values():
-            self.camera_tokens[index] = self.join([each[:, :, :1].to(self.device) for each in outputs], 1)
+        if index in self.special_layers.values():
+            count = self._num_kept(index)
+            self.special_tokens[index] = self.join([each[:, :, :count].to(self.device) for each in outputs], count)
         if index in self.whole:
             layer = self.join([each.to(self.device) for each in outputs], self.tokens.num_special)
             self.layers[index] = layer.to(_device(self.plan.tap_device))
@@ -114,13 +114,18 @@ class LayerReader:
             self.maps[name][level] = maps
         self.views = (views[0], views[1])
 
+    def _num_kept(self, index: int) -> int:
+        """Return how many special tokens of a view are kept of a layer."""
+        return self.tokens.num_special if index in self.all_special else 1
+
     def read(self, head: str) -> Tokens | ProjectedTokens:
         """Return what a head reads. Projections are let go here, so they can be read once."""
         tokens = self.tokens
-        if head in self.camera_layers:
-            index = self.camera_layers[head]
-            mask = None if tokens.mask is None else tokens.mask[:, :, :1]
-            return Tokens({index: self.camera_tokens[index]}, 1, tokens.image_hw, tokens.grid_hw, mask)
+        if head in self.special_layers:
+            index = self.special_layers[head]
+            count = self._num_kept(index)
+            mask = None if tokens.mask is None else tokens.mask[:, :, :count]
+            return Tokens({index: self.special_tokens[index]}, count, tokens.image_hw, tokens.grid_hw, mask)
         if head not in self.decoders:
             return tokens._replace(layers=dict(self.layers)).to(self.device)
         maps = self.maps.pop(head)

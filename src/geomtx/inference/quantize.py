@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from geomtx.checks import check_divisible, check_option
+from geomtx.layers.attention import MaskedBiasLinear
 from geomtx.layers.block import TransformerBlock
 from geomtx.layers.lora import adapted_layers
 
@@ -85,13 +86,13 @@ def quantized_type(model: nn.Module) -> QuantizedType | None:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name → linear layer of a block; subclasses have a precision of their own."""
+    """Name → linear layer of a block; other subclasses have a precision of their own."""
     return {
         f"{name}.{inner}" if name else inner: layer
         for name, block in model.named_modules()
         if isinstance(block, TransformerBlock)
         for inner, layer in block.named_modules()
-        if type(layer) is nn.Linear
+        if type(layer) in (nn.Linear, MaskedBiasLinear)
     }
 
 

@@ -1,6 +1,6 @@
 """Layers that know nothing of images, views, cameras or processes."""
 
-from geomtx.layers.attention import Attention, key_mask
+from geomtx.layers.attention import Attention, MaskedBiasLinear, key_mask
 from geomtx.layers.backends import (
     BackendTime,
     available_backends,
@@ -13,7 +13,7 @@ from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale, Modulation
 from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
 from geomtx.layers.precision import Float32Conv2d, Float32Linear, at_least_float32
-from geomtx.layers.rope import RotaryTable, apply_rotary, grid_positions, rotary_table
+from geomtx.layers.rope import GridRotary, RotaryTable, apply_rotary, grid_positions, rotary_table
 
 __all__ = [
     "MLP",
@@ -21,7 +21,9 @@ __all__ = [
     "BackendTime",
     "Float32Conv2d",
     "Float32Linear",
+    "GridRotary",
     "LayerScale",
+    "MaskedBiasLinear",
     "Modulation",
     "RotaryTable",
     "SwiGLU",

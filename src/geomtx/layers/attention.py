@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from geomtx.layers.backends import AttentionBackend, BackendName, resolve_backen
 from geomtx.layers.rope import RotaryTable, apply_rotary
 from geomtx.types import Bool, Float
 
-__all__ = ["Attention", "key_mask"]
+__all__ = ["Attention", "MaskedBiasLinear", "key_mask"]
 
 
 def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
@@ -25,6 +27,32 @@ def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
     return (mask | ~mask.any(dim=-1, keepdim=True))[:, None, None, :]
 
 
+class MaskedBiasLinear(nn.Linear):
+    """`nn.Linear` whose bias is multiplied by a stored mask of zeros and ones (DINOv3).
+
+    Args:
+        in_features: Number of channels of the input.
+        out_features: Number of channels of the output.
+        device: Device of the parameters; defaults to torch's.
+        dtype: Type of the parameters; defaults to torch's.
+    """
+
+    bias_mask: Tensor
+
+    def __init__(self, in_features: int, out_features: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(in_features, out_features, device=device, dtype=dtype)
+        self.register_buffer("bias_mask", torch.ones(out_features, device=device, dtype=dtype))
+
+    @property
+    def masked_bias(self) -> Float[Tensor, " c_out"]:
+        """Bias times mask, (out_features,)."""
+        return self.bias * self.bias_mask.to(self.bias.dtype)
+
+    def forward(self, x: Float[Tensor, "*batch c_in"]) -> Float[Tensor, "*batch c_out"]:
+        """Return x Wᵀ + mask · b, (..., in_features) → (..., out_features)."""
+        return nn.functional.linear(x, self.weight, self.masked_bias)
+
+
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017) with one packed projection for queries, keys and values.
 
@@ -36,6 +64,8 @@ class Attention(nn.Module):
         num_heads: Number of attention heads; must divide `dim`.
         qk_norm: Whether to apply a LayerNorm over each head's channels to queries and keys (Dehghani et al. 2023),
             before the rotation by position.
+        masked_bias: Whether the bias of the projection has a stored mask, see `MaskedBiasLinear`. It starts with ones
+            but for the keys, whose bias only matters with `qk_norm`.
         backend: Name of the attention backend, see `geomtx.layers.backends`.
 
     Raises:
@@ -43,14 +73,24 @@ class Attention(nn.Module):
         ImportError: If the backend is not installed.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False, backend: BackendName = "auto") -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qk_norm: bool = False,
+        masked_bias: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
         super().__init__()
         check_divisible(f"dim (for {num_heads} heads)", dim, num_heads)
         self.dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.backend: AttentionBackend = resolve_backend(backend)
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv: nn.Linear = (MaskedBiasLinear if masked_bias else nn.Linear)(dim, 3 * dim)
+        if isinstance(self.qkv, MaskedBiasLinear):
+            self.qkv.bias_mask[dim : 2 * dim] = 0
         self.q_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim)
@@ -149,8 +189,10 @@ class Attention(nn.Module):
 
     def _project_rows(self, x: Tensor, rows: slice) -> Tensor:
         """Multiply by some rows of the packed projection, whose rows are those of q, then of k, then of v."""
-        if getattr(type(self.qkv), "forward", None) is nn.Linear.forward:  # also where LoRA parametrises the weight
-            return nn.functional.linear(x, _cut(self.qkv.weight, rows), self.qkv.bias[rows])
+        # Also where LoRA parametrises the weight.
+        if getattr(type(self.qkv), "forward", None) in (nn.Linear.forward, MaskedBiasLinear.forward):
+            bias = self.qkv.masked_bias if isinstance(self.qkv, MaskedBiasLinear) else self.qkv.bias
+            return nn.functional.linear(x, _cut(self.qkv.weight, rows), bias[rows])
         # A layer of another library in its place, for instance an adapter, can only be called with all its rows.
         return self.qkv(x)[..., rows]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from geomtx.layers.attention import Attention
-from geomtx.layers.backends import AttentionBackend, BackendName
+from geomtx.layers.backends import AttentionBackend
 from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale
 from geomtx.layers.rope import RotaryTable
@@ -28,10 +29,9 @@ class TransformerBlock(nn.Module):
         mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
         gated: Whether the MLP is a `SwiGLU`. It has two thirds of the hidden channels, rounded up to a multiple of 8,
             and so about as many parameters.
-        qk_norm: Whether to normalise queries and keys, see `Attention`.
         layer_scale: Initial factor of both residual branches.
         norm_eps: Epsilon of both LayerNorms.
-        backend: Name of the attention backend, see `geomtx.layers.backends`.
+        attention: `qk_norm`, `masked_bias` and `backend`, as for `Attention`.
     """
 
     def __init__(
@@ -41,14 +41,13 @@ class TransformerBlock(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         gated: bool = False,
-        qk_norm: bool = False,
         layer_scale: float = 0.01,
         norm_eps: float = 1e-5,
-        backend: BackendName = "auto",
+        **attention: Any,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.attention = Attention(dim, num_heads, qk_norm=qk_norm, backend=backend)
+        self.attention = Attention(dim, num_heads, **attention)
         self.attention_scale = LayerScale(dim, layer_scale)
         self.mlp_norm = nn.LayerNorm(dim, eps=norm_eps)
         hidden_dim = int(dim * mlp_ratio)

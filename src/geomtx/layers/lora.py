@@ -189,11 +189,13 @@ def _replace_by_plain(model: nn.Module, name: str, weight: Tensor) -> None:
     assert isinstance(own, nn.Parameter)
     kind = type(layer).__bases__[0]  # the class that torch's parametrization derived from
     with torch.device("meta"):
-        plain = kind(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain = kind(layer.in_features, layer.out_features)
     with torch.no_grad():
         own.copy_(weight)
     plain.weight = own.requires_grad_(adapter.base_was_trained)
     plain.bias = layer.bias
+    for buffer, value in layer.named_buffers(recurse=False):
+        setattr(plain, buffer, value)
     plain.train(layer.training)
     setattr(model.get_submodule(parent), leaf, plain)
 

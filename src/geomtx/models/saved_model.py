@@ -13,7 +13,7 @@ from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights, save_model
 from geomtx.checkpoint.key_table import KeyTable
-from geomtx.heads.dense import DenseHead, RGBHead
+from geomtx.heads.dense import DenseHead, PixelShuffleHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
 from geomtx.models.published import is_depth_anything, open_weights
@@ -51,6 +51,7 @@ HeadSource = nn.Module | Callable[[VGGTConfig], nn.Module] | None
 # What builds a part again: the arguments of its constructor, which are attributes of it. Other heads are given.
 _NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
     DenseHead: ("decoder", "value_dim", "activation", "hidden_dim"),
+    PixelShuffleHead: ("decoder", "value_dim", "activation", "factor"),
     RGBHead: ("decoder", "hidden_dim"),
     DPTDecoder: (
         *("dim", "features", "channels", "taps", "out_channels", "stride", "position_signal"),

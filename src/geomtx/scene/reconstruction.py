@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_name, check_option, close_matches
-from geomtx.heads.dense import DenseHead
+from geomtx.heads.dense import MapHead
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
@@ -115,7 +115,7 @@ def reconstruct(
         query_points: Points to track through all views, (N, 3) as (view, x, y) in pixels of the original photos;
             defaults to none.
         heads: Names of the heads to run; defaults to all, "tracks" only if there are query points. Of added heads
-            (`VGGT.add_head`), a scene holds what a `DenseHead` gives; others are left out.
+            (`VGGT.add_head`), a scene holds what a `DenseHead` or `PixelShuffleHead` gives; others are left out.
         window: Run the model on this many consecutive views at a time and stitch the scenes by the views that overlap,
             see `geomtx.scene.windows.stitch_scenes`; defaults to all views in one pass. Neighbouring views must show
             the same things. Not with query points.
@@ -339,7 +339,7 @@ def _heads_of_scenes(model: Any) -> tuple[str, ...]:
     """Heads whose predictions belong to pixels that a scene knows how to bring to the photos."""
     added = getattr(model, "extra_heads", {})
     known = (head for head in model.heads if head != "rays")  # in pixels of their own
-    return tuple(head for head in known if head not in added or isinstance(added[head], DenseHead))
+    return tuple(head for head in known if head not in added or isinstance(added[head], MapHead))
 
 
 def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_queries: bool) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class VGGTFeatures(nn.Module):
         self.vggt = vggt
         # A decoder of its own, so that training it doesn't change the tracks of the VGGT inside.
         self.decoder: DPTDecoder = build_track_decoder(vggt.config)
+        assert self.decoder.stride is not None, "the tracker's maps have one"
         self.pool = stride // self.decoder.stride
         self.encoder_frames = encoder_frames
 
