@@ -7,6 +7,7 @@
 #            measured again
 #   PYTHON   .venv/bin/python
 #   WEIGHTS  of VGGT-1B's size, for `vggt`; made if they are not there (5 GB)
+#   PHOTOS   a folder of photos, for `photos`, which needs one
 #   BEFORE   another checkout of geomtx to compare with in `vggt`, and in `small`, which needs one
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -54,7 +55,15 @@ vggt() {
   step exactness_1b exactness.py "$WEIGHTS" --scenes 1 --size 280 280 --modes "in pieces" "leanest plan" "math attention"
 }
 
-[ $# -gt 0 ] || set -- exactness attention quantise long memory small vggt
+photos() { # whole networks on photos, by the command
+  if [ -z "${PHOTOS:-}" ]; then
+    echo "== photos: needs PHOTOS"
+    return
+  fi
+  step photos photos.py "$PHOTOS"
+}
+
+[ $# -gt 0 ] || set -- exactness attention quantise long memory small vggt photos
 for part in "$@"; do
   case $part in
     exactness) step exactness exactness.py ;;
@@ -68,8 +77,9 @@ for part in "$@"; do
       ;;
     small) small ;;
     vggt) vggt ;;
+    photos) photos ;;
     *)
-      echo "part must be one of exactness, attention, quantise, long, memory, small, vggt, got '$part'" >&2
+      echo "part must be one of exactness, attention, quantise, long, memory, small, vggt, photos, got '$part'" >&2
       exit 2
       ;;
   esac

@@ -414,6 +414,27 @@ def make_report_page() -> str:
     return text or NOT_MEASURED
 
 
+def make_photos() -> str:
+    """Seconds and memory of whole networks on photos, by the model and the number of views."""
+    text = ""
+    for record in read("photos.json"):
+        rows = [
+            [f"{name.partition('/')[2]}, {case}", found["command_s"], found["command_peak_gib"], found["pass_s"],
+             found["gflop"], f"{100 * found['share_of_matrix_rate']:.0f} %"]
+            for name, cases in record["results"].items()
+            for case, found in cases.items()
+        ]  # fmt: skip
+        sizes = {
+            "x".join(map(str, each["image_hw"][::-1]))
+            for cases in record["results"].values()
+            for each in cases.values()
+        }
+        head = ["", "command, s", "its memory, GiB", "forward pass, s", "GFLOP", "of the rate of large products"]
+        threads = record["settings"]["threads"]
+        text += table(head, rows) + f"Images of {', '.join(sorted(sizes))}, {threads} threads; {describe(record)}.\n"
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "exactness": make_exactness,
@@ -431,6 +452,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "video": make_video,
     "video_tracking": make_video_tracking,
     "report_page": make_report_page,
+    "photos": make_photos,
 }
 
 if __name__ == "__main__":

@@ -1,25 +1,36 @@
-"""Made-up weights of VGGT-1B with published names, for machines without the real ones: `weights.py FILE`.
+"""Made-up weights with published names, in place of the real ones: `weights.py FILE`, `weights.py FOLDER NAME`.
 
+A file is of VGGT-1B. A folder has the weights of the model with that name on the hub and its published configuration.
 The values come from the rule of the golden tensors, so that nothing over- or underflows and every run has the same.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 import geomtx
+from geomtx.models.published_model import PublishedModel
 from geomtx.models.vggt.keys import VGGT_KEYS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from golden_files import weight_by_rule
+from golden_files import fill_by_rule, weight_by_rule
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "facebook/VGGT-1B": lambda: geomtx.VGGT(geomtx.VGGTConfig()),
+    "depth-anything/DA3-SMALL": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.small()),
+    "depth-anything/DA3-BASE": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.base()),
+}
+"""Name on the hub → function that builds the model."""
 
 
 def make_weights(path: Path) -> None:
-    """Write all 1,797 tensors, 5 GB."""
+    """Write all 1,797 tensors of VGGT-1B, 5 GB."""
     with torch.device("meta"):
         model = geomtx.VGGT(geomtx.VGGTConfig())
     names = {VGGT_KEYS.to_published(name): tuple(p.shape) for name, p in model.named_parameters()}
@@ -28,5 +39,16 @@ def make_weights(path: Path) -> None:
     part.rename(path)
 
 
+def make_folder(folder: Path, name: str) -> None:
+    """Write the weights of a model and its configuration, as on the hub."""
+    with torch.device("meta"):
+        model: PublishedModel = MODELS[name]()
+    fill_by_rule(model, model.stored_form().keys)
+    model.save_pretrained(folder, names="published")
+
+
 if __name__ == "__main__":
-    make_weights(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        make_folder(Path(sys.argv[1]), sys.argv[2])
+    else:
+        make_weights(Path(sys.argv[1]))

@@ -1,0 +1,144 @@
+"""Photos to files by `geomtx reconstruct`, with whole networks: `photos.py PHOTOS [--models …] [--views 1 8 24] …`.
+
+Weights are made up (see `weights.py`), so that only time and memory mean something. Of each model and number of views:
+
+- the command as a user runs it, all of it, from the photos to the files: seconds and the most memory that the process
+  had, interpreter and libraries included;
+- the forward pass alone: seconds, operations as torch counts them, and the share of what the machine reaches in
+  products of large float32 matrices, measured between the passes of the same process.
+
+A folder with fewer photos than views gives some more than once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import geomtx
+from common import write_result
+from geomtx.inference import predict
+from weights import MODELS, make_folder
+
+SIDE = 2048  # of the matrices whose product is the measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    names = [name for name in MODELS if not name.startswith("facebook")]
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=names)
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 8, 24])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bfloat16-views", type=int, nargs="*", default=[1])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            weights = Path(folder) / name.replace("/", "_")
+            make_folder(weights, name)
+            cases = [(views, "float32") for views in arguments.views]
+            cases += [(views, "bfloat16") for views in arguments.bfloat16_views]
+            for views, dtype in cases:
+                row = measure(weights, gather(arguments.photos, views, Path(folder)), dtype, arguments)
+                results.setdefault(name, {})[f"{views} views, {dtype}"] = row
+                print(name, views, dtype, row, flush=True)
+    settings = {
+        "views": arguments.views, "repeats": arguments.repeats, "threads": arguments.threads, "matrices": SIDE,
+        "weights": "made up",
+    }  # fmt: skip
+    write_result("photos", settings, results, folder=arguments.output, show=False)
+
+
+def gather(photos: Path, views: int, folder: Path) -> Path:
+    """A folder of as many photos, those of another in turn."""
+    chosen = folder / f"{views}_photos"
+    if not chosen.exists():
+        chosen.mkdir()
+        paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        for index in range(views):
+            path = paths[index % len(paths)]
+            shutil.copy(path, chosen / f"{index:03}{path.suffix}")
+    return chosen
+
+
+def measure(weights: Path, photos: Path, dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    commands = [run_command(weights, photos, dtype, arguments.threads) for _ in range(arguments.repeats)]
+    model = geomtx.load_model(weights, dtype=getattr(torch, dtype))
+    views = geomtx.load_views(photos, model=model)
+    seconds, rates = [], []
+    with torch.inference_mode():
+        operations = count_operations(model, views.images)
+        for _ in range(arguments.repeats):
+            rates.append(matrix_rate())
+            start = time.perf_counter()
+            predict(model, views.images, patch_mask=views.patch_mask)
+            seconds.append(time.perf_counter() - start)
+        rates.append(matrix_rate())
+    median, rate = statistics.median(seconds), statistics.median(rates)
+    return {
+        "image_hw": list(views.images.shape[-2:]),
+        "command_s": round(statistics.median(took for took, _ in commands), 2),
+        "command_peak_gib": round(max(peak for _, peak in commands), 2),
+        "pass_s": round(median, 2),
+        "gflop": round(operations / 1e9),
+        "matrix_gflop_per_s": round(rate / 1e9, 1),
+        "share_of_matrix_rate": round(operations / median / rate, 3),
+    }
+
+
+def run_command(weights: Path, photos: Path, dtype: str, threads: int) -> tuple[float, float]:
+    """Seconds of the command, and GiB that its process had at most."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "geomtx", "reconstruct", str(photos), "-o", out, "--weights", str(weights)]
+        command += ["--dtype", dtype, "--overwrite"]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+        assert process.stderr is not None
+        complaints = process.stderr.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(complaints[-2000:])
+        return time.perf_counter() - start, usage.ru_maxrss / 2**20
+
+
+def count_operations(model: nn.Module, images: torch.Tensor) -> int:
+    """Operations of a forward pass: two for a multiplication with addition, of products and attention alone."""
+    with FlopCounterMode(display=False) as counter:
+        predict(model, images)
+    return counter.get_total_flops()
+
+
+def matrix_rate() -> float:
+    """Operations a second in a product of two large float32 matrices, the better of three."""
+    a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best
+
+
+if __name__ == "__main__":
+    main()
