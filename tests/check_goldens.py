@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import geomtx
 from check_goldens_da3 import CHECKS_DA3
+from check_goldens_pi3 import CHECKS_PI3
 from geomtx.encoder import PatchEmbedding
 from geomtx.layers import RotaryTable, apply_rotary, rotary_table
 from geomtx.models.vggt import keys as vggt_keys
@@ -335,6 +336,7 @@ CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "normalization": check_normalization,
     "track_loss": check_track_loss,
     **CHECKS_DA3,
+    **CHECKS_PI3,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomtx import DenseHead, DepthAnything3, DepthAnything3Config, DPTDecoder, Predictions
+from geomtx import DenseHead, DepthAnything3, DepthAnything3Config, DPTDecoder, Pi3, Pi3Config, Predictions
 from geomtx.models.scene_model import SceneModel
 from lean import build_lean, visible
 
@@ -48,6 +48,8 @@ FAMILIES = {
         lambda: _da3(first_global=3, taps=(5, 5, 5, 5), gated=True, heads=("camera", "depth"))
     ),
     "da3, single views": Family(lambda: _da3(depth=2, first_global=None, taps=(0, 0, 1, 1)), head_dim=32, across=False),
+    "pi3": Family(lambda: Pi3(Pi3Config.tiny())),
+    "pi3x": Family(lambda: Pi3(Pi3Config.tiny(known_geometry=True))),
 }
 
 

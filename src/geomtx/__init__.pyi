@@ -3,6 +3,7 @@
 from geomtx.checkpoint.lora_file import load_lora as load_lora
 from geomtx.checkpoint.lora_file import save_lora as save_lora
 from geomtx.encoder.alternating import AlternatingEncoder as AlternatingEncoder
+from geomtx.encoder.geometry_conditioning import KnownGeometry as KnownGeometry
 from geomtx.encoder.vit import VisionTransformer as VisionTransformer
 from geomtx.geometry.camera import decode_pose as decode_pose
 from geomtx.geometry.camera import encode_pose as encode_pose
@@ -34,6 +35,8 @@ from geomtx.models.da3 import DepthAnything3Config as DepthAnything3Config
 from geomtx.models.features import FeatureExtractor as FeatureExtractor
 from geomtx.models.nvs import NVSConfig as NVSConfig
 from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
+from geomtx.models.pi3 import Pi3 as Pi3
+from geomtx.models.pi3 import Pi3Config as Pi3Config
 from geomtx.models.registry import list_models as list_models
 from geomtx.models.registry import load_model as load_model
 from geomtx.models.vggt import VGGT as VGGT

@@ -168,6 +168,8 @@ class EmbeddedViews(NamedTuple):
         grid_hw: Rows and columns of patches.
         mask: Boolean mask of the valid tokens, (B, S, P); None for all.
         first_view: Index in its scene of the first view in `x`; above 0 where other processes hold earlier views.
+        poses: Known `cam_from_world` of the views, (B, S, 3, 4), for blocks that inject poses; None for none.
+        posed: Mask of the views whose pose is known, (B, S) bool; None without poses.
     """
 
     x: Float[Tensor, "b s p c"]
@@ -176,6 +178,8 @@ class EmbeddedViews(NamedTuple):
     grid_hw: tuple[int, int]
     mask: Tensor | None = None
     first_view: int = 0
+    poses: Tensor | None = None
+    posed: Tensor | None = None
 
     def without_layers(self) -> Tokens:
         """Return the `Tokens` of these views, without any layer yet."""
@@ -352,6 +356,8 @@ class Predictions(NamedTuple):
         sky: Score (B, S, H, W) of being sky, at least 0; above 0.3 a pixel counts as sky.
         scene_embedding: Vector (B, D) of unit length for all views of a scene together, in a space of texts. None for
             predictions of some views, or put together.
+        points_cam: `value` (B, S, H, W, 3) in each view's own camera, and `confidence` (B, S, H, W).
+        metric_scale: Factor (B,) by which lengths of a scene were multiplied, which brings them to metres.
     """
 
     cameras: Cameras | None = None
@@ -364,6 +370,8 @@ class Predictions(NamedTuple):
     rays: DenseMap | None = None
     sky: Tensor | None = None
     scene_embedding: Tensor | None = None
+    points_cam: DenseMap | None = None
+    metric_scale: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Predictions:
         """Return the predictions with a function applied to every tensor."""
@@ -384,6 +392,8 @@ def _map_with_view_axis(function: Callable[..., Tensor], *values: Any, name: str
     first = values[0]
     if name == "scene_embedding":
         return None
+    if name == "metric_scale":  # one for all views of a scene
+        return first
     if isinstance(first, Tensor):
         # Tensors of all iterations have the iterations as their first axis.
         return function(2 if name in ("pose_encodings", "TrackIterations.coords_px") else 1, *values)

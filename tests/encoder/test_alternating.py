@@ -281,7 +281,8 @@ def test_head_dim_is_read_from_the_blocks():
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_scope():
-    with pytest.raises(ValueError, match=r"^scope must be one of 'frame', 'global', 'cross', 'register', got 'local'$"):
+    names = "'frame', 'global', 'cross', 'register', 'pose'"
+    with pytest.raises(ValueError, match=rf"^scope must be one of {names}, got 'local'$"):
         encoder(order=(("local",),))
 
 

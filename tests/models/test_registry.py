@@ -10,6 +10,8 @@ from geomtx import (
     DepthAnything3,
     DepthAnything3Config,
     NVSConfig,
+    Pi3,
+    Pi3Config,
     VGGTConfig,
     VGGTForNVS,
     VideoTracker,
@@ -65,7 +67,7 @@ def test_some_heads(tmp_path: Path):
 
 def test_weights_of_no_family(tmp_path: Path):
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    wanted = r"^weights must be of one of VGGTForNVS, DepthAnything3, VideoTracker, VGGT, got .* with tensors of o"
+    wanted = r"^weights must be of one of VGGTForNVS, DepthAnything3, Pi3, VideoTracker, VGGT, got .* with tensors of o"
     with pytest.raises(ValueError, match=wanted):
         load_model(tmp_path / "w.safetensors")
 
@@ -76,7 +78,12 @@ def test_known_weights():
     assert names[3:5] == ["depth-anything/DA3-SMALL", "depth-anything/DA3-BASE"]
     assert [weights.name for weights in list_models("*vggt*commercial")] == names[2:3]
     assert [weights.name for weights in list_models("vggt*")] == names[1:3]
-    assert [weights.name for weights in list_models("da3*")] == names[3:]
+    assert [weights.name for weights in list_models("da3*")] == names[3:11]
+    assert [weights.name for weights in list_models("pi3*")] == ["yyfz233/Pi3", "yyfz233/Pi3X"]
+    for weights, preset in zip(list_models("pi3*"), ("pi3", "pi3x"), strict=True):
+        with torch.device("meta"):
+            pi3 = Pi3(getattr(Pi3Config, preset)())
+        assert weights.num_parameters == sum(p.numel() for p in pi3.parameters())
     for weights, preset in zip(list_models("da3-*e"), ("base", "large"), strict=True):
         with torch.device("meta"):
             model = DepthAnything3(getattr(DepthAnything3Config, preset)())

@@ -314,14 +314,16 @@ def _advise(model: VGGT) -> str:
 
 def _read_config(arguments: argparse.Namespace) -> Any:
     """Return the configuration of the model: a `VGGTConfig`, or that of another family which reconstructs scenes."""
-    from geomtx.models.da3 import DepthAnything3
-    from geomtx.models.published import is_depth_anything, open_weights
+    from geomtx.models.published import open_weights
+    from geomtx.models.registry import FAMILIES
+    from geomtx.models.saved_model import stored_kind
     from geomtx.models.vggt import VGGT, VGGTConfig
 
     if arguments.preset:
         return VGGTConfig.tiny()
-    family = DepthAnything3 if is_depth_anything(open_weights(arguments.weights).shapes) else VGGT
-    return family.read_config(arguments.weights)
+    kind = stored_kind(open_weights(arguments.weights))
+    families = [each.model for each in FAMILIES if each.model.__name__ == kind and hasattr(each.model, "head_modules")]
+    return (families or [VGGT])[0].read_config(arguments.weights)
 
 
 def _check_memory(arguments: argparse.Namespace, config: VGGTConfig, views: Views, device: torch.device) -> None:

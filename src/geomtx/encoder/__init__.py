@@ -5,9 +5,16 @@ from geomtx.encoder.camera_encoder import CameraEncoder
 from geomtx.encoder.class_token import CameraTokens, ClassTokenEncoder
 from geomtx.encoder.conditioning import CameraConditioning
 from geomtx.encoder.frame_rotary import FrameRotaryEncoder
-from geomtx.encoder.patches import Backbone, PatchEmbedding, normalize_images
+from geomtx.encoder.geometry_conditioning import (
+    GeometryConditioning,
+    GeometryHints,
+    KnownGeometry,
+    prepare_geometry,
+)
+from geomtx.encoder.patches import Backbone, ImageNormalization, PatchEmbedding, normalize_images
+from geomtx.encoder.pose_injection import PoseBlock, PoseTable
 from geomtx.encoder.reference_view import ReferenceRule, choose_reference
-from geomtx.encoder.special import SpecialTokens
+from geomtx.encoder.special import RegisterTokens, SpecialTokens
 from geomtx.encoder.vit import VisionTransformer, ViTFeatures, ViTStem
 
 __all__ = [
@@ -18,8 +25,15 @@ __all__ = [
     "CameraTokens",
     "ClassTokenEncoder",
     "FrameRotaryEncoder",
+    "GeometryConditioning",
+    "GeometryHints",
+    "ImageNormalization",
+    "KnownGeometry",
     "PatchEmbedding",
+    "PoseBlock",
+    "PoseTable",
     "ReferenceRule",
+    "RegisterTokens",
     "Scope",
     "SpecialTokens",
     "ViTFeatures",
@@ -27,4 +41,5 @@ __all__ = [
     "VisionTransformer",
     "choose_reference",
     "normalize_images",
+    "prepare_geometry",
 ]

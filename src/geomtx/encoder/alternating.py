@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomtx.checks import check_images, check_option, check_positive, check_shape
+from geomtx.checks import check_images, check_mask, check_option, check_positive, check_shape
 from geomtx.encoder.patches import Backbone, grid_of, normalize_images
+from geomtx.encoder.pose_injection import leave_as_is, pose_table
 from geomtx.encoder.scopes import (
+    BLOCKS_OF,
     AcrossViews,
     AmongSpecial,
     AttentionTable,
@@ -38,7 +40,8 @@ class AlternatingEncoder(nn.Module):
     - "frame": the next of `frame_blocks`, on each view by itself;
     - "global": the next of `global_blocks`, on all tokens of all views;
     - "cross": the next of `global_blocks`, where a view attends to the tokens of all other views;
-    - "register": the next of `global_blocks`, on the special tokens of all views alone; patches stay as they are.
+    - "register": the next of `global_blocks`, on the special tokens of all views alone; patches stay as they are;
+    - "pose": the next of `pose_blocks`, on the patches of views whose poses are known; nothing without poses.
 
     The output of a layer is the concatenation of its blocks' outputs along the channels. VGGT is
     `(("frame", "global"),) * 24`; `(("global", "global"),) * 24` with 48 global blocks is its global-only variant.
@@ -61,6 +64,8 @@ class AlternatingEncoder(nn.Module):
         rope_base: Base of the rotary positions; None for no positions beyond the backbone's.
         special: Module that puts special tokens before the patches, with their number as `num_tokens`; defaults to
             `SpecialTokens`.
+        pose_blocks: Modules that inject poses, for instance `PoseBlock`, in order of use.
+        normalize: Function that normalises images for the backbone; defaults to `normalize_images`.
 
     Raises:
         ValueError: If `order` doesn't use every block once, the backbone's width is not the blocks', or a tap is not a
@@ -80,6 +85,8 @@ class AlternatingEncoder(nn.Module):
         head_dim: int | None = None,
         rope_base: float | None = 100.0,
         special: nn.Module | None = None,
+        pose_blocks: Iterable[nn.Module] = (),
+        normalize: Callable[[Tensor], Tensor] = normalize_images,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -88,15 +95,17 @@ class AlternatingEncoder(nn.Module):
         self.special: Any = special
         self.frame_blocks = nn.ModuleList(frame_blocks)
         self.global_blocks = nn.ModuleList(global_blocks)
+        self.pose_blocks = nn.ModuleList(pose_blocks)
+        self.normalize = normalize
         self.order = (("frame", "global"),) * len(self.frame_blocks) if order is None else order
         self.taps = tuple(range(len(self.order))) if taps is None else tuple(taps)
         if head_dim is None and rope_base is not None:
             head_dim = ask_head_dim([*self.frame_blocks, *self.global_blocks])
         self.head_dim = head_dim
         self.rope_base = rope_base
-        check_order(self.order, len(self.frame_blocks), len(self.global_blocks))
+        check_order(self.order, len(self.frame_blocks), len(self.global_blocks), len(self.pose_blocks))
         self._numbered_order = number_blocks(self.order)
-        for block in (*self.frame_blocks, *self.global_blocks):
+        for block in (*self.frame_blocks, *self.global_blocks, *self.pose_blocks):
             width = getattr(getattr(block, "attention", None), "dim", backbone.dim)
             if width != backbone.dim:
                 raise ValueError(f"blocks must be as wide as the backbone, {backbone.dim} channels, got {width}")
@@ -111,6 +120,7 @@ class AlternatingEncoder(nn.Module):
         taps: tuple[int, ...] | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
         patch_shift: Float[Tensor, "*batch s p c"] | None = None,
+        poses: tuple[Tensor, Tensor] | None = None,
     ) -> Tokens:
         """Encode the views of scenes.
 
@@ -122,6 +132,8 @@ class AlternatingEncoder(nn.Module):
             taps: Layers to keep; defaults to the encoder's `taps`. Nothing after the last of them is computed.
             camera_shift: Vectors added to the camera tokens, (B, S, C), see `CameraConditioning`; defaults to none.
             patch_shift: Vectors added to the patch tokens, (B, S, patches, C); defaults to none.
+            poses: Known `cam_from_world` (B, S, 3, 4) of the views, and the mask (B, S) of those that are known, for
+                the scope "pose"; defaults to none.
 
         Returns:
             Tokens of the tapped layers.
@@ -130,7 +142,9 @@ class AlternatingEncoder(nn.Module):
             ValueError: If a shape is another one, a side is not a multiple of the patch, or a tap is no layer.
         """
         taps = self.check_taps(taps)
-        views = self.embed(images, patch_mask=patch_mask, camera_shift=camera_shift, patch_shift=patch_shift)
+        views = self.embed(
+            images, patch_mask=patch_mask, camera_shift=camera_shift, patch_shift=patch_shift, poses=poses
+        )
         tokens, layers = views.without_layers(), self.run(views.x, self.attention(views), taps)
         del views  # the blocks' first input need not outlive the first block
         return tokens._replace(layers=dict(map(self.join_layer, layers)))
@@ -142,6 +156,7 @@ class AlternatingEncoder(nn.Module):
         patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
         camera_shift: Float[Tensor, "*batch s c"] | None = None,
         patch_shift: Float[Tensor, "*batch s p c"] | None = None,
+        poses: tuple[Tensor, Tensor] | None = None,
         extra_patches: Float[Tensor, "*scenes t p c"] | None = None,
         first_view: int = 0,
         each_view: Callable[..., Tensor] | None = None,
@@ -153,6 +168,7 @@ class AlternatingEncoder(nn.Module):
             patch_mask: Mask of the valid patches, see `forward`.
             camera_shift: Vectors added to the camera tokens, see `forward`.
             patch_shift: Vectors added to the patch tokens, see `forward`.
+            poses: Known poses of the views and their mask, see `forward`.
             extra_patches: Patch tokens of further views, (B, T, patches, C), on the same grid; for instance rays of
                 views without an image. They follow the images' views, with the special tokens of views that aren't the
                 first. Defaults to none.
@@ -180,7 +196,12 @@ class AlternatingEncoder(nn.Module):
             mask = self._mask_tokens(patch_mask)
             mask = nn.functional.pad(mask, (0, 0, 0, x.shape[1] - mask.shape[1]), value=True)
         grid_hw = grid_of(image_hw, self.backbone.patch_size)
-        return EmbeddedViews(x, self.special.num_tokens, image_hw, grid_hw, mask, first_view)
+        views = EmbeddedViews(x, self.special.num_tokens, image_hw, grid_hw, mask, first_view)
+        if poses is None:
+            return views
+        check_shape("poses", poses[0], (*x.shape[:2], 3, 4))
+        check_mask("mask of poses", poses[1], tuple(x.shape[:2]))
+        return views._replace(poses=poses[0], posed=poses[1])
 
     def attention(self, views: EmbeddedViews) -> dict[Scope, Attend]:
         """Return the functions that run a block of each scope on all tokens of these views at once.
@@ -201,6 +222,11 @@ class AlternatingEncoder(nn.Module):
             rope = None if across is None else across.rows(slice(0, special)).repeat(num_views)
             mask = None if views.mask is None else key_mask(views.mask[:, :, :special].flatten(1, 2))
             table["register"] = AmongSpecial(special, AcrossViews(rope, mask))
+        if len(self.pose_blocks):
+            table["pose"] = leave_as_is
+            if views.poses is not None:
+                poses = pose_table(views, ask_head_dim(self.pose_blocks))
+                table["pose"] = AcrossViews(poses, key_mask(poses.active))
         return table
 
     def run(
@@ -223,10 +249,11 @@ class AlternatingEncoder(nn.Module):
         Yields:
             Index and block outputs, (B, S, P, C) each, of every tapped layer when it is reached.
         """
+        lists = {"frame": self.frame_blocks, "global": self.global_blocks, "pose": self.pose_blocks}
         for index, layer in enumerate(self._numbered_order[: max(taps, default=-1) + 1]):
             outputs = []
             for place, (scope, number) in enumerate(layer):
-                block = (self.frame_blocks if scope == "frame" else self.global_blocks)[number]
+                block = lists[BLOCKS_OF[scope]][number]
                 x = attend[scope](number, block, x)
                 if index in taps:
                     outputs.append(x if keep is None or place == len(layer) - 1 else keep(x))
@@ -311,7 +338,7 @@ class AlternatingEncoder(nn.Module):
         return tokens.unflatten(0, images.shape[:2]), patch_mask, image_hw
 
     def _embed_patches(self, images: Tensor, patch_mask: Tensor | None, **options: Any) -> Tensor:
-        return self.backbone(normalize_images(images), patch_mask, **options)
+        return self.backbone(self.normalize(images), patch_mask, **options)
 
     def _check_mask(self, mask: Tensor | None, images: Tensor, grid_hw: tuple[int, int]) -> Tensor | None:
         """Return the mask of patches as (B, S, patches)."""

@@ -27,6 +27,7 @@ class CameraTokens(nn.Module):
     """
 
     num_tokens = 1
+    first_is_reference = False
 
     def __init__(self, dim: int, *, std: float = 1e-2) -> None:
         super().__init__()

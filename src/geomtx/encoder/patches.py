@@ -12,7 +12,7 @@ from geomtx.checks import check_divisible, check_shape
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import Bool, Float
 
-__all__ = ["Backbone", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
+__all__ = ["Backbone", "ImageNormalization", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
 
 # ImageNet's statistics, rounded to float32 as in training; in float64 the rounding would show in tracks.
 IMAGENET_MEAN = (0.48500001430511475, 0.4560000002384186, 0.4059999883174896)
@@ -35,6 +35,25 @@ def normalize_images(
     """
     channels = images.unbind(-3)
     return torch.stack([(x - m) / s for x, m, s in zip(channels, mean, std, strict=True)], dim=-3)
+
+
+class ImageNormalization(nn.Module):
+    """`normalize_images` with mean and standard deviation that are stored with the weights.
+
+    They are buffers, (1, 3, 1, 1), and start as ImageNet's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Return (images - mean) / std for every channel."""
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
 
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:

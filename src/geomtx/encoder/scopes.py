@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from geomtx.layers.block import Attend
 from geomtx.layers.rope import RotaryTable
 
 __all__ = [
+    "BLOCKS_OF",
     "AcrossViews",
     "AmongSpecial",
     "AttentionTable",
@@ -26,7 +27,16 @@ __all__ = [
     "number_blocks",
 ]
 
-Scope = Literal["frame", "global", "cross", "register"]
+Scope = Literal["frame", "global", "cross", "register", "pose"]
+
+BLOCKS_OF: dict[Scope, str] = {
+    "frame": "frame",
+    "global": "global",
+    "cross": "global",
+    "register": "global",
+    "pose": "pose",
+}
+"""Scope → list of blocks that the scope takes its next one from."""
 
 AttentionTable = Mapping[Scope, Attend]
 """Function that runs a block on the tokens of scenes, (B, S, P, C), for each scope."""
@@ -53,14 +63,14 @@ class WithinViews:
 
 @dataclass(eq=False)
 class AcrossViews:
-    """Run a block on all tokens of a scene as one sequence, as in the scopes "global" and, with a mask, "cross".
+    """Run a block on all tokens of a scene as one sequence: "global", and with a mask "cross" and "pose".
 
     Attributes:
-        rope: Rotary table of the S·P tokens of a scene; None for none.
+        rope: Rotary table of the S·P tokens of a scene, or what else tells the blocks their places; None for none.
         mask: Attention mask, broadcastable to (B, 1, S·P, S·P); None for none.
     """
 
-    rope: RotaryTable | None
+    rope: Any
     mask: Tensor | None
 
     def __call__(self, number: int, block: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -110,41 +120,44 @@ def mask_own_view(x: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(allowed.any(dim=-1, keepdim=True), allowed, fallback)
 
 
-def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global: int) -> None:
+def check_order(order: tuple[tuple[Scope, ...], ...], num_frame: int, num_global: int, num_pose: int = 0) -> None:
     """Require an order of scopes that uses every block once.
 
     Args:
         order: Layers of scopes.
         num_frame: Number of frame blocks.
         num_global: Number of global blocks.
+        num_pose: Number of blocks that inject poses.
 
     Raises:
         ValueError: If a block is used more or less than once, or a scope is unknown.
     """
-    scopes = [scope for layer in order for scope in layer]
-    for scope in scopes:
+    there = {"frame": num_frame, "global": num_global, "pose": num_pose}
+    used = dict.fromkeys(there, 0)
+    for scope in (scope for layer in order for scope in layer):
         check_option("scope", scope, get_args(Scope))
-    used = scopes.count("frame")
-    if (used, len(scopes) - used) != (num_frame, num_global):
+        used[BLOCKS_OF[scope]] += 1
+    if used != there:
+        shown = {name: (number, used[name]) for name, number in there.items() if name != "pose" or number or used[name]}
         raise ValueError(
-            f"order must use each block once, {num_frame} frame and {num_global} global ones, "
-            f"got {used} and {len(scopes) - used}; without an order they are taken in pairs"
+            f"order must use each block once, {' and '.join(f'{n} {name}' for name, (n, _) in shown.items())} ones, "
+            f"got {' and '.join(str(number) for _, number in shown.values())}; without an order they are taken in pairs"
         )
 
 
 def number_blocks(order: tuple[tuple[Scope, ...], ...]) -> tuple[tuple[tuple[Scope, int], ...], ...]:
-    """Return `order` with the index of each scope's block in the list of frame blocks or of global blocks.
+    """Return `order` with the index of each scope's block in the list that it is taken from, see `BLOCKS_OF`.
 
     Args:
         order: Layers of scopes.
     """
-    used = {True: 0, False: 0}
+    used = dict.fromkeys(BLOCKS_OF.values(), 0)
     numbered = []
     for layer in order:
         blocks = []
         for scope in layer:
-            blocks.append((scope, used[scope == "frame"]))
-            used[scope == "frame"] += 1
+            blocks.append((scope, used[BLOCKS_OF[scope]]))
+            used[BLOCKS_OF[scope]] += 1
         numbered.append(tuple(blocks))
     return tuple(numbered)
 

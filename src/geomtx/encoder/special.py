@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from geomtx.types import Float
 
-__all__ = ["SpecialTokens"]
+__all__ = ["RegisterTokens", "SpecialTokens"]
 
 
 class SpecialTokens(nn.Module):
@@ -18,6 +18,9 @@ class SpecialTokens(nn.Module):
         num_registers: Number of register tokens of a view.
         std: Standard deviation of the initial tokens.
     """
+
+    first_is_reference = True
+    """Whether the first view of a scene is another one than the rest, whatever it shows."""
 
     def __init__(self, dim: int, *, num_registers: int = 4, std: float = 1e-2) -> None:
         super().__init__()
@@ -59,3 +62,39 @@ class SpecialTokens(nn.Module):
             missing = (0, 0, 0, self.num_tokens - 1, 0, num_views - camera_shift.shape[1])
             special = special + nn.functional.pad(camera_shift.to(patches.dtype)[:, :, None], missing)
         return torch.cat([special, patches], dim=2)
+
+
+class RegisterTokens(nn.Module):
+    """Register tokens that are the same for every view, so that no view is the reference (Pi3, Wang et al. 2025).
+
+    Args:
+        dim: Number of channels C of the tokens.
+        num_tokens: Number of register tokens of a view.
+        std: Standard deviation of the initial tokens.
+    """
+
+    first_is_reference = False
+
+    def __init__(self, dim: int, num_tokens: int = 5, *, std: float = 1e-2) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.registers = nn.Parameter(torch.zeros(1, 1, num_tokens, dim))
+        nn.init.normal_(self.registers, std=std)
+
+    def forward(
+        self, patches: Float[Tensor, "b s p c"], *, first_view: int = 0, camera_shift: Tensor | None = None
+    ) -> Float[Tensor, "b s p2 c"]:
+        """Put the register tokens before the patches, (B, S, P, C) → (B, S, P + num_tokens, C).
+
+        Args:
+            patches: Patch tokens, (B, S, P, C).
+            first_view: Index in its scene of the first of these views; it has no influence.
+            camera_shift: None, as there are no camera tokens.
+
+        Raises:
+            ValueError: For a `camera_shift`.
+        """
+        if camera_shift is not None:
+            raise ValueError("camera_shift must be None for an encoder without camera tokens, got vectors")
+        registers = self.registers.to(patches.dtype).expand(*patches.shape[:2], -1, -1)
+        return torch.cat([registers, patches], dim=2)

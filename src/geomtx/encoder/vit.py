@@ -53,14 +53,13 @@ class VisionTransformer(nn.Module):
         num_registers: Number of register tokens, which have no position.
         rope: Module that returns the rotary table of a grid, for instance `GridRotary`, in place of a position table.
             Defaults to a position table.
+        in_channels: Number of channels of the images.
+        mask_token: Whether there is a mask token, which published checkpoints have and nothing uses.
         antialias: Whether the position table is resized to the size of the grid with an antialiasing filter, as in
             DINOv2 with registers; or by the scale (grid + 0.1) / table without one, as in DINOv2 without registers.
         block: Numbers of the blocks, as for `TransformerBlock`; `layer_scale` defaults to 1 and `norm_eps`, which is
             that of the last norm too, to 1e-6.
     """
-
-    unused_parameters: tuple[str, ...] = ("mask_token",)
-    """Parameters that no output depends on; a checkpoint may be without them."""
 
     def __init__(
         self,
@@ -72,6 +71,8 @@ class VisionTransformer(nn.Module):
         image_size: int = 518,
         num_registers: int = 4,
         rope: nn.Module | None = None,
+        in_channels: int = 3,
+        mask_token: bool = True,
         antialias: bool = True,
         **block: Any,
     ) -> None:
@@ -81,7 +82,7 @@ class VisionTransformer(nn.Module):
         self.dim = dim
         self.patch_size = patch_size
         self.num_registers = num_registers
-        self.patch_embedding = PatchEmbedding(dim, patch_size=patch_size)
+        self.patch_embedding = PatchEmbedding(dim, patch_size=patch_size, in_channels=in_channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.registers = nn.Parameter(torch.zeros(1, num_registers, dim)) if num_registers else None
         self.rope = rope
@@ -90,8 +91,10 @@ class VisionTransformer(nn.Module):
             check_divisible("image_size", image_size, patch_size)
             self.table_side = image_size // patch_size
             self.position_table = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
-        # Published checkpoints have it and nothing uses it; without a gradient, so that DDP doesn't wait for one.
-        self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False)
+        # Without a gradient, so that DDP doesn't wait for one.
+        self.mask_token = nn.Parameter(torch.zeros(1, dim), requires_grad=False) if mask_token else None
+        self.unused_parameters = ("mask_token",) if mask_token else ()
+        """Parameters that no output depends on; a checkpoint may be without them."""
         self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=block["norm_eps"])
         self.reset_parameters()
@@ -116,7 +119,7 @@ class VisionTransformer(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "n 3 h w"],
+        images: Float[Tensor, "n c_in h w"],
         patch_mask: Bool[Tensor, "n p"] | None = None,
         *,
         run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
@@ -126,7 +129,7 @@ class VisionTransformer(nn.Module):
 
     def forward_features(
         self,
-        images: Float[Tensor, "n 3 h w"],
+        images: Float[Tensor, "n c_in h w"],
         patch_mask: Bool[Tensor, "n p"] | None = None,
         *,
         run_block: Callable[[nn.Module], Callable[..., Tensor]] | None = None,
@@ -134,7 +137,7 @@ class VisionTransformer(nn.Module):
         """Return the normalised class, register and patch tokens.
 
         Args:
-            images: Normalised images, (N, 3, H, W), H and W multiples of the patch size.
+            images: Normalised images, (N, in_channels, H, W), H and W multiples of the patch size.
             patch_mask: Mask of the valid patches, (N, P) bool; the others are no keys of attention. Defaults to all.
             run_block: Function that returns, for a block, a function with the same result that is called in its place,
                 for instance with gradient checkpointing. Defaults to the block itself.
@@ -213,11 +216,9 @@ class ViTStem(VisionTransformer):
         options: Numbers of the blocks and of the position table, as for `VisionTransformer`.
     """
 
-    unused_parameters = ()
-
     def __init__(self, dim: int, depth: int, **options: Any) -> None:
-        super().__init__(dim, depth, num_registers=0, **options)
-        del self.norm, self.mask_token
+        super().__init__(dim, depth, num_registers=0, mask_token=False, **options)
+        del self.norm
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from geomtx.geometry.camera import (
     compose_rigid,
     decode_pose,
     encode_pose,
+    fit_intrinsics,
     fov_to_intrinsics,
     intrinsics_to_fov,
     invert_rigid,
@@ -34,7 +35,7 @@ from geomtx.geometry.epipolar import fundamental_matrix, sampson_distance
 from geomtx.geometry.projection import RayOrder, plucker_rays, project, unproject
 from geomtx.geometry.ray_cameras import cameras_from_rays
 from geomtx.geometry.robust import RobustLoss, robust_loss
-from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix, rotation_angle
+from geomtx.geometry.rotation import matrix_to_quat, nearest_rotation, quat_to_matrix, rotation_angle
 from geomtx.geometry.scene_frame import RelativeCameras, normalize_scene, relate_cameras
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
 
@@ -58,6 +59,7 @@ __all__ = [
     "depth_edges",
     "encode_pose",
     "fit_camera_similarity",
+    "fit_intrinsics",
     "fit_similarity",
     "fov_to_intrinsics",
     "from_colmap",
@@ -68,6 +70,7 @@ __all__ = [
     "intrinsics_to_fov",
     "invert_rigid",
     "matrix_to_quat",
+    "nearest_rotation",
     "normalize_scene",
     "plucker_rays",
     "project",

@@ -13,7 +13,7 @@ from torch import Tensor
 from geomtx.checks import check_shape
 from geomtx.geometry.rotation import matrix_to_quat, quat_to_matrix
 from geomtx.layers.precision import float32_island
-from geomtx.types import Cameras, Float
+from geomtx.types import Bool, Cameras, Float
 
 __all__ = [
     "POSE_DIM",
@@ -21,6 +21,7 @@ __all__ = [
     "compose_rigid",
     "decode_pose",
     "encode_pose",
+    "fit_intrinsics",
     "fov_to_intrinsics",
     "intrinsics_to_fov",
     "invert_rigid",
@@ -93,6 +94,37 @@ def fov_to_intrinsics(
     f_x = (width / 2) / half_tan[..., 1]
     zero, one = torch.zeros_like(f_x), torch.ones_like(f_x)
     rows = (f_x, zero, one * (width / 2), zero, f_y, one * (height / 2), zero, zero, one)
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+@float32_island
+def fit_intrinsics(
+    slopes: Float[Tensor, "*batch h w 2"], mask: Bool[Tensor, "*batch h w"] | None = None
+) -> Float[Tensor, "*batch 3 3"]:
+    """Return the intrinsics that best project points seen by all pixels to these pixels, by least squares.
+
+    The principal point is the image's centre, ((W - 1)/2, (H - 1)/2).
+
+    Args:
+        slopes: Points of the pixels in the camera as (x/z, y/z), (..., H, W, 2).
+        mask: Mask of the pixels that take part, (..., H, W) bool; defaults to all.
+
+    Returns:
+        Intrinsics in pixels, (..., 3, 3). Where no pixel takes part, or all points are on the axis, the focal lengths
+        are 0.
+    """
+    height, width = slopes.shape[-3:-1]
+    center_x, center_y = (width - 1) / 2, (height - 1) / 2
+    x = torch.arange(width, device=slopes.device, dtype=slopes.dtype) - center_x
+    y = torch.arange(height, device=slopes.device, dtype=slopes.dtype) - center_y
+    if mask is not None:
+        slopes = torch.where(mask[..., None], slopes, 0.0)
+    focal = []
+    for slope, place in ((slopes[..., 0], x), (slopes[..., 1], y[:, None])):
+        squares = slope.square().mean((-2, -1))
+        focal.append((slope * place).mean((-2, -1)) / squares.clamp(min=torch.finfo(squares.dtype).tiny))
+    zero, one = torch.zeros_like(focal[0]), torch.ones_like(focal[0])
+    rows = (focal[0], zero, one * center_x, zero, focal[1], one * center_y, zero, zero, one)
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from geomtx.layers.precision import float32_island
 from geomtx.types import Float
 
-__all__ = ["matrix_to_quat", "quat_to_matrix", "rotation_angle"]
+__all__ = ["matrix_to_quat", "nearest_rotation", "quat_to_matrix", "rotation_angle"]
 
 
 @float32_island
@@ -73,3 +73,17 @@ def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3 3"
     skew = relative - relative.transpose(-1, -2)
     sine = torch.linalg.vector_norm(torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1), dim=-1)
     return torch.atan2(sine, relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+
+
+@float32_island
+def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Return the rotations that are nearest to matrices in the sum of squared differences (Umeyama 1991).
+
+    The gradient is finite where the nearest rotation is unique, also at rotations, whose singular values are equal.
+
+    Args:
+        matrix: Matrices of any determinant, (..., 3, 3).
+    """
+    import roma
+
+    return roma.special_procrustes(matrix)

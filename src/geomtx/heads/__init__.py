@@ -7,9 +7,13 @@ from geomtx.heads.dense import DenseHead, MapHead, PixelShuffleHead, RGBHead
 from geomtx.heads.depth_rays import DepthRayHead
 from geomtx.heads.depth_sky import DepthSkyHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.metric_scale import MetricScaleHead
+from geomtx.heads.point_map import PointMapHead, PooledCamera, TokenMap
 from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.text_alignment import TextAlignmentHead
+from geomtx.heads.token_decoder import PixelShuffle, TokenDecoder
 from geomtx.heads.track import TrackHead
+from geomtx.heads.upsampler import Upsampler
 
 __all__ = [
     "CameraHead",
@@ -20,10 +24,17 @@ __all__ = [
     "DepthRayHead",
     "DepthSkyHead",
     "MapHead",
+    "MetricScaleHead",
     "OnePassCameraHead",
+    "PixelShuffle",
     "PixelShuffleHead",
+    "PointMapHead",
+    "PooledCamera",
     "RGBHead",
     "SpecialTokenHead",
     "TextAlignmentHead",
+    "TokenDecoder",
+    "TokenMap",
     "TrackHead",
+    "Upsampler",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,15 +11,28 @@ from torch import Tensor, nn
 from geomtx.heads.dense import MapHead, RGBHead
 from geomtx.heads.depth_rays import DepthRayHead
 from geomtx.heads.depth_sky import DepthSkyHead
+from geomtx.heads.metric_scale import MetricScaleHead
+from geomtx.heads.point_map import PointMapHead
 from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.track import TrackHead
-from geomtx.types import ProjectedTokens, Tokens
+from geomtx.types import Cameras, ProjectedTokens, Tokens
 
-__all__ = ["DECODING_HEADS", "EachView", "Gather", "extract_features", "has_steps", "head_dtype", "run_head"]
+__all__ = [
+    "DECODING_HEADS",
+    "HEADS_OF_WHOLE_LAYERS",
+    "EachView",
+    "Gather",
+    "extract_features",
+    "has_steps",
+    "head_dtype",
+    "run_head",
+]
 
 DECODING_HEADS = (MapHead, RGBHead, DepthRayHead, DepthSkyHead)
 """Heads that read the projections of their `decoder`, each view by itself."""
-_HEADS_WITH_STEPS = (*DECODING_HEADS, SpecialTokenHead, TrackHead)
+HEADS_OF_WHOLE_LAYERS = (PointMapHead, MetricScaleHead)
+"""Heads that read all tokens of a layer, each view by itself."""
+_HEADS_WITH_STEPS = (*DECODING_HEADS, *HEADS_OF_WHOLE_LAYERS, SpecialTokenHead, TrackHead)
 
 EachView = Callable[..., Any]
 """Function that applies a function of single views to all views: each_view(function, tokens) → its result."""
@@ -64,8 +77,19 @@ def run_head(
         selected = head.select(_convert(tokens, dtype))
         return head.predict(gather(selected), tokens.image_hw, _valid_views(tokens, gather))
     each_view, gather = each_view or _call, gather or _identity
-    if isinstance(head, DECODING_HEADS):
-        return each_view(lambda part: head(_convert(part, dtype), **options), tokens)
+    if isinstance(head, (*DECODING_HEADS, PointMapHead)):
+        found = each_view(lambda part: head(_convert(part, dtype), **options), tokens)
+        if isinstance(head, PointMapHead) and "cameras" in found:
+            found["cameras"] = Cameras(*_of_all_views(found["cameras"], head, gather))
+        return found
+    if isinstance(head, MetricScaleHead):
+
+        def read(function: Callable[[Tokens], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            of_views = each_view(lambda part: function(_convert(part, dtype)), tokens)
+            values, weights = _of_all_views(of_views, head, gather)
+            return values, weights
+
+        return head.predict(read)
     if isinstance(head, TrackHead):
         assert query_points is not None, "a head of tracks runs with query points only"
         features = extract_features(head, tokens, each_view, gather)
@@ -93,6 +117,12 @@ def extract_features(
 def has_steps(head: nn.Module) -> bool:
     """Return whether a head is one of geomtx's whose `forward` is its own, so that its steps give the same result."""
     return any(isinstance(head, kind) and type(head).forward is kind.forward for kind in _HEADS_WITH_STEPS)
+
+
+def _of_all_views(values: Iterable[Tensor], head: nn.Module, gather: Gather) -> list[Tensor]:
+    """Return small results of single views for those of all processes, on the head's device."""
+    device = next(head.parameters()).device
+    return [gather(value.to(device)) for value in values]
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

@@ -54,7 +54,7 @@ class KeysFirst:
     """Run a block on all tokens of a scene in two steps: keys and values of all keys, then the tokens that attend.
 
     Attributes:
-        rope: Rotary table of this process's S·P tokens; None for none.
+        rope: Rotary table of this process's S·P tokens, or their poses, see `PoseTable`; None for none.
         mask: Attention mask of the M keys of all processes, broadcastable to (B, 1, S·P, M); None for none.
         keys: Subset of this process's tokens that are keys; None for all.
         shares: Number of keys of every process; None in one process.
@@ -62,7 +62,7 @@ class KeysFirst:
             tensor of its own.
     """
 
-    rope: RotaryTable | None
+    rope: Any
     mask: Tensor | None
     keys: KeySubset | None = None
     shares: Shares | None = None
@@ -162,6 +162,13 @@ def attention_table(
             cross = table["cross"]
             assert isinstance(cross, AcrossViews), "the encoder's own table is plain"
             table["cross"] = KeysFirst(cross.rope, cross.mask, token_chunk=plan.token_chunk)
+    poses = table.get("pose")
+    if isinstance(poses, AcrossViews) and (plan.token_chunk is not None or shares is not None):
+        of_tokens = None if shares is None else shares.times(views.x.shape[2])
+        active = poses.rope.active
+        if of_tokens is not None:
+            active = of_tokens.gather(active.to(torch.uint8), dim=1).bool()
+        table["pose"] = KeysFirst(poses.rope, key_mask(active), None, of_tokens, plan.token_chunk)
     of_view = None if across.rope is None else across.rope.rows(slice(0, views.x.shape[2]))
     keys = choose_keys(views, approximation, of_view, shares)
     table["global"] = _run_across(across, views.mask, shares and shares.times(views.x.shape[2]), plan, keys)
@@ -230,5 +237,5 @@ def check_blocks(blocks: Iterable[nn.Module], reason: str) -> None:
             raise ValueError(f"blocks must be TransformerBlock for {reason}, got {type(block).__name__}")
 
 
-def _rows(rope: RotaryTable | None, part: slice) -> RotaryTable | None:
+def _rows(rope: Any, part: slice) -> Any:
     return None if rope is None else rope.rows(part)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from geomtx.encoder.geometry_conditioning import KnownGeometry, prepare_geometry
 from geomtx.encoder.scopes import AttentionTable
 from geomtx.heads.run import EachView
 from geomtx.inference.attention import attention_table, check_blocks
@@ -49,14 +50,14 @@ class Inputs(NamedTuple):
         query_points: Query points; None for none.
         patch_mask: Mask of the valid patches; None for all.
         heads: Names of the heads.
-        cameras: Known cameras of all views, for models that take them; None for none.
+        cameras: Known cameras of all views, or what else is known of them, for models that take it; None for none.
     """
 
     images: Tensor
     query_points: Tensor | None
     patch_mask: Tensor | None
     heads: tuple[str, ...]
-    cameras: Cameras | None = None
+    cameras: Cameras | KnownGeometry | None = None
 
 
 class Execution(NamedTuple):
@@ -100,7 +101,7 @@ def predict(
     plan: MemoryPlan | None = None,
     approximation: GlobalApproximation | None = None,
     recompute: bool = False,
-    cameras: Cameras | None = None,
+    cameras: Cameras | KnownGeometry | None = None,
 ) -> Predictions:
     """Return what `model(images, …)` gives up to rounding, or an approximation of it, executed in another way.
 
@@ -114,7 +115,7 @@ def predict(
         approximation: Keys that global attention leaves out, see `GlobalApproximation`; defaults to nothing.
         recompute: Compute the activations within blocks again in the backward pass instead of keeping them (gradient
             checkpointing, Chen et al. 2016). Without effect where no gradients are recorded.
-        cameras: Known cameras of all views, for models whose `forward` takes them.
+        cameras: Known cameras of all views, or what else is known of them, for models whose `forward` takes it.
 
     Raises:
         ValueError: As the model; for numbers of a plan or an approximation that mean nothing, and blocks that can't be
@@ -198,7 +199,7 @@ def _encode(model: Any, inputs: Inputs, execution: Execution, report: _Reports) 
         patch_mask=None if inputs.patch_mask is None else inputs.patch_mask[:, here].to(device),
         first_view=0 if shares is None else shares.start,
         each_view=each_view,
-        **_of_all_views(model, inputs, shares, device),
+        **_of_all_views(model, inputs, execution, device),
     )
     table = attention_table(model.encoder, views, plan, approximation, shares)
     attend = {scope: report.after(_with_block(run, run_block)) for scope, run in table.items()}
@@ -219,8 +220,15 @@ def _encode(model: Any, inputs: Inputs, execution: Execution, report: _Reports) 
     return EncodedViews(read, None if plan == WHOLE and shares is None else heads_in_chunks(device, plan))
 
 
-def _of_all_views(model: Any, inputs: Inputs, shares: Shares | None, device: torch.device) -> dict[str, Any]:
+def _of_all_views(model: Any, inputs: Inputs, execution: Execution, device: torch.device) -> dict[str, Any]:
     """Return what an encoder that looks at all views before its first block is given besides."""
+    shares = execution.shares
+    if isinstance(inputs.cameras, KnownGeometry):
+        here = slice(None) if shares is None else shares.here
+        mask = None if inputs.patch_mask is None else inputs.patch_mask[:, here].to(device)
+        image_hw = (inputs.images.shape[-2], inputs.images.shape[-1])
+        chunk = None if execution.plan.token_chunk is None else execution.plan.view_chunk
+        return model.condition(prepare_geometry(inputs.cameras).take_views(here), image_hw, mask, chunk)
     if inputs.cameras is not None:
         tokens = model.encode_cameras(inputs.cameras.to(device), (inputs.images.shape[-2], inputs.images.shape[-1]))
         return {"camera_tokens": tokens if shares is None else tokens[:, shares.here]}

@@ -44,11 +44,16 @@ class CompiledBlock:
 
     def project_keys(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Return `block.project_keys(x, **options)`."""
-        return _compile(TransformerBlock.project_keys, self.backend)(self.block, x, **options)
+        return _compile(self._method("project_keys"), self.backend)(self.block, x, **options)
 
     def attend_to(self, x: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
         """Return `block.attend_to(x, keys, values, **options)`."""
-        return _compile(TransformerBlock.attend_to, self.backend)(self.block, x, keys, values, **options)
+        return _compile(self._method("attend_to"), self.backend)(self.block, x, keys, values, **options)
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        """Return a method as a function of the block, the same for all blocks of the class."""
+        method: Callable[..., Any] = getattr(type(self.block), name)
+        return method
 
 
 @functools.cache

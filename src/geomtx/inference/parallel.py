@@ -23,7 +23,8 @@ from geomtx.types import CameraPrediction, DenseMap, Predictions, TrackPredictio
 __all__ = ["predict_parallel"]
 
 _OPTIONS = ("plan", "approximation", "progress")
-_MAPS = ("depth", "points", "rays", "sky")  # fields of predictions with a value for each pixel of a process's own views
+# Fields of predictions with a value for each pixel of a process's own views.
+_MAPS = ("depth", "points", "rays", "sky", "points_cam")
 
 
 def predict_parallel(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.run import DECODING_HEADS, EachView, has_steps, head_dtype
+from geomtx.heads.run import DECODING_HEADS, HEADS_OF_WHOLE_LAYERS, EachView, has_steps, head_dtype
 from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies
@@ -49,6 +49,9 @@ class LayerReader:
         self.special_layers = {name: max(taps) if head.layer is None else head.layer for name, head in special.items()}
         # Layers of which all special tokens are kept, and not the camera tokens alone.
         self.all_special = {self.special_layers[name] for name, head in special.items() if head.reads_all}
+        self.in_parts = {
+            name for name, head in heads.items() if has_steps(head) and isinstance(head, HEADS_OF_WHOLE_LAYERS)
+        }
         self.whole = taps if heads.keys() - self.decoders.keys() - special.keys() else ()
         self.special_tokens: dict[int, Tensor] = {}
         self.layers: dict[int, Tensor] = {}
@@ -85,12 +88,22 @@ class LayerReader:
             count = self._num_kept(index)
             self.special_tokens[index] = self.join([each[:, :, :count].to(self.device) for each in outputs], count)
         if index in self.whole:
-            layer = self.join([each.to(self.device) for each in outputs], self.tokens.num_special)
-            self.layers[index] = layer.to(_device(self.plan.tap_device))
+            self.layers[index] = self._keep_whole(outputs)
         # A decoder may read a layer more than once.
         levels = [(h, i) for h, decoder in self.decoders.items() for i, tap in enumerate(decoder.taps) if tap == index]
         if levels:
             self._project(outputs, levels)
+
+    def _keep_whole(self, outputs: list[Tensor]) -> Tensor:
+        """Return the tokens of a layer, joined some views at a time, where the plan says that they wait."""
+        num_scenes, num_views = outputs[0].shape[:2]
+
+        def join(part: slice) -> Tensor:
+            here = [each[:, part].to(self.device, non_blocking=True) for each in outputs]
+            return self.join(here, self.tokens.num_special)
+
+        chunk = None if self.plan.view_chunk is None else max(1, self.plan.view_chunk // num_scenes)
+        return map_chunks(join, num_views, chunk, dim=1, device=_device(self.plan.tap_device))
 
     def _project(self, outputs: list[Tensor], levels: list[tuple[str, int]]) -> None:
         """Project the patches of a layer for every decoder that reads it, some views at a time."""
@@ -127,7 +140,9 @@ class LayerReader:
             mask = None if tokens.mask is None else tokens.mask[:, :, :count]
             return Tokens({index: self.special_tokens[index]}, count, tokens.image_hw, tokens.grid_hw, mask)
         if head not in self.decoders:
-            return tokens._replace(layers=dict(self.layers)).to(self.device)
+            wait_for_copies(self.layers.values(), self.device)
+            tokens = tokens._replace(layers=dict(self.layers))
+            return tokens if head in self.in_parts else tokens.to(self.device)
         maps = self.maps.pop(head)
         mask = None if tokens.mask is None else tokens.mask[:, :, :1]
         return ProjectedTokens(tuple(maps[level] for level in sorted(maps)), self.views, tokens.image_hw, mask)

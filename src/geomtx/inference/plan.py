@@ -210,13 +210,13 @@ def choose_plan(model: nn.Module, size: PassSize, memory: Memory, *, held: int =
     """
     if memory not in ("auto", "low") and (not isinstance(memory, int) or isinstance(memory, bool) or memory < 1):
         raise ValueError(f"memory must be 'auto', 'low' or a whole number of bytes, got {memory!r}")
+    if memory == "low" and hasattr(model, "run_heads"):
+        return LEAN_PLAN
     config = getattr(model, "config", None)
     if not all(hasattr(config, name) for name in _SIZES) or not hasattr(model, "run_heads"):
         if memory != "auto":
             raise ValueError(f"memory must be 'auto' for a model whose memory isn't known, got {memory!r}")
         return None
-    if memory == "low":
-        return LEAN_PLAN
     parameter = next(model.parameters())
     if isinstance(memory, int):
         budget: float = memory - weight_bytes(model)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from geomtx.layers.attention import Attention
 from geomtx.layers.backends import AttentionBackend
 from geomtx.layers.mlp import MLP, SwiGLU
-from geomtx.layers.norms import LayerScale
+from geomtx.layers.norms import LayerScale, Residual
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
@@ -29,7 +29,7 @@ class TransformerBlock(nn.Module):
         mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
         gated: Whether the MLP is a `SwiGLU`. It has two thirds of the hidden channels, rounded up to a multiple of 8,
             and so about as many parameters.
-        layer_scale: Initial factor of both residual branches.
+        layer_scale: Initial factor of both residual branches; None for branches that are added as they are.
         norm_eps: Epsilon of both LayerNorms.
         attention: `qk_norm`, `masked_bias` and `backend`, as for `Attention`.
     """
@@ -41,18 +41,18 @@ class TransformerBlock(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         gated: bool = False,
-        layer_scale: float = 0.01,
+        layer_scale: float | None = 0.01,
         norm_eps: float = 1e-5,
         **attention: Any,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=norm_eps)
         self.attention = Attention(dim, num_heads, **attention)
-        self.attention_scale = LayerScale(dim, layer_scale)
+        self.attention_scale = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
         self.mlp_norm = nn.LayerNorm(dim, eps=norm_eps)
         hidden_dim = int(dim * mlp_ratio)
         self.mlp = SwiGLU(dim, 8 * -(-2 * hidden_dim // 24)) if gated else MLP(dim, hidden_dim)
-        self.mlp_scale = LayerScale(dim, layer_scale)
+        self.mlp_scale = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Layers that scale or modulate tokens: LayerScale and adaptive modulation of normalised tokens."""
+"""Layers that add, scale or modulate tokens: residual branches and adaptive modulation of normalised tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from geomtx.types import Float
 __all__ = [
     "LayerScale",
     "Modulation",
+    "Residual",
 ]
 
 
@@ -28,6 +29,14 @@ class LayerScale(nn.Module):
     def forward(self, x: Float[Tensor, "*batch c"], branch: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
         """Return x + gamma · branch, (..., C) each, computed in one operation and rounded once."""
         return torch.addcmul(x, branch, self.gamma)
+
+
+class Residual(nn.Module):
+    """Add a residual branch as it is; stands where a `LayerScale` would."""
+
+    def forward(self, x: Float[Tensor, "*batch c"], branch: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        """Return x + branch, (..., C) each."""
+        return x + branch
 
 
 class Modulation(nn.Module):

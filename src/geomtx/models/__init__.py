@@ -2,6 +2,7 @@
 
 from geomtx.models.da3 import DepthAnything3, DepthAnything3Config
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
+from geomtx.models.pi3 import Pi3, Pi3Config
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
 
@@ -11,6 +12,8 @@ __all__ = [
     "DepthAnything3Config",
     "NVSConfig",
     "NVSPrediction",
+    "Pi3",
+    "Pi3Config",
     "VGGTConfig",
     "VGGTForNVS",
     "VideoTracker",

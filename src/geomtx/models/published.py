@@ -18,6 +18,7 @@ __all__ = [
     "PublishedWeights",
     "find_weights",
     "is_depth_anything",
+    "is_pi3",
     "open_weights",
     "state_licence",
 ]
@@ -74,6 +75,8 @@ PUBLISHED = {
             PublishedWeights(f"depth-anything/{name}", "DepthAnything3", count, 4 * count, licence)
             for name, count, licence in _DEPTH_ANYTHING
         ),
+        PublishedWeights("yyfz233/Pi3", "Pi3", 958_696_732, 4 * 958_696_732, _NON_COMMERCIAL),
+        PublishedWeights("yyfz233/Pi3X", "Pi3", 1_360_032_433, 4 * 1_360_032_433, _NON_COMMERCIAL),
     )
 }
 """Known weights by name."""
@@ -105,6 +108,11 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
 def is_depth_anything(names: Iterable[str]) -> bool:
     """Return whether the names of a checkpoint's tensors are those of a Depth Anything 3 model, published or ours."""
     return any("backbone.pretrained." in name or "dense_head.decoder." in name for name in names)
+
+
+def is_pi3(names: Iterable[str]) -> bool:
+    """Return whether the names of a checkpoint's tensors are those of a Pi3 or Pi3X, published or ours."""
+    return any("conf_decoder.blocks." in name or "point_head.confidence.trunk." in name for name in names)
 
 
 @functools.cache

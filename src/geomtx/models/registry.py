@@ -15,7 +15,9 @@ from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.models.da3 import DepthAnything3
 from geomtx.models.da3.keys import describe_da3, is_da3_name
 from geomtx.models.nvs import VGGTForNVS
-from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, open_weights
+from geomtx.models.pi3 import Pi3
+from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
+from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, is_pi3, open_weights
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.vggt import VGGT
 from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt
@@ -57,6 +59,7 @@ def _is_vggt(names: Collection[str]) -> bool:
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
     Family(DepthAnything3, is_depth_anything, True, is_da3_name, describe_da3),
+    Family(Pi3, is_pi3, True, is_pi3_name, describe_pi3),
     Family(VideoTracker, _has_part("features", "refiner")),
     Family(VGGT, _is_vggt, has_heads=True),
 )

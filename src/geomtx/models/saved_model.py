@@ -16,7 +16,7 @@ from geomtx.checkpoint.key_table import KeyTable
 from geomtx.heads.dense import DenseHead, PixelShuffleHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
-from geomtx.models.published import is_depth_anything, open_weights
+from geomtx.models.published import is_depth_anything, is_pi3, open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
 
@@ -38,7 +38,7 @@ __all__ = [
     "stored_kind",
 ]
 
-Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3"]
+Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3", "Pi3"]
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -82,6 +82,8 @@ def stored_kind(checkpoint: Checkpoint) -> str | None:
         return str(stored[_KIND])
     if is_depth_anything(checkpoint.shapes):
         return "DepthAnything3"
+    if is_pi3(checkpoint.shapes):
+        return "Pi3"
     if stored is None:
         return None
     return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"

@@ -242,8 +242,9 @@ def _run_pass(
         quantize=quantized_type(model),
     )
     warn_of_nonfinite(scene)
-    if getattr(getattr(model, "encoder", None), "reference", None) is not None and "camera" in heads:
-        return move_to_first_camera(scene, "about the camera of the view that the model chose")
+    special = getattr(getattr(model, "encoder", None), "special", None)
+    if not getattr(special, "first_is_reference", True) and "camera" in heads:
+        return move_to_first_camera(scene, "a frame of the model's own")
     return scene
 
 
@@ -255,6 +256,7 @@ def _to_scene(model: nn.Module, views: Views, queries: Tensor | None, prediction
         images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
         masks=_seen_pixels(views).cpu(),
         predictions=_single_scene(predictions),
+        units="up to scale" if predictions.metric_scale is None else "metres",
         query_points=queries,
         paths=views.paths,
         times=views.times,
@@ -361,8 +363,9 @@ def _choose_heads(available: Sequence[str], asked: Sequence[str] | None, has_que
 
 
 def _single_scene(predictions: Predictions) -> Predictions:
-    """Without the batch axis, without what only a loss needs; on the CPU, and no half precision, which files lack."""
-    scene = predictions._replace(track_iterations=None).map(_to_plain)
+    """Without the batch axis, and what a scene doesn't need; on the CPU, and no half precision, which files lack."""
+    needless = {"track_iterations": None, "points_cam": None, "metric_scale": None}
+    scene = predictions._replace(**needless).map(_to_plain)
     encodings = None if scene.pose_encodings is None else scene.pose_encodings[:, 0]
     return scene._replace(pose_encodings=None).map(lambda each: each[0])._replace(pose_encodings=encodings)
 
