@@ -3,6 +3,7 @@
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.engine import predict, recompute_blocks
 from geomtx.inference.keys import GlobalApproximation
+from geomtx.inference.pair_maps import PairMaps
 from geomtx.inference.parallel import predict_parallel
 from geomtx.inference.plan import LEAN_PLAN, PLANS, MemoryPlan
 from geomtx.inference.quantize import quantize_model
@@ -14,6 +15,7 @@ __all__ = [
     "PLANS",
     "GlobalApproximation",
     "MemoryPlan",
+    "PairMaps",
     "RunOptions",
     "deal_out",
     "predict",

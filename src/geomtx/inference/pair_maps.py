@@ -1,0 +1,47 @@
+"""Point maps of pairs of images: what a model that sees a scene as pairs predicts, and what alignment starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from geomtx.types import Int, show_shapes
+
+__all__ = ["PairMaps"]
+
+
+@show_shapes
+class PairMaps(NamedTuple):
+    """Point maps of E pairs of images, both in the camera of the pair's first image.
+
+    Images may differ in size, and an image has the same size in all of its pairs. Tensors may have half precision, lie
+    on any device, or be mapped from a file: alignment reads one pair after the other.
+
+    Attributes:
+        pairs: Indices (i, j) of the first and the second image of each pair, (E, 2) int64, from 0 to S - 1. A pair and
+            its reverse are two pairs.
+        points1: Points of the first image of each pair, E tensors (H_i, W_i, 3), OpenCV axes.
+        points2: Points of the second image, E tensors (H_j, W_j, 3), in the camera of the first image too.
+        confidence1: Confidence of the first image's points, E tensors (H_i, W_i), above 1 for most models.
+        confidence2: Confidence of the second image's points, E tensors (H_j, W_j).
+    """
+
+    pairs: Int[Tensor, "e 2"]
+    points1: tuple[Tensor, ...]
+    points2: tuple[Tensor, ...]
+    confidence1: tuple[Tensor, ...]
+    confidence2: tuple[Tensor, ...]
+
+    def side(self, index: int, side: int) -> tuple[Tensor, Tensor]:
+        """Return points and confidence of the first (0) or the second (1) image of a pair."""
+        if side == 0:
+            return self.points1[index], self.confidence1[index]
+        return self.points2[index], self.confidence2[index]
+
+    def take(self, indices: Sequence[int]) -> PairMaps:
+        """Return some of the pairs, in the order of the indices."""
+        chosen = list(indices)
+        maps = (tuple(each[index] for index in chosen) for each in self[1:])
+        return PairMaps(self.pairs[chosen], *maps)
