@@ -57,6 +57,17 @@ def ray_to(point: np.ndarray, start: np.ndarray) -> SimpleNamespace:
     return SimpleNamespace(ray_origin=tuple(start), ray_direction=tuple(point - start))
 
 
+def inside(points: np.ndarray, camera: Any) -> np.ndarray:
+    """Which points are in the window of a browser whose up is the viewer's."""
+    forward = camera.look_at - camera.position
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, camera.up_direction)
+    right /= np.linalg.norm(right)
+    local = (points - camera.position) @ np.stack([right, np.cross(forward, right), forward], axis=1)
+    limits = np.tan(camera.fov / 2) * np.array([camera.aspect, 1])
+    return (local[:, 2] > 0) & (np.abs(local[:, :2]) < limits * local[:, 2:]).all(1)
+
+
 def test_a_viewer_serves_a_page_on_this_machine_alone(viewer: Viewer):
     host, port = viewer.url.removeprefix("http://").strip("/").split(":")
     assert host == "127.0.0.1"
@@ -103,7 +114,7 @@ def test_two_clicks_give_the_distance(panel: Any, scene: geomtx.Scene):
     wanted = [scene.point_map().value[0, row, column].double().numpy() for row, column in ((30, 30), (50, 80))]
     for point in wanted:
         panel._click_scene(ray_to(panel.shown.frame.to_viewer(point), start))
-    told = float(panel.distance.content.strip("*").split()[0])
+    told = float(panel.distance.content.partition("**")[2].split()[0])
     assert told == pytest.approx(np.linalg.norm(wanted[0] - wanted[1]), rel=0.01)
     assert "(no unit: up to scale)" in panel.distance.content
     panel._click_scene(
@@ -111,7 +122,7 @@ def test_two_clicks_give_the_distance(panel: Any, scene: geomtx.Scene):
     )
     assert panel.distance.content == "No point there: click on one."
     panel.measuring.value = False
-    assert panel.distance.content == ""
+    assert panel.distance.content == "Switch it on, then click on two points of the scene."
 
 
 def test_one_looks_through_a_camera_and_away_from_it(panel: Any):
@@ -142,7 +153,16 @@ def test_a_refined_scene_is_shown_beside_the_first_one(scene: geomtx.Scene):
         left, right = panel.nodes.points[:alone], panel.nodes.points[alone:]
         axis = panel.nodes.camera(0)[0].rotation[:, 0]
         assert np.median(right @ axis) - np.median(left @ axis) > 1
+        assert [title.text for title in panel.nodes._titles] == ["refined", "as predicted"]
+        client = Client()
+        client.camera.up_direction = -panel.shown.results["refined"].axis(1)
+        panel.look_from_start(client)
+        for result in (left, right):
+            assert np.mean(inside(result, client.camera)) > 0.95
         panel.refinement.value = "both (blue: refined)"
+        assert panel.nodes._titles == []
+        panel.look_from_start(client)
+        assert np.allclose(client.camera.position, viewer._server.initial_camera.position)
         assert len(panel.nodes._frusta) == 8
         assert len({tuple(handle.color) for handle in panel.nodes._frusta.values()}) == 2
         heading = panel._parts[0].content

@@ -13,7 +13,9 @@ __all__ = ["Measure", "describe_length", "pick_point"]
 _NEAR, _FARTHEST = 0.006, 0.03  # angles between a click and a point, in radians; about 5 and 25 pixels
 _SAME_SURFACE = 1.02  # share of the depth within which points lie on the surface that was clicked
 _COLOR = (220, 30, 90)
-_MARK = 0.012  # radius of a mark in units of the viewer, where a scene is 4 wide
+_NAMES = ("A", "B")
+_MARK = 0.012  # least radius of a mark in units of the viewer, where a scene is 4 wide
+_STANDS_OUT = 0.75  # radius of a mark in sizes of the points, among which a smaller one would be hidden
 
 
 def pick_point(points: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> int | None:
@@ -48,7 +50,9 @@ def describe_length(length: float, units: str) -> str:
 
 
 class Measure:
-    """Marks the points that are clicked, and writes the distance of two beside the line between them.
+    """Marks the points that are clicked as A and B, and writes their distance beside the line between them.
+
+    Points of the cloud may hide the line, but neither letters nor distance.
 
     Args:
         server: A `viser.ViserServer`.
@@ -61,8 +65,12 @@ class Measure:
         self._ends: list[np.ndarray] = []
         self._marks: list[Any] = []
 
-    def add(self, point: np.ndarray) -> float | None:
-        """Take the next point (3,), in the viewer's coordinates; a third one is the first of another pair.
+    def add(self, point: np.ndarray, size: float = 0.0) -> float | None:
+        """Take the next point; a third one is the first of another pair.
+
+        Args:
+            point: (3,), in the viewer's coordinates.
+            size: Size of the cloud's points, in the viewer's coordinates.
 
         Returns:
             The distance in units of the scene where this is the second point, else None.
@@ -70,11 +78,13 @@ class Measure:
         if len(self._ends) == 2:
             self.clear()
         self._ends.append(np.asarray(point, dtype=np.float64))
-        number = len(self._ends)
-        self._marks.append(
-            self._server.scene.add_icosphere(f"/distance/{number}", radius=_MARK, color=_COLOR, position=point)
-        )
-        if number == 1:
+        name = _NAMES[len(self._ends) - 1]
+        radius = max(_MARK, _STANDS_OUT * size)
+        self._marks += [
+            self._server.scene.add_icosphere(f"/distance/{name}", radius=radius, color=_COLOR, position=point),
+            self._server.scene.add_label(f"/distance/name of {name}", name, position=point, anchor="bottom-center"),
+        ]
+        if name == "A":
             return None
         start, end = self._ends
         length = float(np.linalg.norm(end - start)) * self._unit

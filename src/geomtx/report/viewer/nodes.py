@@ -13,15 +13,19 @@ from geomtx.report.layout import view_color
 from geomtx.report.viewer.flight import to_wxyz
 from geomtx.report.viewer.shown import Result, ShownCamera, ShownScene
 
-__all__ = ["COLORS", "PICTURES", "Look", "SceneNodes"]
+__all__ = ["COLORS", "GAP", "PICTURES", "Look", "SceneNodes"]
 
 COLORS = ("photo", "confidence", "photo number")
 PICTURES = ("photo", "depth", "confidence", "none")
 
+GAP = 1.2
+"""From one result to the other beside it, in widths of the scene."""
+
 _RESULT_COLORS = {"refined": (40, 110, 220), "first": (230, 120, 30)}
+_RESULT_TITLES = {"refined": "refined", "first": "as predicted"}
 _FRUSTUM = 0.13  # size of a camera in units of the viewer, where a scene is 4 wide; less for more than ten
+_TITLE_GAP = 0.15  # from a result to its title, in units of the viewer
 _POINT = 0.01  # size of a point whose width is not known
-_GAP = 1.2  # from one result to the other, in widths of the scene
 
 
 @dataclasses.dataclass
@@ -70,6 +74,7 @@ class SceneNodes:
         self._server, self._on_photo = server, on_photo
         self._clouds: dict[str, Any] = {}
         self._frusta: dict[tuple[str, int], Any] = {}
+        self._titles: list[Any] = []
         self._tracks: Any = None
         self._drawn: Look | None = None
         self._lock = threading.Lock()
@@ -92,6 +97,8 @@ class SceneNodes:
                     self._draw_points(look)
                 if _differ(look, drawn, "cameras", "camera_size", "picture", "hidden", "through", "results", "layout"):
                     self._draw_cameras(look, drawn)
+                if _differ(look, drawn, "results", "layout"):
+                    self._draw_titles(look)
                 if _differ(look, drawn, "tracks"):
                     self._draw_tracks(look)
             self._drawn = look
@@ -99,30 +106,31 @@ class SceneNodes:
     def remove(self) -> None:
         """Remove everything."""
         with self._lock:
-            handles = (*self._clouds.values(), *self._frusta.values(), *([self._tracks] if self._tracks else []))
-            for handle in handles:
+            handles = (*self._clouds.values(), *self._frusta.values(), *self._titles)
+            for handle in (*handles, *([self._tracks] if self._tracks else [])):
                 handle.remove()
-            self._clouds, self._frusta, self._tracks = {}, {}, None
+            self._clouds, self._frusta, self._titles, self._tracks = {}, {}, [], None
 
     def camera(self, view: int) -> tuple[ShownCamera, np.ndarray] | None:
         """Return the camera of a view in the first result that is shown, and where that result is moved to, (3,)."""
         for name in self.look.results:
             for camera in self.shown.results[name].cameras:
                 if camera.view == view:
-                    return camera, self._offset(name, self.look)
+                    return camera, self.offset(name, self.look)
         return None
 
-    def _offset(self, name: str, look: Look) -> np.ndarray:
+    def offset(self, name: str, look: Look) -> np.ndarray:
         """Return where a result is moved to, (3,): the second one to the right of the first, seen from the cameras."""
         if look.layout != "side by side" or look.results.index(name) == 0:
             return np.zeros(3)
         result = self.shown.results[look.results[0]]
-        right = np.array([1.0, 0.0, 0.0])
-        if result.cameras:
-            right = np.mean([camera.rotation[:, 0] for camera in result.cameras], axis=0)
-        right /= np.linalg.norm(right) or 1.0
-        places = np.concatenate([result.xyz, *(camera.position[None] for camera in result.cameras)]) @ right
-        return right * _GAP * float(np.ptp(np.percentile(places, [2, 98])))
+        right = result.axis(0)
+        return right * GAP * float(np.ptp(np.percentile(result.places() @ right, [2, 98])))
+
+    @property
+    def point_size(self) -> float:
+        """Size of the largest points that are shown, in units of the viewer."""
+        return max((_point_size(self.shown.results[name], self.look) for name in self.look.results), default=0.0)
 
     def _draw_points(self, look: Look) -> None:
         for name in [name for name in self._clouds if name not in look.results]:
@@ -131,7 +139,7 @@ class SceneNodes:
         for name in look.results:
             result = self.shown.results[name]
             index = result.keep(look.percent, look.hidden)
-            xyz = (result.xyz[index] + self._offset(name, look)).astype(np.float32)
+            xyz = (result.xyz[index] + self.offset(name, look)).astype(np.float32)
             shown.append(xyz)
             if not len(xyz):
                 if name in self._clouds:
@@ -141,7 +149,7 @@ class SceneNodes:
                 f"/points/{name}",
                 xyz,
                 self._colors(result, index, name, look),
-                point_size=(result.width or _POINT) * look.point_size,
+                point_size=_point_size(result, look),
                 point_shape="circle",
                 point_shading="flat",
                 precision="float32",
@@ -196,13 +204,30 @@ class SceneNodes:
             format="jpeg",
             jpeg_quality=80,
             wxyz=to_wxyz(camera.rotation),
-            position=camera.position + self._offset(name, look),
+            position=camera.position + self.offset(name, look),
         )
         handle.on_click(lambda event, view=camera.view: self._on_photo(view, event.client))
         return handle
 
     def _picture(self, view: int, look: Look) -> np.ndarray | None:
         return None if look.picture == "none" else self.shown.picture(view, look.picture)
+
+    def _draw_titles(self, look: Look) -> None:
+        """Write above each of two results side by side which one it is."""
+        for handle in self._titles:
+            handle.remove()
+        self._titles = []
+        if look.layout != "side by side":
+            return
+        for name in look.results:
+            result = self.shown.results[name]
+            places, up = result.places(), -result.axis(1)
+            middle = np.median(places, axis=0)
+            above = up * (float(np.percentile((places - middle) @ up, 98)) + _TITLE_GAP)
+            position = middle + above + self.offset(name, look)
+            self._titles.append(
+                self._server.scene.add_label(f"/titles/{name}", _RESULT_TITLES[name], position=position)
+            )
 
     def _draw_tracks(self, look: Look) -> None:
         if not len(self.shown.track_lines):
@@ -218,6 +243,10 @@ class SceneNodes:
                 thickness_units="screen",
             )
         self._tracks.visible = look.tracks
+
+
+def _point_size(result: Result, look: Look) -> float:
+    return (result.width or _POINT) * look.point_size
 
 
 def _differ(look: Look, drawn: Look | None, *names: str) -> bool:

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from geomtx.report.text import count, format_value
 from geomtx.report.viewer.measuring import Measure, describe_length, pick_point
-from geomtx.report.viewer.nodes import COLORS, PICTURES, SceneNodes
+from geomtx.report.viewer.nodes import COLORS, GAP, PICTURES, SceneNodes
 from geomtx.report.viewer.shown import ShownScene
 from geomtx.report.viewer.tour import Tour
 
-__all__ = ["ScenePanel"]
+__all__ = ["ScenePanel", "Tabs", "add_tabs"]
 
 _ARRIVED = 0.02  # distance up to which one looks through a camera, in units of the viewer
+_FITS = 0.6  # share of the window's width that two results side by side take
+_HOW_TO_MEASURE = "Switch it on, then click on two points of the scene."
+_MARGIN, _TITLE_WIDTH, _TABS_WIDTH = 15, 260, 320  # of the two panels, in pixels of CSS
+
+
+class Tabs(NamedTuple):
+    """Tabs of the panel with the controls, viser's handles; what is in a scene, one photo, distances, camera paths."""
+
+    scene: Any
+    photo: Any
+    distance: Any
+    path: Any
+
+
+def add_tabs(server: Any) -> Tabs:
+    """Add the panel of the controls at the upper right, and move viser's own to the lower left, for the heading.
+
+    In a window as narrow as a phone's, viser has both in one sheet at the bottom, in which the tabs are a line until
+    it is touched; the panel of its own would be open and hide most of the picture.
+
+    Args:
+        server: A `viser.ViserServer`.
+    """
+    server.gui.main_panel.float(x=_MARGIN, y=-_MARGIN, width=_TITLE_WIDTH)
+    panel = server.gui.add_panel()
+    panel.float(x=-_MARGIN, y=_MARGIN, width=_TABS_WIDTH)
+    return Tabs(*(panel.add_tab(name) for name in ("Scene", "Photos", "Distance", "Path")))
 
 
 class ScenePanel:
@@ -23,25 +50,29 @@ class ScenePanel:
 
     Args:
         server: A `viser.ViserServer`.
+        tabs: Where the controls are.
         shown: The scene.
         folder: Folder for videos; None where they are downloaded by the browser.
     """
 
-    def __init__(self, server: Any, shown: ShownScene, folder: Path | None) -> None:
+    def __init__(self, server: Any, tabs: Tabs, shown: ShownScene, folder: Path | None) -> None:
         self.shown, self._server, self._gui = shown, server, server.gui
         self.nodes = SceneNodes(server, shown, self._click_camera)
         self.measure = Measure(server, shown.frame.unit, shown.scene.units)
         self._arrived = False
         self._parts: list[Any] = []
         self._add_heading()
-        self._add_points()
-        self._add_cameras()
-        self._add_photo()
-        self._add_tracks()
-        self._add_refinement()
-        self._add_distance()
-        self.tour = Tour(server, self.nodes, folder)
-        self._parts.append(self.tour.folder)
+        with tabs.scene:
+            self._add_points()
+            self._add_cameras()
+            self._add_tracks()
+            self._add_refinement()
+        with tabs.photo, self._folder(None):
+            self._add_photo()
+        with tabs.distance, self._folder(None):
+            self._add_distance()
+        with tabs.path, self._folder(None):
+            self.tour = Tour(server, self.nodes, folder)
         self._set_start()
 
     def remove(self) -> None:
@@ -89,21 +120,31 @@ class ScenePanel:
 
     def _set_start(self) -> None:
         """Start a little behind and above the first camera, and look where it looks."""
-        cameras = self.shown.results[self.nodes.look.results[0]].cameras
-        first = cameras[0] if cameras else None
+        result = self.shown.results[self.nodes.look.results[0]]
+        first = result.cameras[0] if result.cameras else None
         rotation = np.eye(3) if first is None else first.rotation
         place = self.shown.frame.to_viewer(np.zeros(3)) if first is None else first.position
-        up = -np.mean([each.rotation[:, 1] for each in cameras], axis=0) if cameras else -rotation[:, 1]
-        up = up if np.linalg.norm(up) > 1e-6 else -rotation[:, 1]
         depth = self._depth_from(place, rotation[:, 2])
-        self._server.scene.set_up_direction(up / np.linalg.norm(up))
+        self._server.scene.set_up_direction(-result.axis(1))
         start = self._server.initial_camera
         start.position = place - 0.5 * depth * rotation[:, 2] - 0.2 * depth * rotation[:, 1]
         start.look_at = place + depth * rotation[:, 2]
         start.fov = float(np.clip(1.0 if first is None else 1.1 * first.fov, np.deg2rad(40), np.deg2rad(70)))
 
-    def _folder(self, label: str, *, opened: bool = True) -> Any:
-        folder = self._gui.add_folder(label, expand_by_default=opened)
+    def look_from_start(self, client: Any) -> None:
+        """Put the camera of a browser, viser's handle, to where it is at first, so far back that all results fit."""
+        start, aside = self._server.initial_camera, self.nodes.offset(self.nodes.look.results[-1], self.nodes.look)
+        position, target = np.array(start.position) + aside / 2, np.array(start.look_at) + aside / 2
+        back = position - target
+        width = np.linalg.norm(aside) * (1 + 1 / GAP) / _FITS
+        needed = width / 2 / (np.tan(start.fov / 2) * client.camera.aspect)
+        with client.atomic():
+            client.camera.position = target + back * max(1.0, needed / float(np.linalg.norm(back)))
+            client.camera.look_at = target
+            client.camera.fov = start.fov
+
+    def _folder(self, label: str | None) -> Any:
+        folder = self._gui.add_folder(label)
         self._parts.append(folder)
         return folder
 
@@ -166,17 +207,16 @@ class ScenePanel:
     def _add_photo(self) -> None:
         scene = self.shown.scene
         has_depth, has_camera = scene.predictions.depth is not None, self.nodes.camera(0) is not None
-        with self._folder("One photo", opened=False):
-            self.photo = self._gui.add_dropdown("Photo", scene.names)
-            if has_camera:
-                look = self._gui.add_button("Look through its camera")
-                look.on_click(lambda event: self.look_through(scene.names.index(self.photo.value), event.client))
-            picture = self._gui.add_image(self.shown.picture(0, "photo"), format="jpeg")
-            if has_depth:
-                depth = self._gui.add_image(self.shown.picture(0, "depth"), format="jpeg")
-                near, far = (format_value(value) for value in self.shown.limits("depth"))
-                unit = "" if scene.units == "up to scale" else f" {_escape(scene.units)}"
-                self._gui.add_markdown(f"Depth from {near} (blue) to {far}{unit} (red); unknown where it is gray.")
+        self.photo = self._gui.add_dropdown("Photo", scene.names)
+        if has_camera:
+            look = self._gui.add_button("Look through its camera")
+            look.on_click(lambda event: self.look_through(scene.names.index(self.photo.value), event.client))
+        picture = self._gui.add_image(self.shown.picture(0, "photo"), format="jpeg")
+        if has_depth:
+            depth = self._gui.add_image(self.shown.picture(0, "depth"), format="jpeg")
+            near, far = (format_value(value) for value in self.shown.limits("depth"))
+            unit = "" if scene.units == "up to scale" else f" {_escape(scene.units)}"
+            self._gui.add_markdown(f"Depth from {near} (blue) to {far}{unit} (red); unknown where it is gray.")
 
         def update(_: Any) -> None:
             view = scene.names.index(self.photo.value)
@@ -204,27 +244,31 @@ class ScenePanel:
         with self._folder("Refinement"):
             choice = self._gui.add_dropdown("Show", tuple(choices))
 
-        def update(_: Any) -> None:
+        def update(event: Any) -> None:
             results, layout = choices[choice.value]
+            moves = self.nodes.look.layout != layout
             self.nodes.change(results=results, layout=layout)
+            if moves and event.client is not None:
+                self.look_from_start(event.client)
 
         choice.on_update(update)
         self.refinement = choice
 
     def _add_distance(self) -> None:
         if not self.shown.num_points:
+            self._gui.add_markdown("The scene has no points to measure between.")
             return
-        with self._folder("Distance"):
-            self.measuring = self._gui.add_checkbox("Click two points", False)
-            self.distance = self._gui.add_markdown("")
+        self.measuring = self._gui.add_checkbox("Measure", False)
+        self.distance = self._gui.add_markdown(_HOW_TO_MEASURE)
 
         def update(_: Any) -> None:
             if self.measuring.value:
                 self._server.scene.on_click()(self._click_scene)
+                self.distance.content = "Click on a point of the scene."
             else:
                 self._server.scene.remove_click_callback("all")
                 self.measure.clear()
-                self.distance.content = ""
+                self.distance.content = _HOW_TO_MEASURE
 
         self.measuring.on_update(update)
 
@@ -233,11 +277,11 @@ class ScenePanel:
         if index is None:
             self.distance.content = "No point there: click on one."
             return
-        length = self.measure.add(self.nodes.points[index])
+        length = self.measure.add(self.nodes.points[index], self.nodes.point_size)
         if length is None:
-            self.distance.content = "Now click on a second point."
+            self.distance.content = "This is A; now click on a second point."
         else:
-            self.distance.content = f"**{describe_length(length, _escape(self.shown.scene.units))}**"
+            self.distance.content = f"A to B: **{describe_length(length, _escape(self.shown.scene.units))}**"
 
     def _click_camera(self, view: int, client: Any) -> None:
         if self.shown.num_points and self.measuring.value:

@@ -90,6 +90,18 @@ class Result(NamedTuple):
         kept = np.arange(np.searchsorted(-self.confidence, -threshold, side="right"))
         return kept[~np.isin(self.view[kept], list(hidden))] if hidden else kept
 
+    def places(self) -> np.ndarray:
+        """Return the points and the centres of the cameras, (N + S, 3)."""
+        return np.concatenate([self.xyz, *(camera.position[None] for camera in self.cameras)])
+
+    def axis(self, index: int) -> np.ndarray:
+        """Return an axis that the cameras have on average, (3,): 0 to their right, 1 downwards, 2 where they look."""
+        axis = np.eye(3)[index]
+        if self.cameras:
+            axis = np.mean([camera.rotation[:, index] for camera in self.cameras], axis=0)
+        length = np.linalg.norm(axis)
+        return axis / length if length > 1e-6 else np.eye(3)[index]
+
 
 @dataclasses.dataclass(frozen=True)
 class ShownScene:

@@ -41,16 +41,14 @@ class Tour:
         self._line: Any = None
         self._running = False
         gui = server.gui
-        self.folder = gui.add_folder("Camera path", expand_by_default=False)
-        with self.folder:
-            self.state = gui.add_markdown("")
-            add, through = gui.add_button("Add this view"), gui.add_button("Through all cameras")
-            clear = gui.add_button("Clear")
-            self.seconds = gui.add_slider("Seconds", min=1, max=60, step=1, initial_value=8)
-            self.cameras = gui.add_checkbox("Show cameras in it", False)
-            self.play = gui.add_button("Play")
-            self.size = gui.add_dropdown("Video", tuple(_SIZES), initial_value="1280 x 720")
-            self.record = gui.add_button("Record a video")
+        self.state = gui.add_markdown("")
+        add, through = gui.add_button("Add this view"), gui.add_button("Through all cameras")
+        clear = gui.add_button("Clear")
+        self.seconds = gui.add_slider("Seconds", min=1, max=60, step=1, initial_value=8)
+        self.cameras = gui.add_checkbox("Show cameras", False)
+        self.play = gui.add_button("Play")
+        self.size = gui.add_dropdown("Video", tuple(_SIZES), initial_value="1280 x 720")
+        self.record = gui.add_button("Record a video")
         through.visible = nodes.camera(0) is not None or any(nodes.shown.results.values())
         add.on_click(lambda event: self.add(event.client))
         through.on_click(lambda _: self.add_cameras())
@@ -94,7 +92,7 @@ class Tour:
                 thickness_units="screen",
             )  # fmt: skip
         self.state.content = (
-            f"{count(len(keys), 'key view')}."
+            f"{count(len(keys), 'key view')}. Play the path, or record it as a video."
             if keys
             else "No key views yet: move to where the path begins, add the view, move on, add the next."
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from geomtx.checks import check_count
 from geomtx.files import unique_names, user_path
-from geomtx.report.viewer.panel import ScenePanel
+from geomtx.report.viewer.panel import ScenePanel, add_tabs
 from geomtx.report.viewer.server import require_viser, start_server, stop_server
 from geomtx.report.viewer.shown import ShownScene, show_scene
 from geomtx.scene.scene import Scene
@@ -44,7 +44,8 @@ class Viewer:
             if len(names) > 1:
                 choice = self._server.gui.add_dropdown("Scene", names)
                 choice.on_update(lambda _: self.show(choice.value))
-            self._panel = ScenePanel(self._server, *scenes[names[0]])
+            self._tabs = add_tabs(self._server)
+            self._panel = ScenePanel(self._server, self._tabs, *scenes[names[0]])
             self._server.on_client_connect(lambda client: client.camera.on_update(self._follow))
         except BaseException:
             self.stop()
@@ -57,11 +58,9 @@ class Viewer:
             name: Its name in the list of scenes.
         """
         self._panel.remove()
-        self._panel = ScenePanel(self._server, *self._scenes[name])
-        start = self._server.initial_camera
+        self._panel = ScenePanel(self._server, self._tabs, *self._scenes[name])
         for client in self._server.get_clients().values():
-            with client.atomic():
-                client.camera.position, client.camera.look_at = start.position, start.look_at
+            self._panel.look_from_start(client)
 
     def stop(self) -> None:
         """End the server; the page says that it lost the connection."""
