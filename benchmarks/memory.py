@@ -1,4 +1,4 @@
-"""Memory of a forward pass for any number of views, without a GPU: `memory.py [--views 8 24 200] [--size H W] …`.
+"""Memory of a forward pass for any number of views, without a GPU: `memory.py [--model M] [--views 8 24 200] …`.
 
 The model runs on fake tensors, which have shapes and no values, while every allocation is counted until it is let go.
 What is on "cpu" there stands for the GPU, what is on "meta" for the host. Peaks are of live bytes: an allocator's
@@ -8,9 +8,11 @@ reserve, the libraries' workspaces and the scratch memory inside kernels come on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 import weakref
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,16 @@ from geomtx.inference import predict
 from geomtx.inference.plan import PLANS as MEMORY_PLANS
 from geomtx.inference.plan import MemoryPlan, PassSize, estimate_bytes
 
-DEFAULT_HEADS = "camera,depth,points"
+DA3 = geomtx.DepthAnything3Config
+# Name → the model's class, its configuration, and the heads that a scene has.
+MODELS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "VGGT-1B": (geomtx.VGGT, geomtx.VGGTConfig(), ("camera", "depth", "points")),
+    "DA3-SMALL": (geomtx.DepthAnything3, DA3.small(), ("camera", "depth")),
+    "DA3-BASE": (geomtx.DepthAnything3, DA3.base(), ("camera", "depth")),
+    "DA3-LARGE": (geomtx.DepthAnything3, DA3.large(), ("camera", "depth")),
+    "DA3-GIANT": (geomtx.DepthAnything3, DA3.giant(), ("camera", "depth")),
+    "DA3MONO-LARGE": (geomtx.DepthAnything3, DA3.mono(), ("depth", "sky")),
+}
 PLANS: dict[str, MemoryPlan | None] = {
     "plain": None,
     # The library's own, but for the one that takes the most.
@@ -67,10 +78,12 @@ class LiveBytes(TorchDispatchMode):
         self.now[device] -= size
 
 
-def measure(config: geomtx.VGGTConfig, views: int, size: list[int], plan: MemoryPlan | None) -> dict[str, float]:
+def measure(
+    build: Callable[[], Any], views: int, size: Sequence[int], plan: MemoryPlan | None, heads: tuple[str, ...]
+) -> dict[str, float]:
     """GiB of the weights and at the peak, in bfloat16."""
     with torch.device("meta"):
-        model = geomtx.VGGT(config).to(torch.bfloat16).eval()
+        model = build().to(torch.bfloat16).eval()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = model.to_empty(device="cpu")
         with LiveBytes() as live:
@@ -80,8 +93,8 @@ def measure(config: geomtx.VGGTConfig, views: int, size: list[int], plan: Memory
             host = "cpu" if plan is None else "meta"
             images = torch.empty(1, views, 3, *size, dtype=torch.bfloat16, device=host)
             start = time.perf_counter()
-            predict(model, images, plan=plan or MemoryPlan(4, output_device=None))
-    estimate = estimate_bytes(config, plan, PassSize(views, (size[0], size[1]), config.heads))
+            predict(model, images, heads=heads, plan=plan or MemoryPlan(4, output_device=None))
+    estimate = estimate_bytes(model, plan, PassSize(views, (size[0], size[1]), heads))
     return {
         "weights_gib": round(weights / 2**30, 3),
         "estimated_gib": round((weights + estimate) / 2**30, 3),
@@ -95,22 +108,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[8, 24])
     parser.add_argument("--size", type=int, nargs=2, default=[336, 518], metavar=("H", "W"))
-    parser.add_argument("--heads", default=DEFAULT_HEADS)
+    parser.add_argument("--model", default="VGGT-1B", choices=list(MODELS))
+    parser.add_argument("--heads", help="names, separated by commas; those of a scene by default")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--output", type=Path, help="folder of the result")
     arguments = parser.parse_args()
-    config = geomtx.VGGTConfig(heads=tuple(arguments.heads.split(",")))
+    kind, config, heads = MODELS[arguments.model]
+    if arguments.heads:
+        heads = tuple(arguments.heads.split(","))
+        config = dataclasses.replace(config, heads=heads)
     results: dict[str, Any] = {}
     for name in arguments.plans:
-        found = {views: measure(config, views, arguments.size, PLANS[name]) for views in sorted(set(arguments.views))}
+        found = {
+            views: measure(lambda: kind(config), views, arguments.size, PLANS[name], heads)
+            for views in sorted(set(arguments.views))
+        }
         results[name] = {f"{views} views": numbers for views, numbers in found.items()}
         if len(found) > 1:
             results[name]["law"] = fit_law({views: numbers["peak_gib"] for views, numbers in found.items()})
         print(name, results[name], flush=True)
-    settings = {"size": arguments.size, "heads": config.heads, "dtype": "bfloat16", "plans": arguments.plans}
+    settings = {"size": arguments.size, "heads": heads, "dtype": "bfloat16", "plans": arguments.plans}
     height, width = arguments.size
-    heads = "" if arguments.heads == DEFAULT_HEADS else "_" + "_".join(config.heads)
-    write_result(f"memory_bfloat16_{height}x{width}{heads}", settings, results, folder=arguments.output, show=False)
+    kind_of_heads = "_" + "_".join(heads) if arguments.heads else ""
+    of_model = "" if arguments.model == "VGGT-1B" else f"{arguments.model.lower().replace('-', '_')}_"
+    settings["model"] = arguments.model
+    write_result(
+        f"memory_{of_model}bfloat16_{height}x{width}{kind_of_heads}",
+        settings,
+        results,
+        folder=arguments.output,
+        show=False,
+    )
 
 
 def fit_law(peaks: dict[int, float]) -> dict[str, float]:

@@ -38,7 +38,7 @@ def main() -> None:
     if arguments.plots:
         from plots import plot_memory, plot_time
 
-        plot_memory(read("memory_*.json"), DOCS / "images" / "performance_memory.png")
+        plot_memory(memory_records("VGGT"), DOCS / "images" / "performance_memory.png")
         plot_time(read("vggt_cuda_*.json"), DOCS / "images" / "performance_time.png")
 
 
@@ -62,10 +62,24 @@ def describe(record: dict[str, Any]) -> str:
     return f"{where}; torch {code['torch']}, commit {code['commit'][:7]}, {record['date']}"
 
 
+def memory_records(family: str) -> list[dict[str, Any]]:
+    """Counts of the models whose names begin so; records of before there was a name are VGGT-1B's."""
+    records = read("memory_*.json")
+    return [record for record in records if record["settings"].get("model", "VGGT-1B").startswith(family)]
+
+
 def make_memory() -> str:
+    return describe_memory("VGGT")
+
+
+def make_memory_da3() -> str:
+    return describe_memory("DA3")
+
+
+def describe_memory(family: str) -> str:
     """Peaks by number of views, and the line through the two largest of them."""
     text = ""
-    for record in read("memory_*.json"):
+    for record in memory_records(family):
         settings, results = record["settings"], record["results"]
         height, width = settings["size"]
         views = sorted({int(key.split()[0]) for found in results.values() for key in found if key.endswith("views")})
@@ -76,7 +90,8 @@ def make_memory() -> str:
             line = f"{law['intercept_gib']:.2f} + {law['slope_mib_a_view']:.1f} MiB a view" if law else ""
             host = found.get(f"{views[-1]} views", {}).get("host_gib", "")
             rows.append([plan, *peaks, line, host])
-        text += f"{height} × {width}, {', '.join(settings['heads'])}, {settings['dtype']}:\n\n"
+        model = f"{settings['model']}, " if "model" in settings else ""
+        text += f"{model}{height} × {width}, {', '.join(settings['heads'])}, {settings['dtype']}:\n\n"
         head = ["plan", *(f"{count} views, GiB" for count in views), "law, GiB", f"host at {views[-1]} views, GiB"]
         text += table(head, rows)
     return text or NOT_MEASURED
@@ -88,7 +103,7 @@ def make_views() -> str:
     plans = {"offloaded": "parts", "low": "smallest parts"}
     head += [f"in {name}: {where}, GiB" for name in plans.values() for where in ("GPU", "host")]
     rows = []
-    for record in read("memory_*.json"):
+    for record in memory_records("VGGT"):
         settings, results = record["settings"], record["results"]
         if "depth" not in settings["heads"]:
             continue
@@ -437,6 +452,7 @@ def make_photos() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
+    "memory_da3": make_memory_da3,
     "exactness": make_exactness,
     "views": make_views,
     "time": make_time,

@@ -267,7 +267,7 @@ def test_how_the_model_is_to_run(photos: Path, monkeypatch: pytest.MonkeyPatch) 
 
     run_views = reconstruction.run_views
     monkeypatch.setattr("geomtx.inference.quantize.quantize_model", rounded)
-    monkeypatch.setattr("geomtx.models.vggt.model.quantize_model", rounded)
+    monkeypatch.setattr("geomtx.models.scene_model.quantize_model", rounded)
     monkeypatch.setattr(reconstruction, "run_views", compiled)
     assert run(photos, "--preset", "tiny", "--size", "28", "--heads", "camera") == 0
     assert asked == []

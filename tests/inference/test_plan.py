@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import geomtx
-from geomtx import VGGT, VGGTConfig
+from geomtx import VGGT, DepthAnything3, DepthAnything3Config, VGGTConfig
 from geomtx.inference import plan as plan_module
 from geomtx.inference.plan import (
     LEAN_PLAN,
@@ -27,6 +27,13 @@ SCENE = PassSize(40, (336, 518), ALL)
 ON_HOST = {"output_device": "meta"}  # which stands for the host where memory is counted
 
 
+@pytest.fixture(scope="module")
+def large() -> geomtx.VGGT:
+    """VGGT-1B without weights."""
+    with torch.device("meta"):
+        return geomtx.VGGT(geomtx.VGGTConfig(heads=ALL)).to(torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("heads", "depth", "views", "size", "plan"),
     [
@@ -41,10 +48,31 @@ def test_estimates_are_above_what_is_counted_but_not_far(heads, depth, views, si
     """Of VGGT-1B with few layers, on which the peak does not depend; it is as large as that here only in name."""
     taps = tuple(range(depth // 4 - 1, depth, depth // 4))
     config = VGGTConfig(heads=heads, depth=depth, taps=taps, vit_depth=1, camera_depth=1, camera_iterations=1)
-    counted = measure(config, views, list(size), plan)
+    counted = measure(lambda: VGGT(config), views, size, plan, heads)
     peak = counted["peak_gib"] - counted["weights_gib"]
     estimate = counted["estimated_gib"] - counted["weights_gib"]
     assert peak <= estimate <= 2 * peak
+
+
+DA3_LAYERS = {"depth": 10, "first_global": 2, "taps": (3, 5, 7, 9)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "heads", "views", "plan"),
+    [
+        ("small", DA3_LAYERS, ("camera", "depth", "rays"), 6, None),
+        ("small", DA3_LAYERS, ("camera", "depth"), 8, MemoryPlan(2, 4096, **ON_HOST)),
+        ("giant", DA3_LAYERS, ("camera", "depth"), 6, MemoryPlan(4, 4096, tap_device="meta", **ON_HOST)),
+        ("giant", DA3_LAYERS, ("camera",), 6, None),
+        ("mono", {"depth": 4, "taps": (0, 1, 2, 3)}, ("depth", "sky"), 4, None),
+        ("mono", {"depth": 4, "taps": (0, 1, 2, 3)}, ("depth", "sky"), 6, MemoryPlan(1, 500, "meta", **ON_HOST)),
+    ],
+)
+def test_estimates_of_depth_anything(preset, changes, heads, views, plan):
+    config = getattr(DepthAnything3Config, preset)(**changes)
+    counted = measure(lambda: DepthAnything3(config), views, (336, 518), plan, heads)
+    peak = counted["peak_gib"] - counted["weights_gib"]
+    assert peak <= counted["estimated_gib"] - counted["weights_gib"] <= 2 * peak
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -61,28 +89,27 @@ def test_autocast_keeps_copies_of_weights(dtype, images):
     assert autocast_bytes(VGGT(lean_config(heads=())).bfloat16()) == 0
 
 
-def test_later_plans_take_less():
-    sizes = [estimate_bytes(VGGTConfig(), plan, PassSize(200, (336, 518))) for plan in (None, *PLANS)]
+def test_later_plans_take_less(large):
+    sizes = [estimate_bytes(large, plan, PassSize(200, (336, 518))) for plan in (None, *PLANS)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
 
 
-def test_the_law_of_vggt_1b():
+def test_the_law_of_vggt_1b(large):
     """Bytes a view of 336 x 518 in bfloat16: what is published takes 23 MB a view at best."""
 
     def slope(plan):
-        fewer, more = (estimate_bytes(VGGTConfig(), plan, PassSize(views, (336, 518))) for views in (200, 400))
+        fewer, more = (estimate_bytes(large, plan, PassSize(views, (336, 518))) for views in (200, 400))
         return (more - fewer) / 200
 
     assert slope(PLANS[1]) < 18e6
     assert slope(PLANS[-1]) < 8e6
 
 
-def test_processes_exchange_what_they_need_memory_for():
+def test_processes_exchange_what_they_need_memory_for(large):
     for plan in (None, *PLANS):
         one, two, eight = (
-            estimate_bytes(VGGTConfig(), plan, PassSize(20, (336, 518), ("camera",), num_processes=num))
-            for num in (1, 2, 8)
+            estimate_bytes(large, plan, PassSize(20, (336, 518), ("camera",), num_processes=num)) for num in (1, 2, 8)
         )
         assert one < two < eight
     keys = 2 * 20 * (24 * 37 + 5) * 1024 * 2  # of the other six, in every block
@@ -92,19 +119,12 @@ def test_processes_exchange_what_they_need_memory_for():
 # Which plan is chosen
 
 
-@pytest.fixture(scope="module")
-def large() -> geomtx.VGGT:
-    """VGGT-1B without weights."""
-    with torch.device("meta"):
-        return geomtx.VGGT(geomtx.VGGTConfig(heads=ALL)).to(torch.bfloat16)
-
-
 def choose(model, memory):
     return choose_plan(model, SCENE, memory)
 
 
 def sizes(model):
-    return [estimate_bytes(model.config, plan, SCENE) for plan in (None, *PLANS)]
+    return [estimate_bytes(model, plan, SCENE) for plan in (None, *PLANS)]
 
 
 def test_bytes_get_the_first_plan_that_fits(large):
@@ -164,14 +184,13 @@ def test_a_container_has_what_its_group_leaves(tmp_path, monkeypatch):
     assert free_bytes(torch.device("cpu")) != 1000
 
 
-def test_what_waits_on_a_cpu_is_its_own_memory():
+def test_what_waits_on_a_cpu_is_its_own_memory(large):
     """Where the model is on the host, nothing is saved by putting things there."""
-    config = geomtx.VGGTConfig(heads=ALL)
     for plan in PLANS:
-        there, here = (estimate_bytes(config, plan, SCENE._replace(device=d)) for d in (None, "cpu"))
+        there, here = (estimate_bytes(large, plan, SCENE._replace(device=d)) for d in (None, "cpu"))
         assert here > there or plan.tap_device is None  # elsewhere its peak is not where these are
     kept = MemoryPlan(4, 8192, output_device=None)
-    assert estimate_bytes(config, kept, SCENE) == estimate_bytes(config, PLANS[2], SCENE._replace(device="cpu"))
+    assert estimate_bytes(large, kept, SCENE) == estimate_bytes(large, PLANS[2], SCENE._replace(device="cpu"))
 
 
 @pytest.mark.cuda

@@ -157,11 +157,12 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5 + arguments.refine, show=first)
     with stages.stage("find the weights"):
-        config = _read_config(arguments)
+        empty = _empty_model(arguments)
+        config = empty.config
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, config, what)
         known = known_cameras.read_known_cameras(arguments, views)
-        _check_memory(arguments, config, views, device)
+        _check_memory(arguments, empty, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
     with stages.stage("reconstruct"), joined_processes(device):
@@ -312,30 +313,24 @@ def _advise(model: VGGT) -> str:
     return f"{dtype} may be too coarse, try --dtype float32" if half else "the weights may be damaged"
 
 
-def _read_config(arguments: argparse.Namespace) -> Any:
-    """Return the configuration of the model: a `VGGTConfig`, or that of another family which reconstructs scenes."""
-    from geomtx.models.published import open_weights
-    from geomtx.models.registry import FAMILIES
-    from geomtx.models.saved_model import stored_kind
+def _empty_model(arguments: argparse.Namespace) -> Any:
+    """Return the model, of any family that reconstructs scenes, without values."""
+    from geomtx.models.registry import empty_model
     from geomtx.models.vggt import VGGT, VGGTConfig
 
-    if arguments.preset:
-        return VGGTConfig.tiny()
-    kind = stored_kind(open_weights(arguments.weights))
-    families = [each.model for each in FAMILIES if each.model.__name__ == kind and hasattr(each.model, "head_modules")]
-    return (families or [VGGT])[0].read_config(arguments.weights)
+    return VGGT(VGGTConfig.tiny()) if arguments.preset else empty_model(arguments.weights)
 
 
-def _check_memory(arguments: argparse.Namespace, config: VGGTConfig, views: Views, device: torch.device) -> None:
+def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, device: torch.device) -> None:
     """Refuse photos that can't fit into memory before the weights are loaded, which may take minutes."""
     from geomtx.scene.checks import check_scene_memory
 
     if num_processes() > 1:
         return
     check_scene_memory(
-        config,
+        model,
         views.image_hw,
-        _choose_heads(arguments, config.heads),
+        _choose_heads(arguments, model.config.heads),
         device,
         num_views=len(views),
         at_once=min(len(views), arguments.window or len(views)),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_option, check_positive
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.footprint import HeadFootprint
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 
@@ -62,6 +63,9 @@ class MapHead(nn.Module):
         ValueError: If the activation is unknown.
     """
 
+    hidden_dim = 0
+    """Number of channels of maps of the images' size before the last convolution."""
+
     def __init__(self, decoder: DPTDecoder, value_dim: int, *, activation: ValueActivation = "linear") -> None:
         super().__init__()
         check_option("activation", activation, ("linear", "exp", "signed_expm1"))
@@ -96,6 +100,14 @@ class MapHead(nn.Module):
             features: Feature maps of N views, (N, C, ·, ·).
         """
         raise NotImplementedError
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        return self.decoder.footprint(hidden_dim=self.hidden_dim, results=self.value_dim + 1, patch_size=patch_size)
 
 
 class DenseHead(MapHead):
@@ -200,3 +212,11 @@ class RGBHead(nn.Module):
         features = self.decoder.decode(tokens)
         colors = self.out(self.hidden(features.flatten(0, 1)).relu()).sigmoid()
         return colors.unflatten(0, features.shape[:2])
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        return self.decoder.footprint(hidden_dim=self.hidden_dim, results=3, patch_size=patch_size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geomtx.heads.dense import activate_confidence
 from geomtx.heads.dpt import DPTDecoder, FusionChain, add_position_signal
+from geomtx.heads.footprint import HeadFootprint
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 
@@ -63,6 +64,17 @@ class DepthRayHead(nn.Module):
         return {
             name: DenseMap(*(each.unflatten(0, projected.views) for each in dense)) for name, dense in found.items()
         }
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        results = 2 + (0 if self.rays is None else (RAY_DIM + 1) * (8 / patch_size) ** 2)
+        return self.decoder.footprint(
+            hidden_dim=self.hidden.out_channels, results=results, patch_size=patch_size, keeps_reduced=True
+        )
 
 
 class RayOutput(nn.Module):

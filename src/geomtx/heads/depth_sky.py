@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.footprint import HeadFootprint
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, ProjectedTokens, Tokens
 
@@ -60,3 +61,11 @@ class DepthSkyHead(nn.Module):
         if "sky" in maps:
             found["sky"] = sky
         return found
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        return self.decoder.footprint(hidden_dim=self.hidden.out_channels, results=3, patch_size=patch_size)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_divisible, check_positive, check_shape
+from geomtx.heads.footprint import HeadFootprint
 from geomtx.layers.conv import ResidualConv
 from geomtx.layers.position import aspect_grid, grid_signal
 from geomtx.types import Float, ProjectedTokens, Tokens
@@ -259,6 +260,27 @@ class DPTDecoder(nn.Module):
         if self.smooth is not None and self.stride is not None:
             merged = resize(self.smooth(merged), (image_hw[0] // self.stride, image_hw[1] // self.stride))
         return self._add_signal(merged, image_hw)
+
+    def footprint(
+        self, *, hidden_dim: int = 0, results: float = 0, patch_size: int = 14, keeps_reduced: bool = False
+    ) -> HeadFootprint:
+        """Return the memory of a head that decodes with it.
+
+        Args:
+            hidden_dim: Number of channels of the head's hidden maps, of the size of the decoder's output.
+            results: Numbers that the head predicts for a pixel.
+            patch_size: Side of a patch in pixels.
+            keeps_reduced: Whether the head holds on to the reduced layers while it decodes.
+        """
+        # The merged map has 8 pixels a patch and side, or 4 without a stride; where it is made, up to three and a half
+        # such maps are alive.
+        merged = self.features * ((4 if self.stride is None else 8) / patch_size) ** 2
+        side = patch_size / 4 if self.stride is None else self.stride
+        of_output = self.out_channels / side**2
+        after = max(2 * of_output + merged / 2, of_output + 2 * hidden_dim / side**2 + merged)
+        reduced = merged * sum(4.0**-level for level in range(1, 5)) if keeps_reduced else 0
+        shared = of_output if self.position_signal else 0
+        return HeadFootprint(self.channels, max(3.5 * merged, after) + reduced, shared, results)
 
     def _add_signal(self, x: Tensor, image_hw: tuple[int, int]) -> Tensor:
         return add_position_signal(x, image_hw) if self.position_signal else x

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_shape
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.footprint import HeadFootprint
 from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
@@ -94,6 +95,14 @@ class TrackHead(nn.Module):
         result = self.tracker(features, query_points, view_mask=view_mask)
         visibility, confidence = result.visibility_logits.sigmoid(), result.confidence_logits.sigmoid()
         return TrackPrediction(Tracks(result.coords_px[-1], visibility, confidence), result)
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        return self.decoder.footprint(patch_size=patch_size)
 
 
 def check_track_images(images: Tensor, heads: Iterable[nn.Module]) -> None:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_count
+from geomtx.encoder.alternating import AlternatingEncoder
+from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.layers.precision import Float32Conv2d, Float32Linear
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "choose_plan",
     "estimate_bytes",
     "free_bytes",
+    "is_known",
     "weight_bytes",
 ]
 
@@ -93,54 +97,114 @@ class PassSize(NamedTuple):
     device: str | None = None
 
 
-def estimate_bytes(config: Any, plan: MemoryPlan | None, size: PassSize) -> int:
+def is_known(model: Any) -> bool:
+    """Return whether a model's memory can be estimated: its own heads read special tokens or have a `footprint`."""
+    if not isinstance(getattr(model, "encoder", None), AlternatingEncoder) or not hasattr(model, "own_heads"):
+        return False
+    return all(hasattr(head, "footprint") or isinstance(head, SpecialTokenHead) for head in model.own_heads().values())
+
+
+def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     """Estimate the bytes beyond the weights at the peak of a forward pass of one scene, on the model's device.
 
-    Tracks are left out; an added head counts as one of points. Peaks that were counted on tensors without values lie
-    between half of the estimate and the whole of it. Copies of weights under autocast come on top, see
-    `autocast_bytes`; so do recorded passes (`compile="graphs"`), each of which holds the memory of a whole pass.
+    It adds up what the model's own parts hold: the encoder's tokens, blocks and tapped layers, and what the heads say
+    of themselves, see `geomtx.heads.footprint.HeadFootprint`. Tracks are left out. Peaks that were counted on tensors
+    without values lie between half of the estimate and the whole of it. Copies of weights under autocast come on top,
+    see `autocast_bytes`; so do recorded passes (`compile="graphs"`), each of which holds the memory of a whole pass.
 
     Args:
-        config: Configuration of the model: `dim`, `patch_size`, `num_registers`, `taps`, `dpt_features`,
-            `dpt_channels`.
+        model: The model, on any device, also on "meta".
         plan: Division of the pass; None for all at once, with `size.view_chunk` views at a time in the dense heads.
         size: Sizes of the pass.
     """
-    num_views, image_hw, heads, element_size, view_chunk, num_processes, device = size
-    rows, columns = image_hw[0] // config.patch_size, image_hw[1] // config.patch_size
-    of_view = rows * columns + 1 + config.num_registers
-    tokens = num_views * of_view
-    row = config.dim * element_size
-    dense = [head for head in heads if head != "camera"]
-    pixels = math.prod(image_hw)
-    # Merged maps of the views at work, several of which are alive at once; one position signal in float32.
-    view_chunk = min(view_chunk if plan is None else plan.view_chunk or num_views, num_views)
-    decoding = int(pixels * config.dpt_features * (1.1 * element_size * view_chunk + 4)) * bool(dense)
-    # Maps in float32, value and confidence; added heads count as one of points.
-    numbers = sum({"depth": 2, "tracks": 0}.get(head, 4) for head in dense)
-    outputs = num_views * pixels * 4 * numbers
-    if plan is None:
-        # Two block outputs a tap; queries, keys, values and their rotation in float32, or the MLP's hidden layer.
-        layers = tokens * row * 2 * (len(config.taps) if dense else 1)
-        # Several processes: what is sent and received; or all keys and values, where heads can't be shared.
-        exchanged = 0 if num_processes == 1 else max(6, 2 * num_processes + 3)
-        work = tokens * (row * (10 + exchanged) + config.dim * 16)
-        return int(_MARGIN * (layers + max(work, decoding + outputs)))
-    kept = [
-        0 if plan.tap_device not in (None, device) else element_size * num_views * rows * columns * len(dense) * count
-        for count in config.dpt_channels
-    ]
-    work = max(min(plan.token_chunk or tokens, tokens), view_chunk * of_view)
-    work *= row * 7 + config.dim * 18  # queries, keys and their rotation in float32, or the MLP's hidden layer
+    encoder, patch_size = model.encoder, model.config.patch_size
+    heads = {id(head): head for name, head in model.head_modules().items() if name in size.heads}
+    found = [head.footprint(patch_size) for head in heads.values() if hasattr(head, "footprint")]
+    num_patches = size.image_hw[0] // patch_size * (size.image_hw[1] // patch_size)
+    pass_ = _Pass(
+        encoder,
+        found,
+        num_patches,
+        of_view=num_patches + encoder.special.num_tokens,
+        row=encoder.backbone.dim * size.element_size,
+        taps=model.taps_of(size.heads),
+    )
+    return int(_MARGIN * (_whole_bytes(pass_, size) if plan is None else _divided_bytes(pass_, plan, size)))
+
+
+class _Pass(NamedTuple):
+    """What a pass consists of.
+
+    Attributes:
+        encoder: The encoder.
+        heads: Memory of the dense heads that run.
+        num_patches: Number of patches of a view.
+        of_view: Number of tokens of a view.
+        row: Bytes of a token in the model's precision.
+        taps: Layers that the heads read.
+    """
+
+    encoder: Any
+    heads: list[HeadFootprint]
+    num_patches: int
+    of_view: int
+    row: int
+    taps: tuple[int, ...]
+
+    def decoding(self, num_views: int, size: PassSize) -> int:
+        """Bytes at the peak of decoding some views."""
+        numbers = [size.element_size * num_views * head.decoding + 4 * head.shared for head in self.heads]
+        return int(math.prod(size.image_hw) * max(numbers, default=0))
+
+    def results(self, size: PassSize) -> int:
+        """Bytes of the maps of all views, in float32."""
+        return int(4 * size.num_views * math.prod(size.image_hw) * sum(head.results for head in self.heads))
+
+    @property
+    def rotated(self) -> int:
+        """Bytes of a token's queries, keys and their rotation in float32; 0 without rotary positions."""
+        return 0 if self.encoder.rope_base is None else 16 * self.encoder.backbone.dim
+
+
+def _whole_bytes(pass_: _Pass, size: PassSize) -> int:
+    """Bytes of a pass all at once."""
+    tokens, row = size.num_views * pass_.of_view, pass_.row
+    # The blocks' outputs of every tapped layer; queries, keys, values and their rotation, or the MLP's hidden layer.
+    layers = tokens * row * sum(len(pass_.encoder.order[tap]) for tap in pass_.taps)
+    # Several processes: what is sent and received; or all keys and values, where heads can't be shared.
+    exchanged = 0 if size.num_processes == 1 else max(6, 2 * size.num_processes + 3)
+    work = tokens * (row * (10 + exchanged) + pass_.rotated)
+    decoding = pass_.decoding(min(size.view_chunk, size.num_views), size)
+    return layers + max(work, decoding + pass_.results(size))
+
+
+def _divided_bytes(pass_: _Pass, plan: MemoryPlan, size: PassSize) -> int:
+    """Bytes of a pass in parts."""
+    order, row, device = pass_.encoder.order, pass_.row, size.device
+    tokens = size.num_views * pass_.of_view
+    view_chunk = min(plan.view_chunk or size.num_views, size.num_views)
+    waits_here = plan.tap_device in (None, device)
+    of_patch = size.element_size * pass_.num_patches
+    # Projections of a view for all heads, but for those of the last layer, and with them.
+    before = of_patch * sum(sum(head.projected[:-1]) for head in pass_.heads)
+    whole = of_patch * sum(sum(head.projected) for head in pass_.heads)
+    kept_before, kept = (size.num_views * each * waits_here for each in (before, whole))
+    across = bool(len(pass_.encoder.global_blocks))
+    at_work = view_chunk * pass_.of_view
+    if across:
+        at_work = max(min(plan.token_chunk or tokens, tokens), at_work)
+    work = at_work * (7 * row + (18 * pass_.rotated // 16 or 3 * row))
     # Keys and values; with several processes also those of all, and what is sent.
-    held = (2 if num_processes == 1 else 2 * num_processes + 3) * tokens * row
+    held = (2 if size.num_processes == 1 else 2 * size.num_processes + 3) * tokens * row * across
     # Tokens; the output of a frame block that waits for its global block; and the larger of two moments: a global block
     # at work, with its keys and values and three taps kept, or the end, with all taps kept.
-    beside = 0 if plan.part_device not in (None, device) else tokens * row
-    encoding = tokens * row + beside + max(held + sum(kept[:-1]) + work, sum(kept))
-    fetched = sum(config.dpt_channels) * element_size * rows * columns
-    heads_peak = sum(kept) + decoding + view_chunk * fetched * bool(dense)
-    return int(_MARGIN * max(encoding, heads_peak + (outputs if plan.output_device in (None, device) else 0)))
+    pairs = any(len(order[tap]) > 1 for tap in pass_.taps)
+    beside = tokens * row * (pairs and plan.part_device in (None, device))
+    encoding = tokens * row + beside + max(held + kept_before + work, kept)
+    fetched = max((of_patch * sum(head.projected) for head in pass_.heads), default=0)
+    heads_peak = kept + pass_.decoding(view_chunk, size) + view_chunk * fetched
+    results = pass_.results(size) if plan.output_device in (None, device) else 0
+    return max(encoding, heads_peak + results)
 
 
 def check_plan(plan: MemoryPlan) -> None:
@@ -212,8 +276,7 @@ def choose_plan(model: nn.Module, size: PassSize, memory: Memory, *, held: int =
         raise ValueError(f"memory must be 'auto', 'low' or a whole number of bytes, got {memory!r}")
     if memory == "low" and hasattr(model, "run_heads"):
         return LEAN_PLAN
-    config = getattr(model, "config", None)
-    if not all(hasattr(config, name) for name in _SIZES) or not hasattr(model, "run_heads"):
+    if not is_known(model):
         if memory != "auto":
             raise ValueError(f"memory must be 'auto' for a model whose memory isn't known, got {memory!r}")
         return None
@@ -225,7 +288,7 @@ def choose_plan(model: nn.Module, size: PassSize, memory: Memory, *, held: int =
         budget = float("inf") if free is None else _SHARE * free
     budget -= held
     size = size._replace(element_size=parameter.element_size(), device=parameter.device.type)
-    sizes = {plan: estimate_bytes(config, plan, size) for plan in (None, *PLANS)}
+    sizes = {plan: estimate_bytes(model, plan, size) for plan in (None, *PLANS)}
     fitting = [plan for plan, bytes_needed in sizes.items() if bytes_needed <= budget]
     if fitting:
         return fitting[0]
@@ -233,10 +296,6 @@ def choose_plan(model: nn.Module, size: PassSize, memory: Memory, *, held: int =
         least = (min(sizes.values()) + memory - budget) / 2**20
         raise ValueError(f"memory must be at least {least:,.1f} MiB for this scene, got {memory / 2**20:,.1f}")
     return LEAN_PLAN
-
-
-# What `estimate_bytes` reads of a configuration.
-_SIZES = ("dim", "patch_size", "num_registers", "taps", "dpt_features", "dpt_channels")
 
 
 def free_bytes(device: torch.device) -> int | None:

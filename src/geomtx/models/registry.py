@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
 from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.models.da3 import DepthAnything3
 from geomtx.models.da3.keys import describe_da3, is_da3_name
@@ -19,11 +19,12 @@ from geomtx.models.pi3 import Pi3
 from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
 from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, is_pi3, open_weights
 from geomtx.models.saved_model import stored_kind
+from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
 from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt
 from geomtx.models.video_tracker import VideoTracker
 
-__all__ = ["FAMILIES", "Family", "find_family", "list_models", "load_model"]
+__all__ = ["FAMILIES", "Family", "empty_model", "find_family", "list_models", "load_model"]
 
 
 class Family(NamedTuple):
@@ -100,6 +101,19 @@ def load_model(
         raise ValueError(f"heads must be None for weights of a {family.model.__name__}, got {heads!r}")
     model: nn.Module = family.model.from_pretrained(source, device=device, dtype=dtype, **options)
     return model
+
+
+def empty_model(source: str | os.PathLike[str]) -> Any:
+    """Return the model that some weights are of, on the meta device and without values; quick, for questions of size.
+
+    Raises:
+        ValueError: For weights of no family that geomtx knows, and as `read_config` of the class.
+        FileNotFoundError: If there are no such weights.
+    """
+    kind = find_family(source).model
+    kind = kind if issubclass(kind, SceneModel) else VGGT  # which says what it doesn't take
+    with torch.device("meta"), SkippedInitialisation():
+        return kind(kind.read_config(source))
 
 
 def find_family(source: str | os.PathLike[str]) -> Family:

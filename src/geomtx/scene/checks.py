@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_shape
-from geomtx.inference.plan import LEAN_PLAN, PassSize, estimate_bytes, free_bytes
+from geomtx.inference.plan import LEAN_PLAN, PassSize, estimate_bytes, free_bytes, is_known
 from geomtx.scene.scene import Scene
 from geomtx.types import Float
 from geomtx.views import ViewTransform
@@ -73,11 +73,11 @@ def _to_model(index: int, query: Tensor, transforms: Sequence[ViewTransform], na
 logger = logging.getLogger(__name__)
 
 _STORED_BYTES = 4  # a pixel: 8-bit colours and mask of the scene, beside the views
-_MAP_NUMBERS = {"camera": 0, "depth": 2, "tracks": 0}  # a pixel, in float32; points and added heads have 4
+_MAP_NUMBERS = {"camera": 0, "depth": 2, "sky": 1, "tracks": 0}  # a pixel, in float32; points and added heads have 4
 
 
 def check_scene_memory(
-    config: Any,
+    model: Any,
     image_hw: tuple[int, int],
     heads: Sequence[str],
     device: torch.device,
@@ -92,7 +92,8 @@ def check_scene_memory(
     of what it takes.
 
     Args:
-        config: Configuration of the model, see `estimate_bytes`; of others only the results are counted.
+        model: The model, on any device, also on "meta", see `estimate_bytes`; of models whose memory isn't known only
+            the results are counted.
         image_hw: Height and width of the images in pixels.
         heads: Names of the heads that run.
         device: Device that the model runs on.
@@ -107,9 +108,9 @@ def check_scene_memory(
     numbers = sum(_MAP_NUMBERS.get(head, 4) for head in heads)
     host = num_views * pixels * (_STORED_BYTES + 4 * numbers)
     on_device = 0
-    if hasattr(config, "dpt_channels"):
+    if is_known(model):
         size = PassSize(at_once, image_hw, tuple(heads), element_size=element_size, device=device.type)
-        on_device = estimate_bytes(config, LEAN_PLAN, size) // 2
+        on_device = estimate_bytes(model, LEAN_PLAN, size) // 2
     needed = {torch.device("cpu"): host}
     # On the CPU both are in the same memory, and the estimate has the maps of the pass in it.
     needed[device] = max(host, on_device) if device.type == "cpu" else on_device

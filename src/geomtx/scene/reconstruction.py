@@ -269,7 +269,7 @@ def _check_memory(model: Any, views: Views, heads: tuple[str, ...], at_once: int
     if options.parallel:  # each process has a share of the views, and of the memory
         return
     check_scene_memory(
-        model.config,
+        model,
         views.image_hw,
         heads,
         parameter.device,
