@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_option, check_positive
-from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.dpt import DPTDecoder, HeadFootprint
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 

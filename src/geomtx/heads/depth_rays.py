@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.heads.dense import activate_confidence
-from geomtx.heads.dpt import DPTDecoder, FusionChain, add_position_signal
-from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.dpt import DPTDecoder, FusionChain, HeadFootprint, add_position_signal
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 

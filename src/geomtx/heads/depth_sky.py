@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.dpt import DPTDecoder, HeadFootprint
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, ProjectedTokens, Tokens
 

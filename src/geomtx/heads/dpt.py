@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_divisible, check_positive, check_shape
-from geomtx.heads.footprint import HeadFootprint
 from geomtx.layers.conv import ResidualConv
 from geomtx.layers.position import aspect_grid, grid_signal
 from geomtx.types import Float, ProjectedTokens, Tokens
 
-__all__ = ["DPTDecoder"]
+__all__ = ["DPTDecoder", "HeadFootprint"]
+
+
+class HeadFootprint(NamedTuple):
+    """Numbers that a head holds for each patch or pixel of an image.
+
+    A head whose memory counts has a method `footprint()` that returns one.
+
+    Attributes:
+        projected: Numbers for a patch that wait for the head in a pass in parts, for each layer that it reads, in the
+            order in which the layers are reached.
+        decoding: Numbers for a pixel at the peak of decoding a view.
+        shared: Numbers for a pixel that all views which are decoded together share, in float32.
+        results: Numbers for a pixel of the head's predictions, in float32.
+    """
+
+    projected: tuple[int, ...]
+    decoding: float
+    shared: float
+    results: float
 
 
 class Fusion(nn.Module):

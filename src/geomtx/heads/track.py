@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from geomtx.checks import check_shape
-from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.dpt import DPTDecoder, HeadFootprint
 from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, ProjectedTokens, Tokens, TrackPrediction, Tracks

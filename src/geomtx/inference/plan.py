@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_count
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.heads.footprint import HeadFootprint
+from geomtx.heads.dpt import HeadFootprint
 from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.layers.precision import Float32Conv2d, Float32Linear
 
@@ -108,7 +108,7 @@ def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     """Estimate the bytes beyond the weights at the peak of a forward pass of one scene, on the model's device.
 
     It adds up what the model's own parts hold: the encoder's tokens, blocks and tapped layers, and what the heads say
-    of themselves, see `geomtx.heads.footprint.HeadFootprint`. Tracks are left out. Peaks that were counted on tensors
+    of themselves, see `geomtx.heads.dpt.HeadFootprint`. Tracks are left out. Peaks that were counted on tensors
     without values lie between half of the estimate and the whole of it. Copies of weights under autocast come on top,
     see `autocast_bytes`; so do recorded passes (`compile="graphs"`), each of which holds the memory of a whole pass.
 
@@ -180,7 +180,7 @@ def _whole_bytes(pass_: _Pass, size: PassSize) -> int:
 
 def _divided_bytes(pass_: _Pass, plan: MemoryPlan, size: PassSize) -> int:
     """Bytes of a pass in parts."""
-    order, row, device = pass_.encoder.order, pass_.row, size.device
+    encoder, row, device = pass_.encoder, pass_.row, size.device
     tokens = size.num_views * pass_.of_view
     view_chunk = min(plan.view_chunk or size.num_views, size.num_views)
     waits_here = plan.tap_device in (None, device)
@@ -189,16 +189,18 @@ def _divided_bytes(pass_: _Pass, plan: MemoryPlan, size: PassSize) -> int:
     before = of_patch * sum(sum(head.projected[:-1]) for head in pass_.heads)
     whole = of_patch * sum(sum(head.projected) for head in pass_.heads)
     kept_before, kept = (size.num_views * each * waits_here for each in (before, whole))
-    across = bool(len(pass_.encoder.global_blocks))
+    across = bool(len(encoder.global_blocks))
     at_work = view_chunk * pass_.of_view
     if across:
         at_work = max(min(plan.token_chunk or tokens, tokens), at_work)
     work = at_work * (7 * row + (18 * pass_.rotated // 16 or 3 * row))
     # Keys and values; with several processes also those of all, and what is sent.
     held = (2 if size.num_processes == 1 else 2 * size.num_processes + 3) * tokens * row * across
+    if across and pass_.rotated:
+        held += tokens * 8 * encoder.head_dim  # the rotary table of all tokens, in float32
     # Tokens; the output of a frame block that waits for its global block; and the larger of two moments: a global block
     # at work, with its keys and values and three taps kept, or the end, with all taps kept.
-    pairs = any(len(order[tap]) > 1 for tap in pass_.taps)
+    pairs = any(len(encoder.order[tap]) > 1 for tap in pass_.taps)
     beside = tokens * row * (pairs and plan.part_device in (None, device))
     encoding = tokens * row + beside + max(held + kept_before + work, kept)
     fetched = max((of_patch * sum(head.projected) for head in pass_.heads), default=0)
