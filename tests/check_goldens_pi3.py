@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import geomtx
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.geometry_conditioning import KnownGeometry, check_geometry, prepare_geometry
 from geomtx.encoder.patches import Backbone, ImageNormalization
@@ -97,6 +101,17 @@ def check_points_head(golden: Golden) -> Iterator[Check]:
     yield Check("local_points", head.locate(raw), tensors["local_points"])
     yield Check("log z", raw[..., 2], tensors["local_points"][..., 2].log())
     yield Check("world_from_cam", as_matrices(head.camera(tokens)).unflatten(0, views), tensors["world_from_cam"])
+
+
+def check_preprocessing(golden: Golden) -> Iterator[Check]:
+    """Pictures without their alpha channel, which is dropped in the published way and composed in geomtx's."""
+    folder = golden.path.parent / "images"
+    with tempfile.TemporaryDirectory() as place:
+        for path in sorted(folder.glob("*.png")):
+            Image.open(path).convert("RGB").save(Path(place) / path.name)
+        views = geomtx.load_views(place, mode="area", size=golden.meta["pixel_limit"])
+    yield Check("all", (views.images * 255).round()[..., ::7, ::7], golden.tensors["all"])
+    yield Check("all.size", torch.tensor(views.image_hw), golden.tensors["all.size"])
 
 
 def check_rotation(golden: Golden) -> Iterator[Check]:
@@ -210,6 +225,7 @@ CHECKS_PI3: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "pi3": check_pi3,
     "pi3_decoder": check_decoder,
     "pi3_points_head": check_points_head,
+    "pi3_preprocessing": check_preprocessing,
     "pi3_rotation": check_rotation,
     "pi3x": check_pi3x,
     "pi3x_conv_head": check_conv_head,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import geomtx
 from geomtx.views import PhotoError, Views, load_views, loading
 from geomtx.views.loading import default_size, prepare_again
+from geomtx.views.transform import fit_area
 from geomtx.views.views import Preparation
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -55,6 +57,32 @@ def test_images_are_float32_from_0_to_1() -> None:
     views = load_views(PHOTOS)
     assert views.images.dtype == torch.float32
     assert 0 <= views.images.min() < views.images.max() <= 1
+
+
+def test_all_photos_get_the_shape_of_the_first(save_photo) -> None:
+    paths = [save_photo("1.png", 400, 300), save_photo("2.png", 300, 400)]
+    views = load_views(paths, mode="area", size=20_000, patch_size=14)
+    height, width = views.image_hw
+    assert height % 14 == width % 14 == 0
+    assert 0.85 * 20_000 < height * width <= 20_000
+    assert abs(width / height - 400 / 300) < 0.2
+    assert views.masks.all()
+    assert views.transforms[1].scale == (width / 300, height / 400)
+    again = prepare_again(views, 16, 518)
+    assert again.preparation == views.preparation
+    assert again.image_hw[0] % 16 == 0
+    model = SimpleNamespace(patch_size=14, num_pixels=5_000)
+    assert math.prod(load_views(paths, mode="area", model=model).image_hw) <= 5_000
+    with pytest.raises(ValueError, match=r"^size must be at least 196, got 100$"):
+        load_views(paths, mode="area", size=100, patch_size=14)
+
+
+@pytest.mark.parametrize("photo_wh", [(4000, 3000), (1, 1), (5000, 40), (40, 5000), (333, 777)])
+@pytest.mark.parametrize("num_pixels", [196, 1000, 255_000])
+def test_an_area_is_whole_patches_and_never_larger(photo_wh: tuple[int, int], num_pixels: int) -> None:
+    width, height = fit_area(photo_wh, num_pixels, 14)
+    assert width % 14 == height % 14 == 0
+    assert 0 < width * height <= num_pixels
 
 
 @pytest.mark.parametrize("patch_size", [14, 16])
@@ -266,7 +294,7 @@ def test_a_picture_over_the_limit_is_named(save_photo, monkeypatch: pytest.Monke
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(ValueError, match="mode must be one of 'fit', 'crop', 'pad', 'square', got 'stretch'"):
+    with pytest.raises(ValueError, match="mode must be one of 'fit', 'crop', 'pad', 'square', 'area', got 'stretch'"):
         load_views(PHOTOS, mode="stretch")
     with pytest.raises(ValueError, match="size must be a multiple of 14, got 500"):
         load_views(PHOTOS, size=500)

@@ -72,12 +72,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="track the point at pixel x, y of a photo, counted from 0; can be given again",
     )  # fmt: skip
     parser.add_argument(
-        "--mode", choices=("fit", "crop", "pad", "square"), default="fit",
-        help="how photos become images: whole, cropped or padded to a square (fit)",
+        "--mode", choices=("fit", "crop", "pad", "square", "area"), default="fit",
+        help="how photos become images: whole, cropped, padded to a square, or all in the shape of the first, with "
+        "--size pixels (fit)",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=parse_count, metavar="N",
-        help="longer side of the images in pixels, a multiple of the model's patch (what the model is made for)",
+        help="longer side of the images in pixels, a multiple of the model's patch (what the model is made for); with "
+        "--mode area their number of pixels",
     )  # fmt: skip
     parser.add_argument(
         "--maps", choices=("network", "original"), default="network",
@@ -284,7 +286,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
     check_device_name(arguments.device)
-    check_image_side(arguments.size, arguments.weights)
+    if arguments.mode != "area":
+        check_image_side(arguments.size, arguments.weights)
     check_weights(arguments)
 
 

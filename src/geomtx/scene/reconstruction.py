@@ -305,7 +305,8 @@ def _fit_views(views: Views, patch_size: int, image_size: int | None) -> Views:
     made = views.preparation
     if made is None or not all(path is not None and path.is_file() for path in views.paths):
         return views
-    own_size = image_size is None or made.asked or made.size == default_size(patch_size, image_size)
+    chosen = made.asked or made.mode == "area"
+    own_size = image_size is None or chosen or made.size == default_size(patch_size, image_size)
     if views.patch_size == patch_size and own_size:
         return views
     again = prepare_again(views, patch_size, image_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_divisible, check_option, check_positive, close_matches
+from geomtx.checks import check_at_least, check_divisible, check_option, check_positive, close_matches
 from geomtx.files import unique_names
 from geomtx.inference.plan import free_bytes
 from geomtx.views.frames import FrameChoice, FramePlan, choose_frames, frame_times, plan_frames
 from geomtx.views.listing import PathLike, PhotoError, find_video, list_photos, name_files
 from geomtx.views.pictures import Picture, read_picture
-from geomtx.views.transform import MODES, Mode, ViewTransform, place_photo
+from geomtx.views.transform import MODES, Mode, ViewTransform, fit_area, place_photo
 from geomtx.views.views import Preparation, Views
 
 __all__ = ["default_size", "load_views", "prepare_again"]
@@ -42,9 +43,9 @@ def load_views(
 
     The EXIF orientation is applied, transparent pixels are composed onto white, and 16-bit grey keeps its range. Of an
     animation the first frame is read, of a TIFF file the first image that is no preview. HEIC needs the extra `heic`.
-    Photos are resized by Pillow's bicubic filter; a photo over 100 megapixels is reduced while it is decoded. If images
-    have different sizes after that, they are padded with white to the largest height and width, centred, with the
-    smaller half of the padding at the top and left; `Views.masks` is False there.
+    Photos are resized by Pillow's bicubic filter ("area": Lanczos); a photo over 100 megapixels is reduced while it is
+    decoded. If images have different sizes after that, they are padded with white to the largest height and width,
+    centred, with the smaller half of the padding at the top and left; `Views.masks` is False there.
 
     Frames of a video (.mp4, .mov, …; needs the extra `video`) are chosen by time, see `FrameChoice`, and turned
     upright; pixels that are not square are made so. Views of a video have no files: what copies photos, such as the
@@ -56,6 +57,7 @@ def load_views(
     | "crop" | width `size`, height rounded to whole patches, centre-cropped to `size` | rows of tall photos |
     | "pad" | as "fit", then padded with white to a square | nothing |
     | "square" | padded with black to a square, then resized | nothing |
+    | "area" | `size` pixels in the shape of the first photo, to which all photos are resized | the shape of others |
 
     Args:
         source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
@@ -63,7 +65,8 @@ def load_views(
             results that geomtx wrote. Or a video.
         mode: Way of fitting a photo into the model's image, see the table; defaults to "fit".
         size: Side of the model's image in pixels, a multiple of the patch; defaults to that of `model`, without one to
-            the multiple nearest to 518, the size of the published models.
+            the multiple nearest to 518, the size of the published models. For "area" the number of pixels, at most;
+            defaults to that of `model`, without one to those of a square of 518.
         patch_size: Side of the model's patches in pixels; defaults to that of `model`, without one to 14.
         model: Model that the views are for, or its configuration, which has a `patch_size` and, if it is made for
             images of some size, an `image_size`.
@@ -83,8 +86,12 @@ def load_views(
     patch_size, image_size = _choose_sizes(model, patch_size)
     check_positive("patch_size", patch_size)
     side = default_size(patch_size, image_size) if size is None else size
-    check_positive("size", side)
-    check_divisible("size", side, patch_size)
+    if mode == "area":
+        side = _default_area(model, image_size) if size is None else size
+        check_at_least("size", side, patch_size**2)
+    else:
+        check_positive("size", side)
+        check_divisible("size", side, patch_size)
     if isinstance(source, Iterable) and not isinstance(source, str):
         source = list(source)  # it is looked at twice
     how = Preparation(mode, side, size is not None)
@@ -109,7 +116,8 @@ def prepare_again(views: Views, patch_size: int, image_size: int | None) -> View
         views: Views with a `preparation`, whose photos are still there.
         patch_size: Side in pixels of the model's patches.
         image_size: Side in pixels of the images that the model is made for, which replaces a size that nobody chose;
-            None where it is made for none. A size that was chosen becomes the nearest multiple of the patch.
+            None where it is made for none. A size that was chosen becomes the nearest multiple of the patch; a number
+            of pixels stays.
 
     Raises:
         PhotoError: As `load_views`, and for a photo with a mask that has another size by now.
@@ -118,7 +126,8 @@ def prepare_again(views: Views, patch_size: int, image_size: int | None) -> View
     paths = [path for path in views.paths if path is not None]
     assert before is not None, "only views that were loaded can be loaded again"
     side = before.size if before.asked else image_size or _SIZE
-    again = _prepare(paths, views.names, before._replace(size=default_size(patch_size, side)), patch_size)
+    size = before.size if before.mode == "area" else default_size(patch_size, side)
+    again = _prepare(paths, views.names, before._replace(size=size), patch_size)
     pairs = zip(zip(views.transforms, views.masks.cpu(), strict=True), again.transforms, strict=True)
     left_out = torch.stack(
         [_carry_left_out(*before, after, path) for (before, after), path in zip(pairs, paths, strict=True)]
@@ -139,10 +148,11 @@ def _carry_left_out(before: ViewTransform, mask: Tensor, after: ViewTransform, p
 
 def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patch_size: int) -> Views:
     images, transforms = [], []
+    place = _Placement(how, patch_size)
     for path in paths:  # one photo in full resolution at a time
-        photo = read_picture(path, min_side=_MIN_REDUCTION * how.size)
+        photo = read_picture(path, min_side=_MIN_REDUCTION * _side_of(how))
         _check_memory(len(paths), how, photo.original_hw)
-        image, transform = place_photo(photo, how.mode, how.size, patch_size, name=str(path))
+        image, transform = place(photo, str(path))
         images.append(image)
         transforms.append(transform)
     views = Views.assemble(images, transforms, names, paths, patch_size)
@@ -151,16 +161,42 @@ def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patc
 
 def _prepare_frames(plan: FramePlan, how: Preparation, patch_size: int) -> Views:
     images, transforms, names, times = [], [], [], []
+    place = _Placement(how, patch_size)
     for frame in choose_frames(plan):
         photo = Picture(frame.picture, (frame.picture.height, frame.picture.width), 1)
         _check_memory(len(plan.indices), how, photo.original_hw)
-        image, transform = place_photo(photo, how.mode, how.size, patch_size, name=f"{plan.path}, frame {frame.name}")
+        image, transform = place(photo, f"{plan.path}, frame {frame.name}")
         images.append(image)
         transforms.append(transform)
         names.append(frame.name)
         times.append(frame.time)
     views = Views.assemble(images, transforms, unique_names(names), [None] * len(images), patch_size)
     return replace(views, times=tuple(times)).prepared_by(how)
+
+
+class _Placement:
+    """Places photos one after the other; where all get one size, the first photo decides it."""
+
+    def __init__(self, how: Preparation, patch_size: int) -> None:
+        self.how = how
+        self.patch_size = patch_size
+        self.image_wh: tuple[int, int] | None = None
+
+    def __call__(self, photo: Picture, name: str) -> tuple[Tensor, ViewTransform]:
+        """Return the image of a photo, (3, H, W) uint8, and the transform to it."""
+        if self.how.mode == "area" and self.image_wh is None:
+            self.image_wh = fit_area((photo.original_hw[1], photo.original_hw[0]), self.how.size, self.patch_size)
+        return place_photo(photo, self.how.mode, self.image_wh or self.how.size, self.patch_size, name=name)
+
+
+def _side_of(how: Preparation) -> int:
+    """Return the side of a square with as many pixels as an image has at most."""
+    return math.isqrt(how.size) if how.mode == "area" else how.size
+
+
+def _default_area(model: Any, image_size: int) -> int:
+    """Return the number of pixels that a model is made for."""
+    return getattr(getattr(model, "config", model), "num_pixels", image_size**2)
 
 
 def _parse_choice(options: dict[str, Any]) -> FrameChoice:
@@ -175,7 +211,8 @@ def _check_memory(num_views: int, how: Preparation, photo_hw: tuple[int, int]) -
     """Refuse images that don't fit into the host's memory where all are as large as that of one photo."""
     height, width = photo_hw
     share = {"fit": min(photo_hw) / max(photo_hw), "crop": min(1.0, height / width)}.get(how.mode, 1.0)
-    needed, free = num_views * how.size**2 * share * _PIXEL_BYTES, free_bytes(torch.device("cpu"))
+    pixels = how.size if how.mode == "area" else how.size**2 * share
+    needed, free = num_views * pixels * _PIXEL_BYTES, free_bytes(torch.device("cpu"))
     if free is not None and needed > free:
         raise ValueError(
             f"size must be small enough for memory, got {how.size}: {num_views} images need {needed / 2**30:.3g} GiB, "

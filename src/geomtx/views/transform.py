@@ -24,6 +24,7 @@ __all__ = [
     "Axis",
     "Mode",
     "ViewTransform",
+    "fit_area",
     "place_photo",
     "resample",
     "stack_padded",
@@ -275,7 +276,7 @@ def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> Non
         raise ValueError(f"{name} must be floating point for mode 'bilinear', got {values.dtype}")
 
 
-Mode = Literal["fit", "crop", "pad", "square"]
+Mode = Literal["fit", "crop", "pad", "square", "area"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 Color = tuple[int, int, int]
@@ -283,14 +284,14 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def place_photo(
-    photo: Picture, mode: str, size: int, patch_size: int, *, name: str = "photo"
+    photo: Picture, mode: str, size: int | tuple[int, int], patch_size: int, *, name: str = "photo"
 ) -> tuple[Tensor, ViewTransform]:
     """Resize, crop and pad one upright photo.
 
     Args:
         photo: Upright photo from `read_picture`.
         mode: One of `MODES`, see `load_views`.
-        size: Side of the model's image in pixels, a multiple of `patch_size`.
+        size: Side of the model's image in pixels, a multiple of `patch_size`; for "area" its width and height.
         patch_size: Side of a patch in pixels.
         name: Name of the photo in error messages; defaults to "photo".
 
@@ -301,8 +302,11 @@ def place_photo(
         PhotoError: If the photo is under 2 pixels wide or high, or so thin that it would fill less than half a patch.
     """
     original_wh = (photo.original_hw[1], photo.original_hw[0])
-    _check_extent(original_wh, size, patch_size, name)
-    if mode == "square":
+    _check_extent(original_wh, size if isinstance(size, int) else max(size), patch_size, name)
+    if not isinstance(size, int):
+        image = photo.image.resize(size, Image.Resampling.LANCZOS)
+        scale, offset = (size[0] / original_wh[0], size[1] / original_wh[1]), (0.0, 0.0)
+    elif mode == "square":
         image, scale, offset = _place_square(photo.image, original_wh, size)
     else:
         resized_wh, image_wh, shift = _lay_out(original_wh, mode, size, patch_size)
@@ -346,6 +350,24 @@ def _check_extent(photo_wh: tuple[int, int], size: int, patch_size: int, name: s
             f"photo '{name}' must be at least 2 pixels wide and high and at most {2 * size / patch_size:g} times "
             f"longer than short, got {photo_wh[0]}x{photo_wh[1]}"
         )
+
+
+def fit_area(photo_wh: tuple[int, int], num_pixels: int, patch_size: int) -> tuple[int, int]:
+    """Return width and height in whole patches with at most a number of pixels, nearly in the shape of a photo.
+
+    Args:
+        photo_wh: Width and height of the photo.
+        num_pixels: Largest number of pixels, at least those of a patch.
+        patch_size: Side of a patch in pixels.
+    """
+    factor = (num_pixels / (photo_wh[0] * photo_wh[1])) ** 0.5 / patch_size
+    columns, rows = (max(round(side * factor), 1) for side in photo_wh)
+    while columns * rows * patch_size**2 > num_pixels and (columns, rows) != (1, 1):
+        if rows == 1 or (columns > 1 and columns / rows > photo_wh[0] / photo_wh[1]):
+            columns -= 1
+        else:
+            rows -= 1
+    return columns * patch_size, rows * patch_size
 
 
 def _lay_out(

@@ -30,7 +30,7 @@ class Preparation(NamedTuple):
 
     Attributes:
         mode: Way in which photos were fitted into the images, see `load_views`.
-        size: Side of the images in pixels.
+        size: Side of the images in pixels; for "area" their number of pixels, at most.
         asked: Whether the caller chose the size; otherwise it is that of a model, or the default.
     """
 

@@ -33,7 +33,8 @@ class Pi3Config(ModelConfig):
         num_registers: Number of register tokens of a view, which are the same for every view.
         pose_layers: Indices of the pairs after which known poses are injected.
         patch_size: Side of a patch in pixels.
-        image_size: Side in pixels of a square with as many pixels as the images that the model is made for.
+        image_size: Longer side in pixels of the images that the model is made for, of photos in the shape 4:3.
+        num_pixels: Number of pixels of these images, at most; photos may be prepared by it, `load_views(mode="area")`.
         table_size: Side in pixels of the square images that the ViT's position table is for.
         vit_depth: Number of blocks of the ViT.
         vit_num_heads: Number of attention heads of the ViT.
@@ -59,7 +60,8 @@ class Pi3Config(ModelConfig):
     num_registers: int = 5
     pose_layers: tuple[int, ...] = (0, 4, 8, 12, 16)
     patch_size: int = 14
-    image_size: int = 504
+    image_size: int = 574
+    num_pixels: int = 255_000
     table_size: int = 518
     vit_depth: int = 24
     vit_num_heads: int = 16
@@ -138,6 +140,7 @@ class Pi3Config(ModelConfig):
             "num_heads": 2,
             "pose_layers": (0, 1),
             "image_size": 70,
+            "num_pixels": 70 * 70,
             "table_size": 70,
             "vit_depth": 1,
             "vit_num_heads": 2,
