@@ -3,7 +3,8 @@
 Every candidate is a process of its own with the same weights and images, and only one works at a time: round after
 round, each takes one pass, every other round in the opposite order. Ratios are medians over the rounds, so what slows
 the machine down slows all of them. On the CPU, tensors lie in huge pages: among small ones each process has its own
-luck, and the same code has differed by 16 % between two processes.
+luck, and the same code has differed by 16 % between two processes. With `--fresh`, every pass is in a new process,
+after one of a tiny image, so that no process's luck lasts and only one has its weights in memory.
 
 Candidates: `plain` (geomtx as it is), `straightforward` (the published structure, written down simply), `pieces` and
 `low` (memory plans), `compile` and `graphs`, `int8` and `fp8` (quantised), `sdpa_flash`, `sdpa_cudnn`, `math`, …
@@ -34,6 +35,7 @@ WORKER = Path(__file__).parent / "vggt_worker.py"
 PLANS = ("pieces", "low")
 MODES = ("compile", "graphs")
 QUANTISED = ("int8", "fp8")
+TINY = json.dumps({"views": 1, "size": (56, 56)})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--view-chunk", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--fresh", action="store_true", help="a new process for each pass")
     parser.add_argument("--limit-s", type=float, default=600.0, help="after this no other round of a case is begun")
     parser.add_argument("--name", default="vggt", help="that the results' names begin with")
     parser.add_argument("--output", type=Path, help="folder of the results, one file a case")
@@ -77,7 +80,7 @@ def main() -> None:
         names = {case: name for case, name in names.items() if not (folder / f"{name}.json").exists()}
     if not names:
         return
-    workers = start_all(arguments)
+    workers = {} if arguments.fresh else start_all(arguments)
     try:
         for case, name in names.items():
             results = measure_case(workers, case, arguments)
@@ -89,8 +92,8 @@ def main() -> None:
 
 def start_all(arguments: argparse.Namespace) -> dict[str, subprocess.Popen[str]]:
     workers: dict[str, subprocess.Popen[str]] = {}
-    for name, extra in list_candidates(arguments).items():
-        worker = start(arguments, extra, arguments.before if name == "before" else None)
+    for name in list_candidates(arguments):
+        worker = start(arguments, name)
         # One after the other: each needs room for loading.
         if "failed" in ask(worker, None):
             print(f"{name} could not be started and is left out", file=sys.stderr)
@@ -107,15 +110,18 @@ def measure_case(
     """What each candidate took, round after round."""
     question = json.dumps({"views": case[0], "size": case[1:]})
     rounds: list[dict[str, Any]] = []
-    start, warmup = time.perf_counter(), arguments.warmup
+    candidates = list(list_candidates(arguments) if arguments.fresh else workers)
+    begun, warmup = time.perf_counter(), arguments.warmup
     for index in range(warmup + arguments.repeats):
-        if index > warmup and time.perf_counter() - start > arguments.limit_s:
+        if index > warmup and time.perf_counter() - begun > arguments.limit_s:
             break
         # Who has failed once has too little memory.
         gone = {name for found in rounds for name, answer in found.items() if "failed" in answer}
-        order = [*workers][:: 1 if index % 2 else -1]
-        rounds.append({name: ask(workers[name], question) for name in order if name not in gone})
-    results = {name: summarize([found[name] for found in rounds if name in found], warmup) for name in workers}
+        order = [name for name in candidates[:: 1 if index % 2 else -1] if name not in gone]
+        rounds.append(
+            {name: ask(workers[name], question) if workers else ask_new(arguments, name, question) for name in order}
+        )
+    results = {name: summarize([found[name] for found in rounds if name in found], warmup) for name in candidates}
     first = next(iter(results))
     for found in results.values():
         if "seconds" in found and "seconds" in results[first]:
@@ -129,7 +135,7 @@ def describe_settings(arguments: argparse.Namespace, case: tuple[int, int, int])
         "weights": arguments.weights.name,
         "views": case[0],
         "size": case[1:],
-        **{key: getattr(arguments, key) for key in ("heads", "dtype", "view_chunk", "warmup")},
+        **{key: getattr(arguments, key) for key in ("heads", "dtype", "view_chunk", "warmup", "fresh")},
         "device": torch.device(arguments.device).type,
         "threads": torch.get_num_threads(),
         "before": commit_of(arguments.before),
@@ -158,7 +164,8 @@ def list_candidates(arguments: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def start(arguments: argparse.Namespace, extra: list[str], checkout: Path | None) -> subprocess.Popen[str]:
+def start(arguments: argparse.Namespace, name: str) -> subprocess.Popen[str]:
+    extra, checkout = list_candidates(arguments)[name], arguments.before if name == "before" else None
     source = Path(geomtx.__file__).parent.parent if checkout is None else checkout.resolve() / "src"
     if not (source / "geomtx").is_dir():
         raise SystemExit(f"before must be a checkout of geomtx, got '{checkout}'")
@@ -188,6 +195,18 @@ def ask(worker: subprocess.Popen[str], question: str | None) -> dict[str, Any]:
         return json.loads(worker.stdout.readline() or '{"failed": "process ended"}')
     except BrokenPipeError:
         return {"failed": "process ended"}
+
+
+def ask_new(arguments: argparse.Namespace, name: str, question: str) -> dict[str, Any]:
+    """Answer of a new worker, which has loaded and imported what it needs."""
+    answer: dict[str, Any] = {}
+    with start(arguments, name) as worker:
+        for each in (None, TINY, question):
+            answer = ask(worker, each)
+            if "failed" in answer:
+                break
+        worker.kill()
+    return answer
 
 
 def summarize(answers: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
