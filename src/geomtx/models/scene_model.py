@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,14 @@ from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.run import EachView, Gather, run_head
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
-from geomtx.models.published import state_licence
+from geomtx.models.published import EMBEDDED, state_licence
 from geomtx.models.published_model import PublishedModel
 from geomtx.models.saved_model import HeadSource, added_heads, choose_heads
 from geomtx.models.vggt.config import HEADS, check_heads
 from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.types import Predictions, ProjectedTokens, Tokens
 
-__all__ = ["LoadOptions", "RunHead", "SceneModel"]
+__all__ = ["RunHead", "SceneModel"]
 
 Model = TypeVar("Model", bound="SceneModel")
 
@@ -35,30 +36,12 @@ RunHead = Callable[..., Any]
 _TAKEN = (*HEADS, "rays", "sky", "consistency")
 
 
-class LoadOptions(NamedTuple):
-    """What every `from_pretrained` takes beside the weights.
-
-    Attributes:
-        heads: Names of the heads to build and load; None for all that the weights have.
-        device: Device of the parameters; None for the CPU.
-        dtype: Dtype of all parameters; None for that in the file.
-        quantize: Format of the blocks' weights, "int8" or "fp8"; None for none.
-        extra_heads: Added heads by name, see `geomtx.models.saved_model.choose_heads`.
-    """
-
-    heads: tuple[str, ...] | None = None
-    device: torch.device | str | None = None
-    dtype: torch.dtype | None = None
-    quantize: QuantizedType | None = None
-    extra_heads: Mapping[str, HeadSource] | None = None
-
-
 class SceneModel(PublishedModel):
     """Base of models with an encoder and heads by name, to which a user may add heads.
 
     A subclass has `config` with `heads`, the names of its own heads; `encoder`; `own_heads` and `run_own_heads`; and as
     its last module `extra_heads`, empty, so that a model's first parameter, whose device and precision stand for all,
-    is its own.
+    is its own. For its weights it has `open_weights`, `config_of`, `keys_of` and `stored_form`.
     """
 
     config: Any
@@ -201,33 +184,72 @@ class SceneModel(PublishedModel):
         return images, query_points, patch_mask, heads
 
     @classmethod
-    def load_checkpoint(
+    def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
+        """Open weights by name, hub id, folder or file; tensors have the model's names, see `Checkpoint.unwrapped`."""
+        raise NotImplementedError
+
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> Any:
+        """Return the stored configuration, else that of the published model of the same names and sizes."""
+        raise NotImplementedError
+
+    @staticmethod
+    def keys_of(config: Any) -> KeyTable:
+        """Return the names of the parameters of a model with a configuration, published ↔ geomtx."""
+        raise NotImplementedError
+
+    @classmethod
+    def passed_over(cls, checkpoint: Checkpoint, config: Any) -> list[str]:
+        """Return prefixes of stored names that a model with a configuration has no place for; none by default."""
+        return []
+
+    @classmethod
+    def read_config(cls, source: str | os.PathLike[str]) -> Any:
+        """Return the configuration of weights, without loading them; arguments and errors as of `from_pretrained`."""
+        return cls.config_of(cls.open_weights(source))
+
+    @classmethod
+    def from_pretrained(
         cls: type[Model],
-        checkpoint: Checkpoint,
-        config: Any,
-        keys: Callable[[Any], KeyTable],
-        options: LoadOptions,
+        source: str | os.PathLike[str],
         *,
-        ignored: Callable[[Any], Sequence[str]] = lambda config: (),
+        heads: tuple[str, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: Any = None,
+        quantize: QuantizedType | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
     ) -> Model:
-        """Build a model and fill it with weights, strictly; in evaluation mode. Arguments of every `from_pretrained`.
+        """Load weights, strictly; in evaluation mode.
 
         Args:
-            checkpoint: Open weights, whose tensors have names of the model.
-            config: Configuration of the model that the weights are of.
-            keys: Function from a configuration to the names of its parameters, published ↔ geomtx.
-            options: What the caller asks for.
-            ignored: Function from a configuration to the prefixes of stored names that are passed over.
+            source: Name of weights of this class in `geomtx.list_models()`, such as "nano"; a hub id, such as
+                "facebook/VGGT-1B"; a folder (`model.safetensors`, sharded or not, with or without `config.json`); or a
+                .safetensors, .pt, .pth, .bin or .ckpt file; with published or geomtx names.
+            heads: Names of the heads to build and load; defaults to all that the checkpoint has.
+            device: Device of the parameters; defaults to the CPU.
+            dtype: Dtype of all parameters; defaults to that in the file, for "nano" to float32.
+            config: Overrides the configuration found beside or within the weights. Without either it is that of the
+                published model with such tensors.
+            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
+            extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function
+                from the configuration to one; None leaves a head out. A `DenseHead` or `RGBHead` need not be given.
 
         Raises:
-            ValueError: As `from_pretrained`.
+            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
+                pickle with code in it, weights of another family, an added head that has to be given; and as
+                `geomtx.quantize_model`.
             ImportError: For quantised weights without torchao.
+            FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        heads = options.heads
+        checkpoint = cls.open_weights(source)
+        if source in EMBEDDED and dtype is None:
+            dtype = torch.float32
+        config = cls.config_of(checkpoint) if config is None else config
         if heads is not None:
             check_heads(heads, (*config.heads, *added_heads(checkpoint)))
             config = dataclasses.replace(config, heads=tuple(head for head in heads if head in config.heads))
-        added, left_out = choose_heads(checkpoint, options.extra_heads, config, asked=heads)
+        added, left_out = choose_heads(checkpoint, extra_heads, config, asked=heads)
         with torch.device("meta"), SkippedInitialisation():
             empty = cls(config)
         own = [name for name, _ in empty.named_children() if name not in ("encoder", "extra_heads")]
@@ -235,11 +257,11 @@ class SceneModel(PublishedModel):
         model = load_weights(
             checkpoint,
             lambda: empty,
-            keys(config),
-            device=options.device,
-            dtype=options.dtype,
-            ignored=(*left_out, *ignored(config)),
+            cls.keys_of(config),
+            device=device,
+            dtype=dtype,
+            ignored=(*left_out, *cls.passed_over(checkpoint, config)),
             parts=(*own, *(f"extra_heads.{name}" for name in added)),
         )
         state_licence(checkpoint.source)
-        return model if options.quantize is None else quantize_model(model, options.quantize)
+        return model if quantize is None else quantize_model(model, quantize)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.checks import check_shape
 from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.heads.track import TrackHead
-from geomtx.inference.quantize import QuantizedType
 from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import GAUSSIANS, PREFIX, config_of, is_da3_name, keys_of, published_config
 from geomtx.models.da3.parts import build_camera_encoder, build_camera_head, build_dense_head, build_encoder
 from geomtx.models.published import open_weights
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import HeadSource, describe_model, parse_stored, published_name, stored_kind
-from geomtx.models.scene_model import LoadOptions, RunHead, SceneModel
+from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.types import Bool, Cameras, Float, Predictions
 
 __all__ = ["DepthAnything3"]
@@ -152,70 +149,37 @@ class DepthAnything3(SceneModel):
         return cameras
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        heads: tuple[str, ...] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        config: DepthAnything3Config | None = None,
-        quantize: QuantizedType | None = None,
-        extra_heads: Mapping[str, HeadSource] | None = None,
-    ) -> DepthAnything3:
-        """Load weights, strictly; in evaluation mode.
+    def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
+        """Open the weights of a Depth Anything 3; tensors have the model's names, see `Checkpoint.unwrapped`."""
+        return open_weights(source).unwrapped(is_da3_name)
 
-        Args:
-            source: A hub id ("depth-anything/DA3-SMALL"); a folder (`model.safetensors`, with or without
-                `config.json`); or a file; with published or geomtx names.
-            heads: Names of the heads to build and load; defaults to all that the checkpoint has.
-            device: Device of the parameters; defaults to the CPU.
-            dtype: Dtype of all parameters; defaults to that in the file.
-            config: Overrides the configuration found beside or within the weights, or told by their sizes.
-            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
-            extra_heads: The added heads that the weights are for, as for `VGGT.from_pretrained`.
-
-        Raises:
-            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, weights
-                of another family, an added head that has to be given; and as `geomtx.quantize_model`.
-            ImportError: For quantised weights without torchao.
-            FileNotFoundError: If the source is no file and not to be had from the hub.
-        """
-        checkpoint = _open(source)
-        numbers = _config_of_checkpoint(checkpoint) if config is None else config
-        if any(name.startswith((GAUSSIANS, PREFIX + GAUSSIANS)) for name in checkpoint.shapes):
-            logger.warning("%s has a head of Gaussians, which geomtx doesn't have; it is passed over.", source)
-        options = LoadOptions(heads, device, dtype, quantize, extra_heads)
-        ignored = partial(_passed_over, checkpoint.shapes)
-        return cls.load_checkpoint(checkpoint, numbers, keys_of, options, ignored=ignored)
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> DepthAnything3Config:
+        """Return the stored configuration, else that of the published model of the same sizes."""
+        name = published_name(checkpoint)
+        if name is None or stored_kind(checkpoint) != "DepthAnything3":
+            return parse_stored(checkpoint, "DepthAnything3", DepthAnything3Config.from_dict)
+        return config_of(checkpoint.shapes, name, checkpoint.source)
 
     @staticmethod
-    def read_config(source: str | os.PathLike[str]) -> DepthAnything3Config:
-        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return _config_of_checkpoint(_open(source))
+    def keys_of(config: DepthAnything3Config) -> KeyTable:
+        """Return the names of all parameters of a Depth Anything 3, published ↔ geomtx."""
+        return keys_of(config)
+
+    @classmethod
+    def passed_over(cls, checkpoint: Checkpoint, config: DepthAnything3Config) -> list[str]:
+        """Return prefixes of names: of Gaussians, which is said in the log, and of rays that the model leaves out."""
+        prefixes, keys = [GAUSSIANS, PREFIX + GAUSSIANS], keys_of(config)
+        if any(name.startswith(tuple(prefixes)) for name in checkpoint.shapes):
+            logger.warning(
+                "%s has a head of Gaussians, which geomtx doesn't have; it is passed over.", checkpoint.source
+            )
+        if "rays" not in (config.heads or ()):
+            stored = checkpoint.shapes
+            prefixes += [name for name in stored if (keys.to_geomtx(name) or name).startswith("dense_head.rays.")]
+        return prefixes
 
     def stored_form(self) -> StoredForm:
         """Return the names and configurations under which the model is stored, added heads too."""
         ours = describe_model("DepthAnything3", self.config.to_dict(), self.extra_heads)
         return StoredForm(keys_of(self.config), ours, published_config(self.config))
-
-
-def _passed_over(stored: Iterable[str], config: DepthAnything3Config) -> list[str]:
-    """Return prefixes of stored names that a model has no place for: those of Gaussians, and of rays it leaves out."""
-    prefixes, keys = [GAUSSIANS, PREFIX + GAUSSIANS], keys_of(config)
-    if "rays" not in (config.heads or ()):
-        prefixes += [name for name in stored if (keys.to_geomtx(name) or name).startswith("dense_head.rays.")]
-    return prefixes
-
-
-def _open(source: str | os.PathLike[str]) -> Checkpoint:
-    """Open weights; tensors have the names of a model, see `Checkpoint.unwrapped`."""
-    return open_weights(source).unwrapped(is_da3_name)
-
-
-def _config_of_checkpoint(checkpoint: Checkpoint) -> DepthAnything3Config:
-    """Return the stored configuration, else that of the published model of the same sizes."""
-    name = published_name(checkpoint)
-    if name is None or stored_kind(checkpoint) != "DepthAnything3":
-        return parse_stored(checkpoint, "DepthAnything3", DepthAnything3Config.from_dict)
-    return config_of(checkpoint.shapes, name, checkpoint.source)

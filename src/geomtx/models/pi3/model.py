@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.encoder.geometry_conditioning import GeometryHints, KnownGeometry, check_geometry, prepare_geometry
 from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import map_chunks
-from geomtx.inference.quantize import QuantizedType
 from geomtx.models.pi3.config import Pi3Config
 from geomtx.models.pi3.keys import config_of, is_pi3_name, keys_of
 from geomtx.models.pi3.parts import build_conditioning, build_encoder, build_metric_head, build_point_head
 from geomtx.models.published import open_weights
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import HeadSource, describe_model, parse_stored, published_name, stored_kind
-from geomtx.models.scene_model import LoadOptions, RunHead, SceneModel
+from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.types import Bool, Cameras, Float, Predictions
 
 __all__ = ["Pi3"]
@@ -168,66 +166,30 @@ class Pi3(SceneModel):
         return images, *others, None if known is None else check_geometry(known, images)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        heads: tuple[str, ...] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        config: Pi3Config | None = None,
-        quantize: QuantizedType | None = None,
-        extra_heads: Mapping[str, HeadSource] | None = None,
-    ) -> Pi3:
-        """Load weights, strictly; in evaluation mode.
+    def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
+        """Open the weights of a Pi3; tensors have the model's names, see `Checkpoint.unwrapped`."""
+        return open_weights(source).unwrapped(is_pi3_name)
 
-        Args:
-            source: A hub id ("yyfz233/Pi3", "yyfz233/Pi3X"); a folder (`model.safetensors`, with or without
-                `config.json`); or a file; with published or geomtx names.
-            heads: Names of the heads to build and load; defaults to all that the checkpoint has.
-            device: Device of the parameters; defaults to the CPU.
-            dtype: Dtype of all parameters; defaults to that in the file.
-            config: Overrides the configuration found beside or within the weights, or told by their sizes.
-            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
-            extra_heads: The added heads that the weights are for, as for `VGGT.from_pretrained`.
-
-        Raises:
-            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, weights
-                of another family, an added head that has to be given; and as `geomtx.quantize_model`.
-            ImportError: For quantised weights without torchao.
-            FileNotFoundError: If the source is no file and not to be had from the hub.
-        """
-        checkpoint = _open(source)
-        numbers = _config_of_checkpoint(checkpoint) if config is None else config
-        return cls.load_checkpoint(
-            checkpoint, numbers, keys_of, LoadOptions(heads, device, dtype, quantize, extra_heads), ignored=_passed_over
-        )
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> Pi3Config:
+        """Return the stored configuration, else that of the published model of the same names."""
+        if published_name(checkpoint) is None or stored_kind(checkpoint) != "Pi3":
+            return parse_stored(checkpoint, "Pi3", Pi3Config.from_dict)
+        return config_of(checkpoint.shapes, checkpoint.source)
 
     @staticmethod
-    def read_config(source: str | os.PathLike[str]) -> Pi3Config:
-        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return _config_of_checkpoint(_open(source))
+    def keys_of(config: Pi3Config) -> KeyTable:
+        """Return the names of all parameters and stored numbers of a Pi3, published ↔ geomtx."""
+        return keys_of(config)
+
+    @classmethod
+    def passed_over(cls, checkpoint: Checkpoint, config: Pi3Config) -> list[str]:
+        """Return the prefixes of the camera's names, where the model has none."""
+        if {"camera", "points"} & set(config.heads or ()):
+            return []
+        return ["camera_decoder.", "camera_head.", "point_head.camera."]
 
     def stored_form(self) -> StoredForm:
         """Return the names and configurations under which the model is stored, added heads too."""
         ours = describe_model("Pi3", self.config.to_dict(), self.extra_heads)
         return StoredForm(keys_of(self.config), ours, {})
-
-
-def _passed_over(config: Pi3Config) -> list[str]:
-    """Return prefixes of stored names that a model has no place for: those of the camera, where it has none."""
-    if {"camera", "points"} & set(config.heads or ()):
-        return []
-    return ["camera_decoder.", "camera_head.", "point_head.camera."]
-
-
-def _open(source: str | os.PathLike[str]) -> Checkpoint:
-    """Open weights; tensors have the names of a model, see `Checkpoint.unwrapped`."""
-    return open_weights(source).unwrapped(is_pi3_name)
-
-
-def _config_of_checkpoint(checkpoint: Checkpoint) -> Pi3Config:
-    """Return the stored configuration, else that of the published model of the same names."""
-    if published_name(checkpoint) is None or stored_kind(checkpoint) != "Pi3":
-        return parse_stored(checkpoint, "Pi3", Pi3Config.from_dict)
-    return config_of(checkpoint.shapes, checkpoint.source)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from geomtx.inference.quantize import QuantizedType
-from geomtx.models.published import EMBEDDED
+from geomtx.checkpoint.files import Checkpoint
+from geomtx.checkpoint.key_table import KeyTable
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import HeadSource, config_of_checkpoint, describe_model, open_vggt
-from geomtx.models.scene_model import LoadOptions, RunHead, SceneModel
+from geomtx.models.saved_model import config_of_checkpoint, describe_model, open_vggt
+from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, published_config
 from geomtx.models.vggt.parts import build_camera_head, build_dense_head, build_encoder, build_track_head
@@ -99,48 +97,19 @@ class VGGT(SceneModel):
         return self.run_heads(lambda head: tokens, heads, query_points)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | os.PathLike[str],
-        *,
-        heads: tuple[str, ...] | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        config: VGGTConfig | None = None,
-        quantize: QuantizedType | None = None,
-        extra_heads: Mapping[str, HeadSource] | None = None,
-    ) -> VGGT:
-        """Load weights, strictly; in evaluation mode.
+    def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
+        """Open the weights of a VGGT; tensors have the model's names, see `Checkpoint.unwrapped`."""
+        return open_vggt(source)
 
-        Args:
-            source: "nano", the small model that comes with geomtx; a hub id ("facebook/VGGT-1B"); a folder
-                (`model.safetensors`, sharded or not, with or without `config.json`); or a .safetensors, .pt, .pth,
-                .bin or .ckpt file; with published or geomtx names.
-            heads: Names of the heads to build and load; defaults to all that the checkpoint has.
-            device: Device of the parameters; defaults to the CPU.
-            dtype: Dtype of all parameters; defaults to that in the file, for "nano" to float32.
-            config: Overrides the configuration found beside or within the weights. Without either it is VGGT-1B's.
-            quantize: Format of the blocks' weights, "int8" or "fp8", see `geomtx.quantize_model`; defaults to none.
-            extra_heads: The added heads that the weights are for, by name: a module, which is filled, or a function
-                from the `VGGTConfig` to one; None leaves a head out. A `DenseHead` or `RGBHead` need not be given.
-
-        Raises:
-            ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, a
-                pickle with code in it, an added head that has to be given; and as `geomtx.quantize_model`.
-            ImportError: For quantised weights without torchao.
-            FileNotFoundError: If the source is no file and not to be had from the hub.
-        """
-        checkpoint = open_vggt(source)
-        if source in EMBEDDED and dtype is None:
-            dtype = torch.float32
-        numbers = config_of_checkpoint(checkpoint) if config is None else config
-        options = LoadOptions(heads, device, dtype, quantize, extra_heads)
-        return cls.load_checkpoint(checkpoint, numbers, lambda _: VGGT_KEYS, options)
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> VGGTConfig:
+        """Return the stored configuration; else VGGT-1B's, with the heads that the checkpoint has tensors of."""
+        return config_of_checkpoint(checkpoint)
 
     @staticmethod
-    def read_config(source: str | os.PathLike[str]) -> VGGTConfig:
-        """The configuration of weights, without loading them; arguments and errors as in `from_pretrained`."""
-        return config_of_checkpoint(open_vggt(source))
+    def keys_of(config: VGGTConfig) -> KeyTable:
+        """Return the names of all parameters of a VGGT, published ↔ geomtx."""
+        return VGGT_KEYS
 
     def stored_form(self) -> StoredForm:
         """Return the names and configurations under which the model is stored, added heads too."""
