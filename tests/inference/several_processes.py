@@ -57,6 +57,10 @@ THREE_HEADS = {"dim": 48, "num_heads": 3}
 DENSE = ("camera", "depth", "points")
 FEW = {"heads": ("camera", "depth")}
 PIECES = MemoryPlan(1, 7, "cpu", part_device="cpu")
+CAMERAS = geomtx.Cameras(
+    torch.eye(3, 4).repeat(2, 3, 1, 1) + torch.arange(3)[:, None, None] * torch.eye(3, 4).roll(3, dims=-1),
+    40 * torch.eye(3).repeat(2, 3, 1, 1),
+)
 CASES = {
     "even": Case(2, 4, query_dim=2),
     "uneven": Case(2, 5, masked=True, query_dim=3),
@@ -107,6 +111,7 @@ CASES = {
         for how, case in (
             ("masked", Case(2, 5, masked=True)),
             ("pieces, three", Case(3, 4, options={"plan": PIECES, "gather": False})),
+            *((("known cameras", Case(2, 3, options={"cameras": CAMERAS})),) * (name == "da3")),
             *((("fewer keys", Case(2, 4, options={"approximation": GlobalApproximation(2, 2)})),) * family.across),
         )
     },

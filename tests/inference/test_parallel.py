@@ -15,7 +15,7 @@ Results = dict[int, list[dict[str, Any]]]
 
 def alone(case: Case) -> dict[str, Tensor]:
     """Return what one process gives, all at once; with the same approximation."""
-    options = {name: value for name, value in case.options.items() if name in ("heads", "approximation")}
+    options = {name: value for name, value in case.options.items() if name in ("heads", "approximation", "cameras")}
     with torch.no_grad():
         return named_tensors(predict(model_of(case), *arguments_of(case), **options))
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from geomtx.models.vggt import VGGT, VGGTConfig
     from geomtx.models.vggt.config import HeadName
-    from geomtx.scene import Scene
+    from geomtx.scene import KnownCameras, Scene
     from geomtx.scene.files.export import SaveOptions
     from geomtx.views import Views
 
@@ -163,16 +163,17 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         config = empty.config
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, config, what)
-        known = known_cameras.read_known_cameras(arguments, views)
+        known = known_cameras.read_known_cameras(arguments, views, empty)
         _check_memory(arguments, empty, views, device)
     with stages.stage("load the weights"):
         model = _load_model(arguments, config, device)
     with stages.stage("reconstruct"), joined_processes(device):
-        scene = _run_model(arguments, model, views)
+        given = known if known_cameras.is_model_input(known, model) else None
+        scene = _run_model(arguments, model, views, given)
     if not first:
         return
     require_finite(scene, _advise(model))
-    scene, fits = known_cameras.align_scene(arguments, scene, known)
+    scene, fits = known_cameras.align_scene(arguments, scene, known, was_input=given is not None)
     if arguments.refine:
         with stages.stage("refine"):
             fixed = known_cameras.find_fixed_views(arguments, known)
@@ -203,13 +204,14 @@ def _load_views(arguments: argparse.Namespace, paths: Sequence[Path], config: VG
     return views
 
 
-def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views) -> Scene:
+def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras: KnownCameras | None) -> Scene:
     from geomtx.scene import reconstruct
 
     return reconstruct(
         model,
         views,
         query_points=arguments.query,
+        cameras=cameras,
         view_chunk=arguments.view_chunk,
         memory=arguments.memory,
         compile=arguments.compile,

@@ -22,7 +22,7 @@ from geomtx.types import CameraPrediction, DenseMap, Predictions, TrackPredictio
 
 __all__ = ["predict_parallel"]
 
-_OPTIONS = ("plan", "approximation", "progress")
+_OPTIONS = ("plan", "approximation", "progress", "cameras")
 # Fields of predictions with a value for each pixel of a process's own views.
 _MAPS = ("depth", "points", "rays", "sky", "points_cam")
 
@@ -53,8 +53,8 @@ def predict_parallel(
         group: The process group; defaults to all processes.
         gather: Whether every process gets the predictions of all views, or only those of its own, see
             `geomtx.inference.deal_out`.
-        options: `plan`, `approximation` and `progress`, as for `geomtx.inference.predict`. A plan is for a process's
-            own views; but keys and values of all tokens, of one block at a time, are in every process.
+        options: `plan`, `approximation`, `progress` and `cameras`, as for `geomtx.inference.predict`. A plan is for a
+            process's own views; but keys and values of all tokens, of one block at a time, are in every process.
 
     Raises:
         ValueError: As the model's `forward` and `predict`; for fewer views than processes, arguments that are not the
@@ -64,14 +64,17 @@ def predict_parallel(
     """
     if torch.is_grad_enabled():
         raise RuntimeError("gradients don't flow between processes; use torch.no_grad()")
-    inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads))
+    known = {name: value for name, value in options.items() if name == "cameras" and value is not None}
+    inputs = Inputs(*model.check_inputs(images, query_points, patch_mask, heads, **known))
     modules = {name: head for name, head in model.head_modules().items() if name in inputs.heads}
     _check_heads(modules)
     device = next(model.parameters()).device
     for name in options:
         if name not in _OPTIONS:
             raise TypeError(f"predict_parallel takes no option {name!r}{close_matches(name, _OPTIONS)}")
-    execution = Execution()._replace(**{name: value for name, value in options.items() if value is not None})
+    execution = Execution()._replace(
+        **{name: value for name, value in options.items() if value is not None and name not in known}
+    )
     numbers = _numbers_of(inputs, model.heads)
     numbers |= {"bits of a parameter": torch.finfo(next(model.parameters()).dtype).bits}
     numbers |= {"plan": execution.plan.token_chunk is not None, "gather": gather}
@@ -93,11 +96,11 @@ def _check_heads(heads: dict[str, nn.Module]) -> None:
 
 def _numbers_of(inputs: Inputs, known: Iterable[str]) -> dict[str, int]:
     """Return what decides which tensors are exchanged."""
-    images, query_points, patch_mask, heads, _ = inputs
+    images, query_points, patch_mask, heads, cameras = inputs
     queries = (0, 0) if query_points is None else query_points.shape[1:]
     numbers: dict[str, int] = {f"{axis} of images": size for axis, size in zip("BSCHW", images.shape, strict=True)}
     numbers |= {f"{axis} of query_points": size for axis, size in zip("NC", queries, strict=True)}
-    numbers |= {"patch_mask": patch_mask is not None}
+    numbers |= {"patch_mask": patch_mask is not None, "cameras": cameras is not None}
     return numbers | {f"head {head!r}": head in heads for head in known}
 
 

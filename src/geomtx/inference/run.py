@@ -98,20 +98,23 @@ def _check_evaluation(model: nn.Module) -> None:
             raise ValueError(f"model must be in evaluation mode, got {name} in training mode; call model.eval()")
 
 
-def run_views(model: Any, inputs: dict[str, Tensor | None], heads: tuple[str, ...], options: RunOptions) -> Predictions:
+def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], options: RunOptions) -> Predictions:
     """Run a model on the views of a scene, without gradients, on its device.
 
     Args:
         model: A model with one pass over all views; any other module is called as
             `model(images, query_points=…, patch_mask=…, heads=…)`.
-        inputs: "images" (1, S, 3, H, W), "query_points" (1, N, 3) or None, "patch_mask" (1, S, rows, columns) or None.
+        inputs: "images" (1, S, 3, H, W), "query_points" (1, N, 3) or None, "patch_mask" (1, S, rows, columns) or None;
+            for models that take them "cameras", a `Cameras` with the B axis.
         heads: Names of the heads to run.
         options: Options for which `check_options` passes.
 
     Raises:
-        ValueError: For another `memory`, and as the model does.
+        ValueError: For another `memory`, known cameras with `compile="graphs"`, and as the model does.
     """
     parameter = next(model.parameters())
+    if options.compile == "graphs" and "cameras" in inputs:
+        raise ValueError("compile must not be 'graphs' with known cameras, got it")
     device, images = parameter.device, inputs["images"]
     assert images is not None, "a scene has images"
     # Not in inference mode, whoever calls: its tensors could not be used where gradients are recorded.
@@ -122,19 +125,22 @@ def run_views(model: Any, inputs: dict[str, Tensor | None], heads: tuple[str, ..
         plan = _choose_plan(model, images, heads, options)
         approximation = options.approximation or GlobalApproximation()
         if options.parallel:
-            how = {"plan": plan, "approximation": approximation, "progress": options.progress}
-            return predict_parallel(model, **inputs, heads=heads, **how)  # type: ignore[arg-type]
+            how: dict[str, Any] = {"plan": plan, "approximation": approximation, "progress": options.progress}
+            return predict_parallel(model, **inputs, heads=heads, **how)
         compiled = options.compile is True
         execution = Execution(plan, approximation, None, CompiledBlock if compiled else None, options.progress)
 
-        def run(images: Tensor, query_points: Tensor | None = None, patch_mask: Tensor | None = None) -> Predictions:
-            return execute(model, Inputs(*model.check_inputs(images, query_points, patch_mask, heads)), execution)
+        def run(
+            images: Tensor, query_points: Tensor | None = None, patch_mask: Tensor | None = None, **known: Any
+        ) -> Predictions:
+            checked = model.check_inputs(images, query_points, patch_mask, heads, **known)
+            return execute(model, Inputs(*checked), execution)
 
         if options.compile == "graphs" and plan.token_chunk is None:
             here = {name: None if value is None else value.to(device) for name, value in inputs.items()}
             return run_captured(model, run, here, (heads, plan, approximation))
         with many_variants() if compiled else nullcontext():
-            return run(**inputs)  # type: ignore[arg-type]
+            return run(**inputs)
 
 
 def encode_views(

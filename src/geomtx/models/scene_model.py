@@ -66,6 +66,11 @@ class SceneModel(PublishedModel):
         """Names of the heads of this model, its own first and then the added ones."""
         return (*self.config.heads, *self.extra_heads)
 
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether `forward` takes known cameras of all views, `cameras=`."""
+        return False
+
     def head_modules(self) -> dict[str, nn.Module]:
         """Return name → head of all heads, the model's own first."""
         return self.own_heads() | dict(self.extra_heads.items())

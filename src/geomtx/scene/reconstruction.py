@@ -24,10 +24,11 @@ from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
+from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views, to_model
 from geomtx.scene.reference_view import Reference, check_reference, move_to_first_camera, run_with_reference
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
-from geomtx.types import Predictions, VideoTracks
+from geomtx.types import Cameras, Predictions, VideoTracks
 from geomtx.views import Views, load_views
 from geomtx.views.loading import default_size, prepare_again
 from geomtx.views.views import warn_of_range
@@ -100,6 +101,7 @@ def reconstruct(
     heads: Sequence[str] | None = None,
     window: WindowPlan | None = None,
     reference: Reference | int = "first",
+    cameras: GivenCameras | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Scene:
@@ -123,6 +125,10 @@ def reconstruct(
             the number of a view, or "shared", the view of whose points the others see most, by a first pass; if that is
             another than the first, a second pass follows. Results are in the order of the views in any case, and the
             world is the first view's camera where the model predicts cameras, else the reference's. Not with `window`.
+        cameras: Known cameras of all views as an input of models that take them, such as `DepthAnything3`: by the names
+            of the photos as `geomtx.scene.read_cameras` gives them, its file, or `Cameras` of the views in their order,
+            in pixels of the original photos. The scene is then in their world and unit, and they take the place of the
+            predicted cameras. Not with `window` or another `reference`. For all other models see `geomtx.align`.
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
             `approximation`, `compile`, `parallel`.
@@ -134,7 +140,8 @@ def reconstruct(
     Raises:
         ValueError: For images that are not finite, of the wrong size or too large for the memory, views for another
             patch size whose photos are gone, a query point outside its photo or for a view that doesn't exist, a head
-            that the model doesn't have, too little `memory`, windows that can't be stitched; with `compile`, where
+            that the model doesn't have, too little `memory`, windows that can't be stitched, `cameras` of some
+            photos only or for a model that takes none; with `compile`, where
             there is nothing to compile, or for "graphs" a device that records none or a `dtype` that isn't the model's;
             with `parallel`, for a model of another kind, fewer views than processes, and `compile`; for dropout or
             batch norm in training mode.
@@ -155,6 +162,9 @@ def reconstruct(
         raise ValueError(
             f"reference must be 'first' with a window, as each has a first view of its own, got {reference!r}"
         )
+    known = None if cameras is None else known_of_views(model, views, cameras)
+    if known is not None and (window is not None or reference not in ("first", 0) or "camera" not in heads):
+        raise ValueError("cameras must go with the head camera, without a window and with the reference 'first'")
     windows = [range(len(views))]
     if window is not None:
         check_window_heads(heads)
@@ -166,6 +176,10 @@ def reconstruct(
         stitched = stitch_scenes(scenes, windows)
         made = {"window": f"{window.size} views, {window.overlap} shared"}
         return replace(stitched, provenance={**stitched.provenance, **made})
+
+    if known is not None:
+        given = to_model(known, views)
+        return in_known_world(_run_pass(model, views, queries, heads, run_options, progress, given), known)
 
     def run(views: Views, queries: Tensor | None) -> Scene:
         return _run_pass(model, views, queries, heads, run_options, progress)
@@ -221,14 +235,21 @@ def track(
 
 
 def _run_pass(
-    model: nn.Module, views: Views, queries: Tensor | None, heads: tuple[str, ...], options: RunOptions, progress: bool
+    model: nn.Module,
+    views: Views,
+    queries: Tensor | None,
+    heads: tuple[str, ...],
+    options: RunOptions,
+    progress: bool,
+    cameras: Cameras | None = None,
 ) -> Scene:
     """Reconstruct views in one pass of the model; the arguments are those of `reconstruct`, checked."""
     model_queries = None if queries is None else queries_to_model(queries, views.transforms, views.names)
-    inputs = {
+    inputs: dict[str, Any] = {
         "images": views.images[None],
         "query_points": None if model_queries is None else model_queries[None],
         "patch_mask": None if views.patch_mask is None else views.patch_mask[None],
+        **({} if cameras is None else {"cameras": cameras}),
     }
     with progress_bar(shown=progress) as advance:
         predictions = run_views(model, inputs, heads, options._replace(progress=advance))

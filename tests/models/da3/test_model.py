@@ -123,3 +123,56 @@ def test_gradients_reach_every_parameter_that_is_used():
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[2] for name in without} == {"coarse_outputs"}
+
+
+def scattered(num: int) -> tuple[Cameras, torch.Tensor]:
+    """Known cameras in a world of their own, with intrinsics in pixels of photos of 42 x 28 pixels."""
+    quat = torch.randn(num, 4, dtype=torch.float64)
+    rotation = geomtx.geometry.quat_to_matrix(quat / quat.norm(dim=-1, keepdim=True))
+    center = 40 + 9 * torch.randn(num, 3, 1, dtype=torch.float64)
+    intrinsics = torch.tensor([[40.0, 0.0, 21.0], [0.0, 44.0, 14.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return Cameras(torch.cat([rotation, -rotation @ center], dim=-1), intrinsics.repeat(num, 1, 1)), center
+
+
+def test_a_scene_of_known_cameras_is_in_their_world():
+    model, images = build().float(), torch.rand(3, 3, 28, 42)
+    cameras, _ = scattered(3)
+    scene = geomtx.reconstruct(model, images, cameras=cameras)
+    for got, expected in zip(scene.cameras, cameras, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
+    assert "known poses" in scene.provenance["world"]
+    # Depth is what the network predicts of these cameras, in their unit.
+    helped = model(images, cameras=Cameras(*(each.float() for each in cameras))).depth.value[0]
+    ratio = scene.predictions.depth.value / helped
+    torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4, atol=0)
+    low = geomtx.reconstruct(model, images, cameras=cameras, memory="low")
+    torch.testing.assert_close(low.predictions.depth.value, scene.predictions.depth.value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "options", "message"),
+    [
+        (
+            "da3",
+            lambda c: c.cam_from_world[1].fill_(torch.nan),
+            {},
+            r" a pose for all 3 photos, .* for 'view_001.png'$",
+        ),
+        ("da3", lambda c: c.intrinsics[2].fill_(torch.nan), {}, r"intrinsics for all 3 photos, .* 'view_002.png'$"),
+        ("da3", lambda c: c.cam_from_world.copy_(torch.eye(3, 4)), {}, r"known cameras must not all be in one place"),
+        ("da3", lambda c: c.cam_from_world.mul_(2), {}, r"^known poses must be \[R \| t\] with rotations R"),
+        ("da3", lambda c: c, {"reference": 1}, r"^cameras must go with the head camera, without a window and with the"),
+        (
+            "da3, single views",
+            lambda c: c,
+            {},
+            r"^cameras must be None for this DepthAnything3, which takes none, got s",
+        ),
+        ("vggt", lambda c: c, {}, r"^cameras must be None for this VGGT, which takes none, got some; geomtx\.align"),
+    ],
+)
+def test_known_cameras_that_a_scene_can_not_be_made_with(kind, change, options, message):
+    cameras, _ = scattered(3)
+    change(cameras)
+    with pytest.raises(ValueError, match=message):
+        geomtx.reconstruct(build(kind).float(), torch.rand(3, 3, 28, 42), cameras=cameras, **options)

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from geomtx.scene import KnownCameras, Scene
     from geomtx.views import Views
 
-__all__ = ["add_options", "align_scene", "check_options", "find_fixed_views", "read_known_cameras", "read_options"]
+__all__ = [
+    "add_options",
+    "align_scene",
+    "check_options",
+    "find_fixed_views",
+    "is_model_input",
+    "read_known_cameras",
+    "read_options",
+]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cameras", type=parse_name, metavar="FILE",
         help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
-        "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses",
+        "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses; models "
+        "that take cameras (Depth Anything 3) get them as an input, of all photos",
     )  # fmt: skip
     group.add_argument(
         "--cameras-fixed", action="store_true",
@@ -72,8 +81,13 @@ def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {} if arguments.reference == "first" else {"reference": arguments.reference}
 
 
-def read_known_cameras(arguments: argparse.Namespace, views: Views) -> KnownCameras | None:
+def read_known_cameras(arguments: argparse.Namespace, views: Views, model: Any) -> KnownCameras | None:
     """Read the known cameras of the views, before the model runs; None where none were given.
+
+    Args:
+        arguments: Arguments of the command.
+        views: The views.
+        model: The model, also without values.
 
     Raises:
         ValueError: If they can't be used: of other photos, of other shapes, poses that align nothing.
@@ -86,6 +100,7 @@ def read_known_cameras(arguments: argparse.Namespace, views: Views) -> KnownCame
         return None
     from geomtx.scene.files import read_cameras
     from geomtx.scene.known.cameras import select_views, warn_of_unknown
+    from geomtx.scene.known.model_input import require_all
     from geomtx.scene.known.placing import check_can_align, intrinsics_of_views
 
     known = select_views(read_cameras(arguments.cameras), views.names)
@@ -93,27 +108,45 @@ def read_known_cameras(arguments: argparse.Namespace, views: Views) -> KnownCame
     check_can_align(known)
     if arguments.cameras_fixed and known.cam_from_world is None:
         raise ValueError(f"--cameras-fixed must go with known poses, got none in '{arguments.cameras}'")
+    if is_model_input(known, model):
+        require_all(known)
     warn_of_unknown(known)
     if known.intrinsics is not None and known.intrinsics.isfinite().all():
         arguments.refine_focal = arguments.refine_focal or ("known" if arguments.refine else None)
     return known
 
 
-def align_scene(arguments: argparse.Namespace, scene: Scene, known: KnownCameras | None) -> tuple[Scene, list[str]]:
-    """Return the scene in the world and the unit of what is known, and lines that say how well it fits."""
+def is_model_input(known: KnownCameras | None, model: Any) -> bool:
+    """Return whether known cameras are an input of the model; intrinsics alone are none."""
+    from geomtx.scene.known.model_input import takes_cameras
+
+    return known is not None and known.cam_from_world is not None and takes_cameras(model)
+
+
+def align_scene(
+    arguments: argparse.Namespace, scene: Scene, known: KnownCameras | None, *, was_input: bool = False
+) -> tuple[Scene, list[str]]:
+    """Return the scene in the world and the unit of what is known, and lines that say how well it fits.
+
+    Args:
+        arguments: Arguments of the command.
+        scene: The scene.
+        known: Known cameras; None for none.
+        was_input: Whether the model got them, so that the scene is in their world already.
+    """
     from geomtx.scene.align import align
     from geomtx.scene.known.placing import place_cameras, use_intrinsics
 
-    if known is not None:
+    if known is not None and not was_input:
         scene = use_intrinsics(scene, known)
         if known.cam_from_world is None:
             return scene, []
         scene = align(scene, poses=known)
         if arguments.cameras_fixed:
             scene = place_cameras(scene, known)
-    elif arguments.distance:
+    elif known is None and arguments.distance:
         scene = align(scene, distance=arguments.distance)
-    else:
+    elif not was_input:
         return scene, []
     return scene, [f"aligned: {scene.provenance['alignment']}"]
 

@@ -68,6 +68,11 @@ class DepthAnything3(SceneModel):
             fields |= run(maps[0], self.dense_head, maps=maps)
         return fields
 
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether `forward` takes known cameras of all views, as models of many views do."""
+        return self.camera_encoder is not None
+
     def forward(
         self,
         images: Float[Tensor, "*batch s 3 h w"],

@@ -1,0 +1,110 @@
+"""Known cameras as an input of a model, and the world of the scene that it then gives."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from geomtx.checks import check_shape
+from geomtx.scene.align import align
+from geomtx.scene.files.cameras import read_cameras
+from geomtx.scene.known.cameras import KnownCameras, check_poses, select_views
+from geomtx.scene.known.placing import check_can_align, intrinsics_of_views, place_cameras, use_intrinsics
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras
+from geomtx.views import Views
+
+__all__ = ["GivenCameras", "in_known_world", "known_of_views", "takes_cameras", "to_model"]
+
+GivenCameras = KnownCameras | Cameras | str | os.PathLike[str]
+"""Known cameras by the names of the photos, of the views in their order, or as a file, see `read_cameras`."""
+
+
+def takes_cameras(model: Any) -> bool:
+    """Return whether a model takes known cameras of all views as an input."""
+    return bool(getattr(model, "takes_cameras", False))
+
+
+def known_of_views(model: Any, views: Views, cameras: GivenCameras) -> KnownCameras:
+    """Return known cameras of all views in their order, for a model that takes them.
+
+    Args:
+        model: The model.
+        views: The views.
+        cameras: Known cameras with intrinsics in pixels of the original photos.
+
+    Raises:
+        ValueError: For a model that takes none, photos without a pose or intrinsics, poses that are no rotations, and
+            cameras that are all in one place.
+    """
+    if not takes_cameras(model):
+        raise ValueError(
+            f"cameras must be None for this {type(model).__name__}, which takes none, got some; "
+            "geomtx.align(scene, poses=…) brings a scene to known ones"
+        )
+    if isinstance(cameras, str | os.PathLike):
+        cameras = read_cameras(cameras)
+    if isinstance(cameras, Cameras):
+        check_shape("cam_from_world", cameras.cam_from_world, (len(views), 3, 4))
+        check_shape("intrinsics", cameras.intrinsics, (len(views), 3, 3))
+        poses, intrinsics = (each.detach().double().cpu() for each in cameras)
+        sizes = tuple(transform.original_hw for transform in views.transforms)
+        cameras = KnownCameras(views.names, poses, intrinsics, sizes, units="metres")
+    known = select_views(cameras, views.names)
+    require_all(known)
+    assert known.cam_from_world is not None, "required"
+    check_poses("known poses", known.cam_from_world, known.names)
+    check_can_align(known)
+    return known
+
+
+def require_all(known: KnownCameras) -> None:
+    """Require the pose and the intrinsics of every photo.
+
+    Raises:
+        ValueError: Naming those of which one isn't known.
+    """
+    for what, values in (("a pose", known.cam_from_world), ("intrinsics", known.intrinsics)):
+        missing = known.names if values is None else _unknown(known.names, values)
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            names = ", ".join(f"'{name}'" for name in missing[:3])
+            raise ValueError(
+                f"known cameras must have {what} for all {len(known.names)} photos, as this model takes those of all "
+                f"or none, got none for {names}{more}"
+            )
+
+
+def _unknown(names: tuple[str, ...], values: Tensor) -> list[str]:
+    return [name for name, value in zip(names, values, strict=True) if not value.isfinite().all()]
+
+
+def to_model(known: KnownCameras, views: Views) -> Cameras:
+    """Return known cameras of all views as a model takes them, with the B axis and in pixels of its images.
+
+    Args:
+        known: Known cameras from `known_of_views`.
+        views: The views.
+
+    Raises:
+        ValueError: If a known camera is of a photo of another shape.
+    """
+    intrinsics = intrinsics_of_views(known, views.transforms)
+    assert known.cam_from_world is not None, "required"
+    assert intrinsics is not None, "required"
+    return Cameras(known.cam_from_world[None].float(), intrinsics[None].float())
+
+
+def in_known_world(scene: Scene, known: KnownCameras) -> Scene:
+    """Return a scene in the world and the unit of known cameras, which take the place of the predicted ones.
+
+    Args:
+        scene: Scene with predicted cameras.
+        known: Known cameras of all its views.
+
+    Raises:
+        ValueError: As `geomtx.align`.
+    """
+    return place_cameras(use_intrinsics(align(scene, poses=known), known), known)
