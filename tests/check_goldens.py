@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import geomtx
+from check_goldens_alignment import CHECKS_ALIGNMENT
 from check_goldens_da3 import CHECKS_DA3
 from check_goldens_pi3 import CHECKS_PI3
 from geomtx.encoder import PatchEmbedding
@@ -335,6 +336,7 @@ CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "losses": check_losses,
     "normalization": check_normalization,
     "track_loss": check_track_loss,
+    **CHECKS_ALIGNMENT,
     **CHECKS_DA3,
     **CHECKS_PI3,
 }

@@ -21,6 +21,8 @@ FULL_SIZE = "vggt_1b"
 SLOW = (FULL_SIZE, "da3_mono_large")
 NOT_HERE = {"da3_small", "da3_base"}  # checked with larger files alone: the parts of these models have files here
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a file is computed in
+# Poses that the published code finds in float32.
+FILE_BOUNDS = {"alignment_init": 5e-6, "alignment_init_queue": 5e-6}
 # The tracker of random weights enlarges rounding errors at every iteration; `tracker` compares it in float64.
 FULL_SIZE_BOUNDS = {"track": 1e-3, "vis": 2e-2, "conf": 5e-2}
 FULL_SIZE_GIB = 7
@@ -45,7 +47,7 @@ def test_component(stem):
     path = GOLDENS / f"{stem}.safetensors"
     errors = errors_of(path)
     assert errors
-    bound = BOUNDS[Golden.load(path).dtype]
+    bound = FILE_BOUNDS.get(stem, BOUNDS[Golden.load(path).dtype])
     assert {name: error for name, error in errors.items() if not error <= bound} == {}
 
 

@@ -17,6 +17,7 @@ from geomtx.geometry.camera import (
     invert_rigid,
     transform_points,
 )
+from geomtx.geometry.camera_fit import PoseFit, fit_focal, fit_pose
 from geomtx.geometry.conventions import (
     ColmapCameras,
     KorniaCameras,
@@ -46,6 +47,7 @@ __all__ = [
     "CenterPriors",
     "ColmapCameras",
     "KorniaCameras",
+    "PoseFit",
     "RayOrder",
     "RelativeCameras",
     "RobustLoss",
@@ -59,7 +61,9 @@ __all__ = [
     "depth_edges",
     "encode_pose",
     "fit_camera_similarity",
+    "fit_focal",
     "fit_intrinsics",
+    "fit_pose",
     "fit_similarity",
     "fov_to_intrinsics",
     "from_colmap",

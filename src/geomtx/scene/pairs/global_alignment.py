@@ -1,0 +1,299 @@
+"""Global alignment: point maps of pairs → cameras and depth of all images (DUSt3R, Wang et al. 2024, section 3.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import (
+    check_count,
+    check_finite_positive,
+    check_mask,
+    check_option,
+    check_shape,
+)
+from geomtx.geometry.camera import invert_rigid
+from geomtx.geometry.projection import unproject
+from geomtx.inference.pair_maps import PairMaps
+from geomtx.scene.pairs.confidence import image_confidence
+from geomtx.scene.pairs.objective import (
+    AlignmentData,
+    AlignmentState,
+    ConfidenceWeight,
+    alignment_loss,
+    camera_parameters,
+    pack_pairs,
+)
+from geomtx.scene.pairs.pair_graph import check_pairs, name_images, score_pairs
+from geomtx.scene.pairs.start import move_to_known, place_images, start_alignment, start_from_cameras
+from geomtx.scene.pairs.two_views import has_both_directions, intrinsics_of, place_two_images
+from geomtx.types import Cameras, show_shapes
+
+__all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "align_pairs"]
+
+_SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
+_Method = Literal["published"]
+_Schedule = Literal["cosine", "linear"]
+
+
+class KnownOfImages(NamedTuple):
+    """What is known of images before alignment.
+
+    Attributes:
+        focals: Focal lengths in pixels of the images that the model saw (resized and cropped), (S,); NaN where they
+            aren't known. Defaults to none.
+        cam_from_world: Poses, (S, 3, 4), of two images or more; NaN where they aren't known. Defaults to none.
+        masks: Pixels of each image that take part, S tensors (H, W) bool; defaults to all.
+    """
+
+    focals: Tensor | None = None
+    cam_from_world: Tensor | None = None
+    masks: Sequence[Tensor] | None = None
+
+
+class AlignmentOptions(NamedTuple):
+    """How pairs are aligned. The defaults are the published values.
+
+    Attributes:
+        method: "published" makes a fixed number of steps of Adam.
+        confidence: What a pixel of confidence C weighs: "log" C, "sqrt", "minus_one" or "none".
+        squared: Whether distances are squared; by default they are not.
+        by_pair: Whether pairs count alike, whatever their number of pixels.
+        shared_focal: Whether all images have one focal length.
+        steps: Number of steps, at least 0.
+        learning_rate: Learning rate of the first step.
+        last_rate: Learning rate after the last step.
+        schedule: How the learning rate falls, "cosine" or "linear".
+        min_confidence: Confidence above which a pixel helps to find a camera where none comes of the tree.
+        two_views: Whether two images with both of their pairs are placed without optimisation.
+    """
+
+    method: _Method = "published"
+    confidence: ConfidenceWeight = "log"
+    squared: bool = False
+    by_pair: bool = False
+    shared_focal: bool = False
+    steps: int = 300
+    learning_rate: float = 0.01
+    last_rate: float = 1e-6
+    schedule: _Schedule = "cosine"
+    min_confidence: float = 3.0
+    two_views: bool = True
+
+
+@show_shapes
+class PairAlignment(NamedTuple):
+    """Cameras and depth of S images, aligned.
+
+    Attributes:
+        cameras: Poses (S, 3, 4), and intrinsics (S, 3, 3) in pixels of the images that the model saw.
+        depth: Depth of each image, S tensors (H, W), z-depth in the unit of the alignment.
+        confidence: Largest confidence of each pixel among its pairs, S tensors (H, W).
+        losses: Loss at the start and at the end, (2,); empty for two images placed without optimisation.
+        steps: Number of steps made.
+    """
+
+    cameras: Cameras
+    depth: tuple[Tensor, ...]
+    confidence: tuple[Tensor, ...]
+    losses: Tensor
+    steps: int
+
+    @property
+    def points(self) -> tuple[Tensor, ...]:
+        """Points of each image in the world, S tensors (H, W, 3)."""
+        each = zip(self.depth, self.cameras.intrinsics, self.cameras.cam_from_world, strict=True)
+        return tuple(unproject(depth, intrinsics, pose) for depth, intrinsics, pose in each)
+
+
+def align_pairs(
+    maps: PairMaps,
+    num_images: int | None = None,
+    options: AlignmentOptions = AlignmentOptions(),  # noqa: B008  (immutable)
+    *,
+    known: KnownOfImages = KnownOfImages(),  # noqa: B008  (immutable)
+    device: torch.device | None = None,
+) -> PairAlignment:
+    """Return cameras and depth with which the point maps of all pairs agree best.
+
+    Images are placed along the tree of the best pairs first; then poses, focal lengths, depth and a similarity of each
+    pair are changed so that the weighted distances between the images' points and those of the pairs become small.
+    The geometric mean of the scales of pairs is held at 0.5, unless poses are known. The result is the same every time,
+    the start also on every device.
+
+    Args:
+        maps: Point maps of the pairs, which must connect all images.
+        num_images: Number of images S; defaults to the largest index in the pairs and one.
+        options: How to align, see `AlignmentOptions`.
+        known: What is known of the images. With all poses known, the start comes of them; with some, at least two, the
+            placed images are brought to them first.
+        device: Where to compute; defaults to the device of the points.
+
+    Returns:
+        Cameras, depth and confidence. The world is that of the known poses, or the first camera of the best pair.
+
+    Raises:
+        ValueError: If images are not connected by pairs, a pair has no confident pixels, a single pose is known, or
+            focal lengths contradict each other; the message names the images.
+
+    Source: Wang et al. 2024 (DUSt3R), section 3.4.
+    """
+    num_images = int(maps.pairs.max()) + 1 if num_images is None else num_images
+    check_count("num_images", num_images, 2)
+    _check_options(options)
+    sizes = check_pairs(maps, num_images)
+    focals, poses = _check_known(known, sizes, shared=options.shared_focal)
+    scores = score_pairs(maps, known.masks).tolist()
+    confidence = image_confidence(maps, num_images)
+    if known.masks is not None:
+        confidence = tuple(
+            torch.where(mask.to(each.device), each, 0.0) for each, mask in zip(confidence, known.masks, strict=True)
+        )
+    has_pose = poses.isfinite().flatten(1).all(1)
+    if num_images == 2 and options.two_views and has_both_directions(maps) and not bool(has_pose.any()):
+        sure = [each > options.min_confidence for each in confidence]
+        cameras, depth = place_two_images(maps, scores, sure, focals)
+        to = confidence[0]
+        return PairAlignment(
+            Cameras(*(each.to(to.dtype).to(to.device) for each in cameras)),
+            tuple(each.to(to.dtype).to(to.device) for each in depth),
+            *(confidence, to.new_zeros(0), 0),
+        )
+    data = pack_pairs(
+        maps,
+        sizes,
+        confidence=options.confidence,
+        by_pair=options.by_pair,
+        masks=known.masks,
+        device=device,
+    )
+    start = _start(maps, scores, confidence, (focals, poses), options)
+    fixed = _Fixed(has_pose.to(data.points.device), focals.isfinite().to(data.points.device))
+    state, losses, steps = _descend(
+        data, start.map(lambda each: each.to(data.points.dtype).to(data.points.device)), fixed, options
+    )
+    return _result(state, data, confidence, losses, steps)
+
+
+class _Fixed(NamedTuple):
+    """Which poses and focal lengths are known, (S,) bool each."""
+
+    poses: Tensor
+    focals: Tensor
+
+    @property
+    def free_scale(self) -> bool:
+        return bool(self.poses.any())
+
+
+def _check_options(options: AlignmentOptions) -> None:
+    check_option("method", options.method, get_args(_Method))
+    check_option("confidence", options.confidence, get_args(ConfidenceWeight))
+    check_option("schedule", options.schedule, get_args(_Schedule))
+    check_count("steps", options.steps, 0)
+    check_finite_positive("learning_rate", options.learning_rate)
+
+
+def _check_known(known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool) -> tuple[Tensor, Tensor]:
+    """Return focal lengths (S,) and world_from_cam (S, 3, 4) in float64 on the host; NaN where they aren't known."""
+    num = len(sizes)
+    focals = torch.full((num,), torch.nan, dtype=torch.float64)
+    if known.focals is not None:
+        check_shape("focals", known.focals, (num,))
+        focals = known.focals.detach().cpu().double()
+        wrong = [index for index, each in enumerate(focals.tolist()) if each <= 0 or math.isinf(each)]
+        if wrong:
+            raise ValueError(f"focals must be positive, got {focals[wrong[0]]:g} of {name_images(wrong)}")
+        given = focals.isfinite().nonzero()[:, 0].tolist()
+        if shared and given:
+            first = focals[given[0]]
+            other = [each for each in given if not abs(focals[each] / first - 1) < _SAME_FOCAL]
+            if other:
+                raise ValueError(
+                    f"focals must be one where images share it, got {first:g} of image {given[0]} and "
+                    f"{focals[other[0]]:g} of {name_images(other)}"
+                )
+            focals = first.expand(num)
+    poses = torch.full((num, 3, 4), torch.nan, dtype=torch.float64)
+    if known.cam_from_world is not None:
+        check_shape("cam_from_world", known.cam_from_world, (num, 3, 4))
+        poses = invert_rigid(known.cam_from_world.detach().cpu().double())
+        given = poses.isfinite().flatten(1).all(1).nonzero()[:, 0].tolist()
+        if len(given) == 1:
+            raise ValueError(f"cam_from_world must be known of two images or more, got that of image {given[0]} alone")
+    if known.masks is not None:
+        if len(known.masks) != num:
+            raise ValueError(f"masks must be {num}, one for each image, got {len(known.masks)}")
+        for index, (mask, size) in enumerate(zip(known.masks, sizes, strict=True)):
+            check_mask(f"masks[{index}]", mask, size)
+    return focals, poses
+
+
+def _start(
+    maps: PairMaps,
+    scores: Sequence[float],
+    confidence: Sequence[Tensor],
+    known: tuple[Tensor, Tensor],
+    options: AlignmentOptions,
+) -> AlignmentState:
+    focals, poses = known
+    has_pose = poses.isfinite().flatten(1).all(1)
+    if bool(has_pose.all()):
+        state = start_from_cameras(maps, scores, poses, focals)
+    else:
+        state = start_alignment(
+            maps, place_images(maps, scores, [each.cpu() for each in confidence], focals, options.min_confidence)
+        )
+        if bool(has_pose.any()):
+            state = move_to_known(state, poses, has_pose)
+    return state._replace(focals=state.focals.mean(0, keepdim=True)) if options.shared_focal else state
+
+
+def _descend(
+    data: AlignmentData, state: AlignmentState, fixed: _Fixed, options: AlignmentOptions
+) -> tuple[AlignmentState, Tensor, int]:
+    """Make the published steps of Adam; principal points and adaptors stay."""
+    state = state.map(lambda each: each.clone().requires_grad_())
+    poses, focals, depth, pairs = state.poses, state.focals, state.log_depth, state.pair_poses
+    optimizer = torch.optim.Adam([poses, focals, *depth, pairs], lr=options.learning_rate, betas=(0.9, 0.9))
+    known_focals = fixed.focals[: len(focals)]
+    kwargs = {"squared": options.squared, "free_scale": fixed.free_scale}
+    losses = []
+    for step in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step / options.steps, options)
+        optimizer.zero_grad(set_to_none=True)
+        loss = alignment_loss(data, state, **kwargs)
+        loss.backward()
+        assert poses.grad is not None
+        assert focals.grad is not None
+        poses.grad[fixed.poses] = 0.0
+        focals.grad[known_focals] = 0.0
+        optimizer.step()
+        if step == 0:
+            losses.append(loss.detach())
+    with torch.no_grad():
+        losses.append(alignment_loss(data, state, **kwargs))
+        if not options.steps:
+            losses *= 2
+    return state.map(Tensor.detach), torch.stack(losses), options.steps
+
+
+def _learning_rate(progress: float, options: AlignmentOptions) -> float:
+    """Return the learning rate at a share of all steps."""
+    left = 1 - progress if options.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return options.last_rate + (options.learning_rate - options.last_rate) * left
+
+
+def _result(
+    state: AlignmentState, data: AlignmentData, confidence: tuple[Tensor, ...], losses: Tensor, steps: int
+) -> PairAlignment:
+    poses, focals, principal = camera_parameters(state)
+    cameras = Cameras(invert_rigid(poses), intrinsics_of(focals, principal, data.sizes))
+    depth = tuple(each.exp() for each in state.log_depth)
+    to = losses.device
+    return PairAlignment(cameras, depth, tuple(each.to(to) for each in confidence), losses, steps)

@@ -1,0 +1,182 @@
+"""Golden files of global alignment, for `check_goldens.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from geomtx.geometry import invert_rigid
+from geomtx.geometry.camera_fit import fit_focal
+from geomtx.inference import PairMaps
+from geomtx.scene.pairs import align_pairs
+from geomtx.scene.pairs.confidence import clean_confidence, image_confidence
+from geomtx.scene.pairs.objective import (
+    AlignmentState,
+    alignment_loss,
+    camera_parameters,
+    image_points,
+    pack_pairs,
+    pair_transforms,
+)
+from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
+from geomtx.scene.pairs.start import place_images, start_alignment, start_from_cameras, start_of_tree
+from geomtx.scene.pairs.two_views import intrinsics_of
+from geomtx.types import Cameras
+from golden_files import Check, Golden
+
+PARAMETERS = ("im_poses", "im_focals", "im_pp", "log_depth", "pw_poses", "pw_adaptors")
+
+
+def read_maps(golden: Golden, stem: str = "") -> PairMaps:
+    """The point maps of a file, stacked or numbered."""
+    maps = []
+    for name in ("points1", "points2", "confidence1", "confidence2"):
+        whole = f"{stem}{name}"
+        each = golden.tensors[whole].unbind() if whole in golden.tensors else golden.numbered(whole).values()
+        maps.append(tuple(each))
+    pairs = golden.tensors["edges"] if "edges" in golden.tensors else torch.tensor([[0, 1], [1, 0]])
+    return PairMaps(pairs, *maps)
+
+
+def numbered(golden: Golden, stem: str) -> tuple[Tensor, ...]:
+    """Tensors `STEM.i`, or the parts of `STEM`, in order."""
+    return golden.tensors[stem].unbind() if stem in golden.tensors else tuple(golden.numbered(stem).values())
+
+
+def read_state(golden: Golden) -> AlignmentState:
+    """The state of a file, as leaves that have gradients."""
+    tensors, depth = golden.tensors, numbered(golden, "state.log_depth")
+    poses, pairs = tensors["state.im_poses"], tensors["state.pw_poses"]
+    state = AlignmentState(
+        poses,
+        tensors["state.im_focals"],
+        tensors["state.im_pp"] if "state.im_pp" in tensors else poses.new_zeros(len(poses), 2),
+        depth,
+        pairs,
+        tensors["state.pw_adaptors"] if "state.pw_adaptors" in tensors else pairs.new_zeros(len(pairs), 2),
+    )
+    leaves = [tuple(d.clone().requires_grad_() for d in v) if isinstance(v, tuple) else v.clone() for v in state]
+    return AlignmentState(*(v if isinstance(v, tuple) else v.requires_grad_() for v in leaves))
+
+
+def check_gradients(golden: Golden, stem: str, state: AlignmentState, loss: Tensor) -> Iterator[Check]:
+    """Gradients of a loss by each parameter that the file has."""
+    leaves = [each for value in state for each in (value if isinstance(value, tuple) else (value,))]
+    found = dict(zip(map(id, leaves), torch.autograd.grad(loss, leaves, allow_unused=True), strict=True))
+    for name, value in zip(PARAMETERS, state, strict=True):
+        each = value if isinstance(value, tuple) else (value,)
+        keys = [f"{stem}.{name}.{index}" for index in range(len(each))] if isinstance(value, tuple) else []
+        if f"{stem}.{name}" in golden.tensors:
+            ours = torch.stack([found[id(leaf)] for leaf in each]) if isinstance(value, tuple) else found[id(value)]
+            yield Check(f"{stem}.{name}", ours, golden.tensors[f"{stem}.{name}"])
+        for key, leaf in zip(keys, each, strict=False):
+            if key in golden.tensors:
+                yield Check(key, found[id(leaf)], golden.tensors[key])
+
+
+def check_objective(golden: Golden) -> Iterator[Check]:
+    golden.require(base_scale=0.5, focal_break=20, pair_break=20)
+    tensors, maps, state = golden.tensors, read_maps(golden), read_state(golden)
+    sizes = check_pairs(maps, len(state.poses))
+    for name in [name for name in tensors if name.startswith("loss.")]:
+        _, *kind = name.split(".")
+        free = kind == ["free_scale"]
+        reduction, confidence, distance = ("pixels", "log", "l1") if free else kind
+        data = pack_pairs(maps, sizes, confidence=confidence, by_pair=reduction == "pairs")
+        with torch.enable_grad():
+            loss = alignment_loss(data, state, squared=distance == "l2", free_scale=free)
+        yield Check(name, loss, tensors[name])
+        yield from check_gradients(golden, name.replace("loss", "grad", 1), state, loss)
+    poses, focals, principal = camera_parameters(state)
+    intrinsics = intrinsics_of(focals, principal, sizes)
+    yield Check("cam_to_world", poses, tensors["cam_to_world"][:, :3])
+    yield Check("intrinsics", intrinsics, tensors["intrinsics"])
+    plain = state._replace(adaptors=torch.zeros_like(state.adaptors))
+    yield Check("pair_to_world", pair_transforms(plain), tensors["pair_to_world"][:, :3])
+    stretch = pair_transforms(state)[..., :3].norm(dim=1) / pair_transforms(plain)[..., :3].norm(dim=1)
+    yield Check("adaptors", stretch, tensors["adaptors"])
+    confidence = image_confidence(maps, len(sizes))
+    cameras = Cameras(invert_rigid(poses), intrinsics)
+    cleaned = clean_confidence(cameras, [each.exp() for each in state.log_depth], confidence)
+    world = image_points(data, state)
+    for index, (height, width) in enumerate(sizes):
+        yield Check(f"image_confidence.{index}", confidence[index], tensors[f"image_confidence.{index}"])
+        yield Check(f"cleaned_confidence.{index}", cleaned[index], tensors[f"cleaned_confidence.{index}"])
+        points = world[index, : height * width].view(height, width, 3)
+        yield Check(f"world_points.{index}", points, tensors[f"world_points.{index}"])
+
+
+def check_cleaning(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    cameras = Cameras(invert_rigid(tensors["cam_to_world"][:, :3]), tensors["intrinsics"])
+    depth, confidence = (tuple(golden.numbered(name).values()) for name in ("depth", "confidence"))
+    for index in range(len(depth)):
+        tensors[f"world_points.{index}"]  # they follow from the depth
+    cleaned = clean_confidence(cameras, depth, confidence, tolerance=golden.meta["tolerance"])
+    for index, each in enumerate(cleaned):
+        yield Check(f"cleaned_confidence.{index}", each, tensors[f"cleaned_confidence.{index}"])
+
+
+def check_start(golden: Golden) -> Iterator[Check]:
+    """With the file's focal lengths: one of them is a slip of the published code."""
+    tensors, maps = golden.tensors, read_maps(golden)
+    num = len(tensors["init.im_poses"])
+    sizes = check_pairs(maps, num)
+    scores = score_pairs(maps)
+    yield Check("edge_scores", scores, tensors["edge_scores"])
+    if "focal.weiszfeld" in tensors:
+        points = tensors["points1"]
+        yield Check("focal.weiszfeld", fit_focal(points), tensors["focal.weiszfeld"])
+        yield Check("focal.median", fit_focal(points, method="median"), tensors["focal.median"])
+    order = start_of_tree(maps, scores.tolist())
+    yield Check("tree", maps.pairs[order], tensors["tree"])
+    focals = (tensors["init.im_focals"][:, 0] / 20).exp()
+    if "tree_focals" in tensors:
+        yield Check("tree_focals", focals, tensors["tree_focals"])
+    confidence = image_confidence(maps, num)
+    placed = place_images(maps, scores.tolist(), confidence, focals, golden.meta["min_confidence"])
+    yield Check("tree_points", torch.stack(placed.points), tensors["tree_points"])
+    yield Check("tree_cam_to_world", placed.world_from_cam, tensors["tree_cam_to_world"][:, :3])
+    yield Check("camera_from_tree", torch.tensor(placed.from_tree), tensors["camera_from_tree"])
+    data, state = pack_pairs(maps, sizes), start_alignment(maps, placed)
+    yield from check_state(golden, "init", state)
+    yield Check("init.loss", alignment_loss(data, state), tensors["init.loss"])
+    if "known.focal" in tensors:
+        poses = tensors["true_cam_to_world"][:, :3]
+        state = start_from_cameras(maps, scores.tolist(), poses, tensors["known.focal"].expand(num))
+        yield from check_state(golden, "known", state)
+        yield Check("known.loss", alignment_loss(data, state, free_scale=True), tensors["known.loss"])
+
+
+def check_state(golden: Golden, stem: str, state: AlignmentState) -> Iterator[Check]:
+    for name, value in zip(PARAMETERS, state, strict=True):
+        if f"{stem}.{name}" in golden.tensors:
+            ours = torch.stack(value) if isinstance(value, tuple) else value
+            yield Check(f"{stem}.{name}", ours, golden.tensors[f"{stem}.{name}"])
+
+
+def check_two_images(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    for scene in sorted({name.split(".")[0] for name in tensors}):
+        maps = read_maps(golden, f"{scene}.")
+        yield Check(f"{scene}.scores", score_pairs(maps).to(golden.dtype), tensors[f"{scene}.scores"])
+        found = align_pairs(maps)
+        world_from_cam = invert_rigid(found.cameras.cam_from_world)
+        yield Check(f"{scene}.cam_to_world", world_from_cam, tensors[f"{scene}.cam_to_world"][:, :3])
+        yield Check(f"{scene}.intrinsics", found.cameras.intrinsics, tensors[f"{scene}.intrinsics"])
+        for index in range(2):
+            mask = found.confidence[index] > golden.meta["min_confidence"]
+            yield Check(f"{scene}.mask.{index}", mask, tensors[f"{scene}.mask.{index}"])
+            yield Check(f"{scene}.depth.{index}", found.depth[index], tensors[f"{scene}.depth.{index}"])
+            points = found.points[index]
+            yield Check(f"{scene}.world_points.{index}", points, tensors[f"{scene}.world_points.{index}"])
+
+
+CHECKS_ALIGNMENT: dict[str, Callable[[Golden], Iterator[Check]]] = {
+    "global_alignment": check_objective,
+    "global_alignment_cleaning": check_cleaning,
+    "alignment_init": check_start,
+    "dust3r_two_images": check_two_images,
+}

@@ -1,0 +1,155 @@
+import pytest
+import torch
+
+from geomtx.geometry import fit_camera_similarity, invert_rigid, rotation_angle
+from geomtx.scene.pairs import AlignmentOptions, KnownOfImages, align_pairs
+from geomtx.scene.pairs.objective import alignment_loss, pack_pairs
+from geomtx.scene.pairs.pair_graph import growth_order, spanning_tree
+from scene.pairs.point_maps import FOCAL, both_ways, make_maps, make_truth
+
+SIZES = [(9, 12), (12, 9), (9, 12), (10, 11)]
+FEW = AlignmentOptions(steps=40)
+
+
+def pose_errors(found, truth) -> tuple[float, float]:
+    """Largest angle in radians and largest distance of centres, after the best similarity."""
+    ours, true = invert_rigid(found.double()), invert_rigid(truth.cam_from_world)
+    scale, rotation, translation = fit_camera_similarity(ours, true)
+    angle = rotation_angle(rotation @ ours[..., :3], true[..., :3])
+    return angle.max().item(), (scale * ours[..., 3] @ rotation.mT + translation - true[..., 3]).norm(
+        dim=1
+    ).max().item()
+
+
+@pytest.mark.parametrize("pairs", [both_ways(4), [(0, 1), (1, 2), (3, 2)], [(2, 0), (0, 1), (3, 0)]])
+def test_exact_maps_give_the_true_cameras_and_depth(pairs):
+    """Of photos of several sizes, also where no pair starts at some of them."""
+    truth = make_truth(SIZES)
+    found = align_pairs(
+        make_maps(truth, pairs), options=AlignmentOptions(steps=0), known=KnownOfImages(torch.full((4,), FOCAL))
+    )
+    assert max(pose_errors(found.cameras.cam_from_world, truth)) < 1e-6
+    ratio = torch.cat([(ours / true).flatten() for ours, true in zip(found.depth, truth.depth, strict=True)])
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-6, atol=0)
+    assert found.losses[1] < 1e-6
+
+
+def test_focal_lengths_are_found():
+    found = align_pairs(make_maps(make_truth(SIZES), both_ways(4)), options=FEW)
+    torch.testing.assert_close(found.cameras.intrinsics[:, 0, 0], torch.full((4,), FOCAL).double(), rtol=1e-3, atol=0)
+    assert found.cameras.intrinsics[0, :2, 2].tolist() == [6, 4.5]
+
+
+def test_noisy_maps_come_closer_and_every_time_alike():
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4), noise=0.05, dtype=torch.float32)
+    found = align_pairs(maps, options=FEW)
+    assert found.losses[1] < 0.95 * found.losses[0]
+    again = align_pairs(maps, options=FEW)
+    assert torch.equal(found.cameras.cam_from_world, again.cameras.cam_from_world)
+    assert max(pose_errors(found.cameras.cam_from_world, truth)) < 0.1
+
+
+def test_known_poses_stay_and_give_the_scale():
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4), noise=0.02)
+    for given in ([0, 1, 2, 3], [1, 3]):
+        poses = torch.full((4, 3, 4), torch.nan).double()
+        poses[given] = truth.cam_from_world[given]
+        found = align_pairs(maps, options=FEW, known=KnownOfImages(cam_from_world=poses))
+        torch.testing.assert_close(found.cameras.cam_from_world[given], truth.cam_from_world[given])
+        for ours, true in zip(found.depth, truth.depth, strict=True):
+            assert abs((ours / true).median() - 1) < 0.05
+
+
+def test_one_focal_for_all_and_known_focals_stay():
+    maps = make_maps(make_truth(SIZES), both_ways(4), noise=0.05)
+    shared = align_pairs(maps, options=FEW._replace(shared_focal=True)).cameras.intrinsics[:, 0, 0]
+    assert torch.equal(shared, shared[:1].expand(4))
+    known = torch.tensor([FOCAL, torch.nan, 21.0, torch.nan])
+    focals = align_pairs(maps, options=FEW, known=KnownOfImages(known)).cameras.intrinsics[:, 0, 0]
+    torch.testing.assert_close(focals[[0, 2]], known[[0, 2]].double())
+    assert not torch.isclose(focals[1], focals[0])
+
+
+def test_masked_pixels_do_not_count():
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4))
+    masks = [torch.rand(size) > 0.3 for size in SIZES]
+    clean = pack_pairs(maps, SIZES, masks=masks)
+    spoilt = [
+        torch.where(masks[i][..., None], p, 50.0) for p, (i, _) in zip(maps.points1, maps.pairs.tolist(), strict=True)
+    ]
+    assert torch.equal(clean.weight, pack_pairs(maps._replace(points1=tuple(spoilt)), SIZES, masks=masks).weight)
+    found = align_pairs(maps, options=FEW, known=KnownOfImages(masks=masks))
+    for confidence, mask in zip(found.confidence, masks, strict=True):
+        assert torch.equal(confidence == 0, ~mask)
+
+
+def test_half_precision_is_read_as_it_is():
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4), dtype=torch.float16)
+    found = align_pairs(maps, options=FEW)
+    assert found.losses.dtype == torch.float32
+    assert max(pose_errors(found.cameras.cam_from_world, truth)) < 0.02
+
+
+def test_the_loss_does_not_depend_on_how_many_maps_are_worked_on_together(monkeypatch):
+    from geomtx.scene.pairs import objective
+
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4), noise=0.05)
+    data = pack_pairs(maps, SIZES)
+    state = random_state(len(maps.pairs))
+    whole = torch.autograd.grad(alignment_loss(data, state), state.poses)[0]
+    monkeypatch.setattr(objective, "_NUMBERS_AT_ONCE", 1)
+    torch.testing.assert_close(torch.autograd.grad(alignment_loss(data, state), state.poses)[0], whole)
+    assert torch.autograd.gradcheck(lambda poses: alignment_loss(data, state._replace(poses=poses)), state.poses)
+
+
+def random_state(num_pairs: int):
+    from geomtx.scene.pairs.objective import AlignmentState
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    depth = tuple(0.1 * draw(*size) for size in SIZES)
+    return AlignmentState(
+        draw(4, 7).requires_grad_(), 60 + draw(4, 1), draw(4, 2), depth, draw(num_pairs, 8), draw(num_pairs, 2)
+    )
+
+
+def test_the_tree_grows_from_the_best_pair():
+    pairs, weights = [(0, 1), (2, 3), (1, 2), (1, 0)], [5.0, 4.0, 3.0, 6.0]
+    tree = spanning_tree(pairs, weights)
+    assert tree == [3, 1, 2]
+    assert growth_order(pairs, tree) == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "known", "options", "message"),
+    [
+        ({"pairs": [(0, 1), (1, 0), (2, 3)]}, {}, {}, r"pairs must connect all images, got none between images 2, 3 "),
+        ({"num_images": 6}, {}, {}, r"got none between images 4, 5 and the others"),
+        ({"pairs": [(0, 1), (1, 1), (2, 3)]}, {}, {}, r"pairs must be of two of the images 0 to 3, got \(1, 1\)"),
+        ({"confidence": 0.0}, {}, {}, r"pair \(0, 1\) must have confident pixels in both images, got none"),
+        ({}, {"poses": [2]}, {}, r"cam_from_world must be known of two images or more, got that of image 2 alone"),
+        ({}, {"focals": [20, 20, 25, torch.nan]}, {"shared_focal": True}, r"got 20 of image 0 and 25 of image 2"),
+        ({}, {"focals": [20, -1, 25, torch.nan]}, {}, r"focals must be positive, got -1 of image 1"),
+        ({}, {}, {"schedule": "step"}, r"schedule must be one of 'cosine', 'linear', got 'step'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(change, known, options, message):
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4))
+    if "pairs" in change:
+        maps = make_maps(truth, change["pairs"])
+    if "confidence" in change:
+        maps = maps._replace(confidence1=(0 * maps.confidence1[0], *maps.confidence1[1:]))
+    focals = torch.tensor(known["focals"]) if "focals" in known else None
+    poses = None
+    if "poses" in known:
+        poses = torch.full((4, 3, 4), torch.nan).double()
+        poses[known["poses"]] = truth.cam_from_world[known["poses"]]
+    with pytest.raises(ValueError, match=message):
+        align_pairs(maps, change.get("num_images"), AlignmentOptions(**options), known=KnownOfImages(focals, poses))
