@@ -71,7 +71,7 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     namespace = {"__name__": "__page__"}
     for code, lines_before in python_blocks(page):
         # The empty lines make a traceback point to the line of the page.
-        exec(compile("\n" * lines_before + code, page, "exec"), namespace)
+        exec(compile("\n" * lines_before + code, page, "exec", dont_inherit=True), namespace)
 
 
 def test_fences_are_known() -> None:
