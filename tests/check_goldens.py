@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import geomtx
 from check_goldens_alignment import CHECKS_ALIGNMENT
 from check_goldens_da3 import CHECKS_DA3
+from check_goldens_pairs import CHECKS_PAIRS
 from check_goldens_pi3 import CHECKS_PI3
 from geomtx.encoder import PatchEmbedding
 from geomtx.layers import RotaryTable, apply_rotary, rotary_table
@@ -338,6 +339,7 @@ CHECKS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "track_loss": check_track_loss,
     **CHECKS_ALIGNMENT,
     **CHECKS_DA3,
+    **CHECKS_PAIRS,
     **CHECKS_PI3,
 }
 

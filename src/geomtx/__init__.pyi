@@ -32,6 +32,12 @@ from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
 from geomtx.losses.track import track_loss as track_loss
 from geomtx.models.da3 import DepthAnything3 as DepthAnything3
 from geomtx.models.da3 import DepthAnything3Config as DepthAnything3Config
+from geomtx.models.dust3r import CroCo as CroCo
+from geomtx.models.dust3r import CroCoConfig as CroCoConfig
+from geomtx.models.dust3r import DUSt3R as DUSt3R
+from geomtx.models.dust3r import DUSt3RConfig as DUSt3RConfig
+from geomtx.models.dust3r import MASt3R as MASt3R
+from geomtx.models.dust3r import MASt3RConfig as MASt3RConfig
 from geomtx.models.features import FeatureExtractor as FeatureExtractor
 from geomtx.models.nvs import NVSConfig as NVSConfig
 from geomtx.models.nvs import VGGTForNVS as VGGTForNVS

@@ -79,7 +79,7 @@ def test_confidence_is_above_one():
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_activation():
     with pytest.raises(
-        ValueError, match=r"^activation must be one of 'linear', 'exp', 'signed_expm1', got 'softplus'$"
+        ValueError, match=r"^activation must be one of 'linear', 'exp', 'signed_expm1', 'norm_expm1', got 'softplus'$"
     ):
         head(activation="softplus")
 

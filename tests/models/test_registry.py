@@ -67,7 +67,8 @@ def test_some_heads(tmp_path: Path):
 
 def test_weights_of_no_family(tmp_path: Path):
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    wanted = r"^weights must be of one of VGGTForNVS, DepthAnything3, Pi3, VideoTracker, VGGT, got .* with tensors of o"
+    families = ", ".join(family.model.__name__ for family in FAMILIES)
+    wanted = rf"^weights must be of one of {families}, got .* with tensors of o"
     with pytest.raises(ValueError, match=wanted):
         load_model(tmp_path / "w.safetensors")
 

@@ -11,6 +11,8 @@ from geomtx.encoder.geometry_conditioning import (
     KnownGeometry,
     prepare_geometry,
 )
+from geomtx.encoder.pair_decoder import CompletionDecoder, PairDecoder
+from geomtx.encoder.patch_transformer import PatchPositions, PatchTransformer
 from geomtx.encoder.patches import Backbone, ImageNormalization, PatchEmbedding, normalize_images
 from geomtx.encoder.pose_injection import PoseBlock, PoseTable
 from geomtx.encoder.reference_view import ReferenceRule, choose_reference
@@ -24,12 +26,16 @@ __all__ = [
     "CameraEncoder",
     "CameraTokens",
     "ClassTokenEncoder",
+    "CompletionDecoder",
     "FrameRotaryEncoder",
     "GeometryConditioning",
     "GeometryHints",
     "ImageNormalization",
     "KnownGeometry",
+    "PairDecoder",
     "PatchEmbedding",
+    "PatchPositions",
+    "PatchTransformer",
     "PoseBlock",
     "PoseTable",
     "ReferenceRule",

@@ -3,7 +3,14 @@
 from geomtx.heads.camera import CameraHead, CameraTokenHead
 from geomtx.heads.camera_mlp import CameraMLP
 from geomtx.heads.camera_one_pass import OnePassCameraHead
-from geomtx.heads.dense import DenseHead, MapHead, PixelShuffleHead, RGBHead
+from geomtx.heads.dense import (
+    DenseHead,
+    DescriptorHead,
+    LinearMapHead,
+    MapHead,
+    PixelShuffleHead,
+    RGBHead,
+)
 from geomtx.heads.depth_rays import DepthRayHead
 from geomtx.heads.depth_sky import DepthSkyHead
 from geomtx.heads.dpt import DPTDecoder
@@ -23,6 +30,8 @@ __all__ = [
     "DenseHead",
     "DepthRayHead",
     "DepthSkyHead",
+    "DescriptorHead",
+    "LinearMapHead",
     "MapHead",
     "MetricScaleHead",
     "OnePassCameraHead",

@@ -42,20 +42,25 @@ class Fusion(nn.Module):
         dim: Number of channels C of the maps.
         has_skip: Whether there is a skip connection.
         rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
+        crop: Whether the sum is doubled in size and cropped at the bottom and right, instead of resized to the size.
     """
 
-    def __init__(self, dim: int, *, has_skip: bool, rectified_skip: bool = True) -> None:
+    def __init__(self, dim: int, *, has_skip: bool, rectified_skip: bool = True, crop: bool = False) -> None:
         super().__init__()
+        self.crop = crop
         self.skip_unit = ResidualConv(dim, rectified_skip=rectified_skip) if has_skip else None
         self.unit = ResidualConv(dim, rectified_skip=rectified_skip)
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None, size: Sequence[int]) -> Tensor:
         """Return the fused map, (N, C, *size), of the coarser map and of the skip connection, (N, C, H, W) each."""
-        if self.skip_unit is not None:
+        if self.skip_unit is not None and skip is not None:
             x = x + self.skip_unit(skip)
         # A 1x1 convolution and bilinear resizing commute; before the resizing, the convolution is four times cheaper.
-        return resize(self.out(self.unit(x)), size)
+        x = self.out(self.unit(x))
+        if not self.crop:
+            return resize(x, size)
+        return resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))[..., : size[0], : size[1]]
 
 
 class FusionChain(nn.ModuleList):
@@ -65,11 +70,39 @@ class FusionChain(nn.ModuleList):
         dim: Number of channels C of the maps.
         rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
         factor: Size of the merged map in sizes of the finest map.
+        crop: Whether a map is doubled and cropped to the size of the next, instead of resized to it (DUSt3R); for a
+            grid with an odd number of rows or columns the two differ.
+        unused_skip: Whether the coarsest unit too has weights for a skip connection, which it doesn't have: published
+            weights do, and nothing uses them.
+
+    Raises:
+        ValueError: If `crop` is True with another factor than 2.
     """
 
-    def __init__(self, dim: int, *, rectified_skip: bool = True, factor: int = 2) -> None:
-        super().__init__(Fusion(dim, has_skip=level < 3, rectified_skip=rectified_skip) for level in range(4))
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rectified_skip: bool = True,
+        factor: int = 2,
+        crop: bool = False,
+        unused_skip: bool = False,
+    ) -> None:
+        super().__init__(
+            Fusion(dim, has_skip=level < 3 or unused_skip, rectified_skip=rectified_skip, crop=crop)
+            for level in range(4)
+        )
+        if crop and factor != 2:
+            raise ValueError(f"crop must be False for a merged map of {factor} sizes of the finest, got True")
+        self.rectified_skip = rectified_skip
         self.factor = factor
+        self.crop = crop
+        self.unused_skip = unused_skip
+        if unused_skip:
+            unused = {name: each for name, each in self.named_parameters() if name.startswith("3.skip_unit.")}
+            self.unused_parameters = tuple(unused)
+            for parameter in unused.values():
+                parameter.requires_grad_(False)  # so that DDP doesn't wait for one
 
     def forward(self, maps: Sequence[Float[Tensor, "n c _ _"]]) -> Float[Tensor, "n c h w"]:
         """Return the merged map, of `factor` times the size of the finest map.
@@ -93,7 +126,7 @@ class DPTDecoder(nn.Module):
     from coarse to fine.
 
     Args:
-        dim: Number of channels C of the tokens.
+        dim: Number of channels C of the tokens; a tuple where it is another one for each tap.
         features: Number of channels of the merged maps.
         channels: Numbers of channels of the four projections.
         taps: Indices of the four layers of the encoder to read, in ascending order.
@@ -103,16 +136,16 @@ class DPTDecoder(nn.Module):
         position_signal: Whether to add a sine-cosine encoding of the position, times 0.1, after the projections and at
             the end; all numbers of channels must then be multiples of 4.
         token_norm: Whether the tokens are normalised by a LayerNorm first.
-        rectified_skip: Whether the residual units' skips are rectified, see `ResidualConv`.
+        fusion: How maps are merged: `rectified_skip`, `crop` and `unused_skip`, as for `FusionChain`.
 
     Raises:
-        ValueError: If there are not four taps and four channels, or a number of channels is no multiple of 4 where it
-            must be.
+        ValueError: If there are not four taps and four channels, a number of channels is no multiple of 4 where it
+            must be, or tokens of several numbers of channels are to be normalised; and as `FusionChain`.
     """
 
     def __init__(
         self,
-        dim: int = 2048,
+        dim: int | tuple[int, int, int, int] = 2048,
         features: int = 256,
         *,
         channels: tuple[int, int, int, int] = (256, 512, 1024, 1024),
@@ -121,11 +154,14 @@ class DPTDecoder(nn.Module):
         stride: int | None = 1,
         position_signal: bool = True,
         token_norm: bool = True,
-        rectified_skip: bool = True,
+        **fusion: bool,
     ) -> None:
         super().__init__()
         if len(channels) != 4 or len(taps) != 4:
             raise ValueError(f"channels and taps must have four entries, got {channels} and {taps}")
+        dims = (dim,) * 4 if isinstance(dim, int) else tuple(dim)
+        if len(dims) != 4 or (token_norm and not isinstance(dim, int)):
+            raise ValueError(f"dim must be a number, or of four taps without token_norm, got {dim}")
         if stride is not None:
             check_positive("stride", stride)
         self.dim = dim
@@ -135,15 +171,15 @@ class DPTDecoder(nn.Module):
         self.stride = stride
         self.position_signal = position_signal
         self.token_norm = token_norm
-        self.rectified_skip = rectified_skip
         if stride is None and out_channels not in (None, features):
             raise ValueError(f"out_channels must be those of the merged map, {features}, got {out_channels}")
         self.out_channels = out_channels or (features if stride is None else features // 2)
         if position_signal:
             for count in (*channels, self.out_channels):
                 check_divisible("channels", count, 4)
-        self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
-        self.project = nn.ModuleList(nn.Conv2d(dim, count, 1) for count in channels)
+        self.dims = dims
+        self.norm = nn.LayerNorm(dims[0]) if token_norm else nn.Identity()
+        self.project = nn.ModuleList(nn.Conv2d(c, count, 1) for c, count in zip(dims, channels, strict=True))
         self.rescale = nn.ModuleList(
             [
                 nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
@@ -153,7 +189,10 @@ class DPTDecoder(nn.Module):
             ]
         )
         self.reduce = nn.ModuleList(nn.Conv2d(count, features, 3, padding=1, bias=False) for count in channels)
-        self.fuse = FusionChain(features, rectified_skip=rectified_skip, factor=1 if stride is None else 2)
+        self.fuse = FusionChain(features, factor=1 if stride is None else 2, **fusion)
+        self.rectified_skip, self.crop, self.unused_skip = (
+            getattr(self.fuse, name) for name in ("rectified_skip", "crop", "unused_skip")
+        )
         self.smooth = None if stride is None else nn.Conv2d(features, self.out_channels, 3, padding=1)
 
     def decode(self, tokens: Tokens | ProjectedTokens) -> Float[Tensor, "b s c h w"]:
@@ -183,8 +222,8 @@ class DPTDecoder(nn.Module):
         if isinstance(tokens, ProjectedTokens):
             return tokens
         layers = [tokens.layer(tap) for tap in self.taps]
-        for layer in layers:
-            check_shape("tokens", layer, ("B", "S", "P", self.dim))
+        for layer, dim in zip(layers, self.dims, strict=True):
+            check_shape("tokens", layer, ("B", "S", "P", dim))
         mask = tokens.patch_mask()
         maps = tuple(
             self.project_tap(

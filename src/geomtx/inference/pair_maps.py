@@ -7,9 +7,37 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from geomtx.types import Int, show_shapes
+from geomtx.types import DenseMap, Int, show_shapes
 
-__all__ = ["PairMaps"]
+__all__ = ["PairMaps", "PairPrediction", "PairedView"]
+
+
+@show_shapes
+class PairedView(NamedTuple):
+    """What a model that sees a scene as pairs predicts for one of the two images of N pairs.
+
+    Attributes:
+        points: `value` (N, H, W, 3), points in the camera of the pair's first image, OpenCV axes, and `confidence`
+            (N, H, W), above 1.
+        descriptors: `value` (N, H, W, D) of unit length, by which pixels of the two images are matched, and
+            `confidence` (N, H, W), above 0; None for a model without.
+    """
+
+    points: DenseMap
+    descriptors: DenseMap | None = None
+
+
+@show_shapes
+class PairPrediction(NamedTuple):
+    """What a model that sees a scene as pairs predicts for N pairs of images, whose sizes may differ.
+
+    Attributes:
+        first: Of the first images.
+        second: Of the second images; their points are in the cameras of the first images too.
+    """
+
+    first: PairedView
+    second: PairedView
 
 
 @show_shapes

@@ -14,7 +14,7 @@ from torch import nn
 
 from geomtx.checks import check_divisible, check_option
 from geomtx.layers.attention import MaskedBiasLinear
-from geomtx.layers.block import TransformerBlock
+from geomtx.layers.block import DecoderBlock, TransformerBlock
 from geomtx.layers.lora import adapted_layers
 
 __all__ = ["QuantizedType", "is_quantized", "quantize_model", "quantized_type"]
@@ -90,7 +90,7 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         f"{name}.{inner}" if name else inner: layer
         for name, block in model.named_modules()
-        if isinstance(block, TransformerBlock)
+        if isinstance(block, (TransformerBlock, DecoderBlock))
         for inner, layer in block.named_modules()
         if type(layer) in (nn.Linear, MaskedBiasLinear)
     }

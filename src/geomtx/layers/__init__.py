@@ -1,6 +1,6 @@
 """Layers that know nothing of images, views, cameras or processes."""
 
-from geomtx.layers.attention import Attention, MaskedBiasLinear, key_mask
+from geomtx.layers.attention import Attention, CrossAttention, MaskedBiasLinear, key_mask
 from geomtx.layers.backends import (
     BackendTime,
     available_backends,
@@ -8,7 +8,7 @@ from geomtx.layers.backends import (
     measure_backends,
     resolve_backend,
 )
-from geomtx.layers.block import TransformerBlock
+from geomtx.layers.block import DecoderBlock, TransformerBlock
 from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale, Modulation
 from geomtx.layers.position import aspect_grid, fourier_features, grid_signal, sincos
@@ -19,6 +19,8 @@ __all__ = [
     "MLP",
     "Attention",
     "BackendTime",
+    "CrossAttention",
+    "DecoderBlock",
     "Float32Conv2d",
     "Float32Linear",
     "GridRotary",

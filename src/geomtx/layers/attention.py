@@ -12,7 +12,7 @@ from geomtx.layers.backends import AttentionBackend, BackendName, resolve_backen
 from geomtx.layers.rope import RotaryTable, apply_rotary
 from geomtx.types import Bool, Float
 
-__all__ = ["Attention", "MaskedBiasLinear", "key_mask"]
+__all__ = ["Attention", "CrossAttention", "MaskedBiasLinear", "key_mask"]
 
 
 def key_mask(mask: Bool[Tensor, "batch n"]) -> Bool[Tensor, "batch 1 1 n"]:
@@ -219,6 +219,43 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """Return the number of heads and the backend's name, for `repr`."""
         return f"num_heads={self.num_heads}, backend={self.backend.__name__.removeprefix('attend_')}"
+
+
+class CrossAttention(Attention):
+    """Multi-head attention over a context, with a projection each for queries, keys and values (CroCo).
+
+    Args:
+        dim: Number of channels C of the tokens and of the context.
+        num_heads: Number of attention heads; must divide `dim`.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
+
+    Raises:
+        ValueError: As `Attention`.
+        ImportError: If the backend is not installed.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, backend: BackendName = "auto") -> None:
+        super().__init__(dim, num_heads, backend=backend)
+        del self.qkv
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+
+    def project(
+        self, x: Float[Tensor, "batch n c"], rope: RotaryTable | None = None
+    ) -> tuple[Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"], Float[Tensor, "batch n h d"]]:
+        """Return queries, keys and values of the same tokens, as `Attention.project`.
+
+        Args:
+            x: Tokens, (batch, N, C).
+            rope: Rotary table of the N tokens; defaults to no rotation.
+        """
+        return self.project_queries(x, rope), *self.project_keys(x, rope)
+
+    def _project_rows(self, x: Tensor, rows: slice) -> Tensor:
+        if rows.start == 0:
+            return self.query(x)
+        return torch.cat([self.key(x), self.value(x)], dim=-1)
 
 
 def _rotate(x: Tensor, rope: RotaryTable | None) -> Tensor:

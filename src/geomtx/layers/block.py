@@ -1,4 +1,4 @@
-"""The pre-norm transformer block."""
+"""Pre-norm transformer blocks: over tokens themselves, and over the tokens of another image besides."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geomtx.layers.attention import Attention
-from geomtx.layers.backends import AttentionBackend
+from geomtx.layers.attention import Attention, CrossAttention
+from geomtx.layers.backends import AttentionBackend, BackendName
 from geomtx.layers.mlp import MLP, SwiGLU
 from geomtx.layers.norms import LayerScale, Residual
 from geomtx.layers.rope import RotaryTable
 from geomtx.types import Bool, Float
 
-__all__ = ["Attend", "TransformerBlock"]
+__all__ = ["Attend", "DecoderBlock", "TransformerBlock"]
 
 Attend = Callable[[int, Callable[..., Tensor], Tensor], Tensor]
 """How a loop of blocks runs one of them: (number of the block, block, tokens) → tokens after the block."""
@@ -108,3 +108,54 @@ class TransformerBlock(nn.Module):
         q = self.attention.project_queries(self.attention_norm(x), rope)
         x = self.attention_scale(x, self.attention.attend(q, keys, values, mask=mask))
         return self.mlp_scale(x, self.mlp(self.mlp_norm(x)))
+
+
+class DecoderBlock(nn.Module):
+    """x + attention(norm(x)), x + attention(norm(x) over norm(y)), then x + MLP(norm(x)), with a context y (CroCo).
+
+    Args:
+        dim: Number of channels C of the tokens and of the context.
+        num_heads: Number of attention heads.
+        mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
+        norm_eps: Epsilon of the LayerNorms.
+        backend: Name of the attention backend, see `geomtx.layers.backends`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = Attention(dim, num_heads, backend=backend)
+        self.cross_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.context_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.cross_attention = CrossAttention(dim, num_heads, backend=backend)
+        self.mlp_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch n c"],
+        context: Float[Tensor, "batch m c"],
+        *,
+        rope: RotaryTable | None = None,
+        context_rope: RotaryTable | None = None,
+    ) -> Float[Tensor, "batch n c"]:
+        """Transform tokens, (batch, N, C) → (batch, N, C).
+
+        Args:
+            x: Tokens, (batch, N, C).
+            context: Tokens that the second attention looks at, (batch, M, C).
+            rope: Rotary table of the N tokens; defaults to no rotation.
+            context_rope: Rotary table of the M tokens of the context; defaults to no rotation.
+        """
+        x = x + self.attention(self.attention_norm(x), rope=rope)
+        context = self.context_norm(context)
+        x = x + self.cross_attention(self.cross_norm(x), context, rope=rope, context_rope=context_rope)
+        return x + self.mlp(self.mlp_norm(x))

@@ -3,6 +3,7 @@
 from geomtx.losses.aleatoric import AleatoricLoss, ConfidenceWeighting, Outliers, aleatoric_loss, quantile_filter
 from geomtx.losses.bearing import bearing_loss
 from geomtx.losses.camera import CameraLoss, camera_loss, depth_to_camera_mask
+from geomtx.losses.completion import completion_loss
 from geomtx.losses.consistency.depth import DepthConsistencySettings, depth_consistency_loss
 from geomtx.losses.consistency.epipolar import EpipolarSettings, epipolar_loss
 from geomtx.losses.consistency.photometric import (
@@ -60,6 +61,7 @@ __all__ = [
     "bearing_loss",
     "camera_loss",
     "choose_cameras",
+    "completion_loss",
     "confident_window_loss",
     "depth_consistency_loss",
     "depth_to_camera_mask",

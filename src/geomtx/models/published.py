@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from geomtx.checkpoint.files import Checkpoint, open_checkpoint
 from geomtx.checks import close_matches
@@ -20,6 +20,7 @@ __all__ = [
     "is_depth_anything",
     "is_pi3",
     "open_weights",
+    "pair_kind",
     "state_licence",
 ]
 
@@ -57,6 +58,24 @@ _DEPTH_ANYTHING = (
     ("DA3METRIC-LARGE", 334_171_394, _APACHE),
 )
 
+# Name, class, number of parameters, what the licence says besides.
+_PAIRS = (
+    ("naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt", "DUSt3R", 571_171_208, ""),
+    ("naver/DUSt3R_ViTLarge_BaseDecoder_512_linear", "DUSt3R", 532_342_784, ""),
+    ("naver/DUSt3R_ViTLarge_BaseDecoder_224_linear", "DUSt3R", 532_342_784, ""),
+    (
+        "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric",
+        "MASt3R",
+        688_638_856,
+        ", and the licences of its data sets, above all that of Map-free",
+    ),
+    ("Junyi42/MonST3R_PO-TA-S-W_ViTLarge_BaseDecoder_512_dpt", "DUSt3R", 571_171_208, ""),
+    ("naver/CroCo_V2_ViTLarge_BaseDecoder", "CroCo", 417_918_720, ""),
+    ("naver/CroCo_V2_ViTBase_BaseDecoder", "CroCo", 200_269_824, ""),
+    ("naver/CroCo_V2_ViTBase_SmallDecoder", "CroCo", 120_076_288, ""),
+    ("naver/CroCo", "CroCo", 120_327_168, ""),
+)
+
 PUBLISHED = {
     weights.name: weights
     for weights in (
@@ -74,6 +93,10 @@ PUBLISHED = {
         *(
             PublishedWeights(f"depth-anything/{name}", "DepthAnything3", count, 4 * count, licence)
             for name, count, licence in _DEPTH_ANYTHING
+        ),
+        *(
+            PublishedWeights(name, kind, count, 4 * count, f"CC BY-NC-SA 4.0: no commercial use{more}")
+            for name, kind, count, more in _PAIRS
         ),
         PublishedWeights("yyfz233/Pi3", "Pi3", 958_696_732, 4 * 958_696_732, _NON_COMMERCIAL),
         PublishedWeights("yyfz233/Pi3X", "Pi3", 1_360_032_433, 4 * 1_360_032_433, _NON_COMMERCIAL),
@@ -113,6 +136,20 @@ def is_depth_anything(names: Iterable[str]) -> bool:
 def is_pi3(names: Iterable[str]) -> bool:
     """Return whether the names of a checkpoint's tensors are those of a Pi3 or Pi3X, published or ours."""
     return any("conf_decoder.blocks." in name or "point_head.confidence.trunk." in name for name in names)
+
+
+def pair_kind(names: Iterable[str]) -> Literal["DUSt3R", "MASt3R", "CroCo"] | None:
+    """Return which class of models that see a scene as pairs a checkpoint's tensors are of, by their names.
+
+    None if they are of none; published names count and ours.
+    """
+    names = tuple(names)
+    if any("_head1.head_local_features." in name or "first_head.descriptors." in name for name in names):
+        return "MASt3R"
+    if any("downstream_head1." in name or "first_head.points." in name for name in names):
+        return "DUSt3R"
+    completes = any("prediction_head." in name or "decoder.blocks.0.cross_attention." in name for name in names)
+    return "CroCo" if completes else None
 
 
 @functools.cache

@@ -14,10 +14,19 @@ from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
 from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.models.da3 import DepthAnything3
 from geomtx.models.da3.keys import describe_da3, is_da3_name
+from geomtx.models.dust3r import CroCo, DUSt3R, MASt3R
+from geomtx.models.dust3r.keys import describe_pairs, is_croco_name, is_dust3r_name
 from geomtx.models.nvs import VGGTForNVS
 from geomtx.models.pi3 import Pi3
 from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
-from geomtx.models.published import PUBLISHED, PublishedWeights, is_depth_anything, is_pi3, open_weights
+from geomtx.models.published import (
+    PUBLISHED,
+    PublishedWeights,
+    is_depth_anything,
+    is_pi3,
+    open_weights,
+    pair_kind,
+)
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
@@ -61,6 +70,9 @@ FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
     Family(DepthAnything3, is_depth_anything, True, is_da3_name, describe_da3),
     Family(Pi3, is_pi3, True, is_pi3_name, describe_pi3),
+    Family(MASt3R, lambda names: pair_kind(names) == "MASt3R", False, is_dust3r_name, describe_pairs),
+    Family(DUSt3R, lambda names: pair_kind(names) == "DUSt3R", False, is_dust3r_name, describe_pairs),
+    Family(CroCo, lambda names: pair_kind(names) == "CroCo", False, is_croco_name, describe_pairs),
     Family(VideoTracker, _has_part("features", "refiner")),
     Family(VGGT, _is_vggt, has_heads=True),
 )

@@ -1,0 +1,127 @@
+"""Golden files of DUSt3R, MASt3R and CroCo, for `check_goldens.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomtx.encoder import PairDecoder
+from geomtx.inference.pair_maps import PairPrediction
+from geomtx.losses import completion_loss
+from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig, keys
+from geomtx.models.dust3r.parts import build_encoder
+from geomtx.types import Tokens
+from golden_files import Check, Golden, fill_by_rule, make
+
+
+def undo_normalization(images: Tensor) -> Tensor:
+    """The images of normalised ones, (..., 3, H, W)."""
+    return images / 2 + 0.5
+
+
+def numbers_of(golden: Golden) -> dict[str, Any]:
+    """The numbers of a model's configuration."""
+    golden.require(mlp_ratio=4, norm_eps=1e-6, rope_frequency=100)
+    names = {
+        "encoder_dim": "enc_dim",
+        "encoder_depth": "enc_depth",
+        "encoder_num_heads": "enc_num_heads",
+        "dim": "dec_dim",
+        "depth": "dec_depth",
+        "num_heads": "dec_num_heads",
+        "patch_size": "patch_size",
+    }
+    return {ours: golden.meta[theirs] for ours, theirs in names.items() if theirs in golden.meta}
+
+
+def compare(prediction: PairPrediction, tensors: dict[str, Tensor]) -> Iterator[Check]:
+    """Points, confidence and descriptors of both views."""
+    for number, view in enumerate(prediction, start=1):
+        yield Check(f"points{number}", view.points.value, tensors[f"points{number}"])
+        yield Check(f"confidence{number}", view.points.confidence, tensors[f"confidence{number}"])
+        if view.descriptors is not None:
+            yield Check(f"descriptors{number}", view.descriptors.value, tensors[f"descriptors{number}"])
+            confidence = tensors[f"descriptor_confidence{number}"]
+            yield Check(f"descriptor_confidence{number}", view.descriptors.confidence, confidence)
+
+
+def check_encoder(golden: Golden) -> Iterator[Check]:
+    config = CroCoConfig(**numbers_of(golden))
+    tensors = golden.tensors
+    encoder = make(golden, lambda: build_encoder(config), keys.ENCODER_KEYS)
+    tokens = encoder(tensors["images"])
+    yield Check("tokens", tokens.layer(0)[:, 0], tensors["tokens"])
+    rows, columns = tokens.grid_hw
+    positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    yield Check("positions", positions.expand_as(tensors["positions"]), tensors["positions"])
+
+
+def check_decoder_pair(golden: Golden) -> Iterator[Check]:
+    meta, tensors = golden.meta, golden.tensors
+    numbers = numbers_of(golden)
+    decoder = make(
+        golden,
+        lambda: PairDecoder(numbers["encoder_dim"], numbers["dim"], numbers["depth"], num_heads=numbers["num_heads"]),
+        keys.PAIR_DECODER_KEYS,
+    )
+    pair = [
+        Tokens({0: tensors[f"tokens{number}"][:, None]}, 0, (0, 0), tuple(grid))
+        for number, grid in enumerate(meta["grids"], start=1)
+    ]
+    taps = tuple(range(numbers["depth"] + 1))
+    for number, tokens in enumerate(decoder(*pair, taps), start=1):
+        for tap in taps[1:]:
+            yield Check(f"out{number}.{tap}", tokens.layer(tap)[:, 0], tensors[f"out{number}.{tap}"])
+
+
+def check_completion(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    model = make(golden, lambda: CroCo(CroCoConfig(**numbers_of(golden))), keys.CROCO_KEYS)
+    first, second = (undo_normalization(tensors[name]) for name in ("image1", "image2"))
+    yield Check("out", model(first, second, tensors["mask"]), tensors["out"])
+    # The published loss is about normalised images.
+    for name, normalize in (("loss_normalized", True), ("loss_plain", False)):
+        loss = completion_loss(tensors["out"], tensors["image1"], tensors["mask"], normalize=normalize)
+        yield Check(name, loss, tensors[name])
+
+
+def build(golden: Golden) -> DUSt3R:
+    """The model that a file is of."""
+    numbers = numbers_of(golden)
+    if golden.meta["head"].startswith("catmlp"):
+        model = MASt3R(MASt3RConfig(**numbers, descriptor_dim=golden.meta.get("descriptor_dim", 24)))
+    else:
+        model = DUSt3R(DUSt3RConfig(**numbers, head=golden.meta["head"]))
+    return model
+
+
+def check_dust3r(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    model = make(golden, lambda: build(golden), keys.DUST3R_KEYS)
+    images = [undo_normalization(tensors[f"images{number}"]) for number in (1, 2)]
+    turned = None
+    if "true_hw1" in tensors:
+        turned = tuple((hw[:, 0] > hw[:, 1]).tolist() for hw in (tensors["true_hw1"], tensors["true_hw2"]))
+    yield from compare(model(*images, turned), tensors)
+
+
+def check_full_size(golden: Golden) -> Iterator[Check]:
+    with torch.device("meta"):
+        model = build(golden)
+    fill_by_rule(model, keys.DUST3R_KEYS, dtype=golden.dtype)
+    images = [undo_normalization(golden.tensors[f"images{number}"]) for number in (1, 2)]
+    yield from compare(model(*images), golden.tensors)
+
+
+CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
+    "croco_encoder": check_encoder,
+    "croco_decoder_pair": check_decoder_pair,
+    "croco_completion": check_completion,
+    "dust3r": check_dust3r,
+    "mast3r": check_dust3r,
+    "dust3r_512": check_full_size,
+    "mast3r_512": check_full_size,
+}
