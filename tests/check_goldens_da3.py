@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import geomtx
 from geomtx.encoder import CameraEncoder, choose_reference
 from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.encoder.patches import IMAGENET_MEAN, IMAGENET_STD
@@ -249,6 +253,34 @@ def check_nested(golden: Golden) -> Iterator[Check]:
     yield Check("mono.depth", fill_sky(one["metric_depth"], one["sky"]), one["mono.depth"])
 
 
+def check_preprocessing(golden: Golden) -> Iterator[Check]:
+    """Pictures without their alpha channel, which is dropped in the published way and composed in geomtx's."""
+    folder = golden.path.parent / "images"
+    half = torch.tensor(
+        [[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]]
+    )  # between the centre and the edge of a pixel
+    with tempfile.TemporaryDirectory() as place:
+        for path in sorted(folder.glob("*.png")):
+            Image.open(path).convert("RGB").save(Path(place) / path.name)
+        known = [golden.tensors[f"{path.stem}.intrinsics_in"] for path in sorted(folder.glob("*.png"))]
+        for name in [name.removesuffix(".size") for name in golden.tensors if name.endswith(".size")]:
+            which, *_, mode = name.split(".")
+            size, step = (100, 1) if ".100." in name else (504, 7)
+            files = sorted(Path(place).glob("*.png" if which == "all" else f"{which}.png"))
+            views = geomtx.load_views(files, mode=mode, size=size, cut=True)
+            images, expected = (views.images * 255).round()[..., ::step, ::step], golden.tensors[name].float()
+            images = images if which == "all" else images[0]
+            # Within a grey level.
+            yield Check(f"{name} in grey levels", (images - expected).abs().clamp(min=1.0), torch.ones_like(expected))
+            yield Check(f"{name}.size", torch.tensor(views.image_hw), golden.tensors[f"{name}.size"])
+            given = known if which == "all" else [golden.tensors[f"{which}.intrinsics_in"]]
+            moved = [
+                view.intrinsics_from_original(k - half) + half for view, k in zip(views.transforms, given, strict=True)
+            ]
+            found = torch.stack(moved) if which == "all" else moved[0]
+            yield Check(f"{name}.intrinsics", found, golden.tensors[f"{name}.intrinsics"])
+
+
 CHECKS_DA3: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "da3_backbone": check_backbone,
     "da3_reference_view": check_reference_view,
@@ -261,5 +293,6 @@ CHECKS_DA3: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "da3_rays_to_pose": check_rays_to_pose,
     "da3_known_poses": check_known_poses,
     "da3_nested": check_nested,
+    "da3_preprocessing": check_preprocessing,
     "da3_mono_large": check_model(DepthAnything3Config.mono()),
 }

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
 _HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
+_MODES = ("fit", "crop", "pad", "square", "area")
+_BOUND_MODES = tuple(f"{side}_bound_{way}" for side in ("upper", "lower") for way in ("resize", "crop"))
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -72,9 +74,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="track the point at pixel x, y of a photo, counted from 0; can be given again",
     )  # fmt: skip
     parser.add_argument(
-        "--mode", choices=("fit", "crop", "pad", "square", "area"), default="fit",
-        help="how photos become images: whole, cropped, padded to a square, or all in the shape of the first, with "
-        "--size pixels (fit)",
+        "--mode", choices=(*_MODES, *_BOUND_MODES), default="fit", metavar="MODE",
+        help=f"how photos become images: whole, cropped, padded to a square, or all in the shape of the first, with "
+        f"--size pixels: {', '.join(_MODES)}; or as Depth Anything 3's authors do: {', '.join(_BOUND_MODES)} (fit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cut", action="store_true",
+        help="cut images that come out in different sizes to the smallest height and width instead of padding them",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=parse_count, metavar="N",
@@ -196,7 +202,7 @@ def _load_views(arguments: argparse.Namespace, paths: Sequence[Path], config: VG
     from geomtx.scene.files.save import check_sizes
     from geomtx.views import load_views
 
-    views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config)
+    views = load_views(paths, mode=arguments.mode, size=arguments.size, model=config, cut=arguments.cut)
     views = masks.apply_masks(arguments, views)
     if arguments.query:
         queries_to_model(_as_tensor(arguments.query), views.transforms, views.names)
@@ -288,7 +294,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
     check_device_name(arguments.device)
-    if arguments.mode != "area":
+    if arguments.mode in _MODES and arguments.mode != "area":
         check_image_side(arguments.size, arguments.weights)
     check_weights(arguments)
 

@@ -182,13 +182,13 @@ class VisionTransformer(nn.Module):
             # are tensors, so that one exported program serves all of them.
             counts = [table.new_ones(size).sum() for size in grid_hw]
             stretch = 0.1 * torch.stack(counts).ne(self.table_side).any().to(table)
-            rows, columns = (_cubic_weights(size, self.table_side, stretch) for size in grid_hw)
+            rows, columns = (cubic_weights(size, self.table_side, stretch) for size in grid_hw)
             resized = torch.einsum("hr,wq,bcrq->bchw", rows, columns, square)
         dtype = self.position_table.dtype
         return table[:, :1].to(dtype), rearrange(resized, "1 c r q -> 1 (r q) c").to(dtype)
 
 
-def _cubic_weights(size: int, side: int, stretch: Tensor) -> Tensor:
+def cubic_weights(size: int, side: int, stretch: Tensor) -> Tensor:
     """Return the weights of bicubic interpolation (a = -0.75, borders repeated) from a side to a size, (size, side).
 
     Args:

@@ -18,7 +18,8 @@ from geomtx.inference.plan import free_bytes
 from geomtx.views.frames import FrameChoice, FramePlan, choose_frames, frame_times, plan_frames
 from geomtx.views.listing import PathLike, PhotoError, find_video, list_photos, name_files
 from geomtx.views.pictures import Picture, read_picture
-from geomtx.views.transform import MODES, Mode, ViewTransform, fit_area, place_photo
+from geomtx.views.transform import MODES, Mode, ViewTransform, cut_to_smallest, fit_area, place_photo
+from geomtx.views.two_resizes import BOUND_MODES
 from geomtx.views.views import Preparation, Views
 
 __all__ = ["default_size", "load_views", "prepare_again"]
@@ -37,15 +38,17 @@ def load_views(
     size: int | None = None,
     patch_size: int | None = None,
     model: Any = None,
+    cut: bool = False,
     **choice: Any,
 ) -> Views:
     """Load photos, or frames of a video, for a model, with the way back to their original pixels.
 
     The EXIF orientation is applied, transparent pixels are composed onto white, and 16-bit grey keeps its range. Of an
     animation the first frame is read, of a TIFF file the first image that is no preview. HEIC needs the extra `heic`.
-    Photos are resized by Pillow's bicubic filter ("area": Lanczos); a photo over 100 megapixels is reduced while it is
-    decoded. If images have different sizes after that, they are padded with white to the largest height and width,
-    centred, with the smaller half of the padding at the top and left; `Views.masks` is False there.
+    Photos are resized by Pillow's bicubic filter ("area": Lanczos; "…_bound_…": OpenCV's, see below); a photo over 100
+    megapixels is reduced while it is decoded. If images have different sizes after that, they are padded with white to
+    the largest height and width, centred, with the smaller half of the padding at the top and left; `Views.masks` is
+    False there.
 
     Frames of a video (.mp4, .mov, …; needs the extra `video`) are chosen by time, see `FrameChoice`, and turned
     upright; pixels that are not square are made so. Views of a video have no files: what copies photos, such as the
@@ -58,6 +61,13 @@ def load_views(
     | "pad" | as "fit", then padded with white to a square | nothing |
     | "square" | padded with black to a square, then resized | nothing |
     | "area" | `size` pixels in the shape of the first photo, to which all photos are resized | the shape of others |
+    | "upper_bound_resize" | longer side `size`, then both resized to the nearest whole patches | nothing |
+    | "upper_bound_crop" | longer side `size`, then both cut to whole patches | up to a patch at the edges |
+    | "lower_bound_resize", "lower_bound_crop" | the same with the shorter side `size` | the same |
+
+    The last four are Depth Anything 3's, whose default is the first of them with 504 pixels: each of the two steps
+    takes the mean of what a pixel covers, or interpolates cubically where a side grows. Their `size` need not be a
+    multiple of the patch.
 
     Args:
         source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
@@ -70,6 +80,9 @@ def load_views(
         patch_size: Side of the model's patches in pixels; defaults to that of `model`, without one to 14.
         model: Model that the views are for, or its configuration, which has a `patch_size` and, if it is made for
             images of some size, an `image_size`.
+        cut: Whether images that come out in different sizes are cut to the smallest height and width, centred, as
+            Depth Anything 3's authors do, instead of padded; always with "…_bound_crop". Much is lost where some photos
+            are upright and others are not.
         choice: Which frames of a video are taken, see `FrameChoice`: `fps` or `max_views`, `skip_blurred`,
             `skip_duplicates`.
 
@@ -91,10 +104,11 @@ def load_views(
         check_at_least("size", side, patch_size**2)
     else:
         check_positive("size", side)
-        check_divisible("size", side, patch_size)
+        if mode not in BOUND_MODES:
+            check_divisible("size", side, patch_size)
     if isinstance(source, Iterable) and not isinstance(source, str):
         source = list(source)  # it is looked at twice
-    how = Preparation(mode, side, size is not None)
+    how = Preparation(mode, side, size is not None, cut)
     wanted, video = _parse_choice(choice), find_video(source)
     if video is not None:
         views = _prepare_frames(plan_frames(video, wanted), how, patch_size)
@@ -126,7 +140,9 @@ def prepare_again(views: Views, patch_size: int, image_size: int | None) -> View
     paths = [path for path in views.paths if path is not None]
     assert before is not None, "only views that were loaded can be loaded again"
     side = before.size if before.asked else image_size or _SIZE
-    size = before.size if before.mode == "area" else default_size(patch_size, side)
+    size = before.size if before.mode in ("area", *BOUND_MODES) and before.asked else default_size(patch_size, side)
+    if before.mode == "area":
+        size = before.size
     again = _prepare(paths, views.names, before._replace(size=size), patch_size)
     pairs = zip(zip(views.transforms, views.masks.cpu(), strict=True), again.transforms, strict=True)
     left_out = torch.stack(
@@ -155,6 +171,8 @@ def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patc
         image, transform = place(photo, str(path))
         images.append(image)
         transforms.append(transform)
+    if _cuts(how):
+        images, transforms = cut_to_smallest(images, transforms)
     views = Views.assemble(images, transforms, names, paths, patch_size)
     return replace(views, times=frame_times(paths)).prepared_by(how)
 
@@ -170,6 +188,8 @@ def _prepare_frames(plan: FramePlan, how: Preparation, patch_size: int) -> Views
         transforms.append(transform)
         names.append(frame.name)
         times.append(frame.time)
+    if _cuts(how):
+        images, transforms = cut_to_smallest(images, transforms)
     views = Views.assemble(images, transforms, unique_names(names), [None] * len(images), patch_size)
     return replace(views, times=tuple(times)).prepared_by(how)
 
@@ -187,6 +207,11 @@ class _Placement:
         if self.how.mode == "area" and self.image_wh is None:
             self.image_wh = fit_area((photo.original_hw[1], photo.original_hw[0]), self.how.size, self.patch_size)
         return place_photo(photo, self.how.mode, self.image_wh or self.how.size, self.patch_size, name=name)
+
+
+def _cuts(how: Preparation) -> bool:
+    """Whether images of different sizes are cut; those that were cut before can't be padded, as transforms say."""
+    return how.cut or (how.mode in BOUND_MODES and how.mode.endswith("_crop"))
 
 
 def _side_of(how: Preparation) -> int:
@@ -210,7 +235,9 @@ def _parse_choice(options: dict[str, Any]) -> FrameChoice:
 def _check_memory(num_views: int, how: Preparation, photo_hw: tuple[int, int]) -> None:
     """Refuse images that don't fit into the host's memory where all are as large as that of one photo."""
     height, width = photo_hw
-    share = {"fit": min(photo_hw) / max(photo_hw), "crop": min(1.0, height / width)}.get(how.mode, 1.0)
+    thin = min(photo_hw) / max(photo_hw)
+    shares = {"fit": thin, "crop": min(1.0, height / width), "upper": thin, "lower": 1 / thin}
+    share = shares.get(how.mode.partition("_")[0], 1.0)
     pixels = how.size if how.mode == "area" else how.size**2 * share
     needed, free = num_views * pixels * _PIXEL_BYTES, free_bytes(torch.device("cpu"))
     if free is not None and needed > free:

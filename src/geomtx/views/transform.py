@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float, show_shapes
 from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import Picture
+from geomtx.views.two_resizes import BOUND_MODES, BoundMode, resize_twice
 
 __all__ = [
     "MODES",
@@ -24,6 +25,7 @@ __all__ = [
     "Axis",
     "Mode",
     "ViewTransform",
+    "cut_to_smallest",
     "fit_area",
     "place_photo",
     "resample",
@@ -276,8 +278,8 @@ def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> Non
         raise ValueError(f"{name} must be floating point for mode 'bilinear', got {values.dtype}")
 
 
-Mode = Literal["fit", "crop", "pad", "square", "area"]
-MODES: tuple[str, ...] = get_args(Mode)
+Mode = Literal["fit", "crop", "pad", "square", "area"] | BoundMode
+MODES: tuple[str, ...] = ("fit", "crop", "pad", "square", "area", *BOUND_MODES)
 
 Color = tuple[int, int, int]
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -306,6 +308,8 @@ def place_photo(
     if not isinstance(size, int):
         image = photo.image.resize(size, Image.Resampling.LANCZOS)
         scale, offset = (size[0] / original_wh[0], size[1] / original_wh[1]), (0.0, 0.0)
+    elif mode in BOUND_MODES:
+        image, scale, offset = resize_twice(photo.image, original_wh, mode, size, patch_size)
     elif mode == "square":
         image, scale, offset = _place_square(photo.image, original_wh, size)
     else:
@@ -316,6 +320,24 @@ def place_photo(
         offset = (float(shift[0]), float(shift[1]))
     transform = ViewTransform(photo.original_hw, (image.height, image.width), scale, offset, photo.orientation)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), transform
+
+
+def cut_to_smallest(
+    images: Sequence[Tensor], transforms: Sequence[ViewTransform]
+) -> tuple[list[Tensor], list[ViewTransform]]:
+    """Cut images to the smallest height and width among them, centred, with the smaller half at the top and left.
+
+    Args:
+        images: S images (3, H, W).
+        transforms: Transform of each image.
+    """
+    height, width = (min(image.shape[axis] for image in images) for axis in (-2, -1))
+    cut, moved = [], []
+    for image, transform in zip(images, transforms, strict=True):
+        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+        cut.append(image[:, top : top + height, left : left + width])
+        moved.append(transform.shift((-left, -top), (height, width)))
+    return cut, moved
 
 
 def stack_padded(

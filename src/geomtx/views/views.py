@@ -32,11 +32,13 @@ class Preparation(NamedTuple):
         mode: Way in which photos were fitted into the images, see `load_views`.
         size: Side of the images in pixels; for "area" their number of pixels, at most.
         asked: Whether the caller chose the size; otherwise it is that of a model, or the default.
+        cut: Whether images of different sizes were cut to the smallest instead of padded.
     """
 
     mode: str
     size: int
     asked: bool
+    cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)
