@@ -296,7 +296,7 @@ def test_a_picture_over_the_limit_is_named(save_photo, monkeypatch: pytest.Monke
 def test_bad_options_are_named() -> None:
     with pytest.raises(
         ValueError,
-        match="mode must be one of 'fit', 'crop', 'pad', 'square', 'area', 'upper_bound_resize', .*, got 'stretch'",
+        match=r"mode must be one of 'fit', .*, 'upper_bound_resize', .*, got 'stretch'",
     ):
         load_views(PHOTOS, mode="stretch")
     with pytest.raises(ValueError, match="size must be a multiple of 14, got 500"):
