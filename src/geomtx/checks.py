@@ -1,5 +1,5 @@
 """Checks of arguments, each of which raises a ValueError of one line, "NAME must …, got …", and suggestions for
-misspelt names.
+misspelt names; and names in the text of an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind")
 
+_MOST_NAMED = 3
+
 __all__ = [
     "check_at_least",
     "check_count",
@@ -30,6 +32,7 @@ __all__ = [
     "check_range",
     "check_shape",
     "close_matches",
+    "enumerate_names",
     "match_names",
     "suggest_keywords",
 ]
@@ -199,3 +202,9 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, what: str) -> 
         if not found:
             raise ValueError(f"{what} must match a name of the model, got '{pattern}'{close_matches(pattern, names)}")
     return matched
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """Return the first three names in quotes, and how many more there are: "'a', 'b', 'c' and 2 more"."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more

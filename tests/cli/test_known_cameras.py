@@ -67,11 +67,16 @@ def test_known_poses_are_put_in_place(photos: Path, known: Path) -> None:
     got = cameras_of(photos.parent / "out")["views"]
     for view, other in zip(got, content["views"], strict=True):
         np.testing.assert_allclose(view["cam_from_world"], np.float32(other["cam_from_world"]))
+    assert "but for what was known of them" in (photos.parent / "out" / "report.html").read_text(encoding="utf-8")
+    scene = geomtx.Scene.load(photos.parent / "out")
+    assert scene.provenance["known_poses"] == scene.provenance["known_intrinsics"] == "of 3 of 3 photos"
 
 
 def test_a_distance_gives_metres(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(photos, "--distance", "0,2,1.5", "--heads", "camera") == 0
-    assert "lengths metres" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "lengths in metres" in printed
+    assert "aligned: distance: 1 of 1 values agree, to 0 % (median)" in printed
     scene = geomtx.Scene.load(photos.parent / "out")
     centers = geomtx.invert_rigid(scene.cameras.cam_from_world)[..., 3]
     assert (centers[0] - centers[2]).norm() == pytest.approx(1.5, rel=1e-4)

@@ -164,6 +164,7 @@ def test_unknown_and_wrong_poses_and_two_that_are_known(scene: geomtx.Scene, wid
     aligned = geomtx.align(scene, poses=poses, units="feet")
     assert_told_alike(aligned, wide)
     assert "2 of 3 cameras agree" in aligned.provenance["alignment"]
+    assert aligned.provenance["alignment"].endswith(f"; not those of '{scene.names[3]}'")
 
 
 def test_known_positions_suffice_unless_they_are_on_a_line(scene: geomtx.Scene) -> None:

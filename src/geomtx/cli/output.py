@@ -47,7 +47,7 @@ class Stages:
 
 def describe_saved(scene: Scene, saved: Saved) -> str:
     """Return two lines: the files that were written, and how much is in them."""
-    from geomtx.report.text import count
+    from geomtx.report.text import count, describe_lengths
 
     points = "no points" if saved.num_points is None else count(saved.num_points, "point")
-    return f"{', '.join(saved.names)}\n{count(len(scene), 'view')}, {points}, lengths {scene.units}"
+    return f"{', '.join(saved.names)}\n{count(len(scene), 'view')}, {points}, {describe_lengths(scene.units)}"

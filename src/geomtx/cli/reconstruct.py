@@ -54,8 +54,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "reconstruct",
         help="photos or a video to cameras, depth, a point cloud and pictures",
         description="Write scene.safetensors, cameras.json, report.html to open in a browser, report.png and "
-        "the formats asked for, points.ply without --formats; with --query, tracks.json too. All lengths are up to "
-        "scale, in the first photo's camera frame.",
+        "the formats asked for, points.ply without --formats; with --query, tracks.json too. Lengths are up to "
+        "scale, in the first photo's camera frame, unless --cameras or --distance say otherwise.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(

@@ -9,7 +9,7 @@ from PIL import Image
 from geomtx.report.cells import explain_tracks, map_column, page_aspect, photo_column, track_cell
 from geomtx.report.layout import Caption, Column, Heading, Panel, Strip, choose_rows, draw_page, view_color
 from geomtx.report.panels import draw_cloud, draw_plan, sample_points
-from geomtx.report.text import count
+from geomtx.report.text import count, describe_lengths
 from geomtx.scene.content import SceneContent
 from geomtx.scene.points import PointCloud
 
@@ -41,7 +41,7 @@ def draw_report(
     facts = [
         *describe_scene(scene, shown),
         *([count(len(cloud.xyz), "point")] if cloud is not None else []),
-        f"lengths {scene.units}" if scene.units == "up to scale" else f"lengths in {scene.units}",
+        describe_lengths(scene.units),
         "first camera's frame",
     ]
     captions = [

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "format_value", "round_length", "shorten"]
+__all__ = ["count", "describe_lengths", "format_value", "round_length", "shorten"]
 
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: "1 view", "10 000 points"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", " ")
+
+
+def describe_lengths(units: str) -> str:
+    """Return what lengths are in, by the units of a scene: "lengths in metres", "lengths up to scale"."""
+    return f"lengths {units}" if units == "up to scale" else f"lengths in {units}"
 
 
 def format_value(value: float) -> str:

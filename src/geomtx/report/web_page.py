@@ -22,7 +22,7 @@ from geomtx.files import user_path
 from geomtx.report.cells import value_range
 from geomtx.report.layout import choose_rows, view_color
 from geomtx.report.page import name_scene
-from geomtx.report.text import count, format_value
+from geomtx.report.text import count, describe_lengths, format_value
 from geomtx.report.web_pictures import (
     color_gradient,
     map_picture,
@@ -231,7 +231,7 @@ def _describe_briefly(scene: SceneContent, points: np.ndarray) -> list[str]:
         *([f"weights {weights}"] if weights else []),
         count(len(scene), "photo"),
         *([count(len(points), "point")] if len(points) else []),
-        "lengths up to scale" if scene.units == "up to scale" else f"lengths in {scene.units}",
+        describe_lengths(scene.units),
         *(["cameras refined by bundle adjustment"] if scene.refined else []),
     ]
 
@@ -239,14 +239,21 @@ def _describe_briefly(scene: SceneContent, points: np.ndarray) -> list[str]:
 def _describe_run(scene: SceneContent, points: Any) -> list[tuple[str, str]]:
     """Return how the scene was made, a name and a value each."""
     height, width = scene.masks.shape[1:]
+    unseen = 1 - float(scene.masks.float().mean())
+    out = f", {100 * unseen:.2g} % of them masked or padding" if unseen > 0 else ""
+    known = any(name in scene.provenance for name in ("known_poses", "known_intrinsics"))
     far = f"; {count(points.num_far, 'point')} far away left out" if points.num_far else ""
     rows = [
         *((name.replace("_", " "), value) for name, value in scene.provenance.items()),
         ("photos" if "photos" not in scene.provenance else "number of photos", str(len(scene))),
-        ("model's images", f"{width} × {height} pixels"),
+        ("model's images", f"{width} × {height} pixels{out}"),
         ("lengths", "up to scale: the photos alone don't tell metres" if scene.units == "up to scale" else scene.units),
         ("frame", f"{scene.world}; x right, y down, z forward"),
-        ("cameras", "refined by bundle adjustment" if scene.refined else "as the model predicts them"),
+        (
+            "cameras",
+            f"{'refined by bundle adjustment' if scene.refined else 'as the model predicts them'}"
+            f"{', but for what was known of them' if known else ''}",
+        ),
         ("points in this page", f"{len(points.xyz)}{far}"),
     ]
     return [*rows, *([("notice", scene.notice)] if scene.notice else [])]

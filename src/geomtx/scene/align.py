@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_finite_positive, check_shape
+from geomtx.checks import check_finite_positive, check_shape, enumerate_names
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_camera_similarity, fit_similarity
 from geomtx.scene.files.cameras import read_cameras
@@ -29,6 +29,7 @@ __all__ = ["align", "align_scene", "move_scene"]
 logger = logging.getLogger(__name__)
 
 _RESOLUTION = 0.01  # of the threshold up to which a camera agrees
+_ROUNDING = 1e-6  # of that threshold
 
 
 Places = Cameras | Tensor | KnownCameras | Mapping[str, Any] | str | os.PathLike[str]
@@ -88,8 +89,8 @@ def align(
         source, known = distance_pairs(scene, distance)
         what = "distance"
     scale, agrees = agree_on_scale(source, known)
-    off = (scale * source / known).log().abs()[agrees].median().expm1()
-    report = f"{what}: {int(agrees.sum())} of {len(agrees)} values agree, to {100 * off:.2g} % (median)"
+    off = float((scale * source / known).log().abs()[agrees].median().expm1())
+    report = f"{what}: {int(agrees.sum())} of {len(agrees)} values agree, to {round(100 * off, 5):.2g} % (median)"
     return _noted(scene.rescale(float(scale), units="metres" if units is None else units), report)
 
 
@@ -118,7 +119,8 @@ def _align_to_poses(scene: Scene, poses: Places, units: str | None, threshold: f
     moved = replace(move_scene(scene, found.similarity), units=units)
     world = "that of the known poses" if known.ndim == 3 else "that of the known positions"
     moved = replace(moved, provenance={**moved.provenance, "world": world})
-    return _noted(moved, _describe(found, units))
+    names = [name for name, is_known in zip(scene.names, usable.tolist(), strict=True) if is_known]
+    return _noted(moved, _describe(found, units, names))
 
 
 def _warn_of_distance(known: Tensor, found: Agreement) -> None:
@@ -132,12 +134,20 @@ def _warn_of_distance(known: Tensor, found: Agreement) -> None:
         )  # fmt: skip
 
 
-def _describe(found: Agreement, units: str) -> str:
-    distance = f"{found.distance[found.agrees].median():.3g} {'' if units == 'up to scale' else units}".strip()
-    angle = "" if found.angle is None else f" and {found.angle[found.agrees].median().rad2deg():.2g} degrees"
+def _describe(found: Agreement, units: str, names: Sequence[str]) -> str:
+    """Return how many of the cameras agree and how well, and which ones don't."""
+    off = float(found.distance[found.agrees].median())
+    # What is left by rounding is nothing.
+    distance = (
+        f"{off if off > _ROUNDING * found.threshold else 0:.3g} {'' if units == 'up to scale' else units}".strip()
+    )
+    angle = ""
+    if found.angle is not None:
+        angle = f" and {round(float(found.angle[found.agrees].median().rad2deg()), 4):.2g} degrees"
+    others = [name for name, agrees in zip(names, found.agrees.tolist(), strict=True) if not agrees]
     return (
-        f"{int(found.agrees.sum())} of {len(found.agrees)} cameras agree, to {distance}{angle} (median), "
-        f"scale {found.similarity.scale:.5g}"
+        f"{len(names) - len(others)} of {len(names)} cameras agree, to {distance}{angle} (median), "
+        f"scale {found.similarity.scale:.5g}{f'; not those of {enumerate_names(others)}' if others else ''}"
     )
 
 

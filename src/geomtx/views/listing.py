@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from geomtx.checks import enumerate_names
 from geomtx.files import is_own_picture, unique_names, user_path
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MOST_NAMED = 3
 
 PathLike = str | os.PathLike[str]
 
@@ -186,8 +186,8 @@ def list_masks(folder: PathLike, names: Sequence[str], *, warn: bool = True) -> 
         if mask is not None:
             owners[mask] = name
     if not owners:
-        found = _enumerate([file.name for file in files]) or "none"
-        raise PhotoError(f"masks in '{folder}' must have the names of the photos, got {found} for {_enumerate(names)}")
+        found, wanted = enumerate_names([file.name for file in files]) or "none", enumerate_names(names)
+        raise PhotoError(f"masks in '{folder}' must have the names of the photos, got {found} for {wanted}")
     if warn:
         without = [name for name, mask in zip(names, masks, strict=True) if mask is None]
         _warn_of_others(without, f"of {len(names)} photos without a mask, which take part as a whole")
@@ -200,7 +200,7 @@ def _find_mask(name: str, by_key: dict[str, list[Path]]) -> Path | None:
     for key in (name, path.with_suffix("").as_posix(), path.name, path.stem):
         found = by_key.get(key, [])
         if len(found) > 1:
-            raise PhotoError(f"photo '{name}' must have one mask, got {_enumerate([file.name for file in found])}")
+            raise PhotoError(f"photo '{name}' must have one mask, got {enumerate_names([file.name for file in found])}")
         if found:
             return found[0]
     return None
@@ -208,9 +208,4 @@ def _find_mask(name: str, by_key: dict[str, list[Path]]) -> Path | None:
 
 def _warn_of_others(names: Sequence[str], what: str) -> None:
     if names:
-        logger.warning("%d %s: %s", len(names), what, _enumerate(names))
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more
+        logger.warning("%d %s: %s", len(names), what, enumerate_names(names))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geomtx.report.text import count, format_value
+from geomtx.report.text import count, describe_lengths, format_value
 from geomtx.report.viewer.measuring import Measure, describe_length, pick_point
 from geomtx.report.viewer.nodes import COLORS, GAP, PICTURES, SceneNodes
 from geomtx.report.viewer.shown import ShownScene
@@ -157,7 +157,7 @@ class ScenePanel:
         facts = [count(len(scene), "photo"), count(self.shown.num_points, "point")]
         if num_points < self.shown.num_points:
             facts[-1] = f"{num_points:,} of {facts[-1]} loaded".replace(",", " ", 1)
-        facts.append("lengths up to scale" if scene.units == "up to scale" else f"lengths in {scene.units}")
+        facts.append(describe_lengths(scene.units))
         made = [f"{name} {value}" for name, value in scene.provenance.items() if name in ("weights", "window")]
         lines = [", ".join([*made, *facts])]
         if scene.notice:

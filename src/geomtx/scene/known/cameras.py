@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from geomtx.checks import enumerate_names
 from geomtx.types import show_shapes
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ROTATION_TOLERANCE = 1e-3
-_MOST_NAMED = 3
 
 
 @show_shapes
@@ -71,9 +71,8 @@ def match_views(known: Sequence[str], names: Sequence[str], what: str) -> list[i
         alone = files[file] == own_files[file] == 1
         found.append(exact.get(name, by_file.get(file) if alone else None))
     if all(index is None for index in found):
-        raise ValueError(
-            f"{what} must have the name of a photo, got {_enumerate(known)} for the photos {_enumerate(names)}"
-        )
+        theirs, ours = enumerate_names(known), enumerate_names(names)
+        raise ValueError(f"{what} must have the name of a photo, got {theirs} for the photos {ours}")
     return found
 
 
@@ -103,7 +102,7 @@ def warn_of_unknown(known: KnownCameras) -> None:
     found = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).any(0).tolist()
     missing = [name for name, is_known in zip(known.names, found, strict=True) if not is_known]
     if missing:
-        logger.warning("%d of %d photos have no known camera: %s", len(missing), len(found), _enumerate(missing))
+        logger.warning("%d of %d photos have no known camera: %s", len(missing), len(found), enumerate_names(missing))
 
 
 def named_poses(known: KnownCameras) -> dict[str, Tensor]:
@@ -154,8 +153,3 @@ def _pick(values: Tensor | None, order: Sequence[int | None]) -> Tensor | None:
         if index is not None:
             picked[view] = values[index]
     return picked
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more

@@ -52,7 +52,7 @@ def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
             "stretched along the viewing direction",
             ratio,
         )
-    return _with_cameras(scene, cameras._replace(intrinsics=intrinsics))
+    return _with_cameras(scene, cameras._replace(intrinsics=intrinsics), "known_intrinsics", is_known)
 
 
 def intrinsics_of_views(known: KnownCameras, transforms: Sequence[ViewTransform]) -> Tensor | None:
@@ -111,13 +111,20 @@ def place_cameras(scene: Scene, known: KnownCameras) -> Scene:
     if cameras is None or chosen.cam_from_world is None:
         raise ValueError("scene and known cameras must have poses to put them in place, got none")
     check_poses("known poses", chosen.cam_from_world, scene.names)
-    known_ones = chosen.cam_from_world.isfinite().flatten(1).all(1)[:, None, None]
-    poses = torch.where(known_ones, chosen.cam_from_world.to(cameras.cam_from_world.dtype), cameras.cam_from_world)
-    return _with_cameras(scene, cameras._replace(cam_from_world=poses))
+    is_known = chosen.cam_from_world.isfinite().flatten(1).all(1)
+    poses = torch.where(
+        is_known[:, None, None], chosen.cam_from_world.to(cameras.cam_from_world.dtype), cameras.cam_from_world
+    )
+    return _with_cameras(scene, cameras._replace(cam_from_world=poses), "known_poses", is_known)
 
 
-def _with_cameras(scene: Scene, cameras: Cameras) -> Scene:
-    return replace(scene, predictions=scene.predictions._replace(cameras=cameras, pose_encodings=None))
+def _with_cameras(scene: Scene, cameras: Cameras, what: str, is_known: Tensor) -> Scene:
+    """Return the scene with other cameras, and with a note of how many views (S,) something is known of."""
+    return replace(
+        scene,
+        predictions=scene.predictions._replace(cameras=cameras, pose_encodings=None),
+        provenance={**scene.provenance, what: f"of {int(is_known.sum())} of {len(scene)} photos"},
+    )
 
 
 def _to_size(intrinsics: Tensor, known_hw: tuple[int, int] | None, photo_hw: tuple[int, int], name: str) -> Tensor:
