@@ -76,6 +76,10 @@ def make_memory_da3() -> str:
     return describe_memory("DA3")
 
 
+def make_memory_pi3() -> str:
+    return describe_memory("Pi3")
+
+
 def describe_memory(family: str) -> str:
     """Peaks by number of views, and the line through the two largest of them."""
     text = ""
@@ -453,6 +457,7 @@ def make_photos() -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "memory_da3": make_memory_da3,
+    "memory_pi3": make_memory_pi3,
     "exactness": make_exactness,
     "views": make_views,
     "time": make_time,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import geomtx
-from geomtx import VGGT, DepthAnything3, DepthAnything3Config, VGGTConfig
+from geomtx import VGGT, DepthAnything3, DepthAnything3Config, Pi3, Pi3Config, VGGTConfig
 from geomtx.inference import plan as plan_module
 from geomtx.inference.plan import (
     LEAN_PLAN,
@@ -71,6 +71,25 @@ DA3_LAYERS = {"depth": 10, "first_global": 2, "taps": (3, 5, 7, 9)}
 def test_estimates_of_depth_anything(preset, changes, heads, views, plan):
     config = getattr(DepthAnything3Config, preset)(**changes)
     counted = measure(lambda: DepthAnything3(config), views, (336, 518), plan, heads)
+    peak = counted["peak_gib"] - counted["weights_gib"]
+    assert peak <= counted["estimated_gib"] - counted["weights_gib"] <= 2 * peak
+
+
+@pytest.mark.parametrize(
+    ("preset", "views", "plan"),
+    [
+        ("pi3", 2, None),
+        ("pi3", 8, None),
+        ("pi3", 6, MemoryPlan(2, 2048, **ON_HOST)),
+        ("pi3x", 2, None),
+        ("pi3x", 8, MemoryPlan(4, 4096, tap_device="meta", **ON_HOST)),
+        ("pi3x", 4, MemoryPlan(1, 1000, tap_device="meta", part_device="meta", **ON_HOST)),
+    ],
+)
+def test_estimates_of_pi3(preset, views, plan):
+    fewer = {"depth": 1, "pose_layers": (), "vit_depth": 1, "head_depth": 1, "metric_depth": 1}
+    config = getattr(Pi3Config, preset)(**fewer)
+    counted = measure(lambda: Pi3(config), views, (336, 518), plan, config.heads)
     peak = counted["peak_gib"] - counted["weights_gib"]
     assert peak <= counted["estimated_gib"] - counted["weights_gib"] <= 2 * peak
 

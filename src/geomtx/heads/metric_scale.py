@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_shape
+from geomtx.heads.dpt import HeadFootprint
 from geomtx.heads.token_decoder import token_rotations
 from geomtx.layers.mlp import MLP
 from geomtx.layers.precision import Float32Linear, at_least_float32
@@ -80,6 +81,16 @@ class MetricScaleHead(nn.Module):
         for block in self.blocks:
             query = block(query, lambda ask, block=block: read(lambda tokens: ask(*self._keys(tokens))))
         return self.out(self.contract(query)).exp()[:, 0]
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        # Tokens before and after their norm, keys, values, and the keys' rotation in float32. It reads the layer that
+        # the head of points reads, which counts there.
+        return HeadFootprint((), 10 * self.project_views.out_features / patch_size**2, 0, 0)
 
     def _keys(self, tokens: Tokens) -> tuple[Tensor, RotaryTable, Tensor | None]:
         """Return what a block reads of views: tokens (B, S, P, C), their rotary table, and which are valid."""

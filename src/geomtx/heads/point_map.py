@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geomtx.geometry.camera import fit_intrinsics, invert_rigid, transform_points
 from geomtx.geometry.rotation import nearest_rotation
 from geomtx.heads.dense import activate_confidence
+from geomtx.heads.dpt import HeadFootprint
 from geomtx.heads.token_decoder import TokenDecoder
 from geomtx.layers.precision import Float32Linear, float32_island
 from geomtx.types import Cameras, DenseMap, Float, Tokens
@@ -19,6 +20,8 @@ from geomtx.types import Cameras, DenseMap, Float, Tokens
 __all__ = ["PointMapHead", "PooledCamera", "TokenMap"]
 
 _SHORTEST = 1e-12  # length of a row that is divided by
+_RAW_DIM = 3  # channels of x/z, y/z and log z
+_RESULT_DIM = 10  # numbers for a pixel: depth, points in two frames, and a confidence for each
 
 
 class TokenMap(nn.Module):
@@ -33,7 +36,7 @@ class TokenMap(nn.Module):
     def __init__(self, trunk: TokenDecoder, out: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk
-        self.out = out
+        self.out: Any = out
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "n c h w"]:
         """Return the maps of all views, (B·S, C, H, W).
@@ -185,6 +188,17 @@ class PointMapHead(nn.Module):
                 world = transform_points(pose, points.flatten(-3, -2)).view_as(points)
                 found["points"] = DenseMap(world, confidence)
         return found
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        trunk = self.points.trunk
+        # Raw and located points are held in float32 while the last transformer runs.
+        peak = max(trunk.peak_numbers / patch_size**2 + 4 * _RAW_DIM, self.points.out.peak_numbers, 4 * _RESULT_DIM)
+        return HeadFootprint((trunk.in_dim,), peak, 0, _RESULT_DIM)
 
     @float32_island
     def locate(self, raw: Float[Tensor, "b s h w 3"], scale: Tensor | None = None) -> Float[Tensor, "b s h w 3"]:

@@ -73,6 +73,11 @@ class TokenDecoder(nn.Module):
             x = block(x, rope=rope, mask=mask)
         return self.out(x)
 
+    @property
+    def peak_numbers(self) -> int:
+        """Numbers for a token at the peak of a block: the hidden layer before and after its activation, tokens."""
+        return 13 * self.project.out_features
+
 
 def token_rotations(tokens: Tokens, head_dim: int, *, base: float) -> RotaryTable:
     """Return the rotary table of the tokens of a view, in float32 or better.
@@ -115,3 +120,8 @@ class PixelShuffle(nn.Module):
         """
         # Channel c·patch² + patch·i + j of a token is channel c of the pixel in row i and column j of its patch.
         return F.pixel_shuffle(self.project(patches).mT.unflatten(2, grid_hw), self.patch_size)
+
+    @property
+    def peak_numbers(self) -> int:
+        """Numbers for a pixel at the peak, in the precision of the tokens: maps in float32 before and after."""
+        return 4 * self.channels

@@ -42,6 +42,8 @@ class Upsampler(nn.Module):
         super().__init__()
         for channels in stages:
             check_divisible("channels of a stage", channels, 16)
+        self.hidden_dim = hidden_dim
+        self.out_dim = stages[-1]
         self.stages = nn.ModuleList(UpsamplingStage(a, b) for a, b in pairwise((dim, *stages)))
         last = stages[-1] + _GRID_DIM
         self.hidden = nn.ModuleList(
@@ -64,6 +66,11 @@ class Upsampler(nn.Module):
             x = stage(x, image_hw)
         x = append_position(F.interpolate(x, size=image_hw, mode="bilinear", align_corners=False), image_hw)
         return torch.cat([out(hidden(x).relu()) for hidden, out in zip(self.hidden, self.out, strict=True)], dim=1)
+
+    @property
+    def peak_numbers(self) -> int:
+        """Numbers for a pixel at the peak: the resized map, with its position, with its border, and a hidden map."""
+        return 3 * (self.out_dim + _GRID_DIM) + self.hidden_dim
 
 
 class UpsamplingStage(nn.Module):
