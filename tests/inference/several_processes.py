@@ -61,6 +61,12 @@ CAMERAS = geomtx.Cameras(
     torch.eye(3, 4).repeat(2, 3, 1, 1) + torch.arange(3)[:, None, None] * torch.eye(3, 4).roll(3, dims=-1),
     40 * torch.eye(3).repeat(2, 3, 1, 1),
 )
+# Of a scene the poses of some views, in all of them some depth.
+KNOWN = geomtx.KnownGeometry(
+    *CAMERAS,
+    torch.linspace(-1, 3, 2 * 3 * 28 * 42).view(2, 3, 28, 42).clamp(min=0),
+    torch.tensor([[True, True, True], [False, True, True]]),
+)
 CASES = {
     "even": Case(2, 4, query_dim=2),
     "uneven": Case(2, 5, masked=True, query_dim=3),
@@ -112,6 +118,8 @@ CASES = {
             ("masked", Case(2, 5, masked=True)),
             ("pieces, three", Case(3, 4, options={"plan": PIECES, "gather": False})),
             *((("known cameras", Case(2, 3, options={"cameras": CAMERAS})),) * (name == "da3")),
+            *((("known geometry", Case(2, 3, masked=True, options={"cameras": KNOWN})),) * (name == "pi3x")),
+            *((("known, pieces", Case(3, 3, options={"cameras": KNOWN, "plan": PIECES})),) * (name == "pi3x")),
             *((("fewer keys", Case(2, 4, options={"approximation": GlobalApproximation(2, 2)})),) * family.across),
         )
     },

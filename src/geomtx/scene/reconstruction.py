@@ -125,7 +125,7 @@ def reconstruct(
             the number of a view, or "shared", the view of whose points the others see most, by a first pass; if that is
             another than the first, a second pass follows. Results are in the order of the views in any case, and the
             world is the first view's camera where the model predicts cameras, else the reference's. Not with `window`.
-        cameras: Known cameras of all views as an input of models that take them, such as `DepthAnything3`: by the names
+        cameras: Known cameras of all views as an input of models that take them, `DepthAnything3` or Pi3X: by the names
             of the photos as `geomtx.scene.read_cameras` gives them, its file, or `Cameras` of the views in their order,
             in pixels of the original photos. The scene is then in their world and unit, and they take the place of the
             predicted cameras. Not with `window` or another `reference`. For all other models see `geomtx.align`.

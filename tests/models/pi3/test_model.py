@@ -209,3 +209,19 @@ def test_photos_by_the_command(tmp_path: Path, capsys):
     assert "metres" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "weights")]) in (0, None)
     assert "published" in capsys.readouterr().out
+
+
+def test_a_scene_of_known_cameras_is_in_their_world():
+    """Of Pi3X; intrinsics are those of the photos, whose pixels these images have."""
+    model, images = build(x=True).float(), torch.rand(3, 3, *HW)
+    cameras = Cameras(
+        random_rigid(3), torch.tensor([[40.0, 0.0, 20.5], [0.0, 44.0, 13.5], [0.0, 0.0, 1.0]]).double().repeat(3, 1, 1)
+    )
+    scene = geomtx.reconstruct(model, images, cameras=cameras)
+    torch.testing.assert_close(scene.cameras.cam_from_world.double(), cameras.cam_from_world, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scene.cameras.intrinsics.double(), cameras.intrinsics, rtol=1e-5, atol=1e-3)
+    helped = model(images, cameras=Cameras(*(each.float() for each in cameras))).depth.value[0]
+    ratio = scene.predictions.depth.value / helped
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match=r"^cameras must be None for this Pi3, which takes none, got some"):
+        geomtx.reconstruct(build().float(), images, cameras=cameras)

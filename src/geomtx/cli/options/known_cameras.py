@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--cameras", type=parse_name, metavar="FILE",
         help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
         "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses; models "
-        "that take cameras (Depth Anything 3) get them as an input, of all photos",
+        "that take cameras (Depth Anything 3, Pi3X) get them as an input, of all photos",
     )  # fmt: skip
     group.add_argument(
         "--cameras-fixed", action="store_true",

@@ -64,6 +64,11 @@ class Pi3(SceneModel):
             fields |= run(maps[0], self.point_head, maps=maps, scale=fields.get("metric_scale"))
         return fields
 
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether `forward` takes known cameras, as a Pi3X does."""
+        return self.conditioning is not None
+
     def forward(
         self,
         images: Float[Tensor, "*batch s 3 h w"],
