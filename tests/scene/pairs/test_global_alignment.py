@@ -8,7 +8,8 @@ from geomtx.scene.pairs.pair_graph import growth_order, spanning_tree
 from scene.pairs.point_maps import FOCAL, both_ways, make_maps, make_truth
 
 SIZES = [(9, 12), (12, 9), (9, 12), (10, 11)]
-FEW = AlignmentOptions(steps=40)
+FEW = AlignmentOptions("published", steps=40)
+BOTH = pytest.mark.parametrize("options", [AlignmentOptions(), FEW], ids=["fast", "published"])
 
 
 def pose_errors(found, truth) -> tuple[float, float]:
@@ -26,7 +27,9 @@ def test_exact_maps_give_the_true_cameras_and_depth(pairs):
     """Of photos of several sizes, also where no pair starts at some of them."""
     truth = make_truth(SIZES)
     found = align_pairs(
-        make_maps(truth, pairs), options=AlignmentOptions(steps=0), known=KnownOfImages(torch.full((4,), FOCAL))
+        make_maps(truth, pairs),
+        options=AlignmentOptions("published", steps=0),
+        known=KnownOfImages(torch.full((4,), FOCAL)),
     )
     assert max(pose_errors(found.cameras.cam_from_world, truth)) < 1e-6
     ratio = torch.cat([(ours / true).flatten() for ours, true in zip(found.depth, truth.depth, strict=True)])
@@ -34,42 +37,58 @@ def test_exact_maps_give_the_true_cameras_and_depth(pairs):
     assert found.losses[1] < 1e-6
 
 
-def test_focal_lengths_are_found():
-    found = align_pairs(make_maps(make_truth(SIZES), both_ways(4)), options=FEW)
+@BOTH
+def test_focal_lengths_are_found(options):
+    found = align_pairs(make_maps(make_truth(SIZES), both_ways(4)), options=options)
     torch.testing.assert_close(found.cameras.intrinsics[:, 0, 0], torch.full((4,), FOCAL).double(), rtol=1e-3, atol=0)
     assert found.cameras.intrinsics[0, :2, 2].tolist() == [6, 4.5]
 
 
-def test_noisy_maps_come_closer_and_every_time_alike():
+@BOTH
+def test_noisy_maps_come_closer_and_every_time_alike(options):
     truth = make_truth(SIZES)
     maps = make_maps(truth, both_ways(4), noise=0.05, dtype=torch.float32)
-    found = align_pairs(maps, options=FEW)
+    found = align_pairs(maps, options=options)
     assert found.losses[1] < 0.95 * found.losses[0]
-    again = align_pairs(maps, options=FEW)
+    again = align_pairs(maps, options=options)
     assert torch.equal(found.cameras.cam_from_world, again.cameras.cam_from_world)
     assert max(pose_errors(found.cameras.cam_from_world, truth)) < 0.1
 
 
-def test_known_poses_stay_and_give_the_scale():
+@BOTH
+def test_known_poses_stay_and_give_the_scale(options):
     truth = make_truth(SIZES)
     maps = make_maps(truth, both_ways(4), noise=0.02)
     for given in ([0, 1, 2, 3], [1, 3]):
         poses = torch.full((4, 3, 4), torch.nan).double()
         poses[given] = truth.cam_from_world[given]
-        found = align_pairs(maps, options=FEW, known=KnownOfImages(cam_from_world=poses))
+        found = align_pairs(maps, options=options, known=KnownOfImages(cam_from_world=poses))
         torch.testing.assert_close(found.cameras.cam_from_world[given], truth.cam_from_world[given])
         for ours, true in zip(found.depth, truth.depth, strict=True):
             assert abs((ours / true).median() - 1) < 0.05
 
 
-def test_one_focal_for_all_and_known_focals_stay():
+@BOTH
+def test_one_focal_for_all_and_known_focals_stay(options):
     maps = make_maps(make_truth(SIZES), both_ways(4), noise=0.05)
-    shared = align_pairs(maps, options=FEW._replace(shared_focal=True)).cameras.intrinsics[:, 0, 0]
+    shared = align_pairs(maps, options=options._replace(shared_focal=True)).cameras.intrinsics[:, 0, 0]
     assert torch.equal(shared, shared[:1].expand(4))
     known = torch.tensor([FOCAL, torch.nan, 21.0, torch.nan])
-    focals = align_pairs(maps, options=FEW, known=KnownOfImages(known)).cameras.intrinsics[:, 0, 0]
+    focals = align_pairs(maps, options=options, known=KnownOfImages(known)).cameras.intrinsics[:, 0, 0]
     torch.testing.assert_close(focals[[0, 2]], known[[0, 2]].double())
     assert not torch.isclose(focals[1], focals[0])
+
+
+@pytest.mark.parametrize("change", [{}, {"squared": True, "confidence": "sqrt", "shared_focal": True}])
+def test_the_fast_way_ends_where_many_steps_do(change):
+    """Never above them, also where most rounds look at some of the pixels."""
+    truth = make_truth([(20, 27), (27, 20), (20, 27)])
+    maps = make_maps(truth, both_ways(3), noise=0.05, dtype=torch.float32)
+    many = align_pairs(maps, options=AlignmentOptions("published", steps=200, **change))
+    fast = align_pairs(maps, options=AlignmentOptions(**change))
+    assert fast.losses[0] == many.losses[0]
+    assert 0.97 * many.losses[1] < fast.losses[1] < 1.001 * many.losses[1]
+    assert fast.steps <= 30
 
 
 def test_masked_pixels_do_not_count():

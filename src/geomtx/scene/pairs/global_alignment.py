@@ -29,6 +29,7 @@ from geomtx.scene.pairs.objective import (
     pack_pairs,
 )
 from geomtx.scene.pairs.pair_graph import check_pairs, name_images, score_pairs
+from geomtx.scene.pairs.reweighted import FixedCameras, solve_reweighted
 from geomtx.scene.pairs.start import move_to_known, place_images, start_alignment, start_from_cameras
 from geomtx.scene.pairs.two_views import has_both_directions, intrinsics_of, place_two_images
 from geomtx.types import Cameras, show_shapes
@@ -36,7 +37,7 @@ from geomtx.types import Cameras, show_shapes
 __all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "align_pairs"]
 
 _SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
-_Method = Literal["published"]
+_Method = Literal["fast", "published"]
 _Schedule = Literal["cosine", "linear"]
 
 
@@ -59,7 +60,8 @@ class AlignmentOptions(NamedTuple):
     """How pairs are aligned. The defaults are the published values.
 
     Attributes:
-        method: "published" makes a fixed number of steps of Adam.
+        method: "fast" finds the minimum by reweighted least squares, most of it on some of the pixels; "published"
+            makes a fixed number of steps of Adam, to which `steps` and what follows it up to `schedule` belong.
         confidence: What a pixel of confidence C weighs: "log" C, "sqrt", "minus_one" or "none".
         squared: Whether distances are squared; by default they are not.
         by_pair: Whether pairs count alike, whatever their number of pixels.
@@ -72,7 +74,7 @@ class AlignmentOptions(NamedTuple):
         two_views: Whether two images with both of their pairs are placed without optimisation.
     """
 
-    method: _Method = "published"
+    method: _Method = "fast"
     confidence: ConfidenceWeight = "log"
     squared: bool = False
     by_pair: bool = False
@@ -172,22 +174,14 @@ def align_pairs(
         device=device,
     )
     start = _start(maps, scores, confidence, (focals, poses), options)
-    fixed = _Fixed(has_pose.to(data.points.device), focals.isfinite().to(data.points.device))
-    state, losses, steps = _descend(
-        data, start.map(lambda each: each.to(data.points.dtype).to(data.points.device)), fixed, options
-    )
+    place = data.points.device
+    start = start.map(lambda each: each.to(data.points.dtype).to(place))
+    fixed = FixedCameras(has_pose.to(place), focals.isfinite().to(place), options.shared_focal)
+    if options.method == "fast":
+        state, losses, steps = solve_reweighted(data, start, fixed, squared=options.squared)
+    else:
+        state, losses, steps = _descend(data, start, fixed, options)
     return _result(state, data, confidence, losses, steps)
-
-
-class _Fixed(NamedTuple):
-    """Which poses and focal lengths are known, (S,) bool each."""
-
-    poses: Tensor
-    focals: Tensor
-
-    @property
-    def free_scale(self) -> bool:
-        return bool(self.poses.any())
 
 
 def _check_options(options: AlignmentOptions) -> None:
@@ -254,7 +248,7 @@ def _start(
 
 
 def _descend(
-    data: AlignmentData, state: AlignmentState, fixed: _Fixed, options: AlignmentOptions
+    data: AlignmentData, state: AlignmentState, fixed: FixedCameras, options: AlignmentOptions
 ) -> tuple[AlignmentState, Tensor, int]:
     """Make the published steps of Adam; principal points and adaptors stay."""
     state = state.map(lambda each: each.clone().requires_grad_())

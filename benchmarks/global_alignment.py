@@ -1,0 +1,116 @@
+"""Global alignment of rendered rooms with known truth: `benchmarks/global_alignment.py methods|memory [--rooms N]`.
+
+- methods: 20 views of 96x128 pixels, the complete graph of 380 pairs, with noise, outliers and wrong scales; the
+  published steps of Adam and reweighted least squares, one after the other on the same maps. Pose AUC@5 before and
+  after, seconds (the start, which both have in common, by itself), steps, loss.
+- memory: peak of memory of a process that aligns photos with their neighbours, against the number of pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from common import write_result
+from geomtx.inference import PairMaps
+from geomtx.metrics.pose import exact_pose_auc, pairwise_pose_errors
+from geomtx.scene.pairs import AlignmentOptions, align_pairs
+from geomtx.types import SceneBatch
+from pair_rooms import room_pairs
+
+VIEWS, IMAGE_HW = 20, (96, 128)
+METHODS = {
+    "start": AlignmentOptions("published", steps=0),
+    "published": AlignmentOptions("published"),
+    "fast": AlignmentOptions("fast"),
+}
+MEMORY_VIEWS, OFFSETS = 20, (2, 5, 19)
+
+
+def measure(room: SceneBatch, maps: PairMaps, options: AlignmentOptions) -> dict[str, Any]:
+    """Align once."""
+    assert room.cameras is not None
+    start = time.perf_counter()
+    found = align_pairs(maps, options=options)
+    seconds = time.perf_counter() - start
+    errors = pairwise_pose_errors(found.cameras.cam_from_world, room.cameras.cam_from_world[0])
+    return {
+        "auc_5": round(100 * exact_pose_auc(errors.larger_deg(), (5,)).item(), 2),
+        "median_degrees": round(errors.larger_deg().median().item(), 4),
+        "seconds": round(seconds, 2),
+        "steps": found.steps,
+        "loss": float(found.losses[-1]),
+    }
+
+
+def compare_methods(num_rooms: int) -> dict[str, Any]:
+    """Every method on every room."""
+    results: dict[str, Any] = {}
+    for index in range(num_rooms):
+        room, maps = room_pairs(index, VIEWS, IMAGE_HW)
+        found = {name: measure(room, maps, options) for name, options in METHODS.items()}
+        for name, each in found.items():
+            print(index, name, each, flush=True)
+        after_start = {name: found[name]["seconds"] - found["start"]["seconds"] for name in ("published", "fast")}
+        found["ratio"] = {
+            "loss": found["fast"]["loss"] / found["published"]["loss"],
+            "seconds": found["fast"]["seconds"] / found["published"]["seconds"],
+            "seconds_after_start": after_start["fast"] / max(after_start["published"], 1e-9),
+        }
+        results[f"room {index}"] = found
+    return results
+
+
+def measure_memory(offsets: int, *, align: bool) -> dict[str, Any]:
+    """Make pairs and align them, in this process."""
+    _, maps = room_pairs(0, MEMORY_VIEWS, IMAGE_HW, offsets=offsets)
+    if align:
+        align_pairs(maps)
+    return {"pairs": len(maps.pairs), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def compare_memory() -> dict[str, Any]:
+    """Peak of memory of a process for each number of pairs, with the alignment and without."""
+    results = {}
+    for offsets in OFFSETS:
+        peaks = []
+        for what in ("--worker", "--maps-only"):
+            command = [sys.executable, __file__, "memory", what, str(offsets)]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            peaks.append(json.loads(output.splitlines()[-1]))
+        with_maps, maps = peaks
+        results[str(maps["pairs"])] = {
+            "peak_mib": round(with_maps["peak_mib"]),
+            "of_the_maps_mib": round(maps["peak_mib"]),
+            "of_alignment_a_pair_mib": round((with_maps["peak_mib"] - maps["peak_mib"]) / maps["pairs"], 3),
+        }
+        print(maps["pairs"], results[str(maps["pairs"])], flush=True)
+    return results
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("methods", "memory"))
+    parser.add_argument("--rooms", type=int, default=3)
+    parser.add_argument("--worker", type=int)
+    parser.add_argument("--maps-only", type=int)
+    arguments = parser.parse_args()
+    if arguments.worker or arguments.maps_only:
+        offsets = arguments.worker or arguments.maps_only
+        print(json.dumps(measure_memory(offsets, align=bool(arguments.worker))))
+        return
+    settings = {"threads": torch.get_num_threads(), "views": VIEWS, "image_hw": IMAGE_HW}
+    results = compare_methods(arguments.rooms) if arguments.part == "methods" else compare_memory()
+    write_result(f"global_alignment_{arguments.part}", settings, results)
+
+
+if __name__ == "__main__":
+    main()
