@@ -454,10 +454,42 @@ def make_photos() -> str:
     return text or NOT_MEASURED
 
 
+def make_pixel_shuffle() -> str:
+    """The pixel-shuffle head against the DPT head: accuracy over seeds, time and memory in turns."""
+    text = ""
+    for record in read("pixel_shuffle_head.json"):
+        settings, results = record["settings"], record["results"]
+        columns = {
+            "depth_abs_rel": ("depth AbsRel, %", 100), "depth_delta": ("δ < 1.25, %", 100),
+            "head_overall": ("points", 1), "unprojected_overall": ("points from depth and cameras", 1),
+            "auc_30": ("AUC@30, %", 100),
+        }  # fmt: skip
+        rows = [
+            [arm.replace("_", " "), *(format_error(found[name], factor) for name, (_, factor) in columns.items())]
+            for arm, found in results["accuracy"].items()
+        ]
+        text += f"{settings['steps']} steps, {len(settings['seeds'])} seeds ({describe(record)}); ± half of the 95 % "
+        text += "interval over the seeds:\n\n" + table(["", *(label for label, _ in columns.values())], rows)
+        rows = [
+            [f"{size.replace('x', ' × ')}, {name}",
+             *(f"{1000 * found['median_s'][arm]:,.0f}" for arm in settings["arms"]),
+             found["median_time_ratio"], *(f"{found['peak_mib'][arm]:,.0f}" for arm in settings["arms"]),
+             found["memory_ratio"]]
+            for size, kinds in results["cost"].items()
+            for name, found in kinds.items()
+            if name in ("step", "forward")
+        ]  # fmt: skip
+        arms = [arm.replace("_", " ") for arm in settings["arms"]]
+        head = ["4 scenes of 2 views", *(f"{arm}, ms" for arm in arms), "ratio", *(f"{arm}, MiB" for arm in arms)]
+        text += table([*head, "ratio"], rows)
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "memory_da3": make_memory_da3,
     "memory_pi3": make_memory_pi3,
+    "pixel_shuffle": make_pixel_shuffle,
     "exactness": make_exactness,
     "views": make_views,
     "time": make_time,

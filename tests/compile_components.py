@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim, export
 
 import geomtx
-from families import FAMILIES, build, normals
+from families import FAMILIES, build, draw_images, normals
 from geomtx.inference import MemoryPlan, predict
 from geomtx.models.scene_model import SceneModel
 from reference import named_tensors
@@ -71,14 +71,14 @@ def compiled_gradients(function: torch.nn.Module, tokens: geomtx.Tokens) -> floa
 def exported(model: SceneModel, name: str, *others: Tensor) -> dict[str, float]:
     """One program for 1 to 8 views of several sizes."""
     views, rows, columns = Dim("views", min=1, max=8), Dim("rows", min=1, max=16), Dim("columns", min=1, max=16)
-    images = torch.rand(1, 3, 3, 56, 84, dtype=torch.float64)
-    shapes = {"images": {1: views, 3: 14 * rows, 4: 14 * columns}, **({"query_points": None} if others else {})}
+    images, patch = draw_images(name, 1, 3, rows=4, columns=6), FAMILIES[name].patch_size
+    shapes = {"images": {1: views, 3: patch * rows, 4: patch * columns}, **({"query_points": None} if others else {})}
     program = export(model, (images, *others), dynamic_shapes=shapes, strict=False).module()
     errors = {}
     for num_views in (1, 2, 5, 8):
-        for height, width in ((56, 84), (98, 70)):
-            images = torch.rand(1, num_views, 3, height, width, dtype=torch.float64)
-            shape = f"{name}, {num_views} views of {height} x {width}"
+        for grid_hw in ((4, 6), (7, 5)):
+            images = draw_images(name, 1, num_views, rows=grid_hw[0], columns=grid_hw[1])
+            shape = f"{name}, {num_views} views of {grid_hw[0]} x {grid_hw[1]} patches"
             errors[shape] = difference(program(images, *others), model(images, *others))
     return errors
 
@@ -138,7 +138,11 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
         "gradients of the camera head": compiled_gradients(model.camera_head, tokens),
         **{
             f"adapted {family} with added heads and a mask": compiled(
-                with_heads(adapted(build(family).double()), family), images, None, mask, backend="eager"
+                with_heads(adapted(build(family).double()), family),
+                draw_images(family, 1, 2),
+                None,
+                mask,
+                backend="eager",
             )
             for family in OTHERS
         },

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from geomtx.checkpoint.files import fill_tensor
 from geomtx.checkpoint.key_table import KeyTable
 
 TOLERANCE = 1e-4
@@ -86,6 +87,11 @@ def weight_by_rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The made-up weight of a published name, prefix included."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
     leaf = name.rpartition(".")[-1]
+    if leaf == "bias_mask":
+        return (x > 0).astype(np.float32)
+    if leaf == "periods":  # as official files have them, rounded to bfloat16
+        exponents = torch.arange(shape[0], dtype=torch.float64) / (2 * shape[0])
+        return (100.0 ** (2 * exponents)).float().bfloat16().float().numpy()
     if leaf.endswith("weight") and len(shape) > 1:
         x /= np.sqrt(np.prod(shape[1:]), dtype=np.float32)  # in place: of a large model, memory takes longer than this
         return x
@@ -96,14 +102,19 @@ def weight_by_rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(0.05 if leaf.endswith("bias") else 0.2) * x
 
 
+def made_up_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, masks and periods by name; other stored tables have their true values."""
+    tensors = module.state_dict(keep_vars=True)
+    return {n: t for n, t in tensors.items() if isinstance(t, nn.Parameter) or n.endswith((".bias_mask", ".periods"))}
+
+
 def fill_by_rule(module: nn.Module, keys: KeyTable, prefix: str = "", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Give every parameter its made-up weight; the module may be on the meta device."""
-    for name, parameter in list(module.named_parameters()):
+    """Give every parameter, mask and period its made-up values; the module may be on the meta device."""
+    for name, tensor in made_up_tensors(module).items():
         published = keys.to_published(name)
         assert published is not None, f"{name} has no published name"
-        path, _, leaf = name.rpartition(".")
-        value = torch.from_numpy(weight_by_rule(prefix + published, tuple(parameter.shape))).to(dtype)
-        setattr(module.get_submodule(path), leaf, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        value = torch.from_numpy(weight_by_rule(prefix + published, tuple(tensor.shape))).to(dtype)
+        fill_tensor(module, name, value)
     return module.eval()
 
 
@@ -112,7 +123,7 @@ def make(golden: Golden, build: Callable[[], nn.Module], keys: KeyTable) -> nn.M
     with torch.device("meta"):
         module = build()
     wanted = {name: tuple(shape) for name, shape in golden.meta["weights"]["shapes"].items()}
-    ours = {keys.to_published(name): tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    ours = {keys.to_published(name): tuple(tensor.shape) for name, tensor in made_up_tensors(module).items()}
     if ours != wanted:
         different = sorted(map(str, set(ours.items()) ^ set(wanted.items())))
         raise ValueError(f"{golden.path.name}: parameters differ from the file's: {', '.join(different[:4])}")

@@ -18,7 +18,7 @@ from reference import gelu, normalize, rotate, self_attention
 GOLDENS = Path(__file__).parent / "goldens"
 FILES = sorted(path.stem for path in GOLDENS.glob("*.safetensors"))
 FULL_SIZE = "vggt_1b"
-SLOW = (FULL_SIZE, "da3_mono_large")
+SLOW = (FULL_SIZE, "da3_mono_large", "vggt_omega_1b_text")
 # Checked with larger files alone: the parts of these models have files here.
 NOT_HERE = {"da3_small", "da3_base", "dust3r_512", "mast3r_512"}
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a file is computed in
@@ -76,6 +76,17 @@ def test_full_size_model_of_single_views():
     if available_gib() < 3:
         pytest.skip(f"needs 3 GiB of free memory, {available_gib():.1f} are available")
     errors = errors_of(GOLDENS / "da3_mono_large.safetensors")
+    assert {name: error for name, error in errors.items() if not error <= 5e-6} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_full_size_vggt_omega():
+    """With its head for texts, 5.4 GiB in float32."""
+    if available_gib() < FULL_SIZE_GIB:
+        pytest.skip(f"needs {FULL_SIZE_GIB} GiB of free memory, {available_gib():.1f} are available")
+    errors = errors_of(GOLDENS / "vggt_omega_1b_text.safetensors")
+    assert len(errors) == 7
     assert {name: error for name, error in errors.items() if not error <= 5e-6} == {}
 
 

@@ -41,6 +41,8 @@ from geomtx.models.dust3r import MASt3RConfig as MASt3RConfig
 from geomtx.models.features import FeatureExtractor as FeatureExtractor
 from geomtx.models.nvs import NVSConfig as NVSConfig
 from geomtx.models.nvs import VGGTForNVS as VGGTForNVS
+from geomtx.models.omega import VGGTOmega as VGGTOmega
+from geomtx.models.omega import VGGTOmegaConfig as VGGTOmegaConfig
 from geomtx.models.pi3 import Pi3 as Pi3
 from geomtx.models.pi3 import Pi3Config as Pi3Config
 from geomtx.models.registry import list_models as list_models

@@ -46,9 +46,9 @@ def test_embeddings_equal_the_formulas():
     model, tokens = head("text"), random_tokens()
     x = normalize(tokens.layers[3][:, :, :3], model.token_norm.weight, model.token_norm.bias).flatten(1, 2)
     x = torch.cat([model.language_token.expand(2, -1, -1), x], dim=1)
-    for block in model.readout:
+    for block in model.trunk:
         x = block(x)
-    token = normalize(x[:, 0], model.readout_norm.weight, model.readout_norm.bias)
+    token = normalize(x[:, 0], model.trunk_norm.weight, model.trunk_norm.bias)
     hidden = gelu(affine(model.project[0], token))
     raw = affine(model.project[3], normalize(hidden, model.project[2].weight, model.project[2].bias))
     found = model(tokens)

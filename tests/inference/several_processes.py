@@ -33,7 +33,7 @@ from lean import lean_config, visible
 from processes import run_forks
 from reference import named_tensors
 
-IMAGE_HW = (28, 42)
+GRID_HW = (2, 3)
 LIMIT = timedelta(minutes=3)  # after which no process waits for another
 
 
@@ -157,10 +157,11 @@ def build_model(case: Case) -> SceneModel:
 def arguments_of(case: Case) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return two scenes: of the first some patches are masked, of the second all but those of the first view."""
     torch.manual_seed(2)
-    images = torch.rand(2, case.num_views, 3, *IMAGE_HW, dtype=case.dtype)
+    patch = FAMILIES[case.family or "vggt"].patch_size
+    images = torch.rand(2, case.num_views, 3, *(size * patch for size in GRID_HW), dtype=case.dtype)
     mask = queries = None
     if case.masked:
-        mask = torch.rand(2, case.num_views, IMAGE_HW[0] // 14, IMAGE_HW[1] // 14) > 0.4
+        mask = torch.rand(2, case.num_views, *GRID_HW) > 0.4
         mask[1, 0], mask[1, 1:] = True, False
     if case.query_dim:
         queries = 25 * torch.rand(2, 4, 2, dtype=case.dtype)

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 import geomtx
-from geomtx import VGGT, DepthAnything3, DepthAnything3Config, Pi3, Pi3Config, VGGTConfig
+from geomtx import (
+    VGGT,
+    DepthAnything3,
+    DepthAnything3Config,
+    Pi3,
+    Pi3Config,
+    VGGTConfig,
+    VGGTOmega,
+    VGGTOmegaConfig,
+)
 from geomtx.inference import plan as plan_module
 from geomtx.inference.plan import (
     LEAN_PLAN,
@@ -49,6 +58,26 @@ def test_estimates_are_above_what_is_counted_but_not_far(heads, depth, views, si
     taps = tuple(range(depth // 4 - 1, depth, depth // 4))
     config = VGGTConfig(heads=heads, depth=depth, taps=taps, vit_depth=1, camera_depth=1, camera_iterations=1)
     counted = measure(lambda: VGGT(config), views, size, plan, heads)
+    peak = counted["peak_gib"] - counted["weights_gib"]
+    estimate = counted["estimated_gib"] - counted["weights_gib"]
+    assert peak <= estimate <= 2 * peak
+
+
+@pytest.mark.parametrize(
+    ("heads", "views", "plan"),
+    [
+        (("camera", "depth"), 4, None),
+        (("camera",), 6, None),
+        (("text",), 6, MemoryPlan(4, 2048, **ON_HOST)),
+        (("camera", "depth"), 6, MemoryPlan(2, 4096, **ON_HOST)),
+        (("depth",), 4, MemoryPlan(1, 500, tap_device="meta", **ON_HOST)),
+    ],
+)
+def test_estimates_of_vggt_omega(heads, views, plan):
+    """Of the published width with few layers, one of them among special tokens."""
+    numbers = {"depth": 4, "taps": (0, 1, 2, 3), "register_layers": (1,), "vit_depth": 1, "trunk_depth": 1}
+    config = VGGTOmegaConfig(heads=("camera", "depth", "text"), **numbers)
+    counted = measure(lambda: VGGTOmega(config), views, (336, 512), plan, heads)
     peak = counted["peak_gib"] - counted["weights_gib"]
     estimate = counted["estimated_gib"] - counted["weights_gib"]
     assert peak <= estimate <= 2 * peak

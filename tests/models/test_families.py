@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import geomtx
-from families import FAMILIES, build, normals, some_patches, take_scene
+from families import FAMILIES, build, draw_images, normals, some_patches, take_scene
 from geomtx import Predictions, Scene
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.inference import GlobalApproximation, MemoryPlan, predict
@@ -27,8 +27,8 @@ def family(request) -> str:
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 3, 28, 42, dtype=torch.float64)
+def images(family) -> torch.Tensor:
+    return draw_images(family, 2, 3)
 
 
 def assert_same(got, expected, tolerance: float = 1e-9) -> None:
@@ -51,7 +51,7 @@ def test_scenes_of_a_batch_do_not_see_each_other(family, images):
 
 @torch.no_grad()
 def test_views_have_no_order_but_for_a_first_that_is_the_reference(family):
-    model, images = build(family).double(), torch.rand(1, 4, 3, 28, 42, dtype=torch.float64)
+    model, images = build(family).double(), draw_images(family, 1, 4)
     order = [0, 3, 1, 2] if FAMILIES[family].first_is_reference else [2, 0, 3, 1]
     whole = model(images)
     assert_same(model(images[:, order]), whole.take_views(order))
@@ -62,7 +62,8 @@ def test_views_have_no_order_but_for_a_first_that_is_the_reference(family):
 @torch.no_grad()
 def test_what_masked_patches_hold_changes_nothing(family, images):
     model, mask = build(family).double(), some_patches(images)
-    pixels = mask.repeat_interleave(14, dim=2).repeat_interleave(14, dim=3)[:, :, None]
+    size = FAMILIES[family].patch_size
+    pixels = mask.repeat_interleave(size, dim=2).repeat_interleave(size, dim=3)[:, :, None]
     expected = model(images, patch_mask=mask)
     for content in (torch.nan, -1e6):
         assert_same(model(images.masked_fill(~pixels, content), patch_mask=mask), expected, 0)
@@ -211,19 +212,20 @@ def test_weights_come_back(family, names, tmp_path: Path):
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     summary = summarize_checkpoint(str(tmp_path))
     assert (summary.naming, summary.heads, summary.prefix) == (names, model.config.heads, "")
-    assert summary.num_parameters == sum(tensor.numel() for tensor in model.state_dict().values())
+    assert summary.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     some = type(model).from_pretrained(tmp_path / "model.safetensors", heads=("depth",), config=model.config)
     assert some.heads == ("depth",)
-    assert named_tensors(some(torch.rand(1, 3, 28, 28))).keys() == {"depth.value", "depth.confidence"}
+    assert named_tensors(some(draw_images(family, 1).float())).keys() == {"depth.value", "depth.confidence"}
 
 
 def test_a_scene_and_its_files(family, tmp_path: Path):
     model = build(family)
     model.add_head("normals", normals(family))
-    views = torch.rand(3, 3, 28, 42)
+    views = draw_images(family, 3).float()
+    height, width = views.shape[-2:]
     scene = geomtx.reconstruct(model, views)
-    assert scene.depth[0].value.shape == (28, 42)
-    assert scene.predictions.extra["normals"].value.shape == (3, 28, 42, 3)
+    assert scene.depth[0].value.shape == (height, width)
+    assert scene.predictions.extra["normals"].value.shape == (3, height, width, 3)
     for options in ({"memory": "low"}, {"view_chunk": 1}, {"dtype": torch.bfloat16}, {"compile": False}):
         other = geomtx.reconstruct(model, views, **options)
         assert relative_error(other.predictions.depth.value, scene.predictions.depth.value) < 3e-2
@@ -239,11 +241,11 @@ def test_a_scene_and_its_files(family, tmp_path: Path):
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_inputs_are_named_at_the_door(family):
-    model = build(family)
+    model, images, patch = build(family), draw_images(family, 2).float(), FAMILIES[family].patch_size
     for call in (model, lambda images: predict(model, images)):
         with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
-            call(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
-        with pytest.raises(ValueError, match=r"^image height must be a multiple of 14, got 27$"):
-            call(torch.zeros(2, 3, 27, 28))
+            call(images.to(torch.uint8))
+        with pytest.raises(ValueError, match=f"^image height must be a multiple of {patch}, got "):
+            call(images[..., 1:, :])
     with pytest.raises(ValueError, match=r"^head must be one of .*, got 'normals'$"):
-        model(torch.rand(2, 3, 28, 28), heads=("normals",))
+        model(images, heads=("normals",))

@@ -14,6 +14,8 @@ from geomtx import (
     Pi3Config,
     VGGTConfig,
     VGGTForNVS,
+    VGGTOmega,
+    VGGTOmegaConfig,
     VideoTracker,
     VideoTrackerConfig,
     list_models,
@@ -28,6 +30,7 @@ MODELS = {
     "VGGT": lambda: VGGT(FEW),
     "VGGTForNVS": lambda: VGGTForNVS(NVSConfig.tiny(vggt=FEW)),
     "DepthAnything3": lambda: DepthAnything3(DepthAnything3Config.tiny()),
+    "VGGTOmega": lambda: VGGTOmega(VGGTOmegaConfig.tiny(depth=1, register_layers=(), taps=(0, 0, 0, 0))),
     "VideoTracker": lambda: VideoTracker(VideoTrackerConfig.tiny(vggt=FEW)),
 }
 
@@ -78,7 +81,7 @@ def test_known_weights():
     assert names[:3] == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
     assert names[3:5] == ["depth-anything/DA3-SMALL", "depth-anything/DA3-BASE"]
     assert [weights.name for weights in list_models("*vggt*commercial")] == names[2:3]
-    assert [weights.name for weights in list_models("vggt*")] == names[1:3]
+    assert [weights.name for weights in list_models("vggt*")] == [*names[1:3], *names[11:14]]
     assert [weights.name for weights in list_models("da3*")] == names[3:11]
     assert [weights.name for weights in list_models("pi3*")] == ["yyfz233/Pi3", "yyfz233/Pi3X"]
     for weights, preset in zip(list_models("pi3*"), ("pi3", "pi3x"), strict=True):

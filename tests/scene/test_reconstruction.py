@@ -276,8 +276,8 @@ def test_scenes_that_do_not_fit_into_memory_are_refused(
 
 
 def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(source: object, *, size: int | None, patch_size: int) -> Views:
-        assert (size, patch_size) == (None, 14)  # this model doesn't say what size it is made for
+    def load(source: object, *, mode: str, size: int | None, patch_size: int) -> Views:
+        assert (mode, size, patch_size) == ("fit", None, 14)  # this model doesn't say what size it is made for
         return geomtx.load_views(source, size=IMAGE_HW[1], patch_size=patch_size)  # type: ignore[arg-type]
 
     monkeypatch.setattr("geomtx.scene.reconstruction.load_views", load)

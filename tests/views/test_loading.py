@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 from safetensors.torch import load_file
 
 import geomtx
+from geomtx import VGGTConfig, VGGTOmegaConfig
 from geomtx.views import PhotoError, Views, load_views, loading
 from geomtx.views.loading import default_size, prepare_again
 from geomtx.views.transform import fit_area
@@ -294,10 +295,7 @@ def test_a_picture_over_the_limit_is_named(save_photo, monkeypatch: pytest.Monke
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"mode must be one of 'fit', .*, 'upper_bound_resize', .*, got 'stretch'",
-    ):
+    with pytest.raises(ValueError, match=r"mode must be one of 'fit', .*, 'max_size', got 'stretch'"):
         load_views(PHOTOS, mode="stretch")
     with pytest.raises(ValueError, match="size must be a multiple of 14, got 500"):
         load_views(PHOTOS, size=500)
@@ -401,3 +399,52 @@ def test_images_that_do_not_fit_into_memory_are_refused(
     message = r"^size must be small enough for memory, got 1400000: 2 images need .* GiB, and .* GiB are free$"
     with pytest.raises(ValueError, match=message):
         load_views(two_photos, mode=mode, size=1_400_000)
+
+
+# Photos of at most two to one
+
+
+@pytest.mark.parametrize(
+    ("photo_wh", "sizes"),
+    [
+        ((1920, 1080), ((688, 384), (512, 288), (560, 320), (336, 192))),
+        ((640, 480), ((592, 448), (512, 384), (480, 368), (288, 224))),
+        ((1500, 1000), ((624, 416), (512, 336), (512, 336), (320, 208))),
+        ((1000, 1000), ((512, 512), (512, 512), (416, 416), (256, 256))),
+        ((4000, 1000), ((720, 368), (512, 256), (592, 288), (368, 176))),
+    ],
+)
+def test_sizes_of_limited_modes_are_the_published_ones(photo_wh, sizes, tmp_path: Path) -> None:
+    """Width and height, in the modes balanced and max_size of 512, and balanced of 416 and 256 pixels."""
+    for turned in (False, True):
+        wh = photo_wh[::-1] if turned else photo_wh
+        Image.new("RGB", wh).save(tmp_path / "a.png")
+        for (mode, size), expected in zip(
+            (("balanced", 512), ("max_size", 512), ("balanced", 416), ("balanced", 256)), sizes, strict=True
+        ):
+            views = load_views(tmp_path / "a.png", mode=mode, size=size, patch_size=16)
+            assert views.image_hw == (expected if turned else expected[::-1])
+            assert views.masks.all()
+
+
+def test_what_exceeds_two_to_one_is_cut_about_the_centre(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 317, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    views = load_views(tmp_path / "a.png", mode="balanced", size=64, patch_size=16)
+    cut = Image.fromarray(pixels[:, 58:258]).resize((96, 48), Image.Resampling.BICUBIC)
+    assert torch.equal(views.images[0], torch.from_numpy(np.array(cut)).permute(2, 0, 1) / 255)
+    transform = views.transforms[0]
+    corners = transform.to_original(torch.tensor([[-0.5, -0.5], [95.5, 47.5]]))
+    torch.testing.assert_close(corners, torch.tensor([[57.5, -0.5], [257.5, 99.5]]))
+    depth = transform.depth_to_original(torch.ones(48, 96), fill=7.0)
+    assert depth.shape == (100, 317)
+    assert depth[0, 57] == 7
+    assert depth[99, 58] == 1
+
+
+def test_a_model_may_prefer_a_mode(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    config = VGGTOmegaConfig.tiny()
+    assert load_views(tmp_path / "a.png", model=config).image_hw == (48, 80)
+    assert load_views(tmp_path / "a.png", model=config, mode="fit").image_hw == (48, 64)
+    assert load_views(tmp_path / "a.png", model=VGGTConfig.tiny(), size=56).preparation.mode == "fit"

@@ -153,13 +153,14 @@ def load_weights(
     with torch.device("meta"), SkippedInitialisation():
         model = build()
     names = match_names(model, checkpoint, keys, ignored)
+    buffers = dict(model.named_buffers())
     ties = _ties(model, names.values())
     dtypes = _choose_dtypes(model, checkpoint, names, parts) if dtype is None else {}
     for file in checkpoint.files:
         for stored, tensor in file.read([name for name in file.shapes if name in names]):
             # A copy, in memory of its own: what `tensor` shows may be the file.
             wanted = dtype or dtypes.get(_part_of(names[stored], parts), tensor.dtype)
-            if not tensor.is_floating_point():  # a counter
+            if not tensor.is_floating_point() or names[stored] in buffers:  # a counter; a table, as exact as it is
                 wanted = tensor.dtype
             copy = torch.empty_like(tensor, device=device or "cpu", dtype=wanted).copy_(tensor)
             fill_tensor(model, names[stored], copy)
@@ -282,11 +283,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: If there is nothing.
     """
     path = user_path(source)
-    folder = path if path.exists() else download(str(source))
-    weights = [path] if path.is_file() else _weight_files(folder)
+    found = path if path.exists() else download(str(source))
+    weights = [found] if found.is_file() else _weight_files(found)
     files = tuple(open_tensor_file(file) for file in weights)
-    beside, embedded = folder / CONFIG, files[0].metadata.get(CONFIG_KEY)
-    config = _read_config(beside) if path != files[0].path and beside.is_file() else None
+    beside, embedded = found / CONFIG, files[0].metadata.get(CONFIG_KEY)
+    config = _read_config(beside) if found != files[0].path and beside.is_file() else None
     embedded_config = None if embedded is None else parse_json(embedded, files[0].path)
     listed = [each.pop(SHARED_KEY, None) for each in (config, embedded_config) if each is not None]
     # Others' tools write such pairs of names into the metadata itself.

@@ -11,11 +11,22 @@ __all__ = ["download", "hub_error"]
 
 
 def download(repo: str) -> Path:
-    """Folder of a hub repository: downloaded, or from the cache when offline.
+    """Folder of a hub repository, or one of its files: downloaded, or from the cache when offline.
+
+    Args:
+        repo: Hub id, or hub id and the name of a file with weights.
 
     Raises:
         FileNotFoundError: If `repo` is no hub id, or the hub doesn't have it or can't be reached.
     """
+    parts = repo.rsplit("/", 1)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", repo) and parts[1].endswith((".safetensors", *PICKLE_SUFFIXES)):
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(parts[0], parts[1]))
+        except Exception as error:
+            raise hub_error(repo, error) from error
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.endswith((".safetensors", *PICKLE_SUFFIXES)):
         raise FileNotFoundError(f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B', got '{repo}'")
     from huggingface_hub import snapshot_download

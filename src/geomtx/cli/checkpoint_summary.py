@@ -13,6 +13,9 @@ from geomtx.models.registry import FAMILIES
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
 
+# What names of tensors end in that are stored with the parameters and aren't learned.
+_TABLES = (".bias_mask", ".periods", ".mean", ".std", "image_mean", "image_std")
+
 
 class CheckpointSummary(NamedTuple):
     """Facts about a checkpoint.
@@ -50,7 +53,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
     naming, heads = family.describe(unwrapped.names.values())
     return CheckpointSummary(
         num_tensors=len(headers),
-        num_parameters=sum(math.prod(shape) for shape, _ in headers.values()),
+        num_parameters=sum(math.prod(shape) for name, (shape, _) in headers.items() if not name.endswith(_TABLES)),
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=naming,
         heads=heads,

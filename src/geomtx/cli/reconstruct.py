@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
 _HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
-_MODES = ("fit", "crop", "pad", "square", "area")
+_MODES = ("fit", "crop", "pad", "square", "area", "balanced", "max_size")
 _BOUND_MODES = tuple(f"{side}_bound_{way}" for side in ("upper", "lower") for way in ("resize", "crop"))
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -74,9 +74,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="track the point at pixel x, y of a photo, counted from 0; can be given again",
     )  # fmt: skip
     parser.add_argument(
-        "--mode", choices=(*_MODES, *_BOUND_MODES), default="fit", metavar="MODE",
-        help=f"how photos become images: whole, cropped, padded to a square, or all in the shape of the first, with "
-        f"--size pixels: {', '.join(_MODES)}; or as Depth Anything 3's authors do: {', '.join(_BOUND_MODES)} (fit)",
+        "--mode", choices=(*_MODES, *_BOUND_MODES), metavar="MODE",
+        help=f"how photos become images: whole, cropped, padded to a square, all in the shape of the first with --size "
+        f"pixels, or cut to 2:1 at most: {', '.join(_MODES)}; or as Depth Anything 3's authors do: "
+        f"{', '.join(_BOUND_MODES)} (what the model is made for, or fit)",
     )  # fmt: skip
     parser.add_argument(
         "--cut", action="store_true",
@@ -184,7 +185,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         with stages.stage("refine"):
             fixed = known_cameras.find_fixed_views(arguments, known)
             scene = refinement.refine_scene(arguments, model, scene, fixed)
-    scene = _describe_origin(arguments, masks.apply_filter(arguments, scene), photos, source)
+    scene = _describe_origin(arguments, masks.apply_filter(arguments, scene), views, photos, source)
     with stages.stage("write the results"), staged_folder(output, owned, overwrite=overwrite) as folder:
         saved = write_files(photos.move(scene, folder), folder, what, home=output)
     seconds = stages.finish()
@@ -229,10 +230,12 @@ def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras
 
 
 def _describe_origin(
-    arguments: argparse.Namespace, scene: Scene, photos: video.PhotoFiles, source: Path | None
+    arguments: argparse.Namespace, scene: Scene, views: Views, photos: video.PhotoFiles, source: Path | None
 ) -> Scene:
     """Return the scene with a record of what it was made of, and with the notice of weights that know little."""
-    made = {"weights": name_weights(arguments), **scene.provenance, "mode": arguments.mode}
+    made = {"weights": name_weights(arguments), **scene.provenance}
+    if views.preparation is not None:
+        made["mode"] = views.preparation.mode
     if photos.plan is not None:
         made |= photos.describe()
     if source is not None:
@@ -294,7 +297,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.heads and "tracks" in arguments.heads and not arguments.query:
         raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
     check_device_name(arguments.device)
-    if arguments.mode in _MODES and arguments.mode != "area":
+    if arguments.mode in (None, *_MODES) and arguments.mode != "area":
         check_image_side(arguments.size, arguments.weights)
     check_weights(arguments)
 
@@ -379,8 +382,8 @@ def name_weights(arguments: argparse.Namespace) -> str:
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
     """Return the heads that were asked for, or all; tracks where there is something to track."""
     heads = available if arguments.heads is None else arguments.heads
-    # Rays have pixels of their own, which a scene doesn't hold.
-    wanted: list[HeadName] = [head for head in heads if head not in ("tracks", "rays")]
+    # Rays have pixels of their own, and an embedding has none: a scene doesn't hold them.
+    wanted: list[HeadName] = [head for head in heads if head not in ("tracks", "rays", "text")]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 

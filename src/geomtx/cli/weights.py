@@ -29,7 +29,9 @@ def check_weights_name(name: str) -> None:
     if name in embedded or path.exists():
         return
     is_file = path.suffix.lower() in _SUFFIXES
-    if not is_file and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+)?", name)
+    # A file of a repository has its name behind the hub id; of a folder that is here, it would be here too.
+    if on_hub and is_file == bool(on_hub[1]) and not (is_file and path.parents[1].exists()):
         return
     hint = "; there is no such file" if is_file else close_matches(name, embedded)
     also = f" (or {', '.join(map(repr, embedded))}, which comes with geomtx)"

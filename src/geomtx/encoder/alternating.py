@@ -324,6 +324,11 @@ class AlternatingEncoder(nn.Module):
         """
         return within
 
+    @property
+    def rotates(self) -> bool:
+        """Whether blocks rotate queries and keys by position."""
+        return self.rope_base is not None
+
     def _run_backbone(
         self, images: Tensor, patch_mask: Tensor | None, each_view: Callable[..., Tensor] | None
     ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:

@@ -45,6 +45,11 @@ class FrameRotaryEncoder(AlternatingEncoder):
         super().__init__(backbone, frame_blocks, global_blocks, rope_base=None, **options)
         self.rope = rope
 
+    @property
+    def rotates(self) -> bool:
+        """Whether blocks rotate queries and keys by position, as frame blocks do."""
+        return True
+
     def rotary_table(self, views: EmbeddedViews) -> RotaryTable | None:
         """Return the rotary table of the tokens of a view, in float32 or better.
 

@@ -16,7 +16,7 @@ from geomtx.heads.depth_sky import DepthSkyHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.metric_scale import MetricScaleHead
 from geomtx.heads.point_map import PointMapHead, PooledCamera, TokenMap
-from geomtx.heads.special_tokens import SpecialTokenHead
+from geomtx.heads.special_tokens import SpecialTokenHead, TrunkHead
 from geomtx.heads.text_alignment import TextAlignmentHead
 from geomtx.heads.token_decoder import PixelShuffle, TokenDecoder
 from geomtx.heads.track import TrackHead
@@ -45,5 +45,6 @@ __all__ = [
     "TokenDecoder",
     "TokenMap",
     "TrackHead",
+    "TrunkHead",
     "Upsampler",
 ]

@@ -131,14 +131,6 @@ class MapHead(nn.Module):
         """
         raise NotImplementedError
 
-    def footprint(self, patch_size: int) -> HeadFootprint:
-        """Return the memory that the head takes.
-
-        Args:
-            patch_size: Side of a patch in pixels.
-        """
-        return self.decoder.footprint(hidden_dim=self.hidden_dim, results=self.value_dim + 1, patch_size=patch_size)
-
 
 class DenseHead(MapHead):
     """Predict depth, points, normals or other maps with a confidence, by a DPT decoder and two convolutions.
@@ -169,6 +161,14 @@ class DenseHead(MapHead):
         """
         out = self.out(self.hidden(features).relu())
         return out[:, : self.value_dim], out[:, self.value_dim :]
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        return self.decoder.footprint(hidden_dim=self.hidden_dim, results=self.value_dim + 1, patch_size=patch_size)
 
 
 class PixelShuffleHead(MapHead):
@@ -210,6 +210,17 @@ class PixelShuffleHead(MapHead):
         """
         value = nn.functional.pixel_shuffle(self.value(features), self.factor)
         return value, nn.functional.pixel_shuffle(self.confidence(features), self.factor)
+
+    def footprint(self, patch_size: int) -> HeadFootprint:
+        """Return the memory that the head takes.
+
+        Args:
+            patch_size: Side of a patch in pixels.
+        """
+        found = self.decoder.footprint(results=self.value_dim + 1, patch_size=patch_size)
+        # In float32 beside the features: these, and the maps before and after the shuffle.
+        maps = 2 * (self.decoder.out_channels / self.factor**2 + 3 * (self.value_dim + 1))
+        return found._replace(decoding=found.decoding + maps)
 
 
 class LinearMapHead(nn.Module):

@@ -163,7 +163,7 @@ class _Pass(NamedTuple):
     @property
     def rotated(self) -> int:
         """Bytes of a token's queries, keys and their rotation in float32; 0 without rotary positions."""
-        return 0 if self.encoder.rope_base is None else 16 * self.encoder.backbone.dim
+        return 16 * self.encoder.backbone.dim if self.encoder.rotates else 0
 
 
 def _whole_bytes(pass_: _Pass, size: PassSize) -> int:
@@ -196,7 +196,7 @@ def _divided_bytes(pass_: _Pass, plan: MemoryPlan, size: PassSize) -> int:
     work = at_work * (7 * row + (18 * pass_.rotated // 16 or 3 * row))
     # Keys and values; with several processes also those of all, and what is sent.
     held = (2 if size.num_processes == 1 else 2 * size.num_processes + 3) * tokens * row * across
-    if across and pass_.rotated:
+    if across and encoder.rope_base is not None:
         held += tokens * 8 * encoder.head_dim  # the rotary table of all tokens, in float32
     # Tokens; the output of a frame block that waits for its global block; and the larger of two moments: a global block
     # at work, with its keys and values and three taps kept, or the end, with all taps kept.

@@ -3,6 +3,7 @@
 from geomtx.models.da3 import DepthAnything3, DepthAnything3Config
 from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
+from geomtx.models.omega import VGGTOmega, VGGTOmegaConfig
 from geomtx.models.pi3 import Pi3, Pi3Config
 from geomtx.models.vggt import VGGT, VGGTConfig
 from geomtx.models.video_tracker import VideoTracker, VideoTrackerConfig
@@ -23,6 +24,8 @@ __all__ = [
     "Pi3Config",
     "VGGTConfig",
     "VGGTForNVS",
+    "VGGTOmega",
+    "VGGTOmegaConfig",
     "VideoTracker",
     "VideoTrackerConfig",
 ]

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from geomtx.checkpoint.files import Checkpoint, open_checkpoint
 from geomtx.checks import close_matches
@@ -17,10 +17,8 @@ __all__ = [
     "PUBLISHED",
     "PublishedWeights",
     "find_weights",
-    "is_depth_anything",
-    "is_pi3",
+    "kind_of_names",
     "open_weights",
-    "pair_kind",
     "state_licence",
 ]
 
@@ -36,6 +34,7 @@ class PublishedWeights(NamedTuple):
         num_parameters: Number of parameters.
         size: Bytes of the file.
         licence: Licence of the weights, in short.
+        advice: What to know before they are used; "" for nothing.
     """
 
     name: str
@@ -43,9 +42,13 @@ class PublishedWeights(NamedTuple):
     num_parameters: int
     size: int
     licence: str
+    advice: str = ""
 
 
 _APACHE, _NON_COMMERCIAL = "Apache-2.0", "CC BY-NC 4.0: no commercial use"
+_RESEARCH = (
+    "the FAIR Noncommercial Research License v1: research only, also of what is made with them; access on request"
+)
 # Name, number of parameters with all heads, licence.
 _DEPTH_ANYTHING = (
     ("DA3-SMALL", 34_299_655, _APACHE),
@@ -56,6 +59,18 @@ _DEPTH_ANYTHING = (
     ("DA3-GIANT", 1_355_700_000, _NON_COMMERCIAL),
     ("DA3MONO-LARGE", 334_171_394, _APACHE),
     ("DA3METRIC-LARGE", 334_171_394, _APACHE),
+)
+_OMEGA = "facebook/VGGT-Omega"
+_REPRODUCE = "vggt_omega_1b_416_reproduce.pt"
+_ADVICE = (
+    "Their authors suspect that scenes of benchmarks were among those they were trained on, and ask to use "
+    f"{_REPRODUCE} where accuracy is measured"
+)
+# File, number of parameters, bytes of the tensors, advice.
+_OMEGAS = (
+    ("vggt_omega_1b_512.pt", 1_143_814_185, 4_576_239_908, _ADVICE),
+    (_REPRODUCE, 1_143_814_185, 4_576_239_908, ""),
+    ("vggt_omega_1b_256_text.pt", 1_349_473_321, 5_398_974_756, _ADVICE),
 )
 
 # Name, class, number of parameters, what the licence says besides.
@@ -98,6 +113,10 @@ PUBLISHED = {
             PublishedWeights(name, kind, count, 4 * count, f"CC BY-NC-SA 4.0: no commercial use{more}")
             for name, kind, count, more in _PAIRS
         ),
+        *(
+            PublishedWeights(f"{_OMEGA}/{file}", "VGGTOmega", count, size, _RESEARCH, advice)
+            for file, count, size, advice in _OMEGAS
+        ),
         PublishedWeights("yyfz233/Pi3", "Pi3", 958_696_732, 4 * 958_696_732, _NON_COMMERCIAL),
         PublishedWeights("yyfz233/Pi3X", "Pi3", 1_360_032_433, 4 * 1_360_032_433, _NON_COMMERCIAL),
     )
@@ -117,9 +136,12 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
     """Open weights by name, hub id, folder or file, see `open_checkpoint`.
 
     Raises:
-        ValueError: For a broken file.
+        ValueError: For a broken file, and for the hub id of several known weights.
         FileNotFoundError: If there are none; names known weights that are spelt alike.
     """
+    inside = [name for name in PUBLISHED if name.startswith(f"{source}/") and name.count("/") == 2]
+    if inside and not Path(source).exists():
+        raise ValueError(f"weights must be one of {', '.join(inside)}, got '{source}', which has all of them")
     try:
         return open_checkpoint(find_weights(source))
     except FileNotFoundError as error:
@@ -128,32 +150,39 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"{error}{close_matches(str(source), PUBLISHED)}") from error
 
 
-def is_depth_anything(names: Iterable[str]) -> bool:
-    """Return whether the names of a checkpoint's tensors are those of a Depth Anything 3 model, published or ours."""
-    return any("backbone.pretrained." in name or "dense_head.decoder." in name for name in names)
+# What names of tensors of a family alone have in them, published or geomtx's.
+_MARKS = {
+    "DepthAnything3": ("backbone.pretrained.", "dense_head.decoder."),
+    "VGGTOmega": ("aggregator.patch_embed.storage_tokens", "encoder.rope.periods"),
+    "Pi3": ("conf_decoder.blocks.", "point_head.confidence.trunk."),
+    # A MASt3R has the names of a DUSt3R besides.
+    "MASt3R": ("_head1.head_local_features.", "first_head.descriptors."),
+    "DUSt3R": ("downstream_head1.", "first_head.points."),
+    "CroCo": ("prediction_head.", "decoder.blocks.0.cross_attention."),
+}
 
 
-def is_pi3(names: Iterable[str]) -> bool:
-    """Return whether the names of a checkpoint's tensors are those of a Pi3 or Pi3X, published or ours."""
-    return any("conf_decoder.blocks." in name or "point_head.confidence.trunk." in name for name in names)
+def kind_of_names(names: Iterable[str]) -> str | None:
+    """Return the name of the class that a checkpoint's tensors tell to be for; None for others, such as VGGT.
 
-
-def pair_kind(names: Iterable[str]) -> Literal["DUSt3R", "MASt3R", "CroCo"] | None:
-    """Return which class of models that see a scene as pairs a checkpoint's tensors are of, by their names.
-
-    None if they are of none; published names count and ours.
+    Args:
+        names: Names of the tensors, published ones or geomtx's.
     """
-    names = tuple(names)
-    if any("_head1.head_local_features." in name or "first_head.descriptors." in name for name in names):
-        return "MASt3R"
-    if any("downstream_head1." in name or "first_head.points." in name for name in names):
-        return "DUSt3R"
-    completes = any("prediction_head." in name or "decoder.blocks.0.cross_attention." in name for name in names)
-    return "CroCo" if completes else None
+    names = list(names)
+    marks = ((kind, mark) for kind, known in _MARKS.items() for mark in known)
+    return next((kind for kind, mark in marks if any(mark in name for name in names)), None)
 
 
 @functools.cache
 def state_licence(source: str) -> None:
-    """Log, once a process, the licence of known weights."""
-    if source in PUBLISHED:
-        logger.warning("The weights %s have a licence of their own, %s.", source, PUBLISHED[source].licence)
+    """Log, once a process, the licence of known weights, and what to know before they are used.
+
+    Args:
+        source: Name of the weights, or a file that is named as one of those that are published as such.
+    """
+    files = {name.rpartition("/")[2]: name for name in PUBLISHED if name.count("/") == 2}
+    name = source if source in PUBLISHED else files.get(Path(source).name, "")
+    if name:
+        known = PUBLISHED[name]
+        advice = f" {known.advice}." if known.advice else ""
+        logger.warning("The weights %s have a licence of their own, %s.%s", name, known.licence, advice)

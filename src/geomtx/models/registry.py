@@ -17,16 +17,11 @@ from geomtx.models.da3.keys import describe_da3, is_da3_name
 from geomtx.models.dust3r import CroCo, DUSt3R, MASt3R
 from geomtx.models.dust3r.keys import describe_pairs, is_croco_name, is_dust3r_name
 from geomtx.models.nvs import VGGTForNVS
+from geomtx.models.omega import VGGTOmega
+from geomtx.models.omega.keys import OMEGA_KEYS, describe_omega
 from geomtx.models.pi3 import Pi3
 from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
-from geomtx.models.published import (
-    PUBLISHED,
-    PublishedWeights,
-    is_depth_anything,
-    is_pi3,
-    open_weights,
-    pair_kind,
-)
+from geomtx.models.published import PUBLISHED, PublishedWeights, kind_of_names, open_weights
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
@@ -60,6 +55,11 @@ def _has_part(*parts: str) -> Callable[[Collection[str]], bool]:
     return lambda names: all(any(part in name.split(".")[:-1] for name in names) for part in parts)
 
 
+def _is_kind(kind: str) -> Callable[[Collection[str]], bool]:
+    """Whether the names of a checkpoint's tensors are of a class that they tell."""
+    return lambda names: kind_of_names(names) == kind
+
+
 def _is_vggt(names: Collection[str]) -> bool:
     parts = (name.split(".") for name in map(drop_wrappers, names))
     return any(".".join(each[start:]) in VGGT_KEYS for each in parts for start in range(min(len(each), 4)))
@@ -68,11 +68,12 @@ def _is_vggt(names: Collection[str]) -> bool:
 # The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
-    Family(DepthAnything3, is_depth_anything, True, is_da3_name, describe_da3),
-    Family(Pi3, is_pi3, True, is_pi3_name, describe_pi3),
-    Family(MASt3R, lambda names: pair_kind(names) == "MASt3R", False, is_dust3r_name, describe_pairs),
-    Family(DUSt3R, lambda names: pair_kind(names) == "DUSt3R", False, is_dust3r_name, describe_pairs),
-    Family(CroCo, lambda names: pair_kind(names) == "CroCo", False, is_croco_name, describe_pairs),
+    Family(DepthAnything3, _is_kind("DepthAnything3"), True, is_da3_name, describe_da3),
+    Family(VGGTOmega, _is_kind("VGGTOmega"), True, OMEGA_KEYS.__contains__, describe_omega),
+    Family(Pi3, _is_kind("Pi3"), True, is_pi3_name, describe_pi3),
+    Family(MASt3R, _is_kind("MASt3R"), False, is_dust3r_name, describe_pairs),
+    Family(DUSt3R, _is_kind("DUSt3R"), False, is_dust3r_name, describe_pairs),
+    Family(CroCo, _is_kind("CroCo"), False, is_croco_name, describe_pairs),
     Family(VideoTracker, _has_part("features", "refiner")),
     Family(VGGT, _is_vggt, has_heads=True),
 )

@@ -16,7 +16,7 @@ from geomtx.checkpoint.key_table import KeyTable
 from geomtx.heads.dense import DenseHead, PixelShuffleHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
-from geomtx.models.published import is_depth_anything, is_pi3, open_weights, pair_kind
+from geomtx.models.published import kind_of_names, open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
 
@@ -38,7 +38,7 @@ __all__ = [
     "stored_kind",
 ]
 
-Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3", "Pi3", "DUSt3R", "MASt3R", "CroCo"]
+Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3", "VGGTOmega", "Pi3", "DUSt3R", "MASt3R", "CroCo"]
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -80,14 +80,9 @@ def stored_kind(checkpoint: Checkpoint) -> str | None:
     stored = _stored(checkpoint)
     if stored is not None and _KIND in stored:
         return str(stored[_KIND])
-    if is_depth_anything(checkpoint.shapes):
-        return "DepthAnything3"
-    if is_pi3(checkpoint.shapes):
-        return "Pi3"
-    if (kind := pair_kind(checkpoint.shapes)) is not None:
+    kind = kind_of_names(checkpoint.shapes)
+    if kind is not None or stored is None:
         return kind
-    if stored is None:
-        return None
     return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
 
 

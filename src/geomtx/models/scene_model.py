@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.checks import check_images, check_option
-from geomtx.heads.camera import CameraTokenHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.run import EachView, Gather, run_head
+from geomtx.heads.special_tokens import SpecialTokenHead
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.published import EMBEDDED, state_licence
@@ -23,7 +23,7 @@ from geomtx.models.published_model import PublishedModel
 from geomtx.models.saved_model import HeadSource, added_heads, choose_heads
 from geomtx.models.vggt.config import HEADS, check_heads
 from geomtx.tracking.queries import batch_queries, check_queries
-from geomtx.types import Predictions, ProjectedTokens, Tokens
+from geomtx.types import Bool, Float, Predictions, ProjectedTokens, Tokens
 
 __all__ = ["RunHead", "SceneModel"]
 
@@ -33,7 +33,7 @@ RunHead = Callable[..., Any]
 """Function that runs a head on what it reads: run(name, head, **options) → its result."""
 
 # Names of the heads of all families, and of a task of `MultitaskLoss` besides.
-_TAKEN = (*HEADS, "rays", "sky", "consistency")
+_TAKEN = (*HEADS, "rays", "sky", "text", "consistency")
 
 
 class SceneModel(PublishedModel):
@@ -47,6 +47,9 @@ class SceneModel(PublishedModel):
     config: Any
     encoder: Any
     extra_heads: nn.ModuleDict
+
+    without_tracks: str = ""
+    """Name of a family that has no head of tracks itself, for the error; "" for one that may have."""
 
     def own_heads(self) -> dict[str, nn.Module]:
         """Return name → head of the model's own heads; predictions that are computed together have the same one."""
@@ -115,6 +118,40 @@ class SceneModel(PublishedModel):
         check_option("name of an added head", name, tuple(self.extra_heads))
         return self.extra_heads.pop(name)
 
+    def forward(
+        self,
+        images: Float[Tensor, "*batch s 3 h w"],
+        query_points: Tensor | None = None,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+        *,
+        heads: tuple[str, ...] | None = None,
+    ) -> Predictions:
+        """Predict; differentiable.
+
+        `geomtx.inference.predict` gives the same result, up to rounding, with less memory, on several processes or
+        compiled.
+
+        Args:
+            images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; sides are multiples of the patch
+                size. In models with a reference view, whose camera is the world, that is the first.
+            query_points: Points to track, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y);
+                without the B axis for one scene; for models with a head that tracks. Defaults to none, and no tracks.
+            patch_mask: Mask of the valid patches, (B, S, H/patch, W/patch) bool; without the B axis for one scene.
+                Defaults to all.
+            heads: Names of the heads to run; defaults to all that the model has.
+
+        Returns:
+            `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
+
+        Raises:
+            ValueError: For wrong shapes, a head that the model doesn't have, images too small for tracks, and query
+                points outside their view. Values on an accelerator are not checked, which would make the host wait;
+                `geomtx.reconstruct` checks them, and the images' too.
+        """
+        images, query_points, patch_mask, heads = self.check_inputs(images, query_points, patch_mask, heads)
+        tokens = self.encoder(images, patch_mask=patch_mask, taps=self.taps_of(heads))
+        return self.run_heads(lambda head: tokens, heads, query_points)
+
     def run_heads(
         self,
         read: Callable[[str], Tokens | ProjectedTokens],
@@ -151,7 +188,7 @@ class SceneModel(PublishedModel):
             decoder = getattr(head, "decoder", None)
             if isinstance(decoder, DPTDecoder):
                 taps |= set(decoder.taps)
-            elif isinstance(head, CameraTokenHead):
+            elif isinstance(head, SpecialTokenHead):
                 taps.add(max(self.encoder.taps) if head.layer is None else head.layer)
             else:
                 taps |= set(self.encoder.taps)
@@ -176,6 +213,8 @@ class SceneModel(PublishedModel):
             for head in trackers:
                 if head in heads and query_points is None:
                     raise ValueError(f"query_points must be given for the head {head!r}, got None")
+        if query_points is not None and not trackers and self.without_tracks:
+            raise ValueError(f"query_points must be None, as {self.without_tracks} tracks no points, got some")
         heads = self.heads if heads is None else heads
         heads = tuple(head for head in heads if head not in trackers or query_points is not None)
         check_images("images", images)
@@ -207,6 +246,16 @@ class SceneModel(PublishedModel):
     def passed_over(cls, checkpoint: Checkpoint, config: Any) -> list[str]:
         """Return prefixes of stored names that a model with a configuration has no place for; none by default."""
         return []
+
+    def check_values(self, source: str) -> None:
+        """Require values that make sense of what was loaded; nothing by default.
+
+        Args:
+            source: Name of the weights, for the error.
+
+        Raises:
+            ValueError: Otherwise.
+        """
 
     @classmethod
     def read_config(cls, source: str | os.PathLike[str]) -> Any:
@@ -268,5 +317,6 @@ class SceneModel(PublishedModel):
             ignored=(*left_out, *cls.passed_over(checkpoint, config)),
             parts=(*own, *(f"extra_heads.{name}" for name in added)),
         )
+        model.check_values(checkpoint.source)
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)

@@ -30,7 +30,7 @@ from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Cameras, Predictions, VideoTracks
 from geomtx.views import Views, load_views
-from geomtx.views.loading import default_size, prepare_again
+from geomtx.views.loading import default_size, preferred_mode, prepare_again
 from geomtx.views.views import warn_of_range
 
 __all__ = [
@@ -110,10 +110,10 @@ def reconstruct(
     Args:
         model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names), called as
             `model(images, query_points=…, patch_mask=…, heads=…)`.
-        views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded with sides near
-            `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W multiples of the
-            patch. Views for another patch, or for another image size that nobody chose, are prepared again from their
-            photos.
+        views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded in the model's mode with
+            sides near `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W
+            multiples of the patch. Views for another patch, or for another image size that nobody chose, are prepared
+            again from their photos.
         query_points: Points to track through all views, (N, 3) as (view, x, y) in pixels of the original photos;
             defaults to none.
         heads: Names of the heads to run; defaults to all, "tracks" only if there are query points. Of added heads
@@ -151,7 +151,7 @@ def reconstruct(
     if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
         raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
     available = _heads_of_scenes(model)
-    views = _to_views(views, config.patch_size, getattr(config, "image_size", None))
+    views = _to_views(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
@@ -308,7 +308,7 @@ def _parse_options(options: dict[str, Any]) -> RunOptions:
     return RunOptions(**options)
 
 
-def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:
+def _to_views(source: Any, patch_size: int, image_size: int | None, mode: str = "fit") -> Views:
     if isinstance(source, Views):
         views = _fit_views(source, patch_size, image_size)
         _check_views(views, patch_size)
@@ -318,7 +318,7 @@ def _to_views(source: Any, patch_size: int, image_size: int | None) -> Views:
     if not isinstance(source, Iterable | os.PathLike):
         raise ValueError(f"views must be Views, a tensor, a folder or photos, got {type(source).__name__}")
     size = None if image_size is None else default_size(patch_size, image_size)
-    return load_views(source, size=size, patch_size=patch_size)
+    return load_views(source, mode=mode, size=size, patch_size=patch_size)
 
 
 def _fit_views(views: Views, patch_size: int, image_size: int | None) -> Views:
@@ -362,7 +362,8 @@ def _seen_pixels(views: Views) -> Tensor:
 def _heads_of_scenes(model: Any) -> tuple[str, ...]:
     """Heads whose predictions belong to pixels that a scene knows how to bring to the photos."""
     added = getattr(model, "extra_heads", {})
-    known = (head for head in model.heads if head != "rays")  # in pixels of their own
+    # Rays are in pixels of their own, and the embedding of a scene in none.
+    known = (head for head in model.heads if head not in ("rays", "text"))
     return tuple(head for head in known if head not in added or isinstance(added[head], MapHead))
 
 

@@ -22,7 +22,7 @@ from geomtx.views.transform import MODES, Mode, ViewTransform, cut_to_smallest, 
 from geomtx.views.two_resizes import BOUND_MODES
 from geomtx.views.views import Preparation, Views
 
-__all__ = ["default_size", "load_views", "prepare_again"]
+__all__ = ["default_size", "load_views", "preferred_mode", "prepare_again"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _MIN_REDUCTION = 4  # a photo reduced while it is decoded stays this many times 
 def load_views(
     source: PathLike | Iterable[PathLike],
     *,
-    mode: Mode | str = "fit",
+    mode: Mode | str | None = None,
     size: int | None = None,
     patch_size: int | None = None,
     model: Any = None,
@@ -64,16 +64,19 @@ def load_views(
     | "upper_bound_resize" | longer side `size`, then both resized to the nearest whole patches | nothing |
     | "upper_bound_crop" | longer side `size`, then both cut to whole patches | up to a patch at the edges |
     | "lower_bound_resize", "lower_bound_crop" | the same with the shorter side `size` | the same |
+    | "balanced" | as many pixels as a square of side `size`, sides rounded to whole patches | what exceeds 2:1 |
+    | "max_size" | as "fit" | what exceeds 2:1 |
 
-    The last four are Depth Anything 3's, whose default is the first of them with 504 pixels: each of the two steps
-    takes the mean of what a pixel covers, or interpolates cubically where a side grows. Their `size` need not be a
-    multiple of the patch.
+    The four with bounds are Depth Anything 3's, whose default is the first of them with 504 pixels: each of the two
+    steps takes the mean of what a pixel covers, or interpolates cubically where a side grows. Their `size` need not be
+    a multiple of the patch.
 
     Args:
         source: Folder, file, or several files in the order of the views; the first is the reference view. Images of a
             folder are read in natural order (img2 before img10), without hidden files, subfolders and pictures of
             results that geomtx wrote. Or a video.
-        mode: Way of fitting a photo into the model's image, see the table; defaults to "fit".
+        mode: Way of fitting a photo into the model's image, see the table; defaults to the one that `model` is made
+            for, without one to "fit".
         size: Side of the model's image in pixels, a multiple of the patch; defaults to that of `model`, without one to
             the multiple nearest to 518, the size of the published models. For "area" the number of pixels, at most;
             defaults to that of `model`, without one to those of a square of 518.
@@ -95,6 +98,7 @@ def load_views(
         ImportError: For a video if PyAV is not installed.
         TypeError: For an option that doesn't exist.
     """
+    mode = preferred_mode(model) if mode is None else mode
     check_option("mode", mode, MODES)
     patch_size, image_size = _choose_sizes(model, patch_size)
     check_positive("patch_size", patch_size)
@@ -259,6 +263,11 @@ def _choose_sizes(model: Any, patch_size: int | None) -> tuple[int, int]:
     if patch_size not in (None, found):
         raise ValueError(f"patch_size must be the model's {found}, got {patch_size}")
     return found, getattr(config, "image_size", None) or _SIZE
+
+
+def preferred_mode(model: Any) -> str:
+    """Return the mode in which photos are prepared for a model or its configuration; "fit" for None."""
+    return getattr(getattr(model, "config", model), "photo_mode", "fit")
 
 
 def default_size(patch_size: int, image_size: int = _SIZE) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from geomtx.checks import check_option, check_positive
 from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float, show_shapes
+from geomtx.views.aspect_limit import LIMITED_MODES, LimitedMode, cut_and_resize
 from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import Picture
 from geomtx.views.two_resizes import BOUND_MODES, BoundMode, resize_twice
@@ -278,8 +279,8 @@ def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> Non
         raise ValueError(f"{name} must be floating point for mode 'bilinear', got {values.dtype}")
 
 
-Mode = Literal["fit", "crop", "pad", "square", "area"] | BoundMode
-MODES: tuple[str, ...] = ("fit", "crop", "pad", "square", "area", *BOUND_MODES)
+Mode = Literal["fit", "crop", "pad", "square", "area"] | BoundMode | LimitedMode
+MODES: tuple[str, ...] = ("fit", "crop", "pad", "square", "area", *BOUND_MODES, *LIMITED_MODES)
 
 Color = tuple[int, int, int]
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -310,6 +311,8 @@ def place_photo(
         scale, offset = (size[0] / original_wh[0], size[1] / original_wh[1]), (0.0, 0.0)
     elif mode in BOUND_MODES:
         image, scale, offset = resize_twice(photo.image, original_wh, mode, size, patch_size)
+    elif mode in LIMITED_MODES:
+        image, scale, offset = cut_and_resize(photo.image, original_wh, mode, size, patch_size)
     elif mode == "square":
         image, scale, offset = _place_square(photo.image, original_wh, size)
     else:

@@ -100,3 +100,15 @@ def test_sizes_in_between():
     assert 50 < sizes["small"] < 150
     assert 250 < sizes["base"] < 600
     assert VGGTConfig.small(heads=("camera",)).heads == ("camera",)
+
+
+def test_dense_heads_of_a_quarter_of_a_patch():
+    with pytest.raises(ValueError, match=r"^patch_size must be a multiple of 4, got 14$"):
+        VGGTConfig.tiny(dense_head="pixel_shuffle")
+    with pytest.raises(ValueError, match=r"^dense_head must be one of 'dpt', 'pixel_shuffle', got 'mlp'$"):
+        VGGTConfig.tiny(dense_head="mlp")
+    model = VGGT(VGGTConfig.nano(dense_head="pixel_shuffle", heads=("depth", "points"))).eval()
+    with torch.no_grad():
+        found = model(torch.rand(2, 3, 16, 24))
+    assert found.depth.value.shape == (1, 2, 16, 24)
+    assert found.points.value.shape == (1, 2, 16, 24, 3)

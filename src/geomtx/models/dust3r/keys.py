@@ -8,7 +8,7 @@ from typing import Any
 
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.models.dust3r.config import CroCoConfig, DUSt3RConfig, MASt3RConfig
-from geomtx.models.published import pair_kind
+from geomtx.models.published import kind_of_names
 from geomtx.models.vggt.keys import BLOCK_KEYS, fusion_keys
 
 __all__ = [
@@ -130,7 +130,7 @@ _HEADS = {"DUSt3R": ("points",), "MASt3R": ("points", "descriptors"), "CroCo": (
 def describe_pairs(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """Return whose the names of a checkpoint are, and its heads, see `geomtx.models.registry.Family`."""
     naming = "published" if any("enc_blocks." in name for name in names) else "geomtx"
-    return naming, _HEADS[pair_kind(names)]
+    return naming, _HEADS[kind_of_names(names)]
 
 
 # Number of channels → number of attention heads, which the shapes of weights don't tell.
@@ -163,7 +163,7 @@ def config_of(
         "depth": _count("dec_blocks", shapes),
         "num_heads": _NUM_HEADS[dim],
     }
-    kind = pair_kind(shapes)
+    kind = kind_of_names(shapes)
     if kind == "CroCo":
         return CroCoConfig(**numbers, rope_base=None if "enc_pos_embed" in shapes else 100.0)
     numbers["image_size"] = image_size or (224 if "224" in source else 512)

@@ -72,6 +72,8 @@ class VGGTConfig(ModelConfig):
         camera_depth: Number of blocks of the camera head's trunk.
         camera_num_heads: Number of attention heads of the trunk.
         camera_iterations: Number of refinements of the cameras.
+        dense_head: Kind of the depth and point heads: "dpt", of the images' resolution, a `DenseHead`; or
+            "pixel_shuffle", of a quarter of a patch, a `PixelShuffleHead`, for which `patch_size` is a multiple of 4.
         dpt_features: Number of channels of the depth and point decoders.
         dpt_channels: Numbers of channels of the four projections of all decoders.
         track_features: Number of channels of the tracker's feature maps.
@@ -103,6 +105,7 @@ class VGGTConfig(ModelConfig):
     camera_depth: int = 4
     camera_num_heads: int = 16
     camera_iterations: int = 4
+    dense_head: Literal["dpt", "pixel_shuffle"] = "dpt"
     dpt_features: int = 256
     dpt_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     track_features: int = 128
@@ -120,6 +123,9 @@ class VGGTConfig(ModelConfig):
         for name in ("heads", "scopes", "taps", "dpt_channels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_option("backbone", self.backbone, ("vit", "conv"))
+        check_option("dense_head", self.dense_head, ("dpt", "pixel_shuffle"))
+        if self.dense_head == "pixel_shuffle":
+            check_divisible("patch_size", self.patch_size, 4)
         check_option("attention", self.attention, get_args(BackendName))
         if len(self.scopes) != 2:
             raise ValueError(f"scopes must be two, as a layer is a pair of blocks, got {self.scopes}")

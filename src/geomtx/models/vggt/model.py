@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint
 from geomtx.checkpoint.key_table import KeyTable
@@ -15,7 +15,6 @@ from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
 from geomtx.models.vggt.keys import VGGT_KEYS, published_config
 from geomtx.models.vggt.parts import build_camera_head, build_dense_head, build_encoder, build_track_head
-from geomtx.types import Bool, Float, Predictions
 
 __all__ = ["VGGT", "VGGTConfig"]
 
@@ -61,40 +60,6 @@ class VGGT(SceneModel):
             else:
                 fields[name] = result
         return fields
-
-    def forward(
-        self,
-        images: Float[Tensor, "*batch s 3 h w"],
-        query_points: Tensor | None = None,
-        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
-        *,
-        heads: tuple[str, ...] | None = None,
-    ) -> Predictions:
-        """Predict; differentiable.
-
-        `geomtx.inference.predict` gives the same result, up to rounding, with less memory, on several processes or
-        compiled.
-
-        Args:
-            images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene; sides are multiples of the patch
-                size. The first view is the reference: its camera is the world.
-            query_points: Points to track, (B, N, 2) as (x, y) in pixels of view 0, or (B, N, 3) as (view, x, y);
-                without the B axis for one scene. Defaults to none; then there are no tracks.
-            patch_mask: Mask of the valid patches, (B, S, H/patch, W/patch) bool; without the B axis for one scene.
-                Defaults to all.
-            heads: Names of the heads to run; defaults to all that the model has.
-
-        Returns:
-            `Predictions`, always with the B axis, in float32 or better; lengths are up to scale.
-
-        Raises:
-            ValueError: For wrong shapes, a head that the model doesn't have, images too small for tracks, and query
-                points outside their view. Values on an accelerator are not checked, which would make the host wait;
-                `geomtx.reconstruct` checks them, and the images' too.
-        """
-        images, query_points, patch_mask, heads = self.check_inputs(images, query_points, patch_mask, heads)
-        tokens = self.encoder(images, patch_mask=patch_mask, taps=self.taps_of(heads))
-        return self.run_heads(lambda head: tokens, heads, query_points)
 
     @classmethod
     def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:

@@ -8,7 +8,7 @@ from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.patches import Backbone, PatchEmbedding
 from geomtx.encoder.vit import VisionTransformer
 from geomtx.heads.camera import CameraHead
-from geomtx.heads.dense import DenseHead
+from geomtx.heads.dense import DenseHead, PixelShuffleHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.track import TrackHead
 from geomtx.layers.block import TransformerBlock
@@ -70,9 +70,16 @@ def build_camera_head(config: VGGTConfig) -> CameraHead:
     )
 
 
-def build_dense_head(config: VGGTConfig, value_dim: int, activation: Literal["exp", "signed_expm1"]) -> DenseHead:
+def build_dense_head(
+    config: VGGTConfig, value_dim: int, activation: Literal["exp", "signed_expm1"]
+) -> DenseHead | PixelShuffleHead:
     """Build the head of depth (1, "exp") or of points (3, "signed_expm1")."""
-    decoder = DPTDecoder(2 * config.dim, config.dpt_features, channels=config.dpt_channels, taps=config.taps)
+    stride = 1 if config.dense_head == "dpt" else None
+    decoder = DPTDecoder(
+        2 * config.dim, config.dpt_features, channels=config.dpt_channels, taps=config.taps, stride=stride
+    )
+    if stride is None:
+        return PixelShuffleHead(decoder, value_dim, activation=activation, factor=config.patch_size // 4)
     return DenseHead(decoder, value_dim, activation=activation)
 
 
