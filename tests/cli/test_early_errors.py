@@ -31,7 +31,7 @@ MISTAKES = {
     "reconstruct photos --weights nano --window 3 --overlap 3": "window overlap must be in 1 … 2, got 3",
     "reconstruct photos --weights nano --window 3 --heads camera": "heads must hold camera and depth, or points",
     "reconstruct photos --weights nano --heads camera,dept": "got 'dept'; did you mean 'depth'?",
-    "reconstruct photos --weights nano --mode ft": "max_size); did you mean 'fit'?",
+    "reconstruct photos --weights nano --mode ft": "lower_bound_crop); did you mean 'fit'?",
     "reconstruct photos --weights nano --sise 64": "unrecognized arguments: --sise 64; did you mean '--size'?",
     "reconstruct photos --preset nano": "must be a model with random weights, got 'nano'; use --weights nano",
     "demo --views 99": "--views must be in 2 … 24, got 99",
