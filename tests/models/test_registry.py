@@ -81,7 +81,10 @@ def test_known_weights():
     assert names[:3] == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
     assert names[3:5] == ["depth-anything/DA3-SMALL", "depth-anything/DA3-BASE"]
     assert [weights.name for weights in list_models("*vggt*commercial")] == names[2:3]
-    assert [weights.name for weights in list_models("vggt*")] == [*names[1:3], *(name for name in names if "Omega" in name)]
+    assert [weights.name for weights in list_models("vggt*")] == [
+        *names[1:3],
+        *(name for name in names if "Omega" in name),
+    ]
     assert [weights.name for weights in list_models("da3*")] == names[3:11]
     assert [weights.name for weights in list_models("pi3*")] == ["yyfz233/Pi3", "yyfz233/Pi3X"]
     for weights, preset in zip(list_models("pi3*"), ("pi3", "pi3x"), strict=True):
