@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import geomtx
 from geomtx.encoder import PairDecoder
 from geomtx.inference.pair_maps import PairPrediction
 from geomtx.losses import completion_loss
 from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig, keys
 from geomtx.models.dust3r.parts import build_encoder
+from geomtx.models.dust3r.pretrained import normalize_pair_images
 from geomtx.types import Tokens
 from golden_files import Check, Golden, fill_by_rule, make
 
@@ -116,6 +118,21 @@ def check_full_size(golden: Golden) -> Iterator[Check]:
     yield from compare(model(*images), golden.tensors)
 
 
+def check_preprocessing(golden: Golden) -> Iterator[Check]:
+    for name, reference in golden.tensors.items():
+        stem, size, *rest = name.split(".")
+        mode = "center_square" if size == "224" else "center"
+        photo = golden.path.parent / "images" / f"{stem}.png"
+        views = geomtx.load_views(photo, mode=mode, size=int(size), patch_size=16)
+        golden.tensors.unread.discard(name)
+        if rest == ["hw"]:
+            yield Check(name, torch.tensor(views.image_hw), reference)
+        elif rest == ["normalized"]:
+            yield Check(name, normalize_pair_images(views.images[0]), reference)
+        else:
+            yield Check(name, (views.images[0] * 255).round(), reference)
+
+
 CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "croco_encoder": check_encoder,
     "croco_decoder_pair": check_decoder_pair,
@@ -124,4 +141,5 @@ CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "mast3r": check_dust3r,
     "dust3r_512": check_full_size,
     "mast3r_512": check_full_size,
+    "pairwise_preprocessing": check_preprocessing,
 }

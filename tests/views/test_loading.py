@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 import geomtx
 from geomtx import VGGTConfig, VGGTOmegaConfig
 from geomtx.views import PhotoError, Views, load_views, loading
+from geomtx.views.layout import fit_area
 from geomtx.views.loading import default_size, prepare_again
-from geomtx.views.transform import fit_area
 from geomtx.views.views import Preparation
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -86,8 +86,49 @@ def test_an_area_is_whole_patches_and_never_larger(photo_wh: tuple[int, int], nu
     assert 0 < width * height <= num_pixels
 
 
+@pytest.mark.parametrize(
+    ("photo_wh", "image_hw", "offset"),
+    [
+        ((400, 300), (64, 96), (0, -4)),
+        ((300, 400), (96, 64), (-4, 0)),
+        ((300, 300), (64, 96), (0, -16)),
+        ((80, 61), (64, 96), (0, -4)),
+        ((900, 100), (16, 96), (0, 2)),  # thinner than a patch: padded
+    ],
+)
+def test_photos_are_cut_about_their_centre(save_photo, photo_wh, image_hw, offset) -> None:
+    views = load_views(save_photo("1.png", *photo_wh), mode="center", size=96, patch_size=16)
+    transform = views.transforms[0]
+    assert views.image_hw == image_hw
+    assert transform.offset == offset
+    centre = torch.tensor([(side - 1) / 2 for side in photo_wh], dtype=torch.float64)
+    seen = transform.from_original(centre) - torch.tensor([(side - 1) / 2 for side in image_hw[::-1]])
+    assert seen.abs().max() <= 0.5
+    corner = torch.tensor([0.0, 0.0])
+    torch.testing.assert_close(transform.from_original(transform.to_original(corner)), corner, atol=1e-4, rtol=0)
+
+
+def test_the_central_square_of_a_photo(save_photo) -> None:
+    views = load_views(
+        [save_photo("1.png", 400, 300), save_photo("2.png", 200, 333)], mode="center_square", size=64, patch_size=16
+    )
+    assert views.image_hw == (64, 64)
+    assert views.masks.all()
+    assert [t.offset for t in views.transforms] == [(-10, 0), (0, -21)]
+    again = prepare_again(views, 14, 518)
+    assert again.image_hw == (70, 70)
+
+
+def test_cut_photos_keep_the_colours_of_transparent_pixels(tmp_path) -> None:
+    pixels = np.full((32, 32, 4), 100, dtype=np.uint8)
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    assert (load_views(tmp_path, mode="center", size=32, patch_size=16).images * 255).round().unique().tolist() == [100]
+    assert load_views(tmp_path, mode="fit", size=32, patch_size=16).images.unique().tolist() == [1]
+
+
 @pytest.mark.parametrize("patch_size", [14, 16])
-@pytest.mark.parametrize("mode", ["fit", "crop", "pad", "square"])
+@pytest.mark.parametrize("mode", ["fit", "crop", "pad", "square", "center"])
 def test_sides_are_whole_patches(mode: str, patch_size: int) -> None:
     views = load_views(PHOTOS, mode=mode, size=patch_size * 10, patch_size=patch_size)
     assert all(side % patch_size == 0 for side in views.image_hw)

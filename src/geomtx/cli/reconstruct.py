@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
 _HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
-_MODES = ("fit", "crop", "pad", "square", "area", "balanced", "max_size")
+_MODES = ("fit", "crop", "pad", "square", "area", "center", "center_square", "balanced", "max_size")
 _BOUND_MODES = tuple(f"{side}_bound_{way}" for side in ("upper", "lower") for way in ("resize", "crop"))
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -76,7 +76,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--mode", choices=(*_MODES, *_BOUND_MODES), metavar="MODE",
         help=f"how photos become images: whole, cropped, padded to a square, all in the shape of the first with --size "
-        f"pixels, or cut to 2:1 at most: {', '.join(_MODES)}; or as Depth Anything 3's authors do: "
+        f"pixels, cut about the centre, or to 2:1 at most: {', '.join(_MODES)}; or as Depth Anything 3's authors do: "
         f"{', '.join(_BOUND_MODES)} (what the model is made for, or fit)",
     )  # fmt: skip
     parser.add_argument(

@@ -16,9 +16,10 @@ from geomtx.checks import check_at_least, check_divisible, check_option, check_p
 from geomtx.files import unique_names
 from geomtx.inference.plan import free_bytes
 from geomtx.views.frames import FrameChoice, FramePlan, choose_frames, frame_times, plan_frames
+from geomtx.views.layout import CENTER_MODES, fit_area
 from geomtx.views.listing import PathLike, PhotoError, find_video, list_photos, name_files
 from geomtx.views.pictures import Picture, read_picture
-from geomtx.views.transform import MODES, Mode, ViewTransform, cut_to_smallest, fit_area, place_photo
+from geomtx.views.transform import MODES, Mode, ViewTransform, cut_to_smallest, place_photo
 from geomtx.views.two_resizes import BOUND_MODES
 from geomtx.views.views import Preparation, Views
 
@@ -43,12 +44,12 @@ def load_views(
 ) -> Views:
     """Load photos, or frames of a video, for a model, with the way back to their original pixels.
 
-    The EXIF orientation is applied, transparent pixels are composed onto white, and 16-bit grey keeps its range. Of an
-    animation the first frame is read, of a TIFF file the first image that is no preview. HEIC needs the extra `heic`.
-    Photos are resized by Pillow's bicubic filter ("area": Lanczos; "…_bound_…": OpenCV's, see below); a photo over 100
-    megapixels is reduced while it is decoded. If images have different sizes after that, they are padded with white to
-    the largest height and width, centred, with the smaller half of the padding at the top and left; `Views.masks` is
-    False there.
+    The EXIF orientation is applied, transparent pixels are composed onto white ("center": they have the colour that is
+    stored with them), and 16-bit grey keeps its range. Of an animation the first frame is read, of a TIFF file the
+    first image that is no preview. HEIC needs the extra `heic`. Photos are resized by Pillow's bicubic filter ("area",
+    and "center" of larger photos: Lanczos; "…_bound_…": OpenCV's, see below); a photo over 100 megapixels is reduced
+    while it is decoded. If images have different sizes after that, they are padded with white to the largest height and
+    width, centred, with the smaller half of the padding at the top and left; `Views.masks` is False there.
 
     Frames of a video (.mp4, .mov, …; needs the extra `video`) are chosen by time, see `FrameChoice`, and turned
     upright; pixels that are not square are made so. Views of a video have no files: what copies photos, such as the
@@ -60,6 +61,8 @@ def load_views(
     | "crop" | width `size`, height rounded to whole patches, centre-cropped to `size` | rows of tall photos |
     | "pad" | as "fit", then padded with white to a square | nothing |
     | "square" | padded with black to a square, then resized | nothing |
+    | "center" | longer side `size`, both cut about the centre to whole patches, a square to 4:3 | the borders |
+    | "center_square" | shorter side `size`, the longer one cut about the centre | the ends of the longer side |
     | "area" | `size` pixels in the shape of the first photo, to which all photos are resized | the shape of others |
     | "upper_bound_resize" | longer side `size`, then both resized to the nearest whole patches | nothing |
     | "upper_bound_crop" | longer side `size`, then both cut to whole patches | up to a patch at the edges |
@@ -170,7 +173,7 @@ def _prepare(paths: Sequence[Path], names: Sequence[str], how: Preparation, patc
     images, transforms = [], []
     place = _Placement(how, patch_size)
     for path in paths:  # one photo in full resolution at a time
-        photo = read_picture(path, min_side=_MIN_REDUCTION * _side_of(how))
+        photo = read_picture(path, min_side=_MIN_REDUCTION * _side_of(how), opaque=how.mode in CENTER_MODES)
         _check_memory(len(paths), how, photo.original_hw)
         image, transform = place(photo, str(path))
         images.append(image)
@@ -240,7 +243,7 @@ def _check_memory(num_views: int, how: Preparation, photo_hw: tuple[int, int]) -
     """Refuse images that don't fit into the host's memory where all are as large as that of one photo."""
     height, width = photo_hw
     thin = min(photo_hw) / max(photo_hw)
-    shares = {"fit": thin, "crop": min(1.0, height / width), "upper": thin, "lower": 1 / thin}
+    shares = {"fit": thin, "center": thin, "crop": min(1.0, height / width), "upper": thin, "lower": 1 / thin}
     share = shares.get(how.mode.partition("_")[0], 1.0)
     pixels = how.size if how.mode == "area" else how.size**2 * share
     needed, free = num_views * pixels * _PIXEL_BYTES, free_bytes(torch.device("cpu"))

@@ -72,7 +72,9 @@ class Picture(NamedTuple):
     orientation: int
 
 
-def read_picture(path: Path, *, kind: str = "photo", upright: bool = True, min_side: int | None = None) -> Picture:
+def read_picture(
+    path: Path, *, kind: str = "photo", upright: bool = True, min_side: int | None = None, opaque: bool = False
+) -> Picture:
     """Decode a picture file of any format and mode that Pillow knows.
 
     Of a TIFF file the first image that is not a preview is read, of an animation the first frame. HEIC needs the extra
@@ -84,6 +86,8 @@ def read_picture(path: Path, *, kind: str = "photo", upright: bool = True, min_s
         upright: Whether to apply the EXIF orientation; False returns pixels as they are stored. Defaults to True.
         min_side: Smallest length of the longer side, in pixels, to which a picture over 100 megapixels may be reduced
             while it is decoded; defaults to no reduction.
+        opaque: Whether transparent pixels have the colour that is stored with them; otherwise they are composed onto
+            white. Defaults to False.
 
     Raises:
         PhotoError: If the file is missing, damaged, not a picture, a camera's raw file, or larger than 1000 megapixels
@@ -92,7 +96,7 @@ def read_picture(path: Path, *, kind: str = "photo", upright: bool = True, min_s
     path = Path(path)
     with open_picture(path, kind=kind) as file:
         turned = _turn_by_pillow(file, path, kind)
-        image, (width, height) = _decode(file, str(path), kind, min_side)
+        image, (width, height) = _decode(file, str(path), kind, min_side, opaque)
         # Pillow has turned a TIFF image upright and has removed the tag.
         orientation = turned if turned != 1 else _read_orientation(file, path, kind)
     transpose = None
@@ -148,7 +152,9 @@ def open_picture(path: Path, *, kind: str = "photo") -> Iterator[Image.Image]:
         raise PhotoError(f"{kind} '{path}' must be a whole image, got a damaged one: {reason}") from error
 
 
-def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(
+    file: Image.Image, name: str, kind: str, min_side: int | None, opaque: bool
+) -> tuple[Image.Image, tuple[int, int]]:
     """Decode to RGB, reduced if that is allowed, and return it with (width, height) in full resolution."""
     full_wh = file.size
     factor = _reduction(full_wh, min_side)
@@ -158,6 +164,8 @@ def _decode(file: Image.Image, name: str, kind: str, min_side: int | None) -> tu
     file.load()
     if drafted is None:
         full_wh = file.size
+    if opaque and file.has_transparency_data:
+        file = file.convert("RGB")
     factor = _reduction(file.size, min_side)
     image = reduce_to_rgb(file, name, factor, kind=kind) if factor > 1 else convert_to_rgb(file, name, kind=kind)
     # Sides were rounded up, so that the photo covers only a part of the last row and column.

@@ -16,6 +16,7 @@ from geomtx.checks import check_option, check_positive
 from geomtx.layers.precision import at_least_float32
 from geomtx.types import Bool, Float, show_shapes
 from geomtx.views.aspect_limit import LIMITED_MODES, LimitedMode, cut_and_resize
+from geomtx.views.layout import CENTER_MODES, lay_out
 from geomtx.views.listing import PhotoError
 from geomtx.views.pictures import Picture
 from geomtx.views.two_resizes import BOUND_MODES, BoundMode, resize_twice
@@ -27,7 +28,6 @@ __all__ = [
     "Mode",
     "ViewTransform",
     "cut_to_smallest",
-    "fit_area",
     "place_photo",
     "resample",
     "stack_padded",
@@ -279,8 +279,8 @@ def _check_map(name: str, values: Tensor, hw: tuple[int, int], mode: str) -> Non
         raise ValueError(f"{name} must be floating point for mode 'bilinear', got {values.dtype}")
 
 
-Mode = Literal["fit", "crop", "pad", "square", "area"] | BoundMode | LimitedMode
-MODES: tuple[str, ...] = ("fit", "crop", "pad", "square", "area", *BOUND_MODES, *LIMITED_MODES)
+Mode = Literal["fit", "crop", "pad", "square", "area", "center", "center_square"] | BoundMode | LimitedMode
+MODES: tuple[str, ...] = ("fit", "crop", "pad", "square", "area", *CENTER_MODES, *BOUND_MODES, *LIMITED_MODES)
 
 Color = tuple[int, int, int]
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -316,8 +316,9 @@ def place_photo(
     elif mode == "square":
         image, scale, offset = _place_square(photo.image, original_wh, size)
     else:
-        resized_wh, image_wh, shift = _lay_out(original_wh, mode, size, patch_size)
-        resized = photo.image.resize(resized_wh, Image.Resampling.BICUBIC)
+        resized_wh, image_wh, shift = lay_out(original_wh, mode, size, patch_size)
+        smaller = mode in CENTER_MODES and max(resized_wh) < max(photo.image.size)
+        resized = photo.image.resize(resized_wh, Image.Resampling.LANCZOS if smaller else Image.Resampling.BICUBIC)
         image = resized if resized_wh == image_wh else _paste(resized, image_wh, shift, _WHITE)
         scale = (resized_wh[0] / original_wh[0], resized_wh[1] / original_wh[1])
         offset = (float(shift[0]), float(shift[1]))
@@ -377,41 +378,6 @@ def _check_extent(photo_wh: tuple[int, int], size: int, patch_size: int, name: s
         )
 
 
-def fit_area(photo_wh: tuple[int, int], num_pixels: int, patch_size: int) -> tuple[int, int]:
-    """Return width and height in whole patches with at most a number of pixels, nearly in the shape of a photo.
-
-    Args:
-        photo_wh: Width and height of the photo.
-        num_pixels: Largest number of pixels, at least those of a patch.
-        patch_size: Side of a patch in pixels.
-    """
-    factor = (num_pixels / (photo_wh[0] * photo_wh[1])) ** 0.5 / patch_size
-    columns, rows = (max(round(side * factor), 1) for side in photo_wh)
-    while columns * rows * patch_size**2 > num_pixels and (columns, rows) != (1, 1):
-        if rows == 1 or (columns > 1 and columns / rows > photo_wh[0] / photo_wh[1]):
-            columns -= 1
-        else:
-            rows -= 1
-    return columns * patch_size, rows * patch_size
-
-
-def _lay_out(
-    photo_wh: tuple[int, int], mode: str, size: int, patch_size: int
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Return (width, height) to resize to, (width, height) of the image, and the photo's upper left corner in it."""
-    width, height = photo_wh
-    if mode != "crop" and height > width:
-        resized = (_round_to_patch(width * size / height, patch_size), size)
-    else:
-        resized = (size, _round_to_patch(height * size / width, patch_size))
-    if mode == "fit":
-        return resized, resized, (0, 0)
-    if mode == "crop":
-        cut = max(resized[1] - size, 0)
-        return resized, (size, resized[1] - cut), (0, -(cut // 2))
-    return resized, (size, size), ((size - resized[0]) // 2, (size - resized[1]) // 2)
-
-
 def _place_square(
     photo: Image.Image, original_wh: tuple[int, int], size: int
 ) -> tuple[Image.Image, tuple[float, float], tuple[float, float]]:
@@ -423,10 +389,6 @@ def _place_square(
     # The picture may have been reduced; in full resolution both are `factor` itself.
     scale = (factor * (photo.width / original_wh[0]), factor * (photo.height / original_wh[1]))
     return image, scale, (left * size / side, top * size / side)
-
-
-def _round_to_patch(length: float, patch_size: int) -> int:
-    return max(round(length / patch_size), 1) * patch_size
 
 
 def _paste(

@@ -22,7 +22,7 @@ from geomtx.models.published_model import PublishedModel, StoredForm
 from geomtx.models.saved_model import Kind, describe_model, parse_stored, published_name, stored_kind
 from geomtx.types import Bool, Float, Tokens
 
-__all__ = ["PretrainedPairModel"]
+__all__ = ["PretrainedPairModel", "normalize_pair_images"]
 
 Model = TypeVar("Model", bound="PretrainedPairModel")
 
@@ -63,7 +63,7 @@ class PretrainedPairModel(PublishedModel):
         """
         check_shape("images", images, ("N", 3, "H", "W"))
         check_floating("images", images)
-        return self.encoder(normalize_images(images, mean=(0.5,) * 3, std=(0.5,) * 3), hidden)
+        return self.encoder(normalize_pair_images(images), hidden)
 
     @classmethod
     def from_pretrained(
@@ -119,3 +119,8 @@ class PretrainedPairModel(PublishedModel):
             return parse_stored(checkpoint, cls.kind, cls.config_type.from_dict)
         size = (checkpoint.config or {}).get("img_size")
         return config_of(checkpoint.shapes, checkpoint.source, max(size) if isinstance(size, list) else None)
+
+
+def normalize_pair_images(images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+    """Return images in [0, 1] as these models take them, in [-1, 1], (..., 3, H, W)."""
+    return normalize_images(images, mean=(0.5,) * 3, std=(0.5,) * 3)
