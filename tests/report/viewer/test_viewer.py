@@ -178,6 +178,9 @@ def test_several_scenes_are_in_one_viewer(scene: geomtx.Scene, tmp_path: Path):
         viewer.show(str(tmp_path / "b" / "scene.safetensors"))
         assert len(viewer._panel.nodes.points) == 0
         assert len(viewer._panel.nodes._frusta) == 4
+        assert viewer._choice.value.endswith("b/scene.safetensors")
+        viewer._choice.value = str(tmp_path / "a")  # as a user does
+        assert len(viewer._panel.nodes.points) > 0
 
 
 def test_a_video_of_a_path_through_all_cameras(scene: geomtx.Scene, tmp_path: Path):

@@ -91,11 +91,12 @@ class Tour:
                 "/camera path", points=np.stack([way[:-1], way[1:]], axis=1), colors=_COLOR, thickness=2,
                 thickness_units="screen",
             )  # fmt: skip
-        self.state.content = (
-            f"{count(len(keys), 'key view')}. Play the path, or record it as a video."
-            if keys
-            else "No key views yet: move to where the path begins, add the view, move on, add the next."
-        )
+        self.state.content = self._describe()
+
+    def _describe(self) -> str:
+        if not self.keys:
+            return "No key views yet: move to where the path begins, add the view, move on, add the next."
+        return f"{count(len(self.keys), 'key view')}. Play the path, or record it as a video."
 
     def _start(self, run: Any, client: Any) -> None:
         """Run what needs key poses and a browser; a second click ends it."""
@@ -138,7 +139,7 @@ class Tour:
             if share >= 1:
                 break
             time.sleep(1 / 60)
-        return f"{count(len(self.keys), 'key view')}."
+        return self._describe()
 
     def _record(self, client: Any) -> str:
         write: Callable[..., None]

@@ -41,9 +41,8 @@ class Viewer:
             name = _ANYWHERE.get(host, host)
             self.url = f"http://{f'[{name}]' if ':' in name else name}:{self._server.get_port()}/"
             names = tuple(scenes)
-            if len(names) > 1:
-                choice = self._server.gui.add_dropdown("Scene", names)
-                choice.on_update(lambda _: self.show(choice.value))
+            self._choice = self._server.gui.add_dropdown("Scene", names, visible=len(names) > 1)
+            self._choice.on_update(lambda _: self._switch(self._choice.value))
             self._tabs = add_tabs(self._server)
             self._panel = ScenePanel(self._server, self._tabs, *scenes[names[0]])
             self._server.on_client_connect(lambda client: client.camera.on_update(self._follow))
@@ -57,14 +56,21 @@ class Viewer:
         Args:
             name: Its name in the list of scenes.
         """
-        self._panel.remove()
-        self._panel = ScenePanel(self._server, self._tabs, *self._scenes[name])
-        for client in self._server.get_clients().values():
-            self._panel.look_from_start(client)
+        if self._choice.value == name:
+            self._switch(name)
+        else:
+            self._choice.value = name  # which switches
 
     def stop(self) -> None:
         """End the server; the page says that it lost the connection."""
         stop_server(self._server)
+
+    def _switch(self, name: str) -> None:
+        entry = self._scenes[name]
+        self._panel.remove()
+        self._panel = ScenePanel(self._server, self._tabs, *entry)
+        for client in self._server.get_clients().values():
+            self._panel.look_from_start(client)
 
     def _follow(self, camera: Any) -> None:
         self._panel.follow(camera)
