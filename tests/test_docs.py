@@ -104,6 +104,16 @@ def test_tables_of_options_are_those_of_the_commands() -> None:
     assert "`video_tracker_nano`" in page
 
 
+def test_the_table_of_blocks_is_made_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    hook = importlib.import_module("blocks_table")
+    page = hook.on_page_markdown((ROOT / "docs" / "models" / "index.md").read_text(encoding="utf-8"))
+    assert "<!--" not in page
+    assert "| `layers.Attention` | yes | yes | yes | yes |" in page
+    assert "| `encoder.AlternatingEncoder` | yes | yes | yes | yes |" in page
+    assert "| `tracking.Tracker` | yes |  |  |  |" in page
+
+
 def test_the_architecture_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     source = ROOT / "src" / "geomtx"
