@@ -39,6 +39,9 @@ MODELS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "Pi3": (geomtx.Pi3, geomtx.Pi3Config.pi3(), ("camera", "depth", "points")),
     "Pi3X": (geomtx.Pi3, geomtx.Pi3Config.pi3x(), ("camera", "depth", "points", "metric")),
 }
+# Numbers of blocks with which counting takes minutes instead of hours.
+_FEW: dict[str, Any] = {"depth": 2, "vit_depth": 1, "head_depth": 1}
+FEW_BLOCKS: dict[str, dict[str, Any]] = {"Pi3": _FEW, "Pi3X": {**_FEW, "pose_layers": (0,), "metric_depth": 1}}
 PLANS: dict[str, MemoryPlan | None] = {
     "plain": None,
     # The library's own, but for the one that takes the most.
@@ -106,6 +109,12 @@ def measure(
     }
 
 
+def weights_gib(build: Callable[[], Any]) -> float:
+    """GiB of a model's weights in bfloat16."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters()) * 2 / 2**30
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[8, 24])
@@ -114,17 +123,28 @@ def main() -> None:
     parser.add_argument("--heads", help="names, separated by commas; those of a scene by default")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--output", type=Path, help="folder of the result")
+    parser.add_argument(
+        "--few-blocks", action="store_true",
+        help="count on a network of few blocks, on whose number the peak above the weights doesn't depend, and add the "
+        "weights of the whole one",
+    )  # fmt: skip
     arguments = parser.parse_args()
     kind, config, heads = MODELS[arguments.model]
     if arguments.heads:
         heads = tuple(arguments.heads.split(","))
         config = dataclasses.replace(config, heads=heads)
+    more = 0.0
+    if arguments.few_blocks:
+        few = dataclasses.replace(config, **FEW_BLOCKS[arguments.model])
+        more, config = weights_gib(lambda: kind(config)) - weights_gib(lambda: kind(few)), few
     results: dict[str, Any] = {}
     for name in arguments.plans:
         found = {
             views: measure(lambda: kind(config), views, arguments.size, PLANS[name], heads)
             for views in sorted(set(arguments.views))
         }
+        for numbers in found.values():
+            numbers |= {key: round(numbers[key] + more, 3) for key in ("weights_gib", "estimated_gib", "peak_gib")}
         results[name] = {f"{views} views": numbers for views, numbers in found.items()}
         if len(found) > 1:
             results[name]["law"] = fit_law({views: numbers["peak_gib"] for views, numbers in found.items()})
@@ -133,7 +153,7 @@ def main() -> None:
     height, width = arguments.size
     kind_of_heads = "_" + "_".join(heads) if arguments.heads else ""
     of_model = "" if arguments.model == "VGGT-1B" else f"{arguments.model.lower().replace('-', '_')}_"
-    settings["model"] = arguments.model
+    settings |= {"model": arguments.model, **({"blocks": "few"} if arguments.few_blocks else {})}
     write_result(
         f"memory_{of_model}bfloat16_{height}x{width}{kind_of_heads}",
         settings,

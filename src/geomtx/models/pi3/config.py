@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-from geomtx.checks import check_divisible, check_name, check_option, check_positive, suggest_keywords
+from geomtx.checks import check_divisible, check_option, check_positive, suggest_keywords
 from geomtx.encoder.scopes import Scope
 from geomtx.layers.backends import BackendName
 from geomtx.models.config import ModelConfig
+from geomtx.models.vggt.config import check_heads
 
 __all__ = ["Pi3Config", "Pi3Head"]
 
@@ -78,14 +79,10 @@ class Pi3Config(ModelConfig):
     attention: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        available = self.available_heads
-        if isinstance(self.heads, str):
-            raise ValueError(f"heads must be a tuple of names, got {self.heads!r}")
-        object.__setattr__(self, "heads", available if self.heads is None else tuple(self.heads))
-        for head in self.heads or ():
-            check_name("head", head, available)
-        for name in ("pose_layers", "upsampling"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        heads = self.available_heads if self.heads is None else self.heads
+        check_heads(heads, self.available_heads)
+        for name, value in {"heads": heads, "pose_layers": self.pose_layers, "upsampling": self.upsampling}.items():
+            object.__setattr__(self, name, tuple(value))
         check_option("attention", self.attention, get_args(BackendName))
         for name in ("num_heads", "head_num_heads", "metric_num_heads", "depth"):
             check_positive(name, getattr(self, name))

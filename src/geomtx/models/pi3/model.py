@@ -43,6 +43,11 @@ class Pi3(SceneModel):
         self.metric_head = build_metric_head(config) if "metric" in heads else None
         self.extra_heads = nn.ModuleDict()
 
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether `forward` takes known cameras, as a Pi3X does."""
+        return self.conditioning is not None
+
     def own_heads(self) -> dict[str, nn.Module]:
         """Return name → head of the model's own heads; what is computed together has the same one."""
         heads = {name: self.metric_head if name == "metric" else self.point_head for name in self.config.heads or ()}
@@ -63,11 +68,6 @@ class Pi3(SceneModel):
         if self.point_head is not None and maps:
             fields |= run(maps[0], self.point_head, maps=maps, scale=fields.get("metric_scale"))
         return fields
-
-    @property
-    def takes_cameras(self) -> bool:
-        """Whether `forward` takes known cameras, as a Pi3X does."""
-        return self.conditioning is not None
 
     def forward(
         self,
