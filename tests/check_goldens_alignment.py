@@ -23,6 +23,13 @@ from geomtx.scene.pairs.objective import (
 from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
 from geomtx.scene.pairs.start import place_images, start_alignment, start_from_cameras, start_of_tree
 from geomtx.scene.pairs.two_views import intrinsics_of
+from geomtx.tracking.matching import (
+    DescriptorMaps,
+    find_reciprocal,
+    follow_pixels,
+    match_descriptors,
+    mutual_neighbours,
+)
 from geomtx.types import Cameras
 from golden_files import Check, Golden
 
@@ -174,9 +181,42 @@ def check_two_images(golden: Golden) -> Iterator[Check]:
             yield Check(f"{scene}.world_points.{index}", points, tensors[f"{scene}.world_points.{index}"])
 
 
+def sorted_matches(*columns: Tensor) -> Tensor:
+    """Rows of numbers in an order of their own, to compare as sets."""
+    rows = torch.cat([each.double().view(len(each), -1) for each in columns], dim=1)
+    return torch.tensor(sorted(rows.tolist()), dtype=torch.float64)
+
+
+def check_matching(golden: Golden) -> Iterator[Check]:
+    golden.require(similarity="dot")
+    tensors, meta = golden.tensors, golden.meta
+    settings = {"subsample": meta["subsample"], "max_rounds": meta["max_iterations"]}
+    maps, swapped = (
+        DescriptorMaps(*(tensors[f"{name}{side}{end}"] for name in ("descriptors", "confidence") for side in (1, 2)))
+        for end in ("", "_swapped")
+    )
+    (height, width), last = maps.first.shape[:2], maps.second.shape[1]
+    flat = maps.first.flatten(0, 1), maps.second.flatten(0, 1)
+    step = meta["subsample"]
+    grid = torch.arange(height * width).view(height, width)[step // 2 :: step, step // 2 :: step].flatten()
+    one, two = find_reciprocal(*flat, grid, max_rounds=meta["max_iterations"])
+    found = {
+        "full": mutual_neighbours(*flat),
+        "fast": (torch.stack([one % width, one // width], 1), torch.stack([two % last, two // last], 1)),
+        "one_way": match_descriptors(maps, **settings),
+        "both_ways": match_descriptors(maps, swapped, **settings),
+        "queries": follow_pixels(maps, tensors["queries.init_xy1"], tolerance_px=meta["pixel_tolerance"]),
+    }
+    for name, ours in found.items():
+        kinds = ("index1", "index2") if name == "full" else ("xy1", "xy2", "confidence")[: len(ours)]
+        wanted = [tensors[f"{name}.{kind}"] for kind in kinds]
+        yield Check(name, sorted_matches(*ours), sorted_matches(*wanted))
+
+
 CHECKS_ALIGNMENT: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "global_alignment": check_objective,
     "global_alignment_cleaning": check_cleaning,
     "alignment_init": check_start,
     "dust3r_two_images": check_two_images,
+    "fast_reciprocal_matching": check_matching,
 }

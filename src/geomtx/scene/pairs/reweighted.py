@@ -221,8 +221,8 @@ def _normal_equations(data: AlignmentData, scene: _Scene, moments: Tensor) -> _S
         columns[:, first : first + 3, :, place] = sign * cross
         columns[:, first + 3 : first + 6, :, 9] = sign * eye
         columns[:, first + 6, :, place] = sign * eye
-    axis = scene.rotation[..., 2].cpu().double()[image]
-    columns[:, 7, :, 0:3] = axis[:, :, None] * axis[:, None] - eye
+    forward = scene.rotation[..., 2].cpu().double()[image]
+    columns[:, 7, :, 0:3] = forward[:, :, None] * forward[:, None] - eye
     weighted = torch.einsum("mkca,mab->mkcb", columns, moments)
     square = torch.einsum("mkcb,mlcb->mkl", weighted, columns)
     side = -torch.einsum("mkcc->mk", weighted[..., 6:9])

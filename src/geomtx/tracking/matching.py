@@ -1,0 +1,185 @@
+"""Maps of descriptors of two images → pixels that show the same (MASt3R, Leroy et al. 2024, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_count, check_finite_positive, check_shape
+from geomtx.types import Float, Int, show_shapes
+
+__all__ = ["DescriptorMaps", "Matches", "find_reciprocal", "follow_pixels", "match_descriptors", "mutual_neighbours"]
+
+_ROWS_AT_ONCE = 8192  # descriptors that are compared with all of the other image at a time
+_NUMBERS_AT_ONCE = 1 << 27
+
+
+@show_shapes
+class DescriptorMaps(NamedTuple):
+    """Descriptors of both images of a pair as one pass of a model gives them.
+
+    Attributes:
+        first: Descriptors of the first image, (H₁, W₁, C); alike where their product is large.
+        second: Descriptors of the second image, (H₂, W₂, C).
+        confidence1: Confidence of the first image's descriptors, (H₁, W₁).
+        confidence2: Confidence of the second image's descriptors, (H₂, W₂).
+    """
+
+    first: Float[Tensor, "h1 w1 c"]
+    second: Float[Tensor, "h2 w2 c"]
+    confidence1: Float[Tensor, "h1 w1"]
+    confidence2: Float[Tensor, "h2 w2"]
+
+
+@show_shapes
+class Matches(NamedTuple):
+    """Pixels of two images that show the same.
+
+    Attributes:
+        coords1_px: Pixels (x, y) of the first image, (M, 2) int64.
+        coords2_px: Pixels of the second image, (M, 2) int64.
+        confidence: Confidence of each match, (M,), which ranks them.
+    """
+
+    coords1_px: Int[Tensor, "m 2"]
+    coords2_px: Int[Tensor, "m 2"]
+    confidence: Float[Tensor, " m"]
+
+
+def match_descriptors(
+    maps: DescriptorMaps, swapped: DescriptorMaps | None = None, *, subsample: int = 8, max_rounds: int = 10
+) -> Matches:
+    """Return matches found from a grid of pixels of each image, without duplicates.
+
+    Args:
+        maps: Descriptors of the pass with the images in order.
+        swapped: Descriptors of the same images, in the same order, of the pass with the images exchanged; its matches
+            are added. Defaults to none.
+        subsample: Distance of the pixels of the grid.
+        max_rounds: See `find_reciprocal`.
+
+    Returns:
+        Matches. The confidence is the smaller one of the two pixels with one pass, and the geometric mean of both with
+        two; a match found more than once has that of the first pass that has it.
+    """
+    index1, index2, confidence = [], [], []
+    for each in (maps,) if swapped is None else (maps, swapped):
+        _check(each)
+        flat1, flat2 = each.first.flatten(0, 1), each.second.flatten(0, 1)
+        forth = find_reciprocal(flat1, flat2, _grid(each.first, subsample), max_rounds=max_rounds)
+        back = find_reciprocal(flat2, flat1, _grid(each.second, subsample), max_rounds=max_rounds)
+        first, second = torch.cat([forth[0], back[1]]), torch.cat([forth[1], back[0]])
+        own = each.confidence1.flatten()[first], each.confidence2.flatten()[second]
+        index1.append(first)
+        index2.append(second)
+        confidence.append(torch.minimum(*own) if swapped is None else (own[0] * own[1]).sqrt())
+    first, second, sure = torch.cat(index1), torch.cat(index2), torch.cat(confidence)
+    kept = _first_of_each(first, second, maps.second.shape[0] * maps.second.shape[1])
+    return Matches(
+        _to_pixels(first[kept], maps.first.shape[1]), _to_pixels(second[kept], maps.second.shape[1]), sure[kept]
+    )
+
+
+def find_reciprocal(
+    first: Float[Tensor, "n c"], second: Float[Tensor, "m c"], start: Int[Tensor, " k"], *, max_rounds: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Return pairs of mutual nearest neighbours that are reached from some descriptors.
+
+    Each descriptor goes to its nearest neighbour in the other image, and from there back, until it comes back to where
+    it was. All of them move together.
+
+    Args:
+        first: Descriptors of the first image, (N, C).
+        second: Descriptors of the second image, (M, C).
+        start: Indices of the first image's descriptors to start from, (K,).
+        max_rounds: Largest number of round trips; what has not come to rest by then is left out.
+
+    Returns:
+        Indices in the first and in the second image, (J,) each, without duplicates.
+    """
+    check_count("max_rounds", max_rounds)
+    here, found1, found2 = start, [], []
+    for _ in range(max_rounds):
+        there = _nearest(first[here], second)
+        back = _nearest(second[there], first)
+        rests = back == here
+        found1.append(here[rests])
+        found2.append(there[rests])
+        here = back[~rests].unique()
+        if not len(here):
+            break
+    one, two = torch.cat(found1), torch.cat(found2)
+    kept = _first_of_each(one, two, len(second))
+    return one[kept], two[kept]
+
+
+def mutual_neighbours(first: Float[Tensor, "n c"], second: Float[Tensor, "m c"]) -> tuple[Tensor, Tensor]:
+    """Return all pairs of descriptors that are each other's nearest neighbours, as indices (J,) and (J,).
+
+    Args:
+        first: Descriptors of the first image, (N, C).
+        second: Descriptors of the second image, (M, C).
+    """
+    there, back = _nearest(first, second), _nearest(second, first)
+    here = torch.arange(len(first), device=first.device)
+    mutual = back[there] == here
+    return here[mutual], there[mutual]
+
+
+def follow_pixels(
+    maps: DescriptorMaps, coords_px: Int[Tensor, "k 2"], *, tolerance_px: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    """Return where pixels of the first image are in the second one, for those that one round trip brings back.
+
+    Args:
+        maps: Descriptors of both images.
+        coords_px: Pixels (x, y) of the first image, (K, 2) int64.
+        tolerance_px: Distance in pixels from its start at which a round trip must end closer.
+
+    Returns:
+        The pixels of the first image that came back, (J, 2), and those of the second one, (J, 2).
+    """
+    _check(maps)
+    check_shape("coords_px", coords_px, ("K", 2))
+    check_finite_positive("tolerance_px", tolerance_px)
+    width1, width2 = maps.first.shape[1], maps.second.shape[1]
+    first, second = maps.first.flatten(0, 1), maps.second.flatten(0, 1)
+    there = _nearest(first[coords_px[:, 1] * width1 + coords_px[:, 0]], second)
+    back = _to_pixels(_nearest(second[there], first), width1)
+    kept = (back - coords_px).double().norm(dim=1) < tolerance_px
+    return coords_px[kept], _to_pixels(there[kept], width2)
+
+
+def _check(maps: DescriptorMaps) -> None:
+    check_shape("first", maps.first, ("H", "W", "C"))
+    check_shape("second", maps.second, ("H", "W", maps.first.shape[-1]))
+    check_shape("confidence1", maps.confidence1, tuple(maps.first.shape[:2]))
+    check_shape("confidence2", maps.confidence2, tuple(maps.second.shape[:2]))
+
+
+def _grid(maps: Tensor, subsample: int) -> Tensor:
+    check_count("subsample", subsample)
+    height, width = maps.shape[:2]
+    y, x = (torch.arange(subsample // 2, size, subsample, device=maps.device) for size in (height, width))
+    return (y[:, None] * width + x).flatten()
+
+
+def _nearest(queries: Tensor, others: Tensor) -> Tensor:
+    """Return the index of the other descriptor with the largest product with each, in blocks that fit in memory."""
+    at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(others))))
+    found = [(some @ others.mT).argmax(1) for some in queries.split(at_once)]
+    return torch.cat(found) if found else queries.new_zeros(0, dtype=torch.long)
+
+
+def _first_of_each(one: Tensor, two: Tensor, size: int) -> Tensor:
+    """Return the place of the first appearance of each pair of indices, sorted by pair."""
+    key = one * size + two
+    order = key.argsort(stable=True)
+    ranked = key[order]
+    return order[ranked.diff(prepend=ranked[:1] - 1) != 0]
+
+
+def _to_pixels(index: Tensor, width: int) -> Tensor:
+    return torch.stack([index % width, index // width], dim=-1)
