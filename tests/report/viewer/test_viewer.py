@@ -155,7 +155,6 @@ def test_a_refined_scene_is_shown_beside_the_first_one(scene: geomtx.Scene):
         assert np.median(right @ axis) - np.median(left @ axis) > 1
         assert [title.text for title in panel.nodes._titles] == ["refined", "as predicted"]
         client = Client()
-        client.camera.up_direction = -panel.shown.results["refined"].axis(1)
         panel.look_from_start(client)
         for result in (left, right):
             assert np.mean(inside(result, client.camera)) > 0.95

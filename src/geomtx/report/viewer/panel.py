@@ -139,6 +139,7 @@ class ScenePanel:
         width = np.linalg.norm(aside) * (1 + 1 / GAP) / _FITS
         needed = width / 2 / (np.tan(start.fov / 2) * client.camera.aspect)
         with client.atomic():
+            client.camera.up_direction = -self.shown.results[self.nodes.look.results[0]].axis(1)
             client.camera.position = target + back * max(1.0, needed / float(np.linalg.norm(back)))
             client.camera.look_at = target
             client.camera.fov = start.fov
