@@ -10,6 +10,7 @@ from torch import Tensor
 
 import geomtx
 from geomtx.encoder import PairDecoder
+from geomtx.inference import choose_pairs, keep_near, retrieved_pairs
 from geomtx.inference.pair_maps import PairPrediction
 from geomtx.losses import completion_loss
 from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig, keys
@@ -133,6 +134,24 @@ def check_preprocessing(golden: Golden) -> Iterator[Check]:
             yield Check(name, (views.images[0] * 255).round(), reference)
 
 
+def check_image_pairs(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    for name in list(tensors):
+        count, _, graph = name.partition(".")
+        if count == "retrieval":
+            continue
+        graph, *filters = graph.split(".")
+        pairs = choose_pairs(int(count), graph, both_directions="both_directions" in filters)
+        for each in filters[:-1]:
+            around = int(count) if each.startswith("cyc") else None
+            pairs = keep_near(pairs, int(each[3:]), num_images=around)
+        yield Check(name, torch.tensor(sorted(pairs.tolist())), tensors[name])
+    keys = tensors["retrieval.keys"].tolist()
+    similarity = tensors["retrieval.similarity"]
+    found = retrieved_pairs(similarity, len(keys), 2, first_key=keys[0], both_directions=False)
+    yield Check("retrieval.pairs", found, tensors["retrieval.pairs"])
+
+
 CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "croco_encoder": check_encoder,
     "croco_decoder_pair": check_decoder_pair,
@@ -142,4 +161,5 @@ CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "dust3r_512": check_full_size,
     "mast3r_512": check_full_size,
     "pairwise_preprocessing": check_preprocessing,
+    "image_pairs": check_image_pairs,
 }

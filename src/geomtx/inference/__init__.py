@@ -3,7 +3,9 @@
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.engine import predict, recompute_blocks
 from geomtx.inference.keys import GlobalApproximation
-from geomtx.inference.pair_maps import PairMaps
+from geomtx.inference.pair_graphs import choose_pairs, keep_near, retrieved_pairs
+from geomtx.inference.pair_maps import PairedView, PairMaps, PairPrediction
+from geomtx.inference.pairs import PairBatch, PairMemory, PairOptions, PairStore, predict_pairs, run_pairs
 from geomtx.inference.parallel import predict_parallel
 from geomtx.inference.plan import LEAN_PLAN, PLANS, MemoryPlan
 from geomtx.inference.quantize import quantize_model
@@ -15,12 +17,23 @@ __all__ = [
     "PLANS",
     "GlobalApproximation",
     "MemoryPlan",
+    "PairBatch",
     "PairMaps",
+    "PairMemory",
+    "PairOptions",
+    "PairPrediction",
+    "PairStore",
+    "PairedView",
     "RunOptions",
+    "choose_pairs",
     "deal_out",
+    "keep_near",
     "predict",
+    "predict_pairs",
     "predict_parallel",
     "quantize_model",
     "recompute_blocks",
+    "retrieved_pairs",
+    "run_pairs",
     "track_in_chunks",
 ]

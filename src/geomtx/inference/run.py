@@ -20,7 +20,7 @@ from geomtx.inference.plan import PLANS, WHOLE, Memory, MemoryPlan, PassSize, au
 from geomtx.inference.shares import deal_out
 from geomtx.types import Predictions
 
-__all__ = ["HALVES", "RunOptions", "check_options", "encode_views", "run_views"]
+__all__ = ["HALVES", "RunOptions", "check_options", "encode_views", "run_precision", "run_views"]
 
 HALVES = (torch.bfloat16, torch.float16)
 # Pixels that the dense heads hold at once with view_chunk="auto", where memory is not short.
@@ -118,7 +118,7 @@ def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], option
     device, images = parameter.device, inputs["images"]
     assert images is not None, "a scene has images"
     # Not in inference mode, whoever calls: its tensors could not be used where gradients are recorded.
-    with torch.inference_mode(False), torch.no_grad(), _precision(parameter, options.dtype):
+    with torch.inference_mode(False), torch.no_grad(), run_precision(parameter, options.dtype):
         if not hasattr(model, "run_heads"):
             given = {name: None if value is None else value.to(device) for name, value in inputs.items()}
             return model(given.pop("images"), **given, heads=heads)
@@ -198,7 +198,7 @@ def _is_autocast(parameter: Tensor, dtype: torch.dtype | None) -> bool:
     return dtype is not None and dtype != parameter.dtype
 
 
-def _precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+def run_precision(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast where a float32 model is asked for a half precision; nothing where it is the model's own."""
     enabled = _is_autocast(parameter, dtype)
     return torch.autocast(parameter.device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)

@@ -53,7 +53,7 @@ class DUSt3RConfig(_PairConfig):
         patch_size: Side of a patch in pixels.
         attention: Name of the attention backend, see `geomtx.layers.backends`.
         head: Kind of the heads of points: "dpt", or "linear".
-        image_size: Longer side in pixels of the images that the model is made for.
+        image_size: Longer side in pixels of the images that the model is made for; 224 for square ones.
         rope_base: Base of the rotary positions.
         dpt_features: Number of channels of the DPT heads' merged maps.
         dpt_channels: Numbers of channels of the DPT heads' four projections.
@@ -75,6 +75,11 @@ class DUSt3RConfig(_PairConfig):
     def dpt_taps(self) -> tuple[int, int, int, int]:
         """Layers that the DPT heads read: 0 for the encoder's tokens, k for those after block k of the decoder."""
         return 0, self.depth // 2, self.depth * 3 // 4, self.depth
+
+    @property
+    def photo_mode(self) -> str:
+        """Mode of `load_views` by which photos are prepared."""
+        return "center_square" if self.image_size == 224 else "center"
 
     @classmethod
     def tiny(cls, **changes: Any) -> Any:
@@ -114,6 +119,9 @@ class CroCoConfig(_PairConfig):
 
     rope_base: float | None = 100.0
     image_size: int = 224
+
+    photo_mode = "center_square"
+    """Mode of `load_views` by which photos are prepared."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

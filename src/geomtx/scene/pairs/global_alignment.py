@@ -18,6 +18,7 @@ from geomtx.checks import (
 )
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import unproject
+from geomtx.inference.pair_graphs import name_images
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.scene.pairs.confidence import image_confidence
 from geomtx.scene.pairs.objective import (
@@ -28,7 +29,7 @@ from geomtx.scene.pairs.objective import (
     camera_parameters,
     pack_pairs,
 )
-from geomtx.scene.pairs.pair_graph import check_pairs, name_images, score_pairs
+from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
 from geomtx.scene.pairs.reweighted import FixedCameras, solve_reweighted
 from geomtx.scene.pairs.start import move_to_known, place_images, start_alignment, start_from_cameras
 from geomtx.scene.pairs.two_views import has_both_directions, intrinsics_of, place_two_images

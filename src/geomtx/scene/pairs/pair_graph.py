@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import check_floating, check_shape
+from geomtx.inference.pair_graphs import check_graph
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.types import Float
 
-__all__ = ["check_pairs", "growth_order", "name_images", "score_pairs", "spanning_tree"]
-
-_SHOWN = 8  # images that an error names
+__all__ = ["check_pairs", "growth_order", "score_pairs", "spanning_tree"]
 
 
 def check_pairs(maps: PairMaps, num_images: int) -> list[tuple[int, int]]:
@@ -41,8 +40,6 @@ def check_pairs(maps: PairMaps, num_images: int) -> list[tuple[int, int]]:
             raise ValueError(f"{name} must have a map for each of the {len(pairs)} pairs, got {len(each)}")
     sizes: dict[int, tuple[int, int]] = {}
     for index, images in enumerate(pairs):
-        if images[0] == images[1] or not (min(images) >= 0 and max(images) < num_images):
-            raise ValueError(f"pairs must be of two of the images 0 to {num_images - 1}, got {tuple(images)}")
         for side, image in enumerate(images):
             points, confidence = maps.side(index, side)
             check_floating(f"points{side + 1}[{index}]", points)
@@ -51,21 +48,8 @@ def check_pairs(maps: PairMaps, num_images: int) -> list[tuple[int, int]]:
             size = (points.shape[0], points.shape[1])
             if sizes.setdefault(image, size) != size:
                 raise ValueError(f"image {image} must have one size in all pairs, got {sizes[image]} and {size}")
-    group = list(range(num_images))
-    for first, second in pairs:
-        old, new = group[second], group[first]
-        group = [new if each == old else each for each in group]
-    if len(set(group)) > 1:
-        largest = max(set(group), key=group.count)
-        apart = [index for index, each in enumerate(group) if each != largest]
-        raise ValueError(f"pairs must connect all images, got none between {name_images(apart)} and the others")
+    check_graph(pairs, num_images)
     return [sizes[index] for index in range(num_images)]
-
-
-def name_images(images: Sequence[int]) -> str:
-    """Return "image 3" or "images 1, 2, 5 …" for an error."""
-    shown = ", ".join(map(str, images[:_SHOWN])) + (" …" if len(images) > _SHOWN else "")
-    return f"image{'s' if len(images) > 1 else ''} {shown}"
 
 
 def score_pairs(maps: PairMaps, masks: Sequence[Tensor] | None = None) -> Float[Tensor, " e"]:
