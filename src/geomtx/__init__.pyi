@@ -32,6 +32,8 @@ from geomtx.losses.multitask import MultitaskLoss as MultitaskLoss
 from geomtx.losses.track import track_loss as track_loss
 from geomtx.models.da3 import DepthAnything3 as DepthAnything3
 from geomtx.models.da3 import DepthAnything3Config as DepthAnything3Config
+from geomtx.models.da3 import NestedDepthAnything3 as NestedDepthAnything3
+from geomtx.models.da3 import NestedDepthAnything3Config as NestedDepthAnything3Config
 from geomtx.models.dust3r import CroCo as CroCo
 from geomtx.models.dust3r import CroCoConfig as CroCoConfig
 from geomtx.models.dust3r import DUSt3R as DUSt3R

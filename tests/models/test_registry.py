@@ -85,7 +85,7 @@ def test_known_weights():
         *names[1:3],
         *(name for name in names if "Omega" in name),
     ]
-    assert [weights.name for weights in list_models("da3*")] == names[3:11]
+    assert [weights.name for weights in list_models("da3*")] == names[3:15]
     assert [weights.name for weights in list_models("pi3*")] == ["yyfz233/Pi3", "yyfz233/Pi3X"]
     for weights, preset in zip(list_models("pi3*"), ("pi3", "pi3x"), strict=True):
         with torch.device("meta"):

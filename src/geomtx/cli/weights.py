@@ -14,6 +14,10 @@ __all__ = ["check_image_side", "check_weights_name", "embedded_weights"]
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
+PAIRS = ("da3nested-small-large", "da3nested-base-large")
+"""Names that stand for two published weights each."""
+
+
 def embedded_weights() -> dict[str, Path]:
     """Return name → folder of the weights that come with the package."""
     return {path.parent.name: path.parent for path in Path(__file__).parents[1].glob("weights/*/config.json")}
@@ -26,14 +30,14 @@ def check_weights_name(name: str) -> None:
         FileNotFoundError: Otherwise; names embedded weights that are spelt alike.
     """
     embedded, path = embedded_weights(), user_path(name)
-    if name in embedded or path.exists():
+    if name in embedded or name in PAIRS or path.exists():
         return
     is_file = path.suffix.lower() in _SUFFIXES
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+)?", name)
     # A file of a repository has its name behind the hub id; of a folder that is here, it would be here too.
     if on_hub and is_file == bool(on_hub[1]) and not (is_file and path.parents[1].exists()):
         return
-    hint = "; there is no such file" if is_file else close_matches(name, embedded)
+    hint = "; there is no such file" if is_file else close_matches(name, (*embedded, *PAIRS))
     also = f" (or {', '.join(map(repr, embedded))}, which comes with geomtx)"
     raise FileNotFoundError(
         f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B'{'' if is_file else also}, "

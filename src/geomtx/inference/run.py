@@ -16,7 +16,16 @@ from geomtx.inference.engine import EncodedViews, Execution, Inputs, encode, exe
 from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, many_variants, run_captured
 from geomtx.inference.keys import GlobalApproximation
 from geomtx.inference.parallel import predict_parallel
-from geomtx.inference.plan import PLANS, WHOLE, Memory, MemoryPlan, PassSize, autocast_bytes, choose_plan
+from geomtx.inference.plan import (
+    PLANS,
+    WHOLE,
+    Memory,
+    MemoryPlan,
+    PassSize,
+    autocast_bytes,
+    choose_plan,
+    weight_bytes,
+)
 from geomtx.inference.shares import deal_out
 from geomtx.types import Predictions
 
@@ -63,6 +72,8 @@ def check_options(model: nn.Module, options: RunOptions) -> None:
     Raises:
         ValueError: Otherwise.
     """
+    for network in getattr(model, "networks", {}).values():
+        check_options(network.model, _options_of(network.model, options))
     parameter = next(model.parameters())
     own, dtype = parameter.dtype, options.dtype
     if options.compile != "graphs" and not isinstance(options.compile, bool):
@@ -83,7 +94,7 @@ def check_options(model: nn.Module, options: RunOptions) -> None:
     if options.parallel and options.compile:
         raise ValueError(f"compile must be left out in parallel, got {options.compile!r}")
     _check_evaluation(model)
-    if not hasattr(model, "run_heads"):
+    if not hasattr(model, "run_heads") and not hasattr(model, "networks"):
         changed = [name for name, value in options._asdict().items() if value != RunOptions._field_defaults[name]]
         for name in changed:
             if name in ("approximation", "compile", "parallel"):
@@ -112,6 +123,8 @@ def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], option
     Raises:
         ValueError: For another `memory`, known cameras with `compile="graphs"`, and as the model does.
     """
+    if hasattr(model, "networks"):
+        return _run_networks(model, inputs, heads, options)
     parameter = next(model.parameters())
     if options.compile == "graphs" and "cameras" in inputs:
         raise ValueError("compile must not be 'graphs' with known cameras, got it")
@@ -141,6 +154,26 @@ def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], option
             return run_captured(model, run, here, (heads, plan, approximation))
         with many_variants() if compiled else nullcontext():
             return run(**inputs)
+
+
+def _run_networks(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], options: RunOptions) -> Predictions:
+    """Run the networks of a model that has several, one after the other, and merge what they predict."""
+    found, networks = {}, model.networks
+    report = options.progress
+    share = None if report is None else lambda part: report(part / len(networks))
+    for name, network in networks.items():
+        own = _options_of(network.model, options)._replace(progress=share)
+        if isinstance(own.memory, int):
+            own = own._replace(memory=own.memory - weight_bytes(model) + weight_bytes(network.model))
+        given = {key: value for key, value in inputs.items() if key != "cameras" or network.takes_cameras}
+        found[name] = run_views(network.model, given, network.heads, own)
+    merged: Predictions = model.merge(found, heads)
+    return merged
+
+
+def _options_of(network: Any, options: RunOptions) -> RunOptions:
+    """Return the options for one of several networks: an approximation is for those with blocks across views."""
+    return options if network.encoder.global_blocks else options._replace(approximation=None)
 
 
 def encode_views(

@@ -1,6 +1,6 @@
 """Families of models: wiring and numbers, one folder a family."""
 
-from geomtx.models.da3 import DepthAnything3, DepthAnything3Config
+from geomtx.models.da3 import DepthAnything3, DepthAnything3Config, NestedDepthAnything3, NestedDepthAnything3Config
 from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig
 from geomtx.models.nvs import NVSConfig, NVSPrediction, VGGTForNVS
 from geomtx.models.omega import VGGTOmega, VGGTOmegaConfig
@@ -20,6 +20,8 @@ __all__ = [
     "MASt3RConfig",
     "NVSConfig",
     "NVSPrediction",
+    "NestedDepthAnything3",
+    "NestedDepthAnything3Config",
     "Pi3",
     "Pi3Config",
     "VGGTConfig",

@@ -14,6 +14,7 @@ from geomtx.checks import close_matches
 
 __all__ = [
     "EMBEDDED",
+    "NESTED_PAIRS",
     "PUBLISHED",
     "PublishedWeights",
     "find_weights",
@@ -73,6 +74,20 @@ _OMEGAS = (
     ("vggt_omega_1b_256_text.pt", 1_349_473_321, 5_398_974_756, _ADVICE),
 )
 
+_SMALL, _BASE, _METRIC = 34_299_655, 135_366_791, 334_171_394
+# Name, number of parameters, licence of models in metres; geomtx's own names stand for two published weights.
+_NESTED = (
+    ("da3nested-small-large", _SMALL + _METRIC, _APACHE),
+    ("da3nested-base-large", _BASE + _METRIC, _APACHE),
+    ("depth-anything/DA3NESTED-GIANT-LARGE-1.1", 1_355_700_000 + _METRIC, _NON_COMMERCIAL),
+    ("depth-anything/DA3NESTED-GIANT-LARGE", 1_355_700_000 + _METRIC, _NON_COMMERCIAL),
+)
+NESTED_PAIRS = {
+    f"da3nested-{size.lower()}-large": (f"depth-anything/DA3-{size}", "depth-anything/DA3METRIC-LARGE")
+    for size in ("SMALL", "BASE")
+}
+"""Name of a nested model → the weights of its two networks."""
+
 # Name, class, number of parameters, what the licence says besides.
 _PAIRS = (
     ("naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt", "DUSt3R", 571_171_208, ""),
@@ -108,6 +123,10 @@ PUBLISHED = {
         *(
             PublishedWeights(f"depth-anything/{name}", "DepthAnything3", count, 4 * count, licence)
             for name, count, licence in _DEPTH_ANYTHING
+        ),
+        *(
+            PublishedWeights(name, "NestedDepthAnything3", count, 4 * count, licence)
+            for name, count, licence in _NESTED
         ),
         *(
             PublishedWeights(name, kind, count, 4 * count, f"CC BY-NC-SA 4.0: no commercial use{more}")
@@ -152,6 +171,8 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
 
 # What names of tensors of a family alone have in them, published or geomtx's.
 _MARKS = {
+    # It has the names of two DepthAnything3 besides.
+    "NestedDepthAnything3": ("da3_metric.backbone.", "metric.dense_head.decoder."),
     "DepthAnything3": ("backbone.pretrained.", "dense_head.decoder."),
     "VGGTOmega": ("aggregator.patch_embed.storage_tokens", "encoder.rope.periods"),
     "Pi3": ("conf_decoder.blocks.", "point_head.confidence.trunk."),

@@ -12,8 +12,8 @@ from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
 from geomtx.checkpoint.key_table import drop_wrappers
-from geomtx.models.da3 import DepthAnything3
-from geomtx.models.da3.keys import describe_da3, is_da3_name
+from geomtx.models.da3 import DepthAnything3, NestedDepthAnything3
+from geomtx.models.da3.keys import describe_da3, describe_nested, is_da3_name, is_nested_name
 from geomtx.models.dust3r import CroCo, DUSt3R, MASt3R
 from geomtx.models.dust3r.keys import describe_pairs, is_croco_name, is_dust3r_name
 from geomtx.models.nvs import VGGTForNVS
@@ -21,7 +21,7 @@ from geomtx.models.omega import VGGTOmega
 from geomtx.models.omega.keys import OMEGA_KEYS, describe_omega
 from geomtx.models.pi3 import Pi3
 from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
-from geomtx.models.published import PUBLISHED, PublishedWeights, kind_of_names, open_weights
+from geomtx.models.published import NESTED_PAIRS, PUBLISHED, PublishedWeights, kind_of_names, open_weights
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
@@ -68,6 +68,7 @@ def _is_vggt(names: Collection[str]) -> bool:
 # The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
     Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
+    Family(NestedDepthAnything3, _is_kind("NestedDepthAnything3"), True, is_nested_name, describe_nested),
     Family(DepthAnything3, _is_kind("DepthAnything3"), True, is_da3_name, describe_da3),
     Family(VGGTOmega, _is_kind("VGGTOmega"), True, OMEGA_KEYS.__contains__, describe_omega),
     Family(Pi3, _is_kind("Pi3"), True, is_pi3_name, describe_pi3),
@@ -124,7 +125,7 @@ def empty_model(source: str | os.PathLike[str]) -> Any:
         FileNotFoundError: If there are no such weights.
     """
     kind = find_family(source).model
-    kind = kind if issubclass(kind, SceneModel) else VGGT  # which says what it doesn't take
+    kind = kind if issubclass(kind, SceneModel | NestedDepthAnything3) else VGGT  # which says what it doesn't take
     with torch.device("meta"), SkippedInitialisation():
         return kind(kind.read_config(source))
 
@@ -136,6 +137,8 @@ def find_family(source: str | os.PathLike[str]) -> Family:
         ValueError: If it is none that geomtx knows.
         FileNotFoundError: If there are no such weights.
     """
+    if str(source) in NESTED_PAIRS:
+        return next(family for family in FAMILIES if family.model is NestedDepthAnything3)
     checkpoint = open_weights(source)
     kind = stored_kind(checkpoint)
     for family in FAMILIES:

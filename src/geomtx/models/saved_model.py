@@ -38,7 +38,18 @@ __all__ = [
     "stored_kind",
 ]
 
-Kind = Literal["VGGT", "VGGTForNVS", "VideoTracker", "DepthAnything3", "VGGTOmega", "Pi3", "DUSt3R", "MASt3R", "CroCo"]
+Kind = Literal[
+    "VGGT",
+    "VGGTForNVS",
+    "VideoTracker",
+    "DepthAnything3",
+    "NestedDepthAnything3",
+    "VGGTOmega",
+    "Pi3",
+    "DUSt3R",
+    "MASt3R",
+    "CroCo",
+]
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -17,9 +17,14 @@ __all__ = [
     "backbone_keys",
     "config_of",
     "describe_da3",
+    "describe_nested",
     "is_da3_name",
+    "is_nested_name",
     "keys_of",
+    "nested_keys",
+    "nested_parts",
     "published_config",
+    "published_nested_config",
 ]
 
 _PUBLISHED_PARTS = ("backbone.pretrained.", "head.", "cam_dec.", "cam_enc.", "gs_head.")
@@ -107,16 +112,61 @@ CAMERA_ENCODER_KEYS = BLOCK_KEYS.under("trunk.{i}", "trunk.{i}") + KeyTable.of_l
 )
 
 
-def keys_of(config: DepthAnything3Config) -> KeyTable:
-    """The names of all parameters of a model."""
-    keys = (
+def _plain_keys(config: DepthAnything3Config) -> KeyTable:
+    """The names of all parameters of a model, published ones without a prefix."""
+    return (
         backbone_keys(config).under("backbone.pretrained", "encoder")
         + DENSE_HEAD_KEYS.under("head", "dense_head")
         + CAMERA_HEAD_KEYS.under("cam_dec", "camera_head")
         + CAMERA_ENCODER_KEYS.under("cam_enc", "camera_encoder")
     )
-    # Written with the prefix, read with it or without it.
+
+
+def _prefixed(keys: KeyTable) -> KeyTable:
+    """Names that are written with the published prefix, and read with it or without it."""
     return keys + keys.under(PREFIX.removesuffix("."), "")
+
+
+def keys_of(config: DepthAnything3Config) -> KeyTable:
+    """The names of all parameters of a model."""
+    return _prefixed(_plain_keys(config))
+
+
+# Published prefixes of a nested model's networks → the modules that they are.
+_NETWORKS = {"da3": "any_view", "da3_metric": "metric"}
+
+
+def nested_keys(any_view: DepthAnything3Config, metric: DepthAnything3Config) -> KeyTable:
+    """The names of all parameters of a nested model."""
+    pairs = zip(_NETWORKS.items(), (any_view, metric), strict=True)
+    tables = [_plain_keys(config).under(theirs, ours) for (theirs, ours), config in pairs]
+    return _prefixed(tables[0] + tables[1])
+
+
+def is_nested_name(name: str) -> bool:
+    """Return whether a name begins as one of a nested model, a published one or one of geomtx's."""
+    parts = (*_NETWORKS, *_NETWORKS.values())
+    return name.removeprefix(PREFIX).startswith(tuple(f"{part}." for part in parts))
+
+
+def nested_parts(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """Return name → shape of each network of a published nested model, under the network's own names."""
+    plain = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    return [
+        {name.removeprefix(f"{part}."): shape for name, shape in plain.items() if name.startswith(f"{part}.")}
+        for part in _NETWORKS
+    ]
+
+
+def describe_nested(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Return whose the names of a nested model are, and its heads, see `geomtx.models.registry.Family`."""
+    published = any(name.removeprefix(PREFIX).startswith("da3.") for name in names)
+    return "published" if published else "geomtx", ("camera", "depth", "sky")
+
+
+def published_nested_config(any_view: DepthAnything3Config) -> dict[str, Any]:
+    """Return the `config.json` of a published nested model."""
+    return {"model_name": published_config(any_view)["model_name"].replace("da3-", "da3nested-") + "-large"}
 
 
 def is_da3_name(name: str) -> bool:

@@ -46,8 +46,10 @@ def depth_in_metres(depth: Float[Tensor, "b s h w"], intrinsics: Float[Tensor, "
         intrinsics: Intrinsics in pixels of the images that the model saw, (B, S, 3, 3).
 
     Raises:
-        ValueError: If a shape is another one.
+        ValueError: Without intrinsics, or if a shape is another one.
     """
+    if intrinsics is None:
+        raise ValueError("intrinsics must be given, as depth in metres needs a focal length, got None")
     check_shape("intrinsics", intrinsics, (*depth.shape[:2], 3, 3))
     focal = (intrinsics[..., 0, 0] + intrinsics[..., 1, 1]) / 2
     return depth * (focal / _FOCAL)[..., None, None]
