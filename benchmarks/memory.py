@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "DA3-LARGE": (geomtx.DepthAnything3, DA3.large(), ("camera", "depth")),
     "DA3-GIANT": (geomtx.DepthAnything3, DA3.giant(), ("camera", "depth")),
     "DA3MONO-LARGE": (geomtx.DepthAnything3, DA3.mono(), ("depth", "sky")),
+    "Omega": (geomtx.VGGTOmega, geomtx.VGGTOmegaConfig(), ("camera", "depth")),
     "Pi3": (geomtx.Pi3, geomtx.Pi3Config.pi3(), ("camera", "depth", "points")),
     "Pi3X": (geomtx.Pi3, geomtx.Pi3Config.pi3x(), ("camera", "depth", "points", "metric")),
 }

@@ -76,6 +76,10 @@ def make_memory_da3() -> str:
     return describe_memory("DA3")
 
 
+def make_memory_omega() -> str:
+    return describe_memory("Omega")
+
+
 def make_memory_pi3() -> str:
     return describe_memory("Pi3")
 
@@ -488,6 +492,7 @@ def make_pixel_shuffle() -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "memory_da3": make_memory_da3,
+    "memory_omega": make_memory_omega,
     "memory_pi3": make_memory_pi3,
     "pixel_shuffle": make_pixel_shuffle,
     "exactness": make_exactness,

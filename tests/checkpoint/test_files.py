@@ -612,6 +612,15 @@ def test_the_cache_serves_pickles_too(hub, model):
     assert_equal(VGGT.from_pretrained("someone/old", config=model.config), model)
 
 
+def test_one_of_several_files_of_a_repository(hub, model):
+    snapshot = cached_repository(hub, "someone/several")
+    for name in ("first.pt", "second.pt"):
+        torch.save(published_tensors(model), snapshot / name)
+    assert_equal(VGGT.from_pretrained("someone/several/second.pt", config=model.config), model)
+    with pytest.raises(FileNotFoundError, match=r"^'someone/several/third.pt' is no local path, and the hub gave: \w"):
+        VGGT.from_pretrained("someone/several/third.pt")
+
+
 def test_a_repository_of_published_weights(hub):
     """Links to blobs, published names, published configuration; what it doesn't say is given."""
     model = VGGT(lean_config(dim=64, heads=("camera",)))

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geomtx.checks import check_name
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -381,7 +382,11 @@ def name_weights(arguments: argparse.Namespace) -> str:
 
 def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
     """Return the heads that were asked for, or all; tracks where there is something to track."""
+    if arguments.query and "tracks" not in available:
+        raise ValueError(f"--query must be left out for a model without tracks, got one with {', '.join(available)}")
     heads = available if arguments.heads is None else arguments.heads
+    for head in heads:
+        check_name("head", head, available)
     # Rays have pixels of their own, and an embedding has none: a scene doesn't hold them.
     wanted: list[HeadName] = [head for head in heads if head not in ("tracks", "rays", "text")]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)

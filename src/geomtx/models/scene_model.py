@@ -48,6 +48,8 @@ class SceneModel(PublishedModel):
     encoder: Any
     extra_heads: nn.ModuleDict
 
+    own_frame: bool = False
+    """Whether cameras are in a frame of the model's own, from which a scene is moved to its first camera's."""
     without_tracks: str = ""
     """Name of a family that has no head of tracks itself, for the error; "" for one that may have."""
 

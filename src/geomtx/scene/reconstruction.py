@@ -264,7 +264,8 @@ def _run_pass(
     )
     warn_of_nonfinite(scene)
     special = getattr(getattr(model, "encoder", None), "special", None)
-    if not getattr(special, "first_is_reference", True) and "camera" in heads:
+    own_frame = getattr(model, "own_frame", False) or not getattr(special, "first_is_reference", True)
+    if own_frame and "camera" in heads:
         return move_to_first_camera(scene, "a frame of the model's own")
     return scene
 

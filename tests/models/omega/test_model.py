@@ -1,12 +1,15 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import geomtx
-from geomtx import VGGT, VGGTOmega, VGGTOmegaConfig, list_models
+from geomtx import VGGT, Scene, VGGTOmega, VGGTOmegaConfig, list_models
+from geomtx.cli import main
 from geomtx.inference import MemoryPlan
 from geomtx.models.published import state_licence
 from geomtx.models.registry import find_family
@@ -44,9 +47,10 @@ def test_an_embedding_is_of_all_views_of_a_scene(images):
         build(heads=TEXT[:2]).scene_embedding(images.float())
 
 
-def test_a_scene_holds_no_embedding():
+def test_a_scene_is_in_its_first_camera_and_holds_no_embedding():
     model = build()
     scene = geomtx.reconstruct(model, torch.rand(2, 3, 32, 48))
+    torch.testing.assert_close(scene.cameras.cam_from_world[0], torch.eye(3, 4), atol=1e-5, rtol=0)
     assert scene.predictions.scene_embedding is None
     assert scene.predictions.depth is not None
     with pytest.raises(ValueError, match=r"^head must be one of 'camera', 'depth', got 'text'"):
@@ -140,6 +144,31 @@ def test_weights_of_another_family_are_refused(tmp_path: Path):
     for source in (tmp_path / "omega", tmp_path / "omega" / "model.safetensors"):
         with pytest.raises(ValueError, match=r"^weights must be of a VGGT, got '.*' of a VGGTOmega; VGGTOmega.from_p"):
             VGGT.from_pretrained(source)
+
+
+def test_photos_through_the_command(tmp_path: Path, capsys):
+    """Weights under published names; photos of two shapes, prepared as published."""
+    build().save_pretrained(tmp_path / "weights", names="published")
+    for index, size in enumerate([(80, 60), (300, 60)]):
+        Image.fromarray(np.full((size[1], size[0], 3), 40 * index, dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    photos = [str(tmp_path / f"{index}.png") for index in range(2)]
+    command = ["reconstruct", *photos, "--weights", str(tmp_path / "weights"), "-o"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    scene = Scene.load(tmp_path / "out")
+    assert scene.provenance["mode"] == "balanced"
+    assert scene.images.shape == (2, 3, 48, 96)  # of the first, 80 x 48 are the photo
+    assert [each.value.shape for each in scene.depth] == [(60, 80), (60, 300)]
+    assert scene.masks[0].sum() == 80 * 48
+    for options, message in (
+        (["--query", "0,3,4"], "--query must be left out for a model without tracks, got one with camera, depth, text"),
+        (["--heads", "points"], "head must be one of 'camera', 'depth'"),
+        (["--size", "40"], "size must be a multiple of 16, got 40"),
+    ):
+        capsys.readouterr()
+        assert main([*command, str(tmp_path / "none"), *options]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert message in lines[-1]
+        assert not (tmp_path / "none").exists()
 
 
 def test_names_on_the_hub():

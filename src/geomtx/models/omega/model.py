@@ -32,6 +32,7 @@ class VGGTOmega(SceneModel):
             `VGGTOmegaConfig.tiny()` a model for tests.
     """
 
+    own_frame = True
     without_tracks = "VGGT-Omega"
 
     def __init__(self, config: VGGTOmegaConfig) -> None:
