@@ -191,6 +191,16 @@ def test_inventory():
     assert dir(geomtx) == sorted(geomtx.__all__)
 
 
+def test_every_public_name_is_on_a_page_of_the_api():
+    """The first page lists it, and the page of models has those that `geomtx.models` exports."""
+    index = (Path(__file__).parents[1] / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in index] == []
+    models = importlib.import_module("geomtx.models").__all__
+    families = {name for name in NAMES if getattr(geomtx, name).__module__.count(".") == 3}
+    families = {name for name in families if getattr(geomtx, name).__module__.startswith("geomtx.models.")}
+    assert families - set(models) == set()
+
+
 def test_every_public_name_has_a_docstring():
     """One of its own, not the one that is generated."""
     docs = {name: getattr(geomtx, name).__doc__ or "" for name in NAMES}
@@ -291,9 +301,12 @@ def test_a_name_that_is_not_there():
 
 
 def test_the_page_of_blocks_shows_every_module():
-    page = Path(__file__).parents[1] / "docs" / "recipes" / "blocks.md"
-    code = page.read_text(encoding="utf-8")
-    shown = {name for name in NAMES if f"geomtx.{name}(" in code}
+    """But for a family of models, which may be shown on its own page."""
+    docs = Path(__file__).parents[1] / "docs"
+    code = (docs / "recipes" / "blocks.md").read_text(encoding="utf-8")
+    families = "".join(page.read_text(encoding="utf-8") for page in (docs / "models").glob("*.md"))
+    models = {name for name in importlib.import_module("geomtx.models").__all__ if f"geomtx.{name}(" in families}
+    shown = models | {name for name in NAMES if f"geomtx.{name}(" in code}
     assert {name for name, kind in INVENTORY.items() if kind == "module"} - shown == set()
     for home in ("encoder", "heads", "layers", "losses", "tracking"):
         package = importlib.import_module(f"geomtx.{home}")

@@ -37,6 +37,18 @@ def test_unknown_names_give_none():
         assert TABLE.to_published(name) is None, name
 
 
+def test_whose_names_they_are():
+    table = TABLE.under("stem", "encoder") + KeyTable((("out.w", "depth_head.w"), ("pose.w", "pose.w")))
+    heads = {"camera": "pose", "depth": "depth_head"}
+    for naming, names in {
+        "published": ["stem.token", "stem.a.0.b", "out.w", "pose.w"],
+        "geomtx": ["encoder.tokens", "encoder.x.0.y", "depth_head.w", "pose.w"],
+    }.items():
+        assert table.describe(names, heads) == (naming, ("camera", "depth"))
+        assert table.describe(names[:2] + names[3:], heads) == (naming, ("camera",))
+        assert table.describe([*names[:2], "conv.w", "fc.w", "fc.b"], heads) == ("unknown", ())
+
+
 def test_prefixes():
     table = TABLE.under("theirs", "ours")
     assert table.to_geomtx("theirs.a.3.b") == "ours.x.3.y"

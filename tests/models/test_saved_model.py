@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import geomtx
 from geomtx import VGGT, NVSConfig, VGGTForNVS, VideoTracker, VideoTrackerConfig
 from geomtx.checkpoint.files import Checkpoint
 from geomtx.models.saved_model import kind_of
@@ -73,3 +74,26 @@ def test_a_kind_that_nobody_knows(kind, tmp_path: Path):
         message = rf"^weights must be of a {wanted}, got '\S+' of a {kind}; kinds are VGGT, VGGTForNVS, Video"
         with pytest.raises(ValueError, match=message):
             type(saved).from_pretrained(tmp_path)
+
+
+def test_a_configuration_beside_tensors_of_nobody(tmp_path: Path):
+    """It is not taken for a VGGT's, which has numbers of the same names."""
+    (tmp_path / "config.json").write_text(json.dumps({"dim": 32, "taps": [0, 1, 2, 3]}))
+    save_file({"stem.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"^weights must be of one of .*, got '\S+' with tensors of other names, such as s"
+    ):
+        geomtx.load_model(tmp_path)
+
+
+def test_the_call_that_takes_weights_of_another_kind(tmp_path: Path):
+    vggt = tmp_path / "vggt"
+    VGGT(lean_config(heads=("camera",))).save_pretrained(vggt)
+    for wanted in (geomtx.Pi3, geomtx.DepthAnything3):
+        with pytest.raises(
+            ValueError, match=rf"^weights must be of a {wanted.__name__}, got '\S+' of a VGGT; VGGT.from_p"
+        ):
+            wanted.from_pretrained(vggt)
+    geomtx.Pi3(geomtx.Pi3Config.tiny()).save_pretrained(tmp_path / "pi3")
+    with pytest.raises(ValueError, match=r"^weights must be of a VGGT, got '\S+' of a Pi3; Pi3.from_pretrained\("):
+        VGGT.from_pretrained(tmp_path / "pi3")

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 __all__ = ["KeyTable", "Unwrapped", "drop_wrappers", "unwrap_names"]
 
@@ -55,6 +55,28 @@ class KeyTable:
     def __contains__(self, name: str) -> bool:
         """Whether the table has a name, a published one or one of geomtx's."""
         return self.to_geomtx(name) is not None or self.to_published(name) is not None
+
+    def describe(self, names: Iterable[str], heads: Mapping[Any, str]) -> tuple[str, tuple[str, ...]]:
+        """Whose some tensors' names are, and the heads that they are of, see `geomtx.models.registry.Family`.
+
+        Some names are the same in both, so those count that only one has.
+
+        Args:
+            names: Names of the tensors, published ones or geomtx's.
+            heads: Name of a head → the attribute of the model that holds it.
+
+        Returns:
+            "published", "geomtx", or "unknown" if neither has half of the names; and the names of the heads.
+        """
+        names = tuple(names)
+        theirs, ours = [self.to_geomtx(name) for name in names], [self.to_published(name) for name in names]
+        published = sum(a is not None and b is None for a, b in zip(theirs, ours, strict=True))
+        own = sum(b is not None and a is None for a, b in zip(theirs, ours, strict=True))
+        parts = {(a or name).partition(".")[0] for a, name in zip(theirs, names, strict=True)}
+        found = tuple(head for head, module in heads.items() if module in parts)
+        if max(published, own) < len(names) / 2:
+            return "unknown", found
+        return "published" if published > own else "geomtx", found
 
     @functools.cached_property
     def _forward(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from geomtx.checks import close_matches
 
 __all__ = [
     "EMBEDDED",
+    "MARKS",
     "NESTED_PAIRS",
     "PUBLISHED",
     "PublishedWeights",
@@ -169,8 +170,7 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"{error}{close_matches(str(source), PUBLISHED)}") from error
 
 
-# What names of tensors of a family alone have in them, published or geomtx's.
-_MARKS = {
+MARKS = {
     # It has the names of two DepthAnything3 besides.
     "NestedDepthAnything3": ("da3_metric.backbone.", "metric.dense_head.decoder."),
     "DepthAnything3": ("backbone.pretrained.", "dense_head.decoder."),
@@ -181,6 +181,7 @@ _MARKS = {
     "DUSt3R": ("downstream_head1.", "first_head.points."),
     "CroCo": ("prediction_head.", "decoder.blocks.0.cross_attention."),
 }
+"""Name of a class → what only names of its tensors have in them, published or geomtx's; the first that fits counts."""
 
 
 def kind_of_names(names: Iterable[str]) -> str | None:
@@ -190,7 +191,7 @@ def kind_of_names(names: Iterable[str]) -> str | None:
         names: Names of the tensors, published ones or geomtx's.
     """
     names = list(names)
-    marks = ((kind, mark) for kind, known in _MARKS.items() for mark in known)
+    marks = ((kind, mark) for kind, known in MARKS.items() for mark in known)
     return next((kind for kind, mark in marks if any(mark in name for name in names)), None)
 
 

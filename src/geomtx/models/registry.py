@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import os
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ import torch
 from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
-from geomtx.checkpoint.key_table import drop_wrappers
 from geomtx.models.da3 import DepthAnything3, NestedDepthAnything3
 from geomtx.models.da3.keys import describe_da3, describe_nested, is_da3_name, is_nested_name
 from geomtx.models.dust3r import CroCo, DUSt3R, MASt3R
@@ -25,7 +25,7 @@ from geomtx.models.published import NESTED_PAIRS, PUBLISHED, PublishedWeights, k
 from geomtx.models.saved_model import stored_kind
 from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
-from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt
+from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt, is_vggt
 from geomtx.models.video_tracker import VideoTracker
 
 __all__ = ["FAMILIES", "Family", "empty_model", "find_family", "list_models", "load_model"]
@@ -36,18 +36,26 @@ class Family(NamedTuple):
 
     Attributes:
         model: Class with `from_pretrained(source, device=…, dtype=…)`; its name is the "kind" in a `config.json`.
-        recognises: Whether the names of a checkpoint's tensors are this family's, for files that say no kind.
-        has_heads: Whether `from_pretrained` takes `heads`, the names of the heads to load.
         is_name: Whether a name, published or geomtx's, is one of the model's tensors.
         describe: Function from the names of a checkpoint to whose they are, "published", "geomtx" or "unknown", and the
-            names of the heads that it has tensors of.
+            names of the heads that it has tensors of, see `KeyTable.describe`.
+        own_test: Whether the names of a checkpoint's tensors are this family's, for one without a line in
+            `published.MARKS`.
     """
 
     model: Any
-    recognises: Callable[[Collection[str]], bool]
-    has_heads: bool = False
-    is_name: Callable[[str], bool] = VGGT_KEYS.__contains__
-    describe: Callable[[Collection[str]], tuple[str, tuple[str, ...]]] = describe_vggt
+    is_name: Callable[[str], bool]
+    describe: Callable[[Collection[str]], tuple[str, tuple[str, ...]]]
+    own_test: Callable[[Collection[str]], bool] | None = None
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Return whether the names of a checkpoint's tensors are this family's, for files that say no kind."""
+        return kind_of_names(names) == self.model.__name__ if self.own_test is None else self.own_test(names)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether `from_pretrained` takes `heads`, the names of the heads to load."""
+        return "heads" in inspect.signature(self.model.from_pretrained).parameters
 
 
 def _has_part(*parts: str) -> Callable[[Collection[str]], bool]:
@@ -55,30 +63,23 @@ def _has_part(*parts: str) -> Callable[[Collection[str]], bool]:
     return lambda names: all(any(part in name.split(".")[:-1] for name in names) for part in parts)
 
 
-def _is_kind(kind: str) -> Callable[[Collection[str]], bool]:
-    """Whether the names of a checkpoint's tensors are of a class that they tell."""
-    return lambda names: kind_of_names(names) == kind
-
-
-def _is_vggt(names: Collection[str]) -> bool:
-    parts = (name.split(".") for name in map(drop_wrappers, names))
-    return any(".".join(each[start:]) in VGGT_KEYS for each in parts for start in range(min(len(each), 4)))
-
+_VGGT = (VGGT_KEYS.__contains__, describe_vggt)
 
 # The first that recognises a file takes it. So a model that contains another one is listed before that one.
 FAMILIES = (
-    Family(VGGTForNVS, _has_part("ray_embedding", "rgb_head")),
-    Family(NestedDepthAnything3, _is_kind("NestedDepthAnything3"), True, is_nested_name, describe_nested),
-    Family(DepthAnything3, _is_kind("DepthAnything3"), True, is_da3_name, describe_da3),
-    Family(VGGTOmega, _is_kind("VGGTOmega"), True, OMEGA_KEYS.__contains__, describe_omega),
-    Family(Pi3, _is_kind("Pi3"), True, is_pi3_name, describe_pi3),
-    Family(MASt3R, _is_kind("MASt3R"), False, is_dust3r_name, describe_pairs),
-    Family(DUSt3R, _is_kind("DUSt3R"), False, is_dust3r_name, describe_pairs),
-    Family(CroCo, _is_kind("CroCo"), False, is_croco_name, describe_pairs),
-    Family(VideoTracker, _has_part("features", "refiner")),
-    Family(VGGT, _is_vggt, has_heads=True),
+    Family(VGGTForNVS, *_VGGT, _has_part("ray_embedding", "rgb_head")),
+    Family(NestedDepthAnything3, is_nested_name, describe_nested),
+    Family(DepthAnything3, is_da3_name, describe_da3),
+    Family(VGGTOmega, OMEGA_KEYS.__contains__, describe_omega),
+    Family(Pi3, is_pi3_name, describe_pi3),
+    Family(MASt3R, is_dust3r_name, describe_pairs),
+    Family(DUSt3R, is_dust3r_name, describe_pairs),
+    Family(CroCo, is_croco_name, describe_pairs),
+    Family(VideoTracker, *_VGGT, _has_part("features", "refiner")),
+    Family(VGGT, *_VGGT, is_vggt),
 )
-"""The families that geomtx has; a new one is a line here, and one for each of its weights in `published.PUBLISHED`."""
+"""The families that geomtx has. A new one is a line here, one in `published.MARKS`, and one for each of its weights in
+`published.PUBLISHED`."""
 
 
 def load_model(

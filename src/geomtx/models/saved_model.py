@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,14 +16,13 @@ from geomtx.checkpoint.key_table import KeyTable
 from geomtx.heads.dense import DenseHead, PixelShuffleHead, RGBHead
 from geomtx.heads.dpt import DPTDecoder
 from geomtx.inference.quantize import is_quantized
-from geomtx.models.published import kind_of_names, open_weights
+from geomtx.models.published import MARKS, kind_of_names, open_weights
 from geomtx.models.vggt.config import HEAD_MODULES, VGGTConfig
-from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, parse_config
+from geomtx.models.vggt.keys import VGGT_KEYS, is_published_config, is_vggt, parse_config
 
 __all__ = [
     "NO_OTHER_NAMES",
     "HeadSource",
-    "Kind",
     "added_heads",
     "check_can_save",
     "choose_heads",
@@ -38,18 +37,6 @@ __all__ = [
     "stored_kind",
 ]
 
-Kind = Literal[
-    "VGGT",
-    "VGGTForNVS",
-    "VideoTracker",
-    "DepthAnything3",
-    "NestedDepthAnything3",
-    "VGGTOmega",
-    "Pi3",
-    "DUSt3R",
-    "MASt3R",
-    "CroCo",
-]
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,18 +62,18 @@ _PUBLISHED_NAME = "model_name"  # key in a published `config.json` of Depth Anyt
 _EXTRA_HEADS = "extra_heads"  # the mapping of added heads in a VGGT; in a configuration, what builds them
 
 # Where a model of a kind has its VGGT.
-_INSIDE: dict[Kind, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
+_INSIDE: dict[str, str] = {"VGGT": "", "VGGTForNVS": "vggt", "VideoTracker": "features.vggt"}
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
-    """A `Kind`, see `stored_kind`; a VGGT where there is no configuration."""
+    """The name of a model's class, see `stored_kind`; "VGGT" where the files don't tell."""
     return stored_kind(checkpoint) or "VGGT"
 
 
 def stored_kind(checkpoint: Checkpoint) -> str | None:
-    """A `Kind`, as the files say; where they don't, by the numbers, as before there was such a field.
+    """The name of a model's class, as the files say; where they don't, by the names of tensors and by the numbers.
 
-    None if there is no configuration.
+    None if neither tells: there is no configuration, or one beside tensors of no family that geomtx knows.
     """
     stored = _stored(checkpoint)
     if stored is not None and _KIND in stored:
@@ -94,7 +81,9 @@ def stored_kind(checkpoint: Checkpoint) -> str | None:
     kind = kind_of_names(checkpoint.shapes)
     if kind is not None or stored is None:
         return kind
-    return "VGGT" if "vggt" not in stored else "VideoTracker" if "window" in stored else "VGGTForNVS"
+    if "vggt" in stored:
+        return "VideoTracker" if "window" in stored else "VGGTForNVS"
+    return "VGGT" if not checkpoint.shapes or is_vggt(checkpoint.shapes) else None
 
 
 def published_name(checkpoint: Checkpoint) -> str | None:
@@ -190,7 +179,7 @@ def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:
     return VGGTConfig(heads=tuple(head for head, module in HEAD_MODULES.items() if module in parts))
 
 
-def parse_stored(checkpoint: Checkpoint, wanted: Kind, parse: Callable[[dict[str, Any]], Config]) -> Config:
+def parse_stored(checkpoint: Checkpoint, wanted: str, parse: Callable[[dict[str, Any]], Config]) -> Config:
     """The configuration of stored numbers.
 
     Raises:
@@ -205,18 +194,20 @@ def parse_stored(checkpoint: Checkpoint, wanted: Kind, parse: Callable[[dict[str
         raise ValueError(f"{checkpoint.source} has a configuration that makes no model: {error}") from error
 
 
-def _check_kind(checkpoint: Checkpoint, wanted: Kind) -> None:
-    found, name = kind_of(checkpoint), repr(checkpoint.source)
-    if found == wanted:
+def _check_kind(checkpoint: Checkpoint, wanted: str) -> None:
+    found, name = stored_kind(checkpoint), repr(checkpoint.source)
+    if found is None and is_vggt(checkpoint.shapes):
+        found = "VGGT"
+    if found in (wanted, None):  # of tensors that tell nothing, loading says which are missing
         return
-    if found == "VGGT":
+    if found == "VGGT" and wanted in _INSIDE:
         way = f"{wanted}.from_vggt begins with them"
-    elif found not in _INSIDE and found in get_args(Kind):
+    elif found == "VGGT" or found in MARKS:
         way = f"{found}.from_pretrained({name}) takes them, as geomtx.load_model does"
     elif found in _INSIDE:
         way = f"{found}.from_pretrained({name}) takes them, and has a VGGT inside, .vggt"
     else:
-        way = f"kinds are {', '.join(get_args(Kind))}"
+        way = f"kinds are {', '.join((*_INSIDE, *MARKS))}"
     raise ValueError(f"weights must be of a {wanted}, got {name} of a {found}; {way}")
 
 
@@ -230,7 +221,7 @@ def check_can_save(model: nn.Module) -> None:
         raise ValueError("model must not be quantised to be saved, got quantised weights; save it before")
 
 
-def describe_model(kind: Kind, numbers: dict[str, Any], heads: nn.ModuleDict | None = None) -> dict[str, Any]:
+def describe_model(kind: str, numbers: dict[str, Any], heads: nn.ModuleDict | None = None) -> dict[str, Any]:
     """What is stored of a model: its kind, its numbers, and its added heads in their order."""
     described = {name: _describe_part(head) for name, head in (heads or {}).items()}
     return {_KIND: kind, **numbers, **({_EXTRA_HEADS: described} if described else {})}
@@ -264,7 +255,7 @@ def _build_part(described: Any) -> nn.Module | None:
 
 
 def save_around_vggt(
-    model: nn.Module, kind: Kind, numbers: dict[str, Any], folder: str | os.PathLike[str], *, overwrite: bool = False
+    model: nn.Module, kind: str, numbers: dict[str, Any], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
     """Write a model that has a VGGT inside into a folder, added heads too, see `save_model`.
 
@@ -279,7 +270,7 @@ def save_around_vggt(
 
 def load_around_vggt(
     checkpoint: Checkpoint,
-    kind: Kind,
+    kind: str,
     build: Callable[[], Model],
     heads: Mapping[str, HeadSource] | None,
     *,

@@ -17,7 +17,6 @@ from geomtx.models.dust3r.croco import CroCo
 from geomtx.models.dust3r.keys import DUST3R_KEYS
 from geomtx.models.dust3r.parts import build_encoder, build_head, build_pair_decoder
 from geomtx.models.dust3r.pretrained import PretrainedPairModel
-from geomtx.models.saved_model import Kind
 from geomtx.types import DenseMap, Float, Tokens
 
 __all__ = ["DUSt3R", "MASt3R"]
@@ -40,7 +39,7 @@ class DUSt3R(PretrainedPairModel):
         ValueError: For a configuration of another class.
     """
 
-    kind: ClassVar[Kind] = "DUSt3R"
+    kind: ClassVar[str] = "DUSt3R"
     keys = DUST3R_KEYS
     config_type = DUSt3RConfig
     unused_parameters = ("mask_token",)
@@ -158,7 +157,7 @@ class MASt3R(DUSt3R):
         ValueError: For a configuration of another class.
     """
 
-    kind: ClassVar[Kind] = "MASt3R"
+    kind: ClassVar[str] = "MASt3R"
     config_type = MASt3RConfig
 
 

@@ -19,7 +19,7 @@ from geomtx.models.config import ModelConfig
 from geomtx.models.dust3r.keys import config_of, repeated_names
 from geomtx.models.published import open_weights, state_licence
 from geomtx.models.published_model import PublishedModel, StoredForm
-from geomtx.models.saved_model import Kind, describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
 from geomtx.types import Bool, Float, Tokens
 
 __all__ = ["PretrainedPairModel", "normalize_pair_images"]
@@ -37,7 +37,7 @@ class PretrainedPairModel(PublishedModel):
         ValueError: For a configuration of another class.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
     keys: ClassVar[KeyTable]
     config_type: ClassVar[Any]
     encoder: PatchTransformer

@@ -5,10 +5,10 @@ Published names, with their odd spellings, are in this file only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from geomtx.checkpoint.key_table import KeyTable
+from geomtx.checkpoint.key_table import KeyTable, drop_wrappers
 from geomtx.models.vggt.config import HEAD_MODULES, HEADS, HeadName, VGGTConfig
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "describe_vggt",
     "fusion_keys",
     "is_published_config",
+    "is_vggt",
     "parse_config",
     "published_config",
 ]
@@ -159,17 +160,14 @@ VGGT_KEYS = (
 
 
 def describe_vggt(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """Return whose the names of a checkpoint are, and its heads, see `geomtx.models.registry.Family`.
+    """Return whose the names of a checkpoint are, and its heads, see `geomtx.models.registry.Family`."""
+    return VGGT_KEYS.describe(names, HEAD_MODULES)
 
-    Some names are the same in both, so those count that only one has.
-    """
-    parts = {name.partition(".")[0] for name in names}
-    published = sum(VGGT_KEYS.to_published(name) is None and VGGT_KEYS.to_geomtx(name) is not None for name in names)
-    ours = sum(VGGT_KEYS.to_geomtx(name) is None and VGGT_KEYS.to_published(name) is not None for name in names)
-    heads = tuple(head for head, module in HEAD_MODULES.items() if module in parts)
-    if max(published, ours) < len(names) / 2:
-        return "unknown", heads
-    return "published" if published > ours else "geomtx", heads
+
+def is_vggt(names: Iterable[str]) -> bool:
+    """Return whether there is a VGGT's tensor among those of a checkpoint, also under a prefix of up to three parts."""
+    parts = (name.split(".") for name in map(drop_wrappers, names))
+    return any(".".join(each[start:]) in VGGT_KEYS for each in parts for start in range(min(len(each), 4)))
 
 
 _NUMBERS = {"img_size": "image_size", "patch_size": "patch_size", "embed_dim": "dim"}
