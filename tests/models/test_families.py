@@ -162,6 +162,13 @@ def test_a_head_is_added_and_taken_off(family, images, tmp_path: Path):
         model.add_head("depth", nn.Identity())
 
 
+def test_no_head_is_added_under_the_name_of_one_of_any_family():
+    model = build("vggt")
+    for head in {head for name in FAMILIES for head in build(name).config.heads}:
+        with pytest.raises(ValueError, match=rf"^name must not be one of .*, got '{head}'$"):
+            model.add_head(head, nn.Identity())
+
+
 def test_adapters_are_trained_and_merged(family, images):
     model, images = build(family), images[:1].float()
     expected = model(images)

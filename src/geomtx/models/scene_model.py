@@ -33,7 +33,7 @@ RunHead = Callable[..., Any]
 """Function that runs a head on what it reads: run(name, head, **options) → its result."""
 
 # Names of the heads of all families, and of a task of `MultitaskLoss` besides.
-_TAKEN = (*HEADS, "rays", "sky", "text", "consistency")
+_TAKEN = (*HEADS, "rays", "sky", "text", "metric", "consistency")
 
 
 class SceneModel(PublishedModel):
