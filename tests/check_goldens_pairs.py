@@ -12,11 +12,20 @@ import geomtx
 from geomtx.encoder import PairDecoder
 from geomtx.inference import choose_pairs, keep_near, retrieved_pairs
 from geomtx.inference.pair_maps import PairPrediction
-from geomtx.losses import completion_loss
+from geomtx.losses import (
+    MatchingSettings,
+    PairPointSettings,
+    completion_loss,
+    matching_loss,
+    matching_precision,
+    pair_confidence_loss,
+    pair_point_errors,
+)
+from geomtx.losses.pair_points import cloud_scale, fit_cloud_scale, reaches
 from geomtx.models.dust3r import CroCo, CroCoConfig, DUSt3R, DUSt3RConfig, MASt3R, MASt3RConfig, keys
 from geomtx.models.dust3r.parts import build_encoder
 from geomtx.models.dust3r.pretrained import normalize_pair_images
-from geomtx.types import Tokens
+from geomtx.types import DenseMap, Tokens
 from golden_files import Check, Golden, fill_by_rule, make
 
 
@@ -152,6 +161,93 @@ def check_image_pairs(golden: Golden) -> Iterator[Check]:
     yield Check("retrieval.pairs", found, tensors["retrieval.pairs"])
 
 
+def both(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """The tensors of both views."""
+    return tensors[f"{name}1"], tensors[f"{name}2"]
+
+
+def settings_of(term: str, options: str, limit: float) -> tuple[PairPointSettings, str]:
+    """The settings of a published term, and what is asked of it: "view1", "view2" or the confidence."""
+    name, _, rest = options.partition(".")
+    shift, scale = ("Shift" in term), ("Scale" in term)
+    if term.startswith("metric"):
+        true_scale, log = "true_scale" in name, {"log_after": "after", "limit_log_before": "before"}.get(name)
+        far = limit if name.startswith("limit") or name == "max_metric" else None
+        asked = "confidence" if "confidence" in name else rest
+        return PairPointSettings(true_scale=true_scale, log=log, max_metric_scale=far), asked
+    norm = "avg_dis" if name in ("normalized", "true_scale") else name
+    return PairPointSettings(norm, true_scale=name == "true_scale", shift=shift, scale=scale), rest
+
+
+def check_losses(golden: Golden) -> Iterator[Check]:
+    tensors = golden.tensors
+    inputs = [*("points", "confidence", "descriptors", "descriptor_confidence")]
+    leaves = {f"{name}{view}": tensors[f"{name}{view}"].requires_grad_() for name in inputs for view in (1, 2)}
+    to_camera = torch.linalg.inv(tensors["camera1_to_world"])
+    truth = tuple(
+        torch.einsum("bij,bhwj->bhwi", to_camera[:, :3, :3], each) + to_camera[:, None, None, :3, 3]
+        for each in both(tensors, "gt_points")
+    )
+    valid, sky = both(tensors, "valid"), both(tensors, "sky")
+    first, second = (DenseMap(leaves[f"descriptors{v}"], leaves[f"descriptor_confidence{v}"]) for v in (1, 2))
+    matches = both(tensors, "matches")
+    computed: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        for name in [name for name in tensors if name.startswith("loss.")]:
+            _, term, options = name.split(".", 2)
+            if term == "total" or options == "average_precision":
+                continue
+            if term == "matching":
+                kind, _, rest = options.partition(".")
+                how, _, quantile = rest.partition(".")
+                settings = MatchingSettings(
+                    golden.meta["temperature"],
+                    kind,
+                    golden.meta.get("matching_alpha", 10.0),
+                    how.split("_")[1] if how else None,
+                    float(quantile or 0.8) if "negatives" in how else None,
+                )
+                computed[name] = matching_loss(first, second, matches, tensors["valid_matches"], settings)
+                continue
+            settings, asked = settings_of(term, options, golden.meta["max_metric_scale"])
+            errors = pair_point_errors(
+                both(leaves, "points"),
+                truth,
+                valid,
+                settings,
+                metric=tensors["is_metric"] if term.startswith("metric") else None,
+                sky=sky if "sky" in options else None,
+            )
+            if asked == "confidence":
+                computed[name] = pair_confidence_loss(errors, both(leaves, "confidence"), alpha=golden.meta["alpha"])
+            else:
+                computed[name] = errors.means()[int(asked[-1]) - 1]
+        for name in [name for name in tensors if name.startswith("grad.")]:
+            loss, _, leaf = name.replace("grad.", "loss.", 1).rpartition(".")
+            (gradient,) = torch.autograd.grad(computed[loss], leaves[leaf], retain_graph=True)
+            yield Check(name, gradient, tensors[name])
+    for name, value in computed.items():
+        yield Check(name, value.detach(), tensors[name])
+    clouds = [torch.cat([each.flatten(1, 2) for each in maps], dim=1) for maps in (both(leaves, "points"), truth)]
+    mask = torch.cat([each.flatten(1) for each in valid], dim=1)
+    if "is_metric_after_limit" in tensors:
+        far = reaches(clouds[1], mask, golden.meta["max_metric_scale"])
+        yield Check("is_metric_after_limit", tensors["is_metric"] & ~far, tensors["is_metric_after_limit"])
+    if "loss.total.mast3r" in tensors:
+        total = computed["loss.metric_regression.confidence_sky"]
+        total = total + 0.075 * computed["loss.matching.proper.confidence_mean"]
+        yield Check("loss.total.mast3r", total.detach(), tensors["loss.total.mast3r"])
+        found = matching_precision(first.value, second.value, matches, tensors["valid_matches"], num_others=40)
+        yield Check("loss.matching.average_precision", found, tensors["loss.matching.average_precision"])
+        clouds = [torch.cat([each.flatten(1, 2) for each in maps], dim=1) for maps in (both(tensors, "points"), truth)]
+        mask = torch.cat([each.flatten(1) for each in valid], dim=1)
+        factor = cloud_scale(clouds[0].detach(), mask, "avg_dis")
+        yield Check("norm_factor.avg_dis", factor, tensors["norm_factor.avg_dis"])
+        for kind in ("avg", "median", "weiszfeld"):
+            found = fit_cloud_scale(clouds[0].detach(), clouds[1], mask, kind)
+            yield Check(f"scaling.{kind}", found, tensors[f"scaling.{kind}"])
+
+
 CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "croco_encoder": check_encoder,
     "croco_decoder_pair": check_decoder_pair,
@@ -162,4 +258,5 @@ CHECKS_PAIRS: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "mast3r_512": check_full_size,
     "pairwise_preprocessing": check_preprocessing,
     "image_pairs": check_image_pairs,
+    "pairwise_losses": check_losses,
 }

@@ -26,7 +26,7 @@ BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a 
 FILE_BOUNDS = {"alignment_init": 5e-6, "alignment_init_queue": 5e-6} | dict.fromkeys(
     (
         *("croco_encoder", "croco_decoder_pair", "croco_completion"),
-        *("dust3r_dpt", "dust3r_mixed_orientation", "mast3r"),
+        *("dust3r_dpt", "dust3r_mixed_orientation", "mast3r", "pairwise_losses", "pairwise_losses_edges"),
     ),
     1e-7,
 )

@@ -15,7 +15,9 @@ from geomtx.losses.consistency.photometric import (
 from geomtx.losses.consistency.track_points import track_point_loss
 from geomtx.losses.consistency.warp import ViewPairs, choose_cameras, draw_pairs
 from geomtx.losses.gradient import gradient_loss, normal_loss
+from geomtx.losses.matching import MatchingSettings, matching_loss, matching_precision
 from geomtx.losses.multitask import LossReport, MultitaskLoss
+from geomtx.losses.pair_points import PairErrors, PairPointSettings, pair_confidence_loss, pair_point_errors
 from geomtx.losses.penalty import Penalty
 from geomtx.losses.perceptual import PERCEPTUAL_TAPS, PerceptualLoss, VGGFeatures
 from geomtx.losses.rendering import RenderingLoss, gaussian_similarity
@@ -43,8 +45,11 @@ __all__ = [
     "EpipolarSettings",
     "HeadTerm",
     "LossReport",
+    "MatchingSettings",
     "MultitaskLoss",
     "Outliers",
+    "PairErrors",
+    "PairPointSettings",
     "Penalty",
     "PerceptualLoss",
     "PhotometricSettings",
@@ -69,7 +74,11 @@ __all__ = [
     "epipolar_loss",
     "gaussian_similarity",
     "gradient_loss",
+    "matching_loss",
+    "matching_precision",
     "normal_loss",
+    "pair_confidence_loss",
+    "pair_point_errors",
     "photometric_loss",
     "quantile_filter",
     "smoothness_loss",
