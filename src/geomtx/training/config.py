@@ -162,11 +162,11 @@ class ModelSection:
     """The model to train.
 
     Attributes:
-        kind: "vggt", "nvs" or "video_tracker", see `geomtx.training.tasks.task.Task`.
+        kind: "vggt", "depth_anything", "nvs" or "video_tracker", see `geomtx.training.tasks.task.Task`.
         preset: Name of a constructor of `VGGTConfig`; "vggt_1b" stands for its defaults.
         numbers: Fields of `VGGTConfig`, in place of the preset's.
         weights: Weights to start from, as for `VGGT.from_pretrained`, with their configuration; defaults to random
-            weights. Other kinds start from a VGGT or from a model of their own kind.
+            weights. "depth_anything" starts from a `DepthAnything3`, other kinds from a VGGT or a model of their own.
         heads: Names of the heads of `weights` to train; defaults to all.
     """
 

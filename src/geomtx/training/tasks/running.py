@@ -18,7 +18,7 @@ from geomtx.checks import check_option
 from geomtx.encoder.alternating import AlternatingEncoder
 from geomtx.encoder.scopes import AttentionTable
 from geomtx.inference.engine import RecomputedBlock, recompute_blocks
-from geomtx.models.vggt.model import VGGT
+from geomtx.models.scene_model import SceneModel
 from geomtx.types import Predictions, Tokens
 
 __all__ = ["PLAIN", "RunOptions", "TrainedModel", "check_options", "encode", "head_precision", "run_vggt"]
@@ -93,9 +93,9 @@ def check_options(options: RunOptions, model: nn.Module, task: Any) -> None:
     Raises:
         ValueError: Naming the key of the configuration.
     """
-    vggt = next((module for module in model.modules() if isinstance(module, VGGT)), None)
+    inner = next((module for module in model.modules() if isinstance(module, SceneModel)), None)
     for head in options.detach:
-        check_option("detach", head, () if vggt is None else vggt.heads)
+        check_option("detach", head, () if inner is None else inner.heads)
     has_encoder = any(isinstance(module, AlternatingEncoder) for module in model.modules())
     if options.recompute and not has_encoder:
         got = type(model).__name__
@@ -107,11 +107,13 @@ def check_options(options: RunOptions, model: nn.Module, task: Any) -> None:
             )
 
 
-def run_vggt(model: VGGT, images: Tensor, query_points: Tensor | None, options: RunOptions = PLAIN) -> Predictions:
+def run_vggt(
+    model: SceneModel, images: Tensor, query_points: Tensor | None, options: RunOptions = PLAIN
+) -> Predictions:
     """Return what `model(images, query_points)` gives, run with options."""
     if options == PLAIN:
         return model(images, query_points)
-    images, query_points, _, heads = model.check_inputs(images, query_points, None, None)
+    images, query_points, _, heads, *_ = model.check_inputs(images, query_points, None, None)
     tokens = encode(model.encoder, images, model.taps_of(heads), recompute=options.recomputes(model))
 
     def read(head: str) -> Tokens:

@@ -22,6 +22,7 @@ __all__ = ["Task", "build_task", "starting_from"]
 # `model.kind` → module and class, which is imported only if it is asked for.
 _HOMES = {
     "vggt": ("geomtx.training.tasks.vggt", "VggtTask"),
+    "depth_anything": ("geomtx.training.tasks.depth_anything", "DepthAnythingTask"),
     "nvs": ("geomtx.training.tasks.nvs", "NvsTask"),
     "video_tracker": ("geomtx.training.tasks.video_tracker", "VideoTask"),
 }
@@ -86,7 +87,7 @@ def build_task(kind: str, options: dict[str, Any]) -> Task:
     """Return the task of a configuration.
 
     Args:
-        kind: "vggt", "nvs" or "video_tracker".
+        kind: "vggt", "depth_anything", "nvs" or "video_tracker".
         options: Fields of the task, plain values.
 
     Raises:
