@@ -11,6 +11,7 @@ from geomtx.geometry import invert_rigid
 from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference import PairMaps
 from geomtx.scene.pairs import align_pairs
+from geomtx.scene.pairs.canonical import anchor_pixels, canonical_images
 from geomtx.scene.pairs.confidence import clean_confidence, image_confidence
 from geomtx.scene.pairs.objective import (
     AlignmentState,
@@ -21,10 +22,20 @@ from geomtx.scene.pairs.objective import (
     pair_transforms,
 )
 from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
+from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, dense_depth, sparse_problem
+from geomtx.scene.pairs.sparse_objective import (
+    SparseState,
+    block_depth,
+    coarse_loss,
+    fine_loss,
+    sparse_cameras,
+    sparse_points,
+)
 from geomtx.scene.pairs.start import place_images, start_alignment, start_from_cameras, start_of_tree
 from geomtx.scene.pairs.two_views import intrinsics_of
 from geomtx.tracking.matching import (
     DescriptorMaps,
+    Matches,
     find_reciprocal,
     follow_pixels,
     match_descriptors,
@@ -213,10 +224,99 @@ def check_matching(golden: Golden) -> Iterator[Check]:
         yield Check(name, sorted_matches(*ours), sorted_matches(*wanted))
 
 
+def read_sparse(golden: Golden) -> tuple[PairMaps, PairMatches]:
+    """Maps of both directions, whole or every eighth row and column of what is read of them, and matches."""
+    tensors, pairs = golden.tensors, golden.tensors["pairs"].tolist()
+    sizes = golden.meta["image_shapes"]
+    maps: list[tuple[list[int], Tensor, Tensor, Tensor, Tensor]] = []
+
+    def whole(name: str, index: int, size: list[int]) -> Tensor:
+        if f"{name}.{index}" in tensors:
+            return tensors[f"{name}.{index}"]
+        part = tensors[f"{name}_8.{index}"]
+        return part.repeat_interleave(8, dim=0).repeat_interleave(8, dim=1)[: size[0], : size[1]]
+
+    for index, (i, j) in enumerate(pairs):
+        for first, second, a, b in ((i, j, "11", "21"), (j, i, "22", "12")):
+            values = [
+                whole(f"{kind}{side}", index, sizes[each]) for kind in "XC" for each, side in ((first, a), (second, b))
+            ]
+            maps.append(([first, second], *values))
+    one, two = (list(golden.numbered(f"matches{side}").values()) for side in (1, 2))
+    confidence = list(golden.numbered("match_confidence").values())
+    matches = PairMatches(tensors["pairs"], tuple(map(Matches, one, two, confidence)))
+    order, *rest = zip(*maps, strict=True)
+    return PairMaps(torch.tensor(order), *rest), matches
+
+
+def check_sparse(golden: Golden) -> Iterator[Check]:
+    golden.require(subsample=8, fallback_weight=0.01)
+    tensors, meta = golden.tensors, golden.meta
+    maps, matches = read_sparse(golden)
+    images = canonical_images(maps, len(meta["image_shapes"]))
+    for method, name in (("ward", "hclust-ward"), ("spanning", "mst")):
+        options = SparseOptions(method, meta["matching_conf_thr"])
+        problem = sparse_problem(maps, matches, images, options)
+        for stem in (f"tree.{name}", *(["kinematic"] if method == "ward" else [])):
+            edges = sorted(map(tuple, tensors[f"{stem}.edges"].tolist()))
+            yield Check(f"{stem}.root", torch.tensor(problem.tree.root), tensors[f"{stem}.root"])
+            yield Check(f"{stem}.edges", torch.tensor(sorted(problem.tree.edges)), torch.tensor(edges))
+    problem = sparse_problem(maps, matches, images, SparseOptions(min_confidence=meta["matching_conf_thr"]))
+    names = ("quat", "translation", "log_size", "log_focal", "pp")
+    core = tuple(golden.numbered("state.core_depth").values())
+    values = [tensors[f"state.{name}"].squeeze(-1) for name in names]
+    state = SparseState(*values, core).map(lambda each: each.clone().requires_grad_())
+    cameras = sparse_cameras(problem, state)
+    yield Check("cam_to_world", invert_rigid(cameras.cam_from_world), tensors["cam_to_world"][:, :3])
+    yield Check("intrinsics", cameras.intrinsics, tensors["intrinsics"])
+    depth, dense = block_depth(problem, state), dense_depth(problem, state, images)
+    for index, image in enumerate(images):
+        ours = {
+            "canonical.points": image.points,
+            "canonical.confidence": image.confidence,
+            "canonical.depth_ratio": image.depth_ratio,
+            "canonical.focal": image.focal,
+            "core_depth": image.core_depth,
+            "anchor.depth": depth[index],
+            "dense.depth": dense[index],
+        }
+        if f"anchor.pixels.{index}" in tensors:
+            both = problem.first, problem.second
+            found = [each.image == index for each in both]
+            ours["anchor.index"], ours["anchor.ratio"] = anchor_pixels(image, tensors[f"anchor.pixels.{index}"])
+            pixels = torch.cat([a.coords_px[own] for a, own in zip(both, found, strict=True)])
+            wanted = tensors[f"anchor.pixels.{index}"]
+            yield Check(f"anchor.pixels.{index}", sorted_matches(pixels), sorted_matches(wanted))
+            all_points = sparse_points(problem, state)
+            points = torch.cat([p[own] for p, own in zip(all_points, found, strict=True)])
+            rows = sorted_matches(pixels, points)[:, 2:]
+            sort = sorted_matches(wanted, tensors[f"anchor.points.{index}"])[:, 2:]
+            yield Check(f"anchor.points.{index}", rows, sort)
+        for name, each in ours.items():
+            if f"{name}.{index}" in tensors:
+                yield Check(f"{name}.{index}", each, tensors[f"{name}.{index}"])
+    for stage, loss in (("coarse", coarse_loss), ("fine", fine_loss)):
+        with torch.enable_grad():
+            value = loss(problem, state)
+        yield Check(f"loss.{stage}", value, tensors[f"loss.{stage}"])
+        leaves = [*state[:5], *state.core]
+        gradients = torch.autograd.grad(value, leaves)
+        for name, gradient in zip((*names, "core_depth"), (*gradients[:5], gradients[5:]), strict=True):
+            for index in range(len(images)):
+                key = f"grad.{stage}.{name}.{index}"
+                if key in tensors:
+                    golden_value = tensors[key]
+                    ours_value = gradient[index].reshape(golden_value.shape)
+                    # Those of the root are 0 but for rounding.
+                    scale = None if golden_value.norm() > 1e-10 else torch.ones_like(golden_value)
+                    yield Check(key, ours_value, golden_value, scale)
+
+
 CHECKS_ALIGNMENT: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "global_alignment": check_objective,
     "global_alignment_cleaning": check_cleaning,
     "alignment_init": check_start,
     "dust3r_two_images": check_two_images,
     "fast_reciprocal_matching": check_matching,
+    "sparse_alignment": check_sparse,
 }

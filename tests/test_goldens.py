@@ -22,8 +22,13 @@ SLOW = (FULL_SIZE, "da3_mono_large", "vggt_omega_1b_text")
 # Checked with larger files alone: the parts of these models have files here.
 NOT_HERE = {"da3_small", "da3_base", "dust3r_512", "mast3r_512"}
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a file is computed in
-# Poses that the published code finds in float32; outputs in float64 that are stored in float32.
-FILE_BOUNDS = {"alignment_init": 5e-6, "alignment_init_queue": 5e-6} | dict.fromkeys(
+# What the published code computes or stores in float32.
+FILE_BOUNDS = {
+    "alignment_init": 5e-6,
+    "alignment_init_queue": 5e-6,
+    "sparse_alignment": 1e-7,
+    "sparse_alignment_edges": 1e-7,
+} | dict.fromkeys(
     (
         *("croco_encoder", "croco_decoder_pair", "croco_completion"),
         *("dust3r_dpt", "dust3r_mixed_orientation", "mast3r", "pairwise_losses", "pairwise_losses_edges"),

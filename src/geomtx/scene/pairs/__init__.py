@@ -1,7 +1,18 @@
-"""Pairs of images → one scene: global alignment of point maps."""
+"""Pairs of images → one scene: global alignment of point maps, and of matches."""
 
 from geomtx.scene.pairs.confidence import clean_confidence
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
 from geomtx.scene.pairs.pair_folder import PairFolder
+from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, align_matches
 
-__all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "PairFolder", "align_pairs", "clean_confidence"]
+__all__ = [
+    "AlignmentOptions",
+    "KnownOfImages",
+    "PairAlignment",
+    "PairFolder",
+    "PairMatches",
+    "SparseOptions",
+    "align_matches",
+    "align_pairs",
+    "clean_confidence",
+]

@@ -1,0 +1,258 @@
+"""Sparse global alignment: matches and point maps of pairs → cameras and depth of all images (MASt3R-SfM).
+
+Matched points are brought together in space first, by poses and sizes, and then in the pixels, by all parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomtx.checks import check_count, check_finite_positive, check_shape
+from geomtx.inference.pair_graphs import check_graph
+from geomtx.inference.pair_maps import PairMaps
+from geomtx.scene.pairs.camera_tree import TreeMethod, build_tree
+from geomtx.scene.pairs.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
+from geomtx.scene.pairs.global_alignment import PairAlignment
+from geomtx.scene.pairs.pair_graph import check_pairs
+from geomtx.scene.pairs.sparse_objective import (
+    Anchors,
+    SparseProblem,
+    SparseState,
+    block_depth,
+    coarse_loss,
+    fine_loss,
+    sparse_cameras,
+    start_state,
+)
+from geomtx.tracking.matching import Matches
+from geomtx.types import Int, show_shapes
+
+__all__ = ["PairMatches", "SparseOptions", "align_matches", "dense_depth", "sparse_problem"]
+
+
+@show_shapes
+class PairMatches(NamedTuple):
+    """Matches of P pairs of images.
+
+    Attributes:
+        pairs: Indices (i, j) of the images of each pair, (P, 2) int64; a pair and its reverse are one.
+        matches: Matches of each pair, in pixels of the images that the model saw.
+    """
+
+    pairs: Int[Tensor, "p 2"]
+    matches: tuple[Matches, ...]
+
+
+class SparseOptions(NamedTuple):
+    """How matches are aligned. The defaults are the published values.
+
+    Attributes:
+        tree: How the tree of poses is built, "ward" or "spanning".
+        min_confidence: Pairs whose best match is at most as confident don't count by their matches.
+        shared_intrinsics: Whether all images have one focal length and principal point.
+        coarse_steps: Number of steps on distances in space.
+        coarse_rate: Learning rate of the first of these.
+        fine_steps: Number of steps on distances in pixels.
+        fine_rate: Learning rate of the first of these.
+    """
+
+    tree: TreeMethod = "ward"
+    min_confidence: float = 5.0
+    shared_intrinsics: bool = False
+    coarse_steps: int = 300
+    coarse_rate: float = 0.07
+    fine_steps: int = 300
+    fine_rate: float = 0.01
+
+
+def align_matches(
+    maps: PairMaps,
+    matches: PairMatches,
+    options: SparseOptions = SparseOptions(),  # noqa: B008  (immutable)
+    *,
+    focals: Tensor | None = None,
+) -> PairAlignment:
+    """Return cameras and depth with which matched pixels see the same points.
+
+    Args:
+        maps: Point maps of all pairs in both directions.
+        matches: Matches of the pairs, which must connect all images.
+        options: How to align, see `SparseOptions`.
+        focals: Known focal lengths in pixels of the images that the model saw, (S,); NaN where they aren't known.
+            Defaults to none.
+
+    Returns:
+        Cameras, depth of every pixel, confidence of each image's mean points, and the losses in pixels before and after
+        the fine steps. The world is that of the image in the middle of the tree, up to its place in depth.
+
+    Raises:
+        ValueError: If a pair is there in one direction only, images are not connected by matches, or focal lengths
+            contradict each other; the message names them.
+
+    Source: Duisterhof et al. 2024 (MASt3R-SfM), section 4.
+    """
+    check_count("coarse_steps", options.coarse_steps, 0)
+    check_count("fine_steps", options.fine_steps, 0)
+    for name in ("coarse_rate", "fine_rate"):
+        check_finite_positive(name, getattr(options, name))
+    num = int(maps.pairs.max()) + 1
+    check_pairs(maps, num)
+    _check_matches(maps, matches, num)
+    images = canonical_images(maps, num)
+    problem = sparse_problem(maps, matches, images, options)
+    state = start_state(problem, [each.core_depth for each in images])
+    known = _known_focals(focals, problem, shared=options.shared_intrinsics)
+    if options.shared_intrinsics:
+        weight = torch.stack([each.confidence.mean() for each in images])
+        focal = (weight * problem.focal).sum() / weight.sum()
+        state = state._replace(log_focal=focal.log()[None], principal=state.principal[:1])
+    held = known[: len(state.log_focal)].isfinite()
+    state = state._replace(log_focal=torch.where(held, known[: len(held)].log(), state.log_focal))
+    state = _descend(problem, state, coarse_loss, (options.coarse_steps, options.coarse_rate), held, coarse=True)
+    with torch.no_grad():
+        before = fine_loss(problem, state)
+    state = _descend(problem, state, fine_loss, (options.fine_steps, options.fine_rate), held, coarse=False)
+    with torch.no_grad():
+        losses = torch.stack([before, fine_loss(problem, state)])
+        cameras = sparse_cameras(problem, state)
+        depth = dense_depth(problem, state, images)
+    confidence = tuple(each.confidence for each in images)
+    return PairAlignment(cameras, depth, confidence, losses, options.coarse_steps + options.fine_steps)
+
+
+def _check_matches(maps: PairMaps, matches: PairMatches, num: int) -> None:
+    check_shape("pairs", matches.pairs, (len(matches.matches), 2))
+    there = set(map(tuple, maps.pairs.tolist()))
+    for first, second in matches.pairs.tolist():
+        missing = {(first, second), (second, first)} - there
+        if missing:
+            raise ValueError(f"maps must have both directions of pair ({first}, {second}), got none of {min(missing)}")
+    matched = [pair for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True) if len(each.confidence)]
+    try:
+        check_graph(matched, num)
+    except ValueError as error:
+        raise ValueError(f"{error}; pairs without matches don't count") from error
+
+
+def _known_focals(focals: Tensor | None, problem: SparseProblem, *, shared: bool) -> Tensor:
+    if focals is None:
+        return torch.full_like(problem.focal, torch.nan)
+    check_shape("focals", focals, (len(problem.focal),))
+    known = focals.to(problem.focal)
+    given = known[known.isfinite()]
+    if not bool((given > 0).all()):
+        raise ValueError(f"focals must be positive, got {given.min():g}")
+    if not shared or not len(given):
+        return known
+    if bool((given / given[0] - 1).abs().max() > 1e-3):
+        raise ValueError(f"focals must be one where images share it, got {given.min():g} and {given.max():g}")
+    return given[:1].expand_as(known)
+
+
+def sparse_problem(
+    maps: PairMaps, matches: PairMatches, images: Sequence[CanonicalImage], options: SparseOptions
+) -> SparseProblem:
+    """Return what the parameters of sparse alignment are compared with.
+
+    Args:
+        maps: Point maps of all pairs in both directions.
+        matches: Matches of the pairs.
+        images: Each image as its pairs see it.
+        options: How to align.
+    """
+    num_blocks = [each.core_depth.numel() for each in images]
+    counts = torch.zeros(len(images), len(images))
+    for (i, j), each in zip(matches.pairs.tolist(), matches.matches, strict=True):
+        counts[i, j] = counts[j, i] = len(each.confidence)
+    like = images[0].points
+    confidence = torch.cat([each.confidence for each in matches.matches]).to(like)
+    sure = [bool((each.confidence > options.min_confidence).any()) for each in matches.matches]
+    lengths = torch.tensor([len(each.confidence) for each in matches.matches])
+    strong = torch.tensor(sure).repeat_interleave(lengths).to(like.device)
+    starts = [0, *torch.tensor(num_blocks).cumsum(0).tolist()]
+    first, second = (_anchors(matches, images, starts, side) for side in range(2))
+    pairs = {pair: index for index, pair in enumerate(map(tuple, maps.pairs.tolist()))}
+    weak = []
+    for index, (i, j) in enumerate(matches.pairs.tolist()):
+        if sure[index]:
+            continue
+        for image, camera in ((i, j), (j, i)):
+            points, own = maps.side(pairs[camera, image], 1)
+            rows = (first.image == image).nonzero()[:, 0], (second.image == image).nonzero()[:, 0]
+            block = torch.cat([first.block[rows[0]], second.block[rows[1]]]) - starts[image]
+            target = points[::BLOCK, ::BLOCK].to(like).flatten(0, 1)[block]
+            weak.append((*rows, camera, target, own[::BLOCK, ::BLOCK].to(like).flatten()[block]))
+    return SparseProblem(
+        build_tree(counts, num_blocks, options.tree),
+        like.new_tensor([list(each.confidence.shape) for each in images]),
+        torch.stack([each.focal for each in images]),
+        torch.stack([each.core_depth.median() for each in images]),
+        first,
+        second,
+        confidence,
+        strong,
+        tuple(weak),
+    )
+
+
+def _anchors(matches: PairMatches, images: Sequence[CanonicalImage], starts: Sequence[int], side: int) -> Anchors:
+    parts: list[tuple[Tensor, ...]] = []
+    for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True):
+        image, coords = pair[side], each[side]
+        block, ratio = anchor_pixels(images[image], coords)
+        parts.append((torch.full_like(block, image), block + starts[image], ratio, coords.to(ratio.dtype)))
+    return Anchors(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def dense_depth(problem: SparseProblem, state: SparseState, images: Sequence[CanonicalImage]) -> tuple[Tensor, ...]:
+    """Return the depth of every pixel, S tensors (H, W).
+
+    Args:
+        problem: The problem.
+        state: Parameters.
+        images: Each image as its pairs see it.
+    """
+    focal = sparse_cameras(problem, state).intrinsics[:, 0, 0]
+    found = []
+    for index, (image, blocks) in enumerate(zip(images, block_depth(problem, state), strict=True)):
+        height, width = image.confidence.shape
+        y, x = (torch.arange(size, device=blocks.device) for size in (height, width))
+        pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+        block, ratio = anchor_pixels(image, pixels)
+        depth = blocks[block] * (1 + (ratio - 1) * problem.focal[index] / focal[index])
+        found.append(depth.view(height, width))
+    return tuple(found)
+
+
+def _descend(
+    problem: SparseProblem,
+    state: SparseState,
+    loss: Callable[[SparseProblem, SparseState], Tensor],
+    schedule: tuple[int, float],
+    held: Tensor,
+    *,
+    coarse: bool,
+) -> SparseState:
+    """Make steps of Adam with a rate that falls to 0; coarse ones move poses and sizes alone."""
+    steps, rate = schedule
+    state = state.map(lambda each: each.detach().clone().requires_grad_())
+    moved = [state.quat_xyzw, state.translation, state.log_size]
+    if not coarse:
+        moved += [state.log_focal, state.principal, *state.core]
+    optimizer = torch.optim.Adam(moved, lr=rate, betas=(0.9, 0.9))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss(problem, state).backward()
+        if not coarse and state.log_focal.grad is not None:
+            state.log_focal.grad[held] = 0.0
+        optimizer.step()
+        with torch.no_grad():
+            state.quat_xyzw.div_(state.quat_xyzw.norm(dim=1, keepdim=True))
+    return state.map(Tensor.detach)

@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from geomtx.metrics import pairwise_pose_errors
+from geomtx.scene.pairs import PairMatches, SparseOptions, align_matches
+from geomtx.scene.pairs.camera_tree import build_tree, find_root
+from geomtx.scene.pairs.canonical import canonical_image
+from geomtx.tracking import Matches
+from scene.pairs.point_maps import LONG_FOCAL as FOCAL
+from scene.pairs.point_maps import both_ways, make_maps, make_surface_truth, true_matches
+
+FEW = SparseOptions(coarse_steps=50, fine_steps=20)
+NUM, SIZE = 3, (24, 32)
+PAIRS = [(0, 1), (1, 2), (0, 2)]
+
+
+@pytest.fixture
+def problem():
+    truth = make_surface_truth(NUM, SIZE)
+    matches = [Matches(*true_matches(truth, pair, 150), 2 + 8 * torch.rand(150).double()) for pair in PAIRS]
+    return truth, make_maps(truth, both_ways(NUM), spread=0.02), PairMatches(torch.tensor(PAIRS), tuple(matches))
+
+
+@pytest.mark.parametrize("options", [FEW, FEW._replace(tree="spanning", shared_intrinsics=True)])
+def test_true_matches_give_the_true_cameras_and_depth(problem, options):
+    """To what rounding matches to whole pixels leaves."""
+    truth, maps, matches = problem
+    coarse = align_matches(maps, matches, options._replace(coarse_steps=100, fine_steps=0))
+    errors = pairwise_pose_errors(coarse.cameras.cam_from_world, truth.cam_from_world)
+    assert errors.rotation_deg.max() < 3
+    assert errors.translation_deg.max() < 12
+    torch.testing.assert_close(
+        coarse.cameras.intrinsics[:, 0, 0], torch.full((NUM,), FOCAL).double(), rtol=1e-3, atol=0
+    )
+    ratio = torch.stack([ours / true for ours, true in zip(coarse.depth, truth.depth, strict=True)])
+    assert (ratio / ratio.median() - 1).abs().max() < 0.05
+    fine = align_matches(maps, matches, options)
+    assert fine.losses[1] < 0.95 * fine.losses[0]
+    again = align_matches(maps, matches, options)
+    assert torch.equal(again.cameras.cam_from_world, fine.cameras.cam_from_world)
+
+
+def test_known_focal_lengths_stay(problem):
+    _, maps, matches = problem
+    known = torch.tensor([FOCAL, torch.nan, 31.0])
+    focal = align_matches(maps, matches, FEW, focals=known).cameras.intrinsics[:, 0, 0]
+    torch.testing.assert_close(focal[[0, 2]], known[[0, 2]].double())
+    assert focal[1] not in known
+
+
+def test_pairs_without_sure_matches_count_by_their_points(problem):
+    """Not by what their matches are worth."""
+    _, maps, matches = problem
+    weak, results = matches.matches[1], []
+    few = FEW._replace(coarse_steps=10, fine_steps=10)
+    for factor in (1, 2):
+        unsure = weak._replace(confidence=factor * torch.rand(150).double())
+        found = align_matches(maps, matches._replace(matches=(matches.matches[0], unsure, matches.matches[2])), few)
+        results.append(found.cameras.cam_from_world)
+    assert torch.equal(*results)
+    other = maps._replace(points2=tuple(1.2 * each for each in maps.points2))
+    unsure = matches._replace(matches=(matches.matches[0], unsure, matches.matches[2]))
+    assert not torch.equal(align_matches(other, unsure, few).cameras.cam_from_world, results[0])
+
+
+def test_one_image_in_its_own_camera(problem):
+    _, maps, _ = problem
+    one = canonical_image([maps.points1[0]], [maps.confidence1[0]])
+    torch.testing.assert_close(one.points, maps.points1[0])
+    assert one.core_depth.shape == (3, 4)
+    torch.testing.assert_close(one.core_depth, maps.points1[0][4::8, 4::8, 2])
+    rebuilt = one.depth_ratio * one.core_depth.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    torch.testing.assert_close(rebuilt, maps.points1[0][..., 2], rtol=1e-6, atol=0)
+    assert abs(one.focal - FOCAL) < 0.01
+
+
+def test_the_tree_follows_the_matches():
+    counts = torch.tensor([[0, 9, 1, 0], [9, 0, 8, 0], [1, 8, 0, 7], [0, 0, 7, 0]])
+    for method in ("ward", "spanning"):
+        tree = build_tree(counts, [12] * 4, method)
+        assert {frozenset(edge) for edge in tree.edges} == {frozenset(e) for e in ((0, 1), (1, 2), (2, 3))}
+        assert tree.root in (1, 2)
+    assert find_root([(0, 1), (1, 2), (2, 3), (3, 4)], 5) == 2
+
+
+def test_ward_agrees_with_scipy():
+    hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
+    from geomtx.scene.pairs.camera_tree import _merge_clusters
+
+    counts = torch.randint(0, 40, (7, 7)).triu(1)
+    counts = counts + counts.T
+    likeness = (counts.double() / 36).clamp(max=1)
+    distance = torch.where(likeness > 0, 1 - likeness, 2.0)
+    first, second = torch.triu_indices(7, 7, 1)
+    linkage = hierarchy.linkage(distance[first, second].numpy(), "ward")
+    clusters = {image: {image} for image in range(7)}
+    ours = [{image} for image in range(7)]
+    for step, (edge, row) in enumerate(zip(_merge_clusters(counts, [12] * 7), linkage, strict=True)):
+        clusters[7 + step] = clusters.pop(int(row[0])) | clusters.pop(int(row[1]))
+        parts = [part for part in ours if part & set(edge)]
+        ours = [part for part in ours if part not in parts] + [parts[0] | parts[1]]
+        assert ours[-1] == clusters[7 + step]
+
+
+def test_bad_input_is_named(problem):
+    _, maps, matches = problem
+    with pytest.raises(ValueError, match=r"maps must have both directions of pair \(0, 1\), got none of \(1, 0\)"):
+        align_matches(maps.take([0, 1, 3, 4, 5]), matches)
+    none = Matches(*(each[:0] for each in matches.matches[0]))
+    with pytest.raises(ValueError, match="got none between image 0 and the others; pairs without matches don't count"):
+        align_matches(maps, matches._replace(matches=(none, matches.matches[1], none)))
+    with pytest.raises(ValueError, match="focals must be positive, got -3"):
+        align_matches(maps, matches, focals=torch.tensor([-3.0, torch.nan, 20.0]))
+    with pytest.raises(ValueError, match="focals must be one where images share it, got 20 and 25"):
+        align_matches(maps, matches, FEW._replace(shared_intrinsics=True), focals=torch.tensor([20.0, 25.0, torch.nan]))
