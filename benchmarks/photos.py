@@ -38,7 +38,7 @@ SIDE = 2048  # of the matrices whose product is the measure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    names = [name for name in MODELS if not name.startswith("facebook")]
+    names = [name for name in MODELS if name.startswith("depth-anything")]
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=names)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 8, 24])
     parser.add_argument("--repeats", type=int, default=3)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import geomtx
+from geomtx.encoder import ImageNormalization
 from geomtx.models.published_model import PublishedModel
 from geomtx.models.vggt.keys import VGGT_KEYS
 
@@ -25,6 +26,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "facebook/VGGT-1B": lambda: geomtx.VGGT(geomtx.VGGTConfig()),
     "depth-anything/DA3-SMALL": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.small()),
     "depth-anything/DA3-BASE": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.base()),
+    "yyfz233/Pi3": lambda: geomtx.Pi3(geomtx.Pi3Config.pi3()),
+    "yyfz233/Pi3X": lambda: geomtx.Pi3(geomtx.Pi3Config.pi3x()),
 }
 """Name on the hub → function that builds the model."""
 
@@ -44,6 +47,9 @@ def make_folder(folder: Path, name: str) -> None:
     with torch.device("meta"):
         model: PublishedModel = MODELS[name]()
     fill_by_rule(model, model.stored_form().keys)
+    encoder: Any = model.get_submodule("encoder")
+    if isinstance(encoder.normalize, ImageNormalization):
+        encoder.normalize = ImageNormalization()  # with values
     model.save_pretrained(folder, names="published")
 
 
