@@ -148,6 +148,11 @@ def reconstruct(
         TypeError: For an option that doesn't exist.
     """
     config: Any = getattr(model, "config", None)
+    if hasattr(model, "decode"):
+        raise ValueError(
+            f"model must see all views at once, got a {type(model).__name__}, which sees pairs: "
+            "geomtx.scene.pairs.reconstruct_pairs runs it"
+        )
     if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
         raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
     available = _heads_of_scenes(model)

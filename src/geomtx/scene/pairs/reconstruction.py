@@ -1,0 +1,134 @@
+"""A scene from a model that sees it as pairs: the model's views, its pairs, and their alignment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomtx.files import PathLike
+from geomtx.geometry.camera_fit import fit_focal
+from geomtx.inference.pair_graphs import choose_pairs
+from geomtx.inference.pair_maps import PairMaps
+from geomtx.inference.pairs import PairMemory, PairOptions, run_pairs
+from geomtx.scene.checks import warn_of_nonfinite
+from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
+from geomtx.scene.pairs.pair_folder import PairFolder
+from geomtx.scene.pairs.two_views import intrinsics_of
+from geomtx.scene.reconstruction import describe_run, progress_bar
+from geomtx.scene.reference_view import move_to_first_camera
+from geomtx.scene.scene import Scene
+from geomtx.types import Cameras, DenseMap, Predictions
+from geomtx.views.loading import load_views
+from geomtx.views.views import Views
+
+__all__ = ["reconstruct_pairs", "unpad_images"]
+
+_Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+def reconstruct_pairs(
+    model: nn.Module,
+    views: Views | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    graph: str | Tensor = "complete",
+    folder: PathLike | None = None,
+    alignment: AlignmentOptions | None = None,
+    options: PairOptions | None = None,
+    progress: bool = False,
+) -> Scene:
+    """Run a model on pairs of the views of one scene and bring its point maps together.
+
+    Args:
+        model: Model with `encode(images)` and `decode(first, second)`, such as `DUSt3R`, in evaluation mode.
+        views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded in the model's mode; or
+            a tensor (S, 3, H, W) in [0, 1] with sides that are multiples of the patch.
+        graph: Name of the graph of pairs, see `geomtx.inference.choose_pairs`, or pairs (E, 2).
+        folder: Folder in which the point maps are kept, see `PairFolder`: a run that was killed goes on from there.
+            Defaults to memory.
+        alignment: How pairs are brought together, see `AlignmentOptions`.
+        options: How the model is run; `progress` of it is not called.
+        progress: Whether to show a progress bar on stderr while the model runs.
+
+    Returns:
+        The scene on the CPU, up to scale, in the first camera's frame: cameras and depth, whose confidence is the
+        largest of a pixel's pairs.
+
+    Raises:
+        ValueError: As `run_pairs`, `PairFolder` and `align_pairs`.
+    """
+    config: Any = model.config
+    if isinstance(views, Tensor):
+        views = Views.from_images(views, patch_size=config.patch_size)
+    elif not isinstance(views, Views):
+        views = load_views(views, model=config)
+    pairs = choose_pairs(len(views), graph) if isinstance(graph, str) else graph
+    images, boxes = unpad_images(views, config.patch_size)
+    store = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
+    with progress_bar(shown=progress) as advance:
+        how = (options or PairOptions())._replace(progress=advance)
+        maps = run_pairs(model, images, pairs, store=store, options=how)
+    if len(views) == 1:
+        found = _place_one(maps)
+    else:
+        masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
+        known = KnownOfImages(masks=None if all(bool(mask.all()) for mask in masks) else masks)
+        found = align_pairs(maps, len(views), alignment or AlignmentOptions(), known=known)
+    scene = Scene(
+        names=views.names,
+        transforms=views.transforms,
+        images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
+        masks=views.masks.cpu(),
+        predictions=_to_predictions(found, boxes, views.image_hw),
+        units="up to scale",
+        paths=views.paths,
+        times=views.times,
+        provenance=describe_run(model, views, pairs=f"{len(pairs)}{f', {graph}' if isinstance(graph, str) else ''}"),
+    )
+    warn_of_nonfinite(scene)
+    return move_to_first_camera(scene, "the first camera of the best pair")
+
+
+def unpad_images(views: Views, patch_size: int) -> tuple[list[Tensor], list[_Box]]:
+    """Return the images of views without the padding that brings them to one size, and where in these they lie.
+
+    Args:
+        views: Views of a scene.
+        patch_size: Side of a patch in pixels; an image that would not be whole patches keeps its padding.
+
+    Returns:
+        Images (3, H, W), and top, bottom, left and right of each, in pixels.
+    """
+    images, boxes = [], []
+    for image, transform in zip(views.images, views.transforms, strict=True):
+        rows, columns = (transform.mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+        if (box[1] - box[0]) % patch_size or (box[3] - box[2]) % patch_size:
+            box = (0, image.shape[-2], 0, image.shape[-1])
+        images.append(image[:, box[0] : box[1], box[2] : box[3]])
+        boxes.append(box)
+    return images, boxes
+
+
+def _place_one(maps: PairMaps) -> PairAlignment:
+    """Return the camera and the depth of a single image, from the pair of it with itself."""
+    points, confidence = (each.float() for each in maps.side(0, 0))
+    focal = fit_focal(points)[None]
+    intrinsics = intrinsics_of(focal, focal.new_zeros(1, 2), [points.shape[:2]])
+    cameras = Cameras(torch.eye(3, 4)[None], intrinsics)
+    return PairAlignment(cameras, (points[..., 2],), (confidence,), points.new_zeros(0), 0)
+
+
+def _to_predictions(found: PairAlignment, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Predictions:
+    """Return cameras and depth in pixels of the padded images; depth and confidence are 0 in the padding."""
+    depth, confidence = torch.zeros(2, len(boxes), *image_hw)
+    intrinsics = found.cameras.intrinsics.float().cpu().clone()
+    for index, (top, bottom, left, right) in enumerate(boxes):
+        depth[index, top:bottom, left:right] = found.depth[index]
+        confidence[index, top:bottom, left:right] = found.confidence[index]
+        intrinsics[index, :2, 2] += intrinsics.new_tensor([left, top])
+    cameras = Cameras(found.cameras.cam_from_world.float().cpu(), intrinsics)
+    return Predictions(cameras=cameras, depth=DenseMap(depth, confidence))

@@ -1,0 +1,92 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import geomtx
+from geomtx import DUSt3R, DUSt3RConfig, Scene
+from geomtx.geometry import invert_rigid, unproject
+from geomtx.geometry.camera import transform_points
+from geomtx.inference.pair_maps import PairedView, PairPrediction
+from geomtx.scene.pairs import AlignmentOptions, reconstruct_pairs
+from geomtx.types import DenseMap, Tokens
+from geomtx.views import Views
+
+SIZES = [(32, 48), (48, 32), (32, 48)]
+
+
+class Exact(nn.Module):
+    """In place of a network: the true point maps of a wavy surface, for images whose grey value is their number."""
+
+    def __init__(self, sizes) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(patch_size=16)
+        self.points, self.cam_from_world, self.focal = [], [], 50.0
+        for index, (height, width) in enumerate(sizes):
+            pose = torch.eye(3, 4)
+            pose[:, 3] = torch.tensor([0.4 * index, -0.1 * index, 0.05 * index])
+            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            depth = 3 + 0.5 * (x / 9.0).sin() + 0.4 * (y / 7.0 + index).cos()
+            k = torch.tensor([[self.focal, 0, width / 2], [0, self.focal, height / 2], [0, 0, 1]])
+            self.points.append(unproject(depth, k, pose))  # in the world
+            self.cam_from_world.append(pose)
+
+    def encode(self, images) -> Tokens:
+        return Tokens({0: images.mean((1, 2, 3))[:, None, None, None]}, 0, tuple(images.shape[-2:]), (1, 1))
+
+    def decode(self, first, second) -> PairPrediction:
+        def view(i: int, of: int) -> PairedView:
+            local = transform_points(self.cam_from_world[i], self.points[of].flatten(0, 1)).view_as(self.points[of])
+            return PairedView(DenseMap(local[None] * (1 + 0.1 * i), torch.full((1, *local.shape[:2]), 5.0)))
+
+        i, j = (round(float(tokens.layer(0)) * 10) for tokens in (first, second))
+        return PairPrediction(view(i, i), view(i, j))
+
+
+def test_true_maps_give_true_cameras_and_depth_in_padded_views():
+    model = Exact(SIZES)
+    images = [torch.full((3, *size), index / 10) for index, size in enumerate(SIZES)]
+    views = Views.from_images(images, patch_size=16)
+    assert views.image_hw == (48, 48)
+    scene = reconstruct_pairs(model, views, alignment=AlignmentOptions(steps=60))
+    centers = invert_rigid(scene.cameras.cam_from_world)[:, :, 3]
+    true = invert_rigid(torch.stack(model.cam_from_world))[:, :, 3]
+    ratio = centers[1].norm() / true[1].norm()
+    torch.testing.assert_close(centers / ratio, true - true[0], atol=0.03, rtol=0)
+    torch.testing.assert_close(scene.cameras.intrinsics[:, 0, 0], torch.full((3,), 50.0), atol=1.5, rtol=0)
+    torch.testing.assert_close(scene.cameras.intrinsics[1, :2, 2], torch.tensor([16.0, 24.0]), atol=1e-3, rtol=0)
+    for depth, points, pose in zip(scene.depth, model.points, model.cam_from_world, strict=True):
+        wanted = transform_points(pose, points.flatten(0, 1)).view_as(points)[..., 2]
+        torch.testing.assert_close(depth.value / ratio, wanted, atol=0.1, rtol=0)
+    assert scene.depth[1].value.shape == (48, 32)
+    assert "6, complete" in scene.provenance["pairs"]
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_one_and_two_photos_make_scenes_that_are_saved(num_views, tmp_path):
+    model = Exact(SIZES[:1] * num_views)
+    images = torch.stack([torch.full((3, 32, 48), index / 10) for index in range(num_views)])
+    scene = reconstruct_pairs(model, images, folder=None)
+    torch.testing.assert_close(scene.cameras.intrinsics[0, 0, 0], torch.tensor(50.0), atol=0.5, rtol=0)
+    assert len(scene.points(percentile=0).xyz) > 1000
+    scene.save(tmp_path / "scene")
+    assert Scene.load(tmp_path / "scene").predictions.depth.value.shape == (num_views, 32, 48)
+
+
+def test_a_network_and_a_folder(tmp_path):
+    model = DUSt3R(DUSt3RConfig.tiny(depth=2, head="linear")).eval()
+    with torch.no_grad():  # points in front of the camera
+        for head in (model.first_head, model.second_head):
+            head.points.out.project.bias.view(4, -1)[2] += 1.5
+    images = torch.rand(2, 3, 32, 48)
+    scene = reconstruct_pairs(model, images, folder=tmp_path)
+    assert scene.predictions.depth.value.shape == (2, 32, 48)
+    assert (tmp_path / "pairs.json").is_file()
+    again = reconstruct_pairs(model, images, folder=tmp_path)
+    assert torch.equal(again.predictions.depth.value, scene.predictions.depth.value)
+    with pytest.raises(
+        ValueError, match=r"^model must see all views at once, got a DUSt3R, which sees pairs: .*pairs.recon"
+    ):
+        geomtx.reconstruct(model, images)
