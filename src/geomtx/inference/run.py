@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from geomtx.checks import check_option
+from geomtx.geometry.ray_cameras import Decomposition, cameras_from_rays
 from geomtx.inference.engine import EncodedViews, Execution, Inputs, encode, execute
 from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, many_variants, run_captured
 from geomtx.inference.keys import GlobalApproximation
@@ -55,6 +57,8 @@ class RunOptions(NamedTuple):
             `geomtx.predict_parallel`: all of them call with the same arguments and get the same result.
         progress: Called with the share of the pass that is done since the last call; None for no report. Not for a
             pass that is replayed.
+        ray_cameras: None for the cameras of the camera head; "qr" or "ql" for those that fit the predicted rays, for
+            models with a head "rays", see `geomtx.geometry.ray_cameras.cameras_from_rays`.
     """
 
     view_chunk: int | Literal["auto"] = "auto"
@@ -64,6 +68,7 @@ class RunOptions(NamedTuple):
     compile: bool | Literal["graphs"] = False
     parallel: bool = False
     progress: Callable[[float], None] | None = None
+    ray_cameras: Decomposition | None = None
 
 
 def check_options(model: nn.Module, options: RunOptions) -> None:
@@ -78,6 +83,10 @@ def check_options(model: nn.Module, options: RunOptions) -> None:
     own, dtype = parameter.dtype, options.dtype
     if options.compile != "graphs" and not isinstance(options.compile, bool):
         raise ValueError(f"compile must be one of False, True, 'graphs', got {options.compile!r}")
+    if options.ray_cameras is not None:
+        check_option("ray_cameras", options.ray_cameras, get_args(Decomposition))
+        if "rays" not in getattr(model, "heads", ()):
+            raise ValueError(f"ray_cameras must be None for a {type(model).__name__} without the head rays, got some")
     chunk = options.view_chunk
     if chunk != "auto" and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"view_chunk must be 'auto' or at least 1, got {chunk!r}")
@@ -123,6 +132,8 @@ def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], option
     Raises:
         ValueError: For another `memory`, known cameras with `compile="graphs"`, and as the model does.
     """
+    if options.ray_cameras is not None and "camera" in heads:
+        return _run_with_rays(model, inputs, heads, options)
     if hasattr(model, "networks"):
         return _run_networks(model, inputs, heads, options)
     parameter = next(model.parameters())
@@ -154,6 +165,22 @@ def run_views(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], option
             return run_captured(model, run, here, (heads, plan, approximation))
         with many_variants() if compiled else nullcontext():
             return run(**inputs)
+
+
+def _run_with_rays(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], options: RunOptions) -> Predictions:
+    """Run a model, and take the cameras that fit its rays; rays of patches that are left out don't count."""
+    assert options.ray_cameras is not None, "asked for"
+    names = tuple(head for head in heads if head not in ("camera", "rays"))
+    found = run_views(model, inputs, (*names, "rays"), options._replace(ray_cameras=None))
+    assert found.rays is not None, "a head that runs"
+    confidence, mask = found.rays.confidence, inputs.get("patch_mask")
+    if mask is not None:
+        steps = (confidence.shape[-2] // mask.shape[-2], confidence.shape[-1] // mask.shape[-1])
+        seen = mask.repeat_interleave(steps[0], dim=-2).repeat_interleave(steps[1], dim=-1)
+        confidence = confidence * seen.to(confidence)
+    image_hw = (inputs["images"].shape[-2], inputs["images"].shape[-1])
+    cameras = cameras_from_rays(found.rays.value, confidence, image_hw, decomposition=options.ray_cameras)
+    return found._replace(cameras=cameras, rays=found.rays if "rays" in heads else None)
 
 
 def _run_networks(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], options: RunOptions) -> Predictions:

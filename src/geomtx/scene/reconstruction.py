@@ -131,7 +131,7 @@ def reconstruct(
             predicted cameras. Not with `window` or another `reference`. For all other models see `geomtx.align`.
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
-            `approximation`, `compile`, `parallel`.
+            `approximation`, `compile`, `parallel`, `ray_cameras`.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels. A

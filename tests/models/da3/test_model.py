@@ -7,6 +7,7 @@ import torch
 import geomtx
 from families import build as build_family
 from geomtx import Cameras, DepthAnything3, Predictions, Scene
+from geomtx.geometry.ray_cameras import cameras_from_rays
 from geomtx.inference import MemoryPlan, predict
 from geomtx.models.registry import find_family
 from lean import build_lean
@@ -101,6 +102,25 @@ def test_rays_are_no_part_of_a_scene():
     scene = geomtx.reconstruct(build().float(), torch.rand(3, 3, 28, 42))
     assert scene.predictions.rays is None
     assert scene.predictions.depth is not None
+
+
+@torch.no_grad()
+def test_cameras_may_be_those_of_the_rays():
+    model, images = build().float(), torch.rand(3, 3, 28, 42)
+    found = model(images)
+    for way in ("qr", "ql"):
+        expected = cameras_from_rays(*found.rays, (28, 42), decomposition=way)
+        for options in ({}, {"memory": "low"}):
+            scene = geomtx.reconstruct(model, images, ray_cameras=way, **options)
+            pose = expected.cam_from_world[0]
+            relative = pose[:, :, :3] @ pose[:1, :, :3].mT
+            torch.testing.assert_close(scene.cameras.cam_from_world[..., :3], relative, rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(scene.cameras.intrinsics, expected.intrinsics[0], rtol=2e-2, atol=2e-1)
+            assert scene.predictions.rays is None
+    with pytest.raises(ValueError, match=r"^ray_cameras must be one of 'qr', 'ql', got 'rq'"):
+        geomtx.reconstruct(model, images, ray_cameras="rq")
+    with pytest.raises(ValueError, match=r"^ray_cameras must be None for a VGGT without the head rays, got some$"):
+        geomtx.reconstruct(build_lean(), images, ray_cameras="qr")
 
 
 def test_a_scene_of_single_views_keeps_the_sky(tmp_path: Path):
