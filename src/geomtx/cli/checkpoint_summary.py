@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from geomtx.checkpoint.key_table import unwrap_names
-from geomtx.models.published import PUBLISHED, find_weights
+from geomtx.models.published import find_weights, known_weights
 from geomtx.models.registry import FAMILIES
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
@@ -50,6 +50,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
     headers = _read_local(found) if Path(found).exists() else _read_hub(found)
     family = next((family for family in FAMILIES if family.recognises(headers)), FAMILIES[-1])
     unwrapped = unwrap_names(headers, family.is_name)
+    known = known_weights(source)
     naming, heads = family.describe(unwrapped.names.values())
     return CheckpointSummary(
         num_tensors=len(headers),
@@ -57,7 +58,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=naming,
         heads=heads,
-        licence=PUBLISHED[source].licence if source in PUBLISHED else None,
+        licence=None if known is None else known.licence,
         prefix=unwrapped.prefix,
     )
 

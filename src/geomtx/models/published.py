@@ -20,6 +20,7 @@ __all__ = [
     "PublishedWeights",
     "find_weights",
     "kind_of_names",
+    "known_weights",
     "open_weights",
     "state_licence",
 ]
@@ -195,16 +196,24 @@ def kind_of_names(names: Iterable[str]) -> str | None:
     return next((kind for kind, mark in marks if any(mark in name for name in names)), None)
 
 
+def known_weights(source: str) -> PublishedWeights | None:
+    """Return what is known of weights by name, or of a file named as one of those that are published as such.
+
+    Args:
+        source: Name, folder or file.
+    """
+    files = {name.rpartition("/")[2]: name for name in PUBLISHED if name.count("/") == 2}
+    return PUBLISHED.get(source) or PUBLISHED.get(files.get(Path(source).name, ""))
+
+
 @functools.cache
 def state_licence(source: str) -> None:
     """Log, once a process, the licence of known weights, and what to know before they are used.
 
     Args:
-        source: Name of the weights, or a file that is named as one of those that are published as such.
+        source: Name, folder or file, see `known_weights`.
     """
-    files = {name.rpartition("/")[2]: name for name in PUBLISHED if name.count("/") == 2}
-    name = source if source in PUBLISHED else files.get(Path(source).name, "")
-    if name:
-        known = PUBLISHED[name]
+    known = known_weights(source)
+    if known is not None:
         advice = f" {known.advice}." if known.advice else ""
-        logger.warning("The weights %s have a licence of their own, %s.%s", name, known.licence, advice)
+        logger.warning("The weights %s have a licence of their own, %s.%s", known.name, known.licence, advice)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import geomtx
 from geomtx import VGGT, Scene, VGGTOmega, VGGTOmegaConfig, list_models
 from geomtx.cli import main
+from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.inference import MemoryPlan
 from geomtx.models.published import state_licence
 from geomtx.models.registry import find_family
@@ -113,6 +114,9 @@ def test_published_files(tmp_path: Path, caplog):
     file = tmp_path / "vggt_omega_1b_512.pt"
     torch.save(tensors, file)
     assert find_family(file).model is VGGTOmega
+    summary = summarize_checkpoint(str(file))
+    assert (summary.naming, summary.heads) == ("published", TEXT)
+    assert summary.licence.startswith("the FAIR Noncommercial Research License")
     with pytest.raises(ValueError, match=r"^weights must be of a published VGGT-Omega, 1024 wide, got '.*' 32 wide$"):
         geomtx.load_model(file)
     state_licence.cache_clear()
