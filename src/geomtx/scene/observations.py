@@ -17,7 +17,7 @@ from geomtx.scene.surfaces import Surfaces, find_surfaces
 from geomtx.types import Float, Int, UInt8, show_shapes
 from geomtx.views.transform import lies_inside
 
-__all__ = ["ObservedPoints", "describe_observations", "observe_points"]
+__all__ = ["ObservedPoints", "describe_observations", "join_matches", "merge_observations", "observe_points"]
 
 _CANDIDATES = 2  # points that are tried for each that is kept
 _ROWS_AT_ONCE = 1 << 13  # few enough for a processor's cache
@@ -303,4 +303,70 @@ def _to_original(found: _Found, scene: SceneContent, surfaces: Surfaces) -> Obse
         point=point,
         coords_px=original[inside],
         confidence=confidence.float(),
+    )
+
+
+def join_matches(matches: NDArray[np.int64], view_of: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Join matches of features to points: returns the feature and the point of each observation, sorted by point.
+
+    Points with two features of one view are left out.
+
+    Args:
+        matches: Two features that show the same in each row, (M, 2).
+        view_of: View of each feature.
+    """
+    root = np.arange(len(view_of))
+    while True:  # the smallest feature that can be reached, by ever longer steps
+        low = root.copy()
+        np.minimum.at(low, matches[:, 0], root[matches[:, 1]])
+        np.minimum.at(low, matches[:, 1], root[matches[:, 0]])
+        low = low[low]
+        if (low == root).all():
+            break
+        root = low
+    size = np.bincount(root, minlength=len(root))
+    feature = np.nonzero(size[root] > 1)[0]
+    feature = feature[np.lexsort((view_of[feature], root[feature]))]
+    label = root[feature]
+    twice = (np.diff(label) == 0) & (np.diff(view_of[feature]) == 0)
+    wrong = np.isin(label, label[1:][twice])
+    feature = feature[~wrong]
+    _, point = np.unique(root[feature], return_inverse=True)
+    return feature, point
+
+
+def merge_observations(
+    scene: SceneContent, surfaces: Surfaces, observed: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+) -> ObservedPoints:
+    """Return points at the mean of the surfaces that views have at their observations; each has the confidence 1.
+
+    Args:
+        scene: Scene with cameras, and with depth or points.
+        surfaces: The surfaces of its views.
+        observed: View, point and original pixel (x, y) of each observation, sorted by point.
+    """
+    view, point, original = observed
+    coords = np.empty_like(original)
+    for index, transform in enumerate(scene.transforms):
+        rows = view == index
+        coords[rows] = transform.from_original(torch.from_numpy(original[rows])).numpy()
+    held = surfaces.holds(coords)
+    own = surfaces.unproject_each(view, np.where(held[:, None], coords, 0.0))
+    known = held & np.isfinite(own).all(1)
+    num_points = int(point.max()) + 1 if len(point) else 0
+    count = np.bincount(point[known], minlength=num_points)
+    sums = [np.bincount(point[known], own[known, axis], minlength=num_points) for axis in range(3)]
+    xyz = np.stack(sums, axis=-1) / np.where(count > 0, count, np.nan)[:, None]
+    kept = held & (count[point] > 0)
+    names, point = np.unique(point[kept], return_inverse=True)
+    view, original, coords = view[kept], original[kept], coords[kept]
+    pixel = surfaces.clamp(np.floor(coords[:, ::-1] + 0.5).astype(np.int64))
+    _, first = np.unique(point, return_index=True)
+    return ObservedPoints(
+        xyz=torch.from_numpy(xyz[names]),
+        rgb=scene.images[view[first], :, pixel[first, 0], pixel[first, 1]],
+        view=torch.from_numpy(view),
+        point=torch.from_numpy(point),
+        coords_px=torch.from_numpy(original),
+        confidence=torch.ones(len(view)),
     )

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from geomtx.checks import check_count
 from geomtx.geometry.bundle import BundleOptions, BundleProblem
-from geomtx.scene.observations import ObservedPoints
+from geomtx.scene.observations import ObservedPoints, join_matches, merge_observations
 from geomtx.scene.scene import Scene
-from geomtx.scene.surfaces import Surfaces, find_surfaces
+from geomtx.scene.surfaces import find_surfaces
 from geomtx.types import Cameras
 from geomtx.views.pictures import read_picture
 
@@ -132,8 +132,8 @@ def match_points(scene: Scene, *, max_side: int = 1600) -> ObservedPoints:
         for j in range(i + 1, len(scene))
     ]
     view_of = np.repeat(np.arange(len(scene)), [len(each) for each in coords])
-    feature, point = _join_matches(np.concatenate([np.empty((0, 2), np.int64), *pairs]), view_of)
-    return _to_points(scene, surfaces, (view_of[feature], point, np.concatenate(coords)[feature]))
+    feature, point = join_matches(np.concatenate([np.empty((0, 2), np.int64), *pairs]), view_of)
+    return merge_observations(scene, surfaces, (view_of[feature], point, np.concatenate(coords)[feature]))
 
 
 def _find_features(extractor: Any, scene: Scene, view: int, max_side: int) -> tuple[Any, NDArray[np.float64]]:
@@ -174,62 +174,6 @@ def _match_pair(pycolmap: Any, matcher: Any, first: Any, second: Any) -> NDArray
     first_xy, second_xy = coords
     geometry = pycolmap.estimate_two_view_geometry(camera, first_xy, camera, second_xy, matches, options)
     return geometry.inlier_matches.astype(np.int64).reshape(-1, 2)
-
-
-def _join_matches(matches: NDArray[np.int64], view_of: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Join matches of features to points: returns the feature and the point of each observation, sorted by point.
-
-    Points with two features of one view are left out.
-    """
-    root = np.arange(len(view_of))
-    while True:  # the smallest feature that can be reached, by ever longer steps
-        low = root.copy()
-        np.minimum.at(low, matches[:, 0], root[matches[:, 1]])
-        np.minimum.at(low, matches[:, 1], root[matches[:, 0]])
-        low = low[low]
-        if (low == root).all():
-            break
-        root = low
-    size = np.bincount(root, minlength=len(root))
-    feature = np.nonzero(size[root] > 1)[0]
-    feature = feature[np.lexsort((view_of[feature], root[feature]))]
-    label = root[feature]
-    twice = (np.diff(label) == 0) & (np.diff(view_of[feature]) == 0)
-    wrong = np.isin(label, label[1:][twice])
-    feature = feature[~wrong]
-    _, point = np.unique(root[feature], return_inverse=True)
-    return feature, point
-
-
-def _to_points(
-    scene: Scene, surfaces: Surfaces, observed: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-) -> ObservedPoints:
-    """Return points at the mean of the surfaces that views have at their observations."""
-    view, point, original = observed
-    coords = np.empty_like(original)
-    for index, transform in enumerate(scene.transforms):
-        rows = view == index
-        coords[rows] = transform.from_original(torch.from_numpy(original[rows])).numpy()
-    held = surfaces.holds(coords)
-    own = surfaces.unproject_each(view, np.where(held[:, None], coords, 0.0))
-    known = held & np.isfinite(own).all(1)
-    num_points = int(point.max()) + 1 if len(point) else 0
-    count = np.bincount(point[known], minlength=num_points)
-    sums = [np.bincount(point[known], own[known, axis], minlength=num_points) for axis in range(3)]
-    xyz = np.stack(sums, axis=-1) / np.where(count > 0, count, np.nan)[:, None]
-    kept = held & (count[point] > 0)
-    names, point = np.unique(point[kept], return_inverse=True)
-    view, original, coords = view[kept], original[kept], coords[kept]
-    pixel = surfaces.clamp(np.floor(coords[:, ::-1] + 0.5).astype(np.int64))
-    _, first = np.unique(point, return_index=True)
-    return ObservedPoints(
-        xyz=torch.from_numpy(xyz[names]),
-        rgb=scene.images[view[first], :, pixel[first, 0], pixel[first, 1]],
-        view=torch.from_numpy(view),
-        point=torch.from_numpy(point),
-        coords_px=torch.from_numpy(original),
-        confidence=torch.ones(len(view)),
-    )
 
 
 def _import_pycolmap() -> Any:

@@ -43,6 +43,8 @@ class ExportOptions:
         shared_camera: Whether all photos share one camera, the mean of their intrinsics, and not one each.
         image_factors: Whole numbers N from 2 for which `images_N` has the photos with sides divided by N.
         crop: Whether photos are cropped so that the principal point is their centre, for trainers that ignore it.
+        observations: Points of a sparse model with their observations, such as from matches; defaults to what the
+            dense maps and tracks of the scene give, `geomtx.scene.observe_points`.
     """
 
     photos: str | Path | None = None
@@ -52,6 +54,7 @@ class ExportOptions:
     shared_camera: bool = False
     image_factors: tuple[int, ...] = ()
     crop: bool = False
+    observations: ObservedPoints | None = None
 
     def __post_init__(self) -> None:
         check_count("max_points", self.max_points)
@@ -122,13 +125,15 @@ class Export:
     def observed(self) -> ObservedPoints:
         """Points of the scene with their observations."""
         options = self.options
-        observed = observe_points(
-            self.with_shared_camera,
-            max_points=options.max_points,
-            percentile=self.what.percentile,
-            tolerance=options.tolerance,
-            which=self.what.which,
-        )
+        observed = options.observations
+        if observed is None:
+            observed = observe_points(
+                self.with_shared_camera,
+                max_points=options.max_points,
+                percentile=self.what.percentile,
+                tolerance=options.tolerance,
+                which=self.what.which,
+            )
         self.note(describe_observations(observed))
         return observed
 

@@ -2,6 +2,7 @@
 
 from geomtx.scene.pairs.confidence import clean_confidence
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
+from geomtx.scene.pairs.matched_points import observe_matches
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
 from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, align_matches
@@ -16,5 +17,6 @@ __all__ = [
     "align_matches",
     "align_pairs",
     "clean_confidence",
+    "observe_matches",
     "reconstruct_pairs",
 ]
