@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from geomtx.geometry import fit_camera_similarity, invert_rigid, rotation_angle
+from geomtx.inference import PairMaps
 from geomtx.scene.pairs import AlignmentOptions, KnownOfImages, align_pairs
 from geomtx.scene.pairs.objective import alignment_loss, pack_pairs
 from geomtx.scene.pairs.pair_graph import growth_order, spanning_tree
@@ -91,18 +92,47 @@ def test_the_fast_way_ends_where_many_steps_do(change):
     assert fast.steps <= 30
 
 
-def test_masked_pixels_do_not_count():
+@BOTH
+@pytest.mark.parametrize(("fill", "all_known"), [(torch.nan, False), (30.0, False), (30.0, True)])
+def test_masked_pixels_do_not_count(options, fill, all_known):
+    """Whatever their points are, also in the start."""
     truth = make_truth(SIZES)
-    maps = make_maps(truth, both_ways(4))
+    maps = make_maps(truth, both_ways(4), noise=0.02)
     masks = [torch.rand(size) > 0.3 for size in SIZES]
-    clean = pack_pairs(maps, SIZES, masks=masks)
-    spoilt = [
-        torch.where(masks[i][..., None], p, 50.0) for p, (i, _) in zip(maps.points1, maps.pairs.tolist(), strict=True)
-    ]
-    assert torch.equal(clean.weight, pack_pairs(maps._replace(points1=tuple(spoilt)), SIZES, masks=masks).weight)
-    found = align_pairs(maps, options=FEW, known=KnownOfImages(masks=masks))
+    spoilt = {}
+    for side, name in enumerate(("points1", "points2")):
+        of_image = [masks[pair[side]][..., None] for pair in maps.pairs.tolist()]
+        spoilt[name] = tuple(
+            torch.where(m, p, fill * torch.randn_like(p)) for m, p in zip(of_image, getattr(maps, name), strict=True)
+        )
+    poses = truth.cam_from_world if all_known else None
+    wanted = align_pairs(maps, options=options, known=KnownOfImages(cam_from_world=poses, masks=masks))
+    found = align_pairs(
+        maps._replace(**spoilt), options=options, known=KnownOfImages(cam_from_world=poses, masks=masks)
+    )
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.cameras.cam_from_world, wanted.cameras.cam_from_world)
     for confidence, mask in zip(found.confidence, masks, strict=True):
         assert torch.equal(confidence == 0, ~mask)
+
+
+@BOTH
+def test_pixels_that_are_not_finite_do_not_count(options):
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4))
+    for index, (first, second) in enumerate(maps.pairs.tolist()):
+        for side, image in enumerate((first, second)):
+            points, confidence = maps.side(index, side)
+            if image < 2:
+                (points if image == 0 else confidence)[:2] = torch.inf
+    found = align_pairs(maps, options=options)
+    assert max(pose_errors(found.cameras.cam_from_world, truth)) < 0.05
+
+
+def test_two_images_have_one_focal_length_if_asked():
+    maps = make_maps(make_truth(SIZES[:2]), both_ways(2), noise=0.02)
+    focals = align_pairs(maps, options=AlignmentOptions(shared_focal=True)).cameras.intrinsics[:, 0, 0]
+    assert focals[0] == focals[1]
 
 
 def test_half_precision_is_read_as_it_is():
@@ -155,6 +185,9 @@ def test_the_tree_grows_from_the_best_pair():
         ({}, {"poses": [2]}, {}, r"cam_from_world must be known of two images or more, got that of image 2 alone"),
         ({}, {"focals": [20, 20, 25, torch.nan]}, {"shared_focal": True}, r"got 20 of image 0 and 25 of image 2"),
         ({}, {"focals": [20, -1, 25, torch.nan]}, {}, r"focals must be positive, got -1 of image 1"),
+        ({}, {"poses": [0, 1], "stretch": 3}, {}, r"cam_from_world must be \[R \| t\] with rotations R, .* 'image 0'"),
+        ({"pairs": []}, {}, {}, r"pairs must have shape \(E, 2\), got \(0,\)"),
+        ({"confidence": 0.05}, {}, {}, r"confidence must be above 1 somewhere in each image to weigh by 'log', "),
         ({}, {}, {"schedule": "step"}, r"schedule must be one of 'cosine', 'linear', got 'step'"),
     ],
 )  # fmt: skip
@@ -163,12 +196,14 @@ def test_bad_input_is_named(change, known, options, message):
     maps = make_maps(truth, both_ways(4))
     if "pairs" in change:
         maps = make_maps(truth, change["pairs"])
-    if "confidence" in change:
+    if change.get("confidence") == 0:
         maps = maps._replace(confidence1=(0 * maps.confidence1[0], *maps.confidence1[1:]))
+    elif "confidence" in change:
+        maps = PairMaps(*maps[:3], *(tuple(change["confidence"] * each for each in own) for own in maps[3:]))
     focals = torch.tensor(known["focals"]) if "focals" in known else None
     poses = None
     if "poses" in known:
         poses = torch.full((4, 3, 4), torch.nan).double()
-        poses[known["poses"]] = truth.cam_from_world[known["poses"]]
+        poses[known["poses"]] = known.get("stretch", 1) * truth.cam_from_world[known["poses"]]
     with pytest.raises(ValueError, match=message):
         align_pairs(maps, change.get("num_images"), AlignmentOptions(**options), known=KnownOfImages(focals, poses))

@@ -12,7 +12,27 @@ from geomtx.geometry.projection import project, unproject
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.types import Cameras
 
-__all__ = ["clean_confidence", "image_confidence"]
+__all__ = ["clean_confidence", "image_confidence", "leave_out_pixels"]
+
+
+def leave_out_pixels(maps: PairMaps, masks: Sequence[Tensor] | None = None) -> PairMaps:
+    """Return the maps with the confidence 0 where a pixel is masked, or its point or its confidence is not finite.
+
+    Points that are not finite become 0; maps in which nothing is left out are not copied.
+
+    Args:
+        maps: Point maps of the pairs.
+        masks: Pixels of each image that take part, (H, W) bool each; defaults to all.
+    """
+    kept: tuple[list[Tensor], ...] = ([], [], [], [])
+    for index, images in enumerate(maps.pairs.tolist()):
+        for side, image in enumerate(images):
+            points, confidence = maps.side(index, side)
+            finite = points.isfinite().all(-1) & confidence.isfinite()
+            counts = finite if masks is None else finite & masks[image].to(finite.device)
+            kept[side].append(points if finite.all() else torch.where(finite[..., None], points, 0.0))
+            kept[2 + side].append(confidence if counts.all() else torch.where(counts, confidence, 0.0))
+    return PairMaps(maps.pairs, *(tuple(each) for each in kept))
 
 
 def image_confidence(maps: PairMaps, num_images: int) -> tuple[Tensor, ...]:

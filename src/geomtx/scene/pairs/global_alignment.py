@@ -20,7 +20,8 @@ from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import unproject
 from geomtx.inference.pair_graphs import name_images
 from geomtx.inference.pair_maps import PairMaps
-from geomtx.scene.pairs.confidence import image_confidence
+from geomtx.scene.known.cameras import check_poses
+from geomtx.scene.pairs.confidence import image_confidence, leave_out_pixels
 from geomtx.scene.pairs.objective import (
     AlignmentData,
     AlignmentState,
@@ -72,7 +73,8 @@ class AlignmentOptions(NamedTuple):
         last_rate: Learning rate after the last step.
         schedule: How the learning rate falls, "cosine" or "linear".
         min_confidence: Confidence above which a pixel helps to find a camera where none comes of the tree.
-        two_views: Whether two images with both of their pairs are placed without optimisation.
+        two_views: Whether two images with both of their pairs are placed without optimisation, unless poses or that
+            they share an unknown focal length are to be heeded.
     """
 
     method: _Method = "fast"
@@ -126,7 +128,7 @@ def align_pairs(
     Images are placed along the tree of the best pairs first; then poses, focal lengths, depth and a similarity of each
     pair are changed so that the weighted distances between the images' points and those of the pairs become small.
     The geometric mean of the scales of pairs is held at 0.5, unless poses are known. The result is the same every time,
-    the start also on every device.
+    the start also on every device. Pixels whose point or confidence isn't finite don't take part.
 
     Args:
         maps: Point maps of the pairs, which must connect all images.
@@ -140,24 +142,24 @@ def align_pairs(
         Cameras, depth and confidence. The world is that of the known poses, or the first camera of the best pair.
 
     Raises:
-        ValueError: If images are not connected by pairs, a pair has no confident pixels, a single pose is known, or
-            focal lengths contradict each other; the message names the images.
+        ValueError: If images are not connected by pairs, a pair has no confident pixels, all pixels of an image weigh
+            nothing, a single pose is known, a known one is no rotation, or focal lengths contradict each other; the
+            message names the images.
 
     Source: Wang et al. 2024 (DUSt3R), section 3.4.
     """
-    num_images = int(maps.pairs.max()) + 1 if num_images is None else num_images
+    if num_images is None:
+        num_images = max(maps.pairs.long().flatten().tolist(), default=1) + 1
     check_count("num_images", num_images, 2)
     _check_options(options)
     sizes = check_pairs(maps, num_images)
     focals, poses = _check_known(known, sizes, shared=options.shared_focal)
-    scores = score_pairs(maps, known.masks).tolist()
+    maps = leave_out_pixels(maps, known.masks)
+    scores = score_pairs(maps).tolist()
     confidence = image_confidence(maps, num_images)
-    if known.masks is not None:
-        confidence = tuple(
-            torch.where(mask.to(each.device), each, 0.0) for each, mask in zip(confidence, known.masks, strict=True)
-        )
     has_pose = poses.isfinite().flatten(1).all(1)
-    if num_images == 2 and options.two_views and has_both_directions(maps) and not bool(has_pose.any()):
+    heeds = bool(has_pose.any()) or (options.shared_focal and bool(focals.isnan().any()))
+    if num_images == 2 and options.two_views and has_both_directions(maps) and not heeds:
         sure = [each > options.min_confidence for each in confidence]
         cameras, depth = place_two_images(maps, scores, sure, focals)
         to = confidence[0]
@@ -171,7 +173,6 @@ def align_pairs(
         sizes,
         confidence=options.confidence,
         by_pair=options.by_pair,
-        masks=known.masks,
         device=device,
     )
     start = _start(maps, scores, confidence, (focals, poses), options)
@@ -216,7 +217,9 @@ def _check_known(known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shar
     poses = torch.full((num, 3, 4), torch.nan, dtype=torch.float64)
     if known.cam_from_world is not None:
         check_shape("cam_from_world", known.cam_from_world, (num, 3, 4))
-        poses = invert_rigid(known.cam_from_world.detach().cpu().double())
+        given_poses = known.cam_from_world.detach().cpu().double()
+        check_poses("cam_from_world", given_poses, [f"image {index}" for index in range(num)])
+        poses = invert_rigid(given_poses)
         given = poses.isfinite().flatten(1).all(1).nonzero()[:, 0].tolist()
         if len(given) == 1:
             raise ValueError(f"cam_from_world must be known of two images or more, got that of image {given[0]} alone")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from geomtx.geometry.rotation import quat_to_matrix
+from geomtx.inference.pair_graphs import name_images
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.types import Float, Int, show_shapes
 
@@ -42,6 +43,7 @@ _WEIGHTS = {
     "minus_one": lambda confidence: confidence - 1,
     "none": lambda confidence: confidence,
 }
+_LEAST_CONFIDENCE = {"log": "above 1", "minus_one": "above 1", "sqrt": "above 0", "none": "above 0"}
 
 
 @show_shapes
@@ -97,7 +99,6 @@ def pack_pairs(
     *,
     confidence: ConfidenceWeight = "log",
     by_pair: bool = False,
-    masks: Sequence[Tensor] | None = None,
     device: torch.device | None = None,
 ) -> AlignmentData:
     """Return the maps as alignment reads them, in float32 or better, as `AlignmentData`.
@@ -105,11 +106,13 @@ def pack_pairs(
     Args:
         maps: Point maps of the pairs.
         sizes: Height and width of each image.
-        confidence: What a confidence weighs.
+        confidence: What a confidence weighs; one that would weigh less than 0 weighs nothing.
         by_pair: Whether the loss is the mean over pairs of the mean over each image's pixels, in place of the sum of
             all distances over the number of pixels; the two agree for images of one size.
-        masks: Pixels of each image that count, (H, W) bool each; defaults to all.
         device: Where to compute; defaults to the device of the points.
+
+    Raises:
+        ValueError: If no pixel of an image weighs anything in any of its pairs.
     """
     num_pairs, num_pixels = len(maps.pairs), max(height * width for height, width in sizes)
     dtype = torch.promote_types(maps.points1[0].dtype, torch.float32)
@@ -119,18 +122,23 @@ def pack_pairs(
     image = maps.pairs.T.flatten().to(device)
     for side in range(2):
         total = sum(sizes[each][0] * sizes[each][1] for each in maps.pairs[:, side].tolist())
-        for index, each in enumerate(maps.pairs[:, side].tolist()):
+        for index in range(num_pairs):
             own, sure = (value.to(device, dtype).flatten(0, 1) for value in maps.side(index, side))
             row, count = side * num_pairs + index, len(sure)
-            value = _WEIGHTS[confidence](sure) / (num_pairs * count if by_pair else total)
-            if masks is not None:
-                value = torch.where(masks[each].to(device).flatten(), value, 0.0)
-            points[row, :count], weight[row, :count] = own, value
+            value = _WEIGHTS[confidence](sure.clamp(min=0)).clamp(min=0)
+            points[row, :count], weight[row, :count] = own, value / (num_pairs * count if by_pair else total)
     coords = torch.zeros(len(sizes), num_pixels, 2, dtype=dtype, device=device)
     for index, (height, width) in enumerate(sizes):
         y, x = (torch.arange(size, dtype=dtype, device=device) - size / 2 for size in (height, width))
         coords[index, : height * width] = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
     pair = torch.arange(num_pairs, device=device).repeat(2)
+    of_image = weight.new_zeros(len(sizes)).index_add_(0, image, weight.sum(1))
+    nothing = (of_image == 0).nonzero()[:, 0].tolist()
+    if nothing:
+        raise ValueError(
+            f"confidence must be {_LEAST_CONFIDENCE[confidence]} somewhere in each image to weigh by {confidence!r}, "
+            f"got less everywhere in {name_images(nothing)}"
+        )
     return AlignmentData(image, pair, points, weight, coords, tuple(sizes))
 
 

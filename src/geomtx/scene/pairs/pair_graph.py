@@ -52,25 +52,21 @@ def check_pairs(maps: PairMaps, num_images: int) -> list[tuple[int, int]]:
     return [sizes[index] for index in range(num_images)]
 
 
-def score_pairs(maps: PairMaps, masks: Sequence[Tensor] | None = None) -> Float[Tensor, " e"]:
+def score_pairs(maps: PairMaps) -> Float[Tensor, " e"]:
     """Return the mean confidence of the first image times that of the second one of each pair, (E,).
 
     Args:
-        maps: Point maps of the pairs.
-        masks: Pixels of each image that count, (H, W) bool each; defaults to all. Others count as 0.
+        maps: Point maps of the pairs, with the confidence 0 for pixels that don't count.
 
     Raises:
         ValueError: If a pair has no confident pixel: confidences are not finite, or all of them 0 or less.
     """
     scores = []
-    for index, images in enumerate(maps.pairs.tolist()):
+    for index in range(len(maps.pairs)):
         means = []
-        for side, image in enumerate(images):
+        for side in range(2):
             confidence = maps.side(index, side)[1]
-            confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
-            if masks is not None:
-                confidence = torch.where(masks[image].to(confidence.device), confidence, 0.0)
-            means.append(confidence.mean())
+            means.append(confidence.to(torch.promote_types(confidence.dtype, torch.float32)).mean())
         scores.append(torch.stack(means))
     first, second = torch.stack(scores).cpu().unbind(1)
     for index, pair in enumerate(maps.pairs.tolist()):

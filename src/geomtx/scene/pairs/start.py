@@ -24,7 +24,15 @@ from geomtx.scene.pairs.objective import (
 from geomtx.scene.pairs.pair_graph import growth_order, spanning_tree
 from geomtx.types import Float, show_shapes
 
-__all__ = ["PlacedImages", "best_pairs", "place_images", "start_alignment", "start_from_cameras", "start_of_tree"]
+__all__ = [
+    "PlacedImages",
+    "best_pairs",
+    "focal_of_pair",
+    "place_images",
+    "start_alignment",
+    "start_from_cameras",
+    "start_of_tree",
+]
 
 _SAMPLES, _TOLERANCE_PX = 10, 5.0
 _LEAST_POINTS = 4
@@ -47,6 +55,18 @@ class PlacedImages(NamedTuple):
     world_from_cam: Float[Tensor, "s 3 4"]
     focals: Float[Tensor, " s"]
     from_tree: tuple[bool, ...]
+
+
+def focal_of_pair(maps: PairMaps, index: int) -> Tensor:
+    """Return the focal length in pixels of the first image of a pair, from its confident pixels, () float64.
+
+    Args:
+        maps: Point maps of the pairs.
+        index: Index of the pair.
+    """
+    points, confidence = (_read(each) for each in maps.side(index, 0))
+    # A point at the origin has no influence.
+    return fit_focal(torch.where((confidence > 0)[..., None], points, 0.0))
 
 
 def best_pairs(maps: PairMaps, scores: Sequence[float]) -> dict[int, int]:
@@ -85,7 +105,7 @@ def place_images(
     focals = focals.clone()
     for image, index in best.items():
         if focals[image].isnan():
-            focals[image] = fit_focal(_read(maps.points1[index]))
+            focals[image] = focal_of_pair(maps, index)
     points: dict[int, Tensor] = {pairs[order[0]][0]: _read(maps.points1[order[0]])}
     cameras: dict[int, Tensor] = {pairs[order[0]][0]: torch.eye(3, 4, dtype=torch.float64)}
     from_tree = [False] * len(focals)
@@ -151,12 +171,12 @@ def start_from_cameras(
     focals = focals.clone()
     for image, index in best.items():
         if focals[image].isnan():
-            focals[image] = fit_focal(_read(maps.points1[index]))
+            focals[image] = focal_of_pair(maps, index)
     pair_poses, scales = [], []
     for index, (first, second) in enumerate(maps.pairs.tolist()):
-        points = _read(maps.points2[index])
+        points, confidence = maps.side(index, 1)
         focal = focals[second] if focals[first].isnan() else focals[first]
-        pose, _ = find_camera(points, torch.ones(points.shape[:2], dtype=torch.bool), focal)
+        pose, _ = find_camera(_read(points), confidence.cpu() > 0, focal)
         own = torch.stack([torch.eye(3, 4, dtype=torch.float64), pose])
         known = world_from_cam[[first, second]]
         found = fit_similarity(_centers_and_axes(own), _centers_and_axes(known))

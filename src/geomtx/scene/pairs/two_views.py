@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from geomtx.geometry.camera import invert_rigid, transform_points
-from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference.pair_maps import PairMaps
-from geomtx.scene.pairs.start import find_camera
+from geomtx.scene.pairs.start import find_camera, focal_of_pair
 from geomtx.types import Cameras
 
 __all__ = ["has_both_directions", "place_two_images"]
@@ -41,10 +40,7 @@ def place_two_images(
     world = 0 if scores[by_first[0]] > scores[by_first[1]] else 1
     index, other = by_first[world], 1 - world
     focals = torch.stack(
-        [
-            fit_focal(maps.points1[by_first[image]].cpu().double()) if focals[image].isnan() else focals[image]
-            for image in range(2)
-        ]
+        [focal_of_pair(maps, by_first[image]) if focals[image].isnan() else focals[image] for image in range(2)]
     )
     seen = maps.points2[index].cpu().double()
     pose, _ = find_camera(seen, masks[other].cpu(), focals[other], num_samples=_SAMPLES)
