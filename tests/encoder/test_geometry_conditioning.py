@@ -59,7 +59,21 @@ def test_poses_that_are_unknown():
     hints = prepare_geometry(given._replace(cam_from_world=poses))
     assert hints.pose_mask.tolist() == [[False, True, True, True], [False] * 4]
     torch.testing.assert_close(hints.poses[0, 1], torch.eye(3, 4, dtype=torch.float64))
+    torch.testing.assert_close(hints.poses[0, 2:, :, 3].norm(dim=-1).mean(), torch.ones((), dtype=torch.float64))
     assert hints.poses.isfinite().all()
+    filled = given._replace(cam_from_world=poses.nan_to_num(0.0), pose_mask=poses.isfinite().flatten(2).all(-1))
+    torch.testing.assert_close(prepare_geometry(filled), hints)
+
+
+def test_intrinsics_that_are_unknown():
+    given = known(depth=None)
+    given = given._replace(intrinsics=given.intrinsics.clone())
+    for row, value in ((0, torch.nan), (1, 0.0)):
+        given.intrinsics[0, row, row, row] = value
+    given.intrinsics_mask[0, 2] = False
+    hints = prepare_geometry(given)
+    assert hints.intrinsics_mask.tolist() == [[False, False, False, True], [True] * 4]
+    assert pixel_slopes(hints.intrinsics.flatten(0, 1), HW).isfinite().all()
 
 
 def test_rays_go_through_the_pixels():

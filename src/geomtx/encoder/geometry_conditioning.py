@@ -172,11 +172,13 @@ def prepare_geometry(known: KnownGeometry) -> GeometryHints:
 
     The unit is the mean of a scene's known depths, those of views that are masked out too; where no depth is used, the
     mean distance of the other cameras from the first, unless all are in about the same place. Poses are relative to the
-    first view's. A single known pose tells nothing and is left out.
+    first view's, masked out or not, or the next one's if that isn't known. A single known pose tells nothing and is
+    left out.
 
     Args:
         known: Checked geometry of all views, see `check_geometry`. Depth that isn't finite or not above 0 is unknown,
-            and so is a pose that isn't finite.
+            and so are a pose that isn't finite or no rotation, and intrinsics that aren't finite or whose focal lengths
+            aren't above 0.
     """
     depth, unit = known.depth, None
     if depth is not None:
@@ -187,7 +189,14 @@ def prepare_geometry(known: KnownGeometry) -> GeometryHints:
     poses, mask = known.cam_from_world, known.pose_mask
     if poses is not None and mask is not None:
         poses, mask = _relate(poses, mask, unit, known.depth_mask)
-    return GeometryHints(depth, known.depth_mask, known.intrinsics, known.intrinsics_mask, poses, mask)
+    intrinsics, given = known.intrinsics, known.intrinsics_mask
+    if intrinsics is not None and given is not None:
+        focals = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
+        given = given & intrinsics.isfinite().flatten(2).all(-1) & (focals > 0).all(-1)
+        # Those that aren't used are finite too, which gradients need.
+        identity = torch.eye(3, device=intrinsics.device, dtype=intrinsics.dtype)
+        intrinsics = torch.where(given[..., None, None], intrinsics, identity)
+    return GeometryHints(depth, known.depth_mask, intrinsics, given, poses, mask)
 
 
 @float32_island
@@ -200,7 +209,7 @@ def _mean(values: Tensor, mask: Tensor, default: float) -> Tensor:
 @float32_island
 def _relate(poses: Tensor, mask: Tensor, unit: Tensor | None, depth_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return poses relative to the first known one, in the unit of the scene, and the mask of those that are used."""
-    known = poses.isfinite().flatten(2).all(-1)
+    known = poses.isfinite().flatten(2).all(-1) & (torch.linalg.det(poses[..., :3].nan_to_num(0.0, 0.0, 0.0)) > 0.5)
     identity = torch.eye(3, 4, device=poses.device, dtype=poses.dtype)
     poses = torch.where(known[..., None, None], poses, identity)
     first = known.long().argmax(1)
@@ -211,8 +220,7 @@ def _relate(poses: Tensor, mask: Tensor, unit: Tensor | None, depth_mask: Tensor
         translation = translation / unit[:, None, None, None]
     uses_depth = torch.zeros_like(first, dtype=torch.bool) if depth_mask is None else depth_mask.any(1)
     distance = torch.linalg.vector_norm(translation[..., 0], dim=-1)
-    others = known.clone()
-    others[:, 0] = False
+    others = known.scatter(1, first[:, None], False)
     farthest = torch.where(others, distance, 0.0).amax(1)
     baseline = torch.where(
         ~uses_depth & (farthest >= _SHORTEST_BASELINE), _mean(distance, others, default=1.0) + _EPSILON, 1.0
