@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from geomtx import DenseHead, DPTDecoder
+from geomtx import VGGT, DenseHead, DPTDecoder, reconstruct
 from geomtx.heads import PixelShuffleHead, RGBHead
 from geomtx.heads.dense import activate_confidence, value_activation
 from geomtx.types import Tokens
 from heads.random_tokens import cast, random_tokens
+from lean import lean_config
 from reference import randomize, without_gradient
 
 
@@ -192,3 +193,14 @@ def test_pixel_shuffle_begins_with_the_same_confidence_everywhere():
     torch.testing.assert_close(confidence, torch.full_like(confidence, 1.05), rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match=r"^out_channels must be those of the merged map, 8, got 4$"):
         DPTDecoder(16, 8, channels=(8, 12, 16, 4), taps=(0, 1, 2, 3), stride=None, out_channels=4)
+
+
+def test_an_added_pixel_shuffle_head_is_saved_and_is_in_scenes(tmp_path):
+    model = VGGT(lean_config(patch_size=8, image_size=40, heads=("depth",))).eval()
+    decoder = DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=model.config.taps, stride=None)
+    model.add_head("normals", PixelShuffleHead(decoder, 3, factor=2))
+    loaded = VGGT.from_pretrained(model.save_pretrained(tmp_path))
+    assert type(loaded.extra_heads["normals"]) is PixelShuffleHead
+    scene, again = (reconstruct(each, torch.rand(2, 3, 16, 24)) for each in (model, loaded))
+    assert scene.predictions.extra["normals"].value.shape == (2, 16, 24, 3)
+    assert again.predictions.extra["normals"].confidence.shape == (2, 16, 24)

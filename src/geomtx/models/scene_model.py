@@ -83,16 +83,16 @@ class SceneModel(PublishedModel):
     def add_head(self, name: str, head: nn.Module) -> None:
         """Add a head of your own, which reads the tokens that all heads read and gives `Predictions.extra[name]`.
 
-        `save_pretrained` writes its weights with the model's; for a head that is no `DenseHead` or `RGBHead`,
-        `from_pretrained` takes `extra_heads={name: module}`.
+        `save_pretrained` writes its weights with the model's; for a head that is no `DenseHead`, `PixelShuffleHead` or
+        `RGBHead`, `from_pretrained` takes `extra_heads={name: module}`.
         Its loss is given where the loss is built, `MultitaskLoss(others={name: …})`.
 
         Args:
             name: Name of the head, an identifier.
             head: Module called as `head(tokens)`, see `Tokens`, on the encoder's device. A `TrackHead` runs where there
-                are query points, and gets them too; a `DenseHead` or `RGBHead` decodes some views at a time, and
-                `geomtx.reconstruct` keeps what a `DenseHead` gives. Tokens come in the precision of the head's
-                parameters, which may be float32 where the encoder is in bfloat16.
+                are query points, and gets them too; a `DenseHead`, `PixelShuffleHead` or `RGBHead` decodes some views
+                at a time, and `geomtx.reconstruct` keeps what the first two give. Tokens come in the precision of the
+                head's parameters, which may be float32 where the encoder is in bfloat16.
 
         Raises:
             ValueError: For a name that is taken or no identifier, and for what is no module or is part of the model.
