@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     weights = arguments.weights
     if weights is not None:
         check_weights_name(weights)
-    of_weights = [] if weights is None else _describe_checkpoint(weights)
+    of_weights = [] if weights is None else _describe_weights(weights)
     for name, value in _describe_machine() + of_weights:
         print(f"{name:<12}{value}")
 
@@ -102,6 +102,13 @@ def _device_name(index: int) -> str:
     import torch
 
     return f" ({torch.cuda.get_device_name(index)})" if torch.cuda.is_available() else ""
+
+
+def _describe_weights(name: str) -> list[tuple[str, str]]:
+    """Return what the checkpoint says; of a name that stands for two of them, what both say."""
+    from geomtx.models.published import NESTED_PAIRS
+
+    return [fact for source in NESTED_PAIRS.get(name, (name,)) for fact in _describe_checkpoint(source)]
 
 
 def _describe_checkpoint(source: str) -> list[tuple[str, str]]:

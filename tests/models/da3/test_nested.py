@@ -8,6 +8,7 @@ import geomtx
 from families import take_scene
 from geomtx import DepthAnything3, DepthAnything3Config, NestedDepthAnything3, NestedDepthAnything3Config
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
+from geomtx.cli.info import _describe_weights
 from geomtx.cli.weights import PAIRS
 from geomtx.models import published
 from geomtx.models.da3 import depth_in_metres, nested
@@ -99,6 +100,8 @@ def test_two_published_weights_have_a_name(images, tmp_path: Path, monkeypatch):
     assert type(loaded) is NestedDepthAnything3
     assert_same(loaded(images), model(images))
     assert empty_model(PAIRS[0]).config == model.config
+    heads = [value for name, value in _describe_weights(PAIRS[0]) if name == "heads"]
+    assert heads == ["camera, depth, rays", "depth, sky"]
 
 
 def test_networks_that_make_no_metres():
