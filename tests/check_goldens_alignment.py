@@ -13,6 +13,14 @@ from geomtx.inference import PairMaps
 from geomtx.scene.pairs import align_pairs
 from geomtx.scene.pairs.canonical import anchor_pixels, canonical_images
 from geomtx.scene.pairs.confidence import clean_confidence, image_confidence
+from geomtx.scene.pairs.motion import (
+    MotionTerms,
+    camera_flow,
+    consistent_flow,
+    depth_term,
+    motion_loss,
+    smoothness_terms,
+)
 from geomtx.scene.pairs.objective import (
     AlignmentState,
     alignment_loss,
@@ -312,6 +320,64 @@ def check_sparse(golden: Golden) -> Iterator[Check]:
                     yield Check(key, ours_value, golden_value, scale)
 
 
+def check_motion_terms(golden: Golden) -> Iterator[Check]:
+    golden.require(pixel_threshold=50)
+    tensors, maps, state, meta = golden.tensors, read_maps(golden), read_state(golden), golden.meta
+    sizes = check_pairs(maps, len(state.poses))
+    data, weights = pack_pairs(maps, sizes), meta["weights"]
+    flow = tensors["flow_forward"], tensors["flow_backward"]
+    terms = MotionTerms(
+        flow,
+        tensors["dynamic"],
+        weights["smoothness"],
+        weights["flow"],
+        weights["depth"],
+        weights.get("translation", 1.0),
+        largest_flow_error=0,
+    )
+    has_start = "state.initial_depth" in tensors
+    start = tensors["state.initial_depth"] if has_start else None
+    one, two = maps.pairs.T
+
+    def evaluate(given: AlignmentState, which: MotionTerms, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The flow's term alone, the whole loss, and the cameras' flow."""
+        poses, focals, principal = camera_parameters(given)
+        intrinsics = intrinsics_of(focals, principal, sizes)
+        depth = torch.stack(given.log_depth).exp()
+        alone = which._replace(smoothness_weight=0, flow_weight=1, depth_weight=0)
+        value = motion_loss(maps.pairs, given, alone, None, progress)
+        whole = alignment_loss(data, given) + motion_loss(maps.pairs, given, which, start, progress)
+        return value, whole, camera_flow(depth[one], (poses[one], intrinsics[one]), (poses[two], intrinsics[two]))
+
+    shared = state._replace(focals=state.focals[:1].detach().clone().requires_grad_())
+    cases = {"all": (state, terms, 1.0), "all_shared_focal": (shared, terms, 1.0), "flow": (state, terms, 1.0)}
+    cases["smoothness"] = state, terms._replace(flow=None, depth_weight=0), 1.0
+    for limit in (25, 60):
+        cases[f"total_limit_{limit}"] = state, terms._replace(largest_flow_error=limit), 1.0
+    if "steps" in meta:
+        cases |= {"before_start": (state, terms, 29 / meta["steps"]), "at_start": (state, terms, 30 / meta["steps"])}
+    for name, (given, which, progress) in cases.items():
+        if f"loss.{name}" not in tensors:
+            continue
+        with torch.enable_grad():
+            value, whole, induced = evaluate(given, which, progress)
+        yield Check(f"loss.{name}", whole, tensors[f"loss.{name}"])
+        if f"flow_term.{name}" in tensors:
+            yield Check(f"flow_term.{name}", value, tensors[f"flow_term.{name}"])
+        if name == "flow":
+            yield from check_gradients(golden, "grad.flow_term", given, value)
+        yield from check_gradients(golden, f"grad.{name}", given, whole)
+    yield Check("ego_flow", induced, tensors["ego_flow"])
+    if "smoothness_terms" in tensors:
+        smooth = smoothness_terms(camera_parameters(state)[0], weights["translation"])
+        yield Check("smoothness_terms", smooth, tensors["smoothness_terms"])
+        depth = torch.stack(state.log_depth).exp()
+        yield Check("depth_term", depth_term(depth, start, tensors["dynamic"]), tensors["depth_term"])
+        yield Check("loss.alignment", alignment_loss(data, state), tensors["loss.alignment"])
+        valid = consistent_flow(tensors["occlusion.flow_forward"], tensors["occlusion.flow_backward"])
+        yield Check("occlusion.valid", valid, tensors["occlusion.valid"])
+
+
 CHECKS_ALIGNMENT: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "global_alignment": check_objective,
     "global_alignment_cleaning": check_cleaning,
@@ -319,4 +385,6 @@ CHECKS_ALIGNMENT: dict[str, Callable[[Golden], Iterator[Check]]] = {
     "dust3r_two_images": check_two_images,
     "fast_reciprocal_matching": check_matching,
     "sparse_alignment": check_sparse,
+    "monst3r_alignment": check_motion_terms,
+    "monst3r_flow_limit": check_motion_terms,
 }

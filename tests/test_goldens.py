@@ -26,6 +26,7 @@ BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-10}  # by the precision that a 
 FILE_BOUNDS = {
     "alignment_init": 5e-6,
     "alignment_init_queue": 5e-6,
+    "monst3r_flow_limit": 1e-7,
     "sparse_alignment": 1e-7,
     "sparse_alignment_edges": 1e-7,
 } | dict.fromkeys(

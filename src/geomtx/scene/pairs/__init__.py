@@ -3,6 +3,7 @@
 from geomtx.scene.pairs.confidence import clean_confidence
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
 from geomtx.scene.pairs.matched_points import observe_matches
+from geomtx.scene.pairs.motion import MotionTerms, consistent_flow, moving_pixels
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
 from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, align_matches
@@ -10,6 +11,7 @@ from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, alig
 __all__ = [
     "AlignmentOptions",
     "KnownOfImages",
+    "MotionTerms",
     "PairAlignment",
     "PairFolder",
     "PairMatches",
@@ -17,6 +19,8 @@ __all__ = [
     "align_matches",
     "align_pairs",
     "clean_confidence",
+    "consistent_flow",
+    "moving_pixels",
     "observe_matches",
     "reconstruct_pairs",
 ]

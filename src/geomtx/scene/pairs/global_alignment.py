@@ -22,6 +22,7 @@ from geomtx.inference.pair_graphs import name_images
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.scene.known.cameras import check_poses
 from geomtx.scene.pairs.confidence import image_confidence, leave_out_pixels
+from geomtx.scene.pairs.motion import MotionTerms, check_motion, motion_loss
 from geomtx.scene.pairs.objective import (
     AlignmentData,
     AlignmentState,
@@ -121,6 +122,7 @@ def align_pairs(
     options: AlignmentOptions = AlignmentOptions(),  # noqa: B008  (immutable)
     *,
     known: KnownOfImages = KnownOfImages(),  # noqa: B008  (immutable)
+    motion: MotionTerms | None = None,
     device: torch.device | None = None,
 ) -> PairAlignment:
     """Return cameras and depth with which the point maps of all pairs agree best.
@@ -136,6 +138,8 @@ def align_pairs(
         options: How to align, see `AlignmentOptions`.
         known: What is known of the images. With all poses known, the start comes of them; with some, at least two, the
             placed images are brought to them first.
+        motion: What frames of a video add to the loss (MonST3R), by the published steps, whatever the method is.
+            Defaults to none.
         device: Where to compute; defaults to the device of the points.
 
     Returns:
@@ -153,6 +157,8 @@ def align_pairs(
     check_count("num_images", num_images, 2)
     _check_options(options)
     sizes = check_pairs(maps, num_images)
+    if motion is not None:
+        check_motion(motion, len(maps.pairs), sizes)
     focals, poses = _check_known(known, sizes, shared=options.shared_focal)
     maps = leave_out_pixels(maps, known.masks)
     scores = score_pairs(maps).tolist()
@@ -179,10 +185,10 @@ def align_pairs(
     place = data.points.device
     start = start.map(lambda each: each.to(data.points.dtype).to(place))
     fixed = FixedCameras(has_pose.to(place), focals.isfinite().to(place), options.shared_focal)
-    if options.method == "fast":
+    if options.method == "fast" and motion is None:
         state, losses, steps = solve_reweighted(data, start, fixed, squared=options.squared)
     else:
-        state, losses, steps = _descend(data, start, fixed, options)
+        state, losses, steps = _descend(data, start, fixed, options, motion)
     return _result(state, data, confidence, losses, steps)
 
 
@@ -252,9 +258,15 @@ def _start(
 
 
 def _descend(
-    data: AlignmentData, state: AlignmentState, fixed: FixedCameras, options: AlignmentOptions
+    data: AlignmentData,
+    state: AlignmentState,
+    fixed: FixedCameras,
+    options: AlignmentOptions,
+    motion: MotionTerms | None = None,
 ) -> tuple[AlignmentState, Tensor, int]:
     """Make the published steps of Adam; principal points and adaptors stay."""
+    of_pairs = data.image.unflatten(0, (2, -1)).mT
+    first_depth = None if motion is None or not motion.depth_weight else torch.stack(state.log_depth).exp()
     state = state.map(lambda each: each.clone().requires_grad_())
     poses, focals, depth, pairs = state.poses, state.focals, state.log_depth, state.pair_poses
     optimizer = torch.optim.Adam([poses, focals, *depth, pairs], lr=options.learning_rate, betas=(0.9, 0.9))
@@ -266,6 +278,8 @@ def _descend(
             group["lr"] = _learning_rate(step / options.steps, options)
         optimizer.zero_grad(set_to_none=True)
         loss = alignment_loss(data, state, **kwargs)
+        if motion is not None:
+            loss = loss + motion_loss(of_pairs, state, motion, first_depth, step / options.steps)
         loss.backward()
         assert poses.grad is not None
         assert focals.grad is not None
@@ -275,7 +289,10 @@ def _descend(
         if step == 0:
             losses.append(loss.detach())
     with torch.no_grad():
-        losses.append(alignment_loss(data, state, **kwargs))
+        last = alignment_loss(data, state, **kwargs)
+        if motion is not None:
+            last = last + motion_loss(of_pairs, state, motion, first_depth, 1.0)
+        losses.append(last)
         if not options.steps:
             losses *= 2
     return state.map(Tensor.detach), torch.stack(losses), options.steps
