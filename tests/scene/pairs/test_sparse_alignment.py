@@ -4,7 +4,8 @@ import torch
 from geomtx.metrics import pairwise_pose_errors
 from geomtx.scene.pairs import PairMatches, SparseOptions, align_matches
 from geomtx.scene.pairs.camera_tree import build_tree, find_root
-from geomtx.scene.pairs.canonical import canonical_image
+from geomtx.scene.pairs.canonical import canonical_image, canonical_images
+from geomtx.scene.pairs.sparse_alignment import sparse_problem
 from geomtx.tracking import Matches
 from scene.pairs.point_maps import LONG_FOCAL as FOCAL
 from scene.pairs.point_maps import both_ways, make_maps, make_surface_truth, true_matches
@@ -61,6 +62,18 @@ def test_pairs_without_sure_matches_count_by_their_points(problem):
     other = maps._replace(points2=tuple(1.2 * each for each in maps.points2))
     unsure = matches._replace(matches=(matches.matches[0], unsure, matches.matches[2]))
     assert not torch.equal(align_matches(other, unsure, few).cameras.cam_from_world, results[0])
+
+
+def test_images_need_not_be_whole_blocks():
+    """A block that its centre is not in is none; its pixels belong to the one before."""
+    size = (20, 27)
+    truth = make_surface_truth(2, size)
+    maps = make_maps(truth, both_ways(2))
+    matches = PairMatches(torch.tensor([(0, 1)]), (Matches(*true_matches(truth, (0, 1), 50), torch.rand(50).double()),))
+    problem = sparse_problem(maps, matches, canonical_images(maps, 2), SparseOptions())
+    for (_, _, camera, target, _), coords in zip(problem.weak, matches.matches[0][:2], strict=True):
+        x, y = (8 * (coords // 8).minimum(torch.tensor([2, 1]))).unbind(1)
+        torch.testing.assert_close(target, maps.points2[camera][y, x])
 
 
 def test_one_image_in_its_own_camera(problem):

@@ -185,8 +185,10 @@ def sparse_problem(
             points, own = maps.side(pairs[camera, image], 1)
             rows = (first.image == image).nonzero()[:, 0], (second.image == image).nonzero()[:, 0]
             block = torch.cat([first.block[rows[0]], second.block[rows[1]]]) - starts[image]
-            target = points[::BLOCK, ::BLOCK].to(like).flatten(0, 1)[block]
-            weak.append((*rows, camera, target, own[::BLOCK, ::BLOCK].to(like).flatten()[block]))
+            # As published, the first pixel of a block; what is left of the image at its end is no block.
+            num_rows, num_columns = images[image].core_depth.shape
+            target, sureness = (each[::BLOCK, ::BLOCK][:num_rows, :num_columns].to(like) for each in (points, own))
+            weak.append((*rows, camera, target.flatten(0, 1)[block], sureness.flatten()[block]))
     return SparseProblem(
         build_tree(counts, num_blocks, options.tree),
         like.new_tensor([list(each.confidence.shape) for each in images]),
