@@ -222,6 +222,7 @@ def errors(rank: int, num: int) -> dict[str, str]:
     cross = model_of(case._replace(config={"scopes": ("frame", "cross")}))
     plan = MemoryPlan(1, 5) if rank else None
     keys = GlobalApproximation(2) if rank else None
+    pi3x, known = model_of(Case(num, 3, family="pi3x")), KNOWN if rank else KNOWN._replace(depth=None)
     alone = dist.new_group([0])
     run = partial(predict_parallel, model, images)
     found = {
@@ -233,6 +234,9 @@ def errors(rank: int, num: int) -> dict[str, str]:
         "mask": message_of(lambda: run(patch_mask=mask if rank else None)),
         "mask's shape": message_of(lambda: run(patch_mask=mask[:, :, :1])),
         "cross": message_of(lambda: predict_parallel(cross, images)),
+        "known": message_of(
+            lambda: predict_parallel(pi3x, images, cameras=KNOWN if rank else KNOWN._replace(depth=None))
+        ),
         "group": message_of(lambda: run(group=alone)),
     }
     model.add_head("foreign", Foreign())

@@ -131,6 +131,7 @@ def test_errors_come_in_all_processes(parallel_results: Results, num: int):
             "mask": differs("patch_mask", mine),
             "mask's shape": "ValueError: patch_mask must have shape (2, 3, 2, 3), got (2, 3, 1, 3)",
             "cross": "ValueError: order must be without the scope 'cross' to be shared by processes, got one with it",
+            "known": differs("known depth", mine),
             "group": "ValueError: group must have this process in it, got one without" if rank else "none",
             "foreign": "ValueError: heads must be of geomtx's classes in parallel, got Foreign for 'foreign'",
             "gradients": "RuntimeError: gradients don't flow between processes; use torch.no_grad()",

@@ -12,7 +12,15 @@ from geomtx.checks import check_divisible, check_shape
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import Bool, Float
 
-__all__ = ["Backbone", "ImageNormalization", "PatchEmbedding", "drop_masked", "grid_of", "normalize_images"]
+__all__ = [
+    "Backbone",
+    "ImageNormalization",
+    "PatchEmbedding",
+    "drop_masked",
+    "grid_of",
+    "mask_pixels",
+    "normalize_images",
+]
 
 # ImageNet's statistics, rounded to float32 as in training; in float64 the rounding would show in tracks.
 IMAGENET_MEAN = (0.48500001430511475, 0.4560000002384186, 0.4059999883174896)
@@ -54,6 +62,17 @@ class ImageNormalization(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         """Return (images - mean) / std for every channel."""
         return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+
+
+def mask_pixels(patch_mask: Bool[Tensor, "*batch r q"], image_hw: tuple[int, int]) -> Bool[Tensor, "*batch h w"]:
+    """Return the mask of the pixels of patches, (..., rows, columns) → (..., H, W).
+
+    Args:
+        patch_mask: Mask of the patches.
+        image_hw: Height and width of the images in pixels, multiples of the numbers of rows and columns.
+    """
+    rows, columns = patch_mask.shape[-2:]
+    return patch_mask.repeat_interleave(image_hw[0] // rows, -2).repeat_interleave(image_hw[1] // columns, -1)
 
 
 def grid_of(image_hw: tuple[int, int], patch_size: int) -> tuple[int, int]:

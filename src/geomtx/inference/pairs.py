@@ -77,7 +77,7 @@ class PairStore(Protocol):
 
 
 class PairMemory:
-    """Keeps the maps of pairs in the host's memory.
+    """Keeps the maps of pairs in the host's memory, of one model, the same images and the same pairs.
 
     Args:
         dtype: Type of the numbers. Half precision, the default, halves memory: points are rounded by at most 1/2048 of

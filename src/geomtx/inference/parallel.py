@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from geomtx.checks import check_mask, close_matches
+from geomtx.encoder.geometry_conditioning import KnownGeometry
 from geomtx.encoder.patches import grid_of
 from geomtx.heads.run import has_steps
 from geomtx.inference.engine import Execution, Inputs, execute
@@ -101,6 +102,7 @@ def _numbers_of(inputs: Inputs, known: Iterable[str]) -> dict[str, int]:
     numbers: dict[str, int] = {f"{axis} of images": size for axis, size in zip("BSCHW", images.shape, strict=True)}
     numbers |= {f"{axis} of query_points": size for axis, size in zip("NC", queries, strict=True)}
     numbers |= {"patch_mask": patch_mask is not None, "cameras": cameras is not None}
+    numbers |= {f"known {name}": getattr(cameras, name, None) is not None for name in KnownGeometry._fields}
     return numbers | {f"head {head!r}": head in heads for head in known}
 
 

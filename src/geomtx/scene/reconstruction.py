@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomtx.checks import check_divisible, check_name, check_option, close_matches
+from geomtx.encoder.patches import mask_pixels
 from geomtx.heads.dense import MapHead
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.quantize import quantized_type
@@ -361,8 +361,7 @@ def _seen_pixels(views: Views) -> Tensor:
     """(S, H, W) bool: photo pixels, without those of patches that the model leaves out."""
     if views.patch_mask is None:
         return views.masks
-    size = views.patch_size
-    return views.masks & repeat(views.patch_mask, "s r q -> s (r h) (q w)", h=size, w=size)
+    return views.masks & mask_pixels(views.patch_mask, views.image_hw)
 
 
 def _heads_of_scenes(model: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from geomtx.checks import check_shape
+from geomtx.checks import check_shape, enumerate_names
 from geomtx.scene.align import align
 from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.known.cameras import KnownCameras, check_poses, select_views
@@ -69,11 +69,9 @@ def require_all(known: KnownCameras) -> None:
     for what, values in (("a pose", known.cam_from_world), ("intrinsics", known.intrinsics)):
         missing = known.names if values is None else _unknown(known.names, values)
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            names = ", ".join(f"'{name}'" for name in missing[:3])
             raise ValueError(
                 f"known cameras must have {what} for all {len(known.names)} photos, as this model takes those of all "
-                f"or none, got none for {names}{more}"
+                f"or none, got none for {enumerate_names(missing)}"
             )
 
 
