@@ -7,8 +7,10 @@ from safetensors.torch import load_file, save_file
 import geomtx
 from geomtx import (
     VGGT,
+    DenseHead,
     DepthAnything3,
     DepthAnything3Config,
+    DPTDecoder,
     NVSConfig,
     Pi3,
     Pi3Config,
@@ -76,6 +78,31 @@ def test_weights_of_no_family(tmp_path: Path):
         load_model(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("names", ["geomtx", "published"])
+def test_a_configuration_of_another_class_beside_the_weights(names, tmp_path: Path):
+    folder = MODELS["DepthAnything3"]().save_pretrained(tmp_path / "weights", names=names)
+    other = MODELS["VGGT"]().save_pretrained(tmp_path / "other")
+    (other / "config.json").replace(folder / "config.json")
+    wanted = "^config.json must be of the weights beside it, got that of a VGGT beside tensors of a DepthAnything3 in"
+    for load in (load_model, find_family, VGGT.from_pretrained, DepthAnything3.from_pretrained):
+        with pytest.raises(ValueError, match=wanted):
+            load(folder)
+    # Also where the file itself doesn't say what it is
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file)
+    with pytest.raises(ValueError, match=wanted):
+        load_model(folder)
+
+
+def test_an_added_head_may_have_the_name_of_another_class_s_part(tmp_path: Path):
+    model = MODELS["VGGT"]()
+    decoder = DPTDecoder(2 * FEW.dim, 16, channels=(16, 16, 32, 32), taps=FEW.taps)
+    model.add_head("dense_head", DenseHead(decoder, 3))  # as in a DepthAnything3
+    again = load_model(model.save_pretrained(tmp_path))
+    assert type(again) is VGGT
+    assert set(again.extra_heads) == {"dense_head"}
+
+
 def test_known_weights():
     names = [weights.name for weights in list_models()]
     assert names[:3] == ["nano", "facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"]
@@ -110,6 +137,8 @@ def test_known_weights():
     ("source", "wanted"),
     [
         ("nanoo", r"^weights must be a file, a folder or a hub id .*, got 'nanoo'; did you mean 'nano'\?$"),
+        ("da3-small", r", got 'da3-small'; did you mean 'depth-anything/DA3-SMALL'\?$"),
+        ("Pi3X", r", got 'Pi3X'; did you mean 'yyfz233/Pi3X'\?$"),
         ("some/w.safetensors", r"^weights must be a file, a folder or a hub id .*, got 'some/w.safetensors'$"),
         ("some/w.pt", r"^weights must be a file, a folder or a hub id .*, got 'some/w.pt'$"),
         ("a/b/c", r"^weights must be a file, a folder or a hub id .*, got 'a/b/c'$"),

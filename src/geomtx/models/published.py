@@ -157,18 +157,35 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
     """Open weights by name, hub id, folder or file, see `open_checkpoint`.
 
     Raises:
-        ValueError: For a broken file, and for the hub id of several known weights.
+        ValueError: For a broken file, the hub id of several known weights, and a `config.json` of another class of
+            models than the tensors beside it.
         FileNotFoundError: If there are none; names known weights that are spelt alike.
     """
     inside = [name for name in PUBLISHED if name.startswith(f"{source}/") and name.count("/") == 2]
     if inside and not Path(source).exists():
         raise ValueError(f"weights must be one of {', '.join(inside)}, got '{source}', which has all of them")
     try:
-        return open_checkpoint(find_weights(source))
+        checkpoint = open_checkpoint(find_weights(source))
     except FileNotFoundError as error:
         if Path(source).exists() or source in PUBLISHED:
             raise
-        raise FileNotFoundError(f"{error}{close_matches(str(source), PUBLISHED)}") from error
+        without_owner = [name for name in PUBLISHED if name.lower().endswith(f"/{source}".lower())]
+        hint = close_matches(without_owner[0] if without_owner else str(source), without_owner or PUBLISHED)
+        raise FileNotFoundError(f"{error}{hint}") from error
+    _check_config(checkpoint)
+    return checkpoint
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    said = (checkpoint.config or {}).get("kind")
+    # Heads of a user's own have any names, also those that are marks of another class.
+    own = (name for name in checkpoint.shapes if "extra_heads." not in name)
+    kind = (checkpoint.embedded_config or {}).get("kind") or kind_of_names(own)
+    if said in (*MARKS, "VGGT") and kind is not None and said != kind:
+        raise ValueError(
+            f"config.json must be of the weights beside it, got that of a {said} beside tensors of a {kind} in "
+            f"'{checkpoint.source}'; put that of the {kind} in its place"
+        )
 
 
 MARKS = {
