@@ -234,9 +234,7 @@ def errors(rank: int, num: int) -> dict[str, str]:
         "mask": message_of(lambda: run(patch_mask=mask if rank else None)),
         "mask's shape": message_of(lambda: run(patch_mask=mask[:, :, :1])),
         "cross": message_of(lambda: predict_parallel(cross, images)),
-        "known": message_of(
-            lambda: predict_parallel(pi3x, images, cameras=KNOWN if rank else KNOWN._replace(depth=None))
-        ),
+        "known": message_of(lambda: predict_parallel(pi3x, images, cameras=known)),
         "group": message_of(lambda: run(group=alone)),
     }
     model.add_head("foreign", Foreign())
