@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from geomtx.checks import check_option
+from geomtx.encoder.patches import mask_pixels
 from geomtx.geometry.ray_cameras import Decomposition, cameras_from_rays
 from geomtx.inference.engine import EncodedViews, Execution, Inputs, encode, execute
 from geomtx.inference.graphs import CompiledBlock, check_can_capture, check_can_compile, many_variants, run_captured
@@ -175,8 +176,7 @@ def _run_with_rays(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], o
     assert found.rays is not None, "a head that runs"
     confidence, mask = found.rays.confidence, inputs.get("patch_mask")
     if mask is not None:
-        steps = (confidence.shape[-2] // mask.shape[-2], confidence.shape[-1] // mask.shape[-1])
-        seen = mask.repeat_interleave(steps[0], dim=-2).repeat_interleave(steps[1], dim=-1)
+        seen = mask_pixels(mask, (confidence.shape[-2], confidence.shape[-1]))
         confidence = confidence * seen.to(confidence)
     image_hw = (inputs["images"].shape[-2], inputs["images"].shape[-1])
     cameras = cameras_from_rays(found.rays.value, confidence, image_hw, decomposition=options.ray_cameras)
@@ -194,7 +194,7 @@ def _run_networks(model: Any, inputs: dict[str, Any], heads: tuple[str, ...], op
             own = own._replace(memory=own.memory - weight_bytes(model) + weight_bytes(network.model))
         given = {key: value for key, value in inputs.items() if key != "cameras" or network.takes_cameras}
         found[name] = run_views(network.model, given, network.heads, own)
-    merged: Predictions = model.merge(found, heads)
+    merged: Predictions = model.merge(found, heads, inputs.get("patch_mask"))
     return merged
 
 

@@ -51,6 +51,20 @@ def test_each_scene_has_a_scale_of_its_own(images):
     assert named_tensors(model(images, heads=("sky",))).keys() == {"sky", "metric_scale"}
 
 
+@torch.no_grad()
+def test_padding_does_not_count_for_the_scale(images):
+    model, mask = build(), torch.ones(2, 3, 2, 3, dtype=torch.bool)
+    mask[:, 1, :, 1:] = False
+    found = {name: each.model(images, None, mask, heads=each.heads) for name, each in model.networks.items()}
+    pixels = mask.repeat_interleave(14, 2).repeat_interleave(14, 3)
+    wrong = found["metric"].depth.value.where(pixels, 50.0)
+    spoilt = found | {"metric": found["metric"]._replace(depth=found["metric"].depth._replace(value=wrong))}
+    whole = model(images, patch_mask=mask)
+    assert_same(model.merge(spoilt, patch_mask=mask), whole)
+    assert_same(model(images[0], patch_mask=mask[0]), take_scene(whole, 0), 1e-4)
+    assert not torch.equal(model.merge(found).metric_scale, whole.metric_scale)
+
+
 def test_a_scene_is_in_metres(images):
     model = build()
     scene = geomtx.reconstruct(model, images[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from geomtx.checks import check_shape
 from geomtx.heads.depth_sky import SKY_THRESHOLD
 from geomtx.layers.precision import float32_island
-from geomtx.types import Cameras, DenseMap, Float, show_shapes
+from geomtx.types import Bool, Cameras, DenseMap, Float, show_shapes
 
 __all__ = ["MetricScene", "depth_in_metres", "fill_sky", "scale_to_metres"]
 
@@ -77,7 +77,11 @@ def fill_sky(depth: Float[Tensor, "b s h w"], sky: Float[Tensor, "b s h w"]) -> 
 
 @float32_island
 def scale_to_metres(
-    depth: DenseMap, cameras: Cameras, metric_depth: Float[Tensor, "b s h w"], sky: Float[Tensor, "b s h w"]
+    depth: DenseMap,
+    cameras: Cameras,
+    metric_depth: Float[Tensor, "b s h w"],
+    sky: Float[Tensor, "b s h w"],
+    valid: Bool[Tensor, "b s h w"] | None = None,
 ) -> MetricScene:
     """Bring scenes of a model of many views to metres by the depth of a metric model of the same images.
 
@@ -89,16 +93,18 @@ def scale_to_metres(
         cameras: Its cameras, in pixels of the images.
         metric_depth: Depth that the metric model predicts, (B, S, H, W), see `depth_in_metres`.
         sky: The metric model's score of being sky, (B, S, H, W).
+        valid: Pixels that count, which those of padding don't, (B, S, H, W) bool; defaults to all.
     """
+    valid = torch.ones_like(sky, dtype=torch.bool) if valid is None else valid
     metres = depth_in_metres(metric_depth, cameras.intrinsics)
     scales, values, confidences = [], [], []
-    for value, confidence, wanted, score in zip(*depth, metres, sky, strict=True):
-        ground = score < SKY_THRESHOLD
+    for value, confidence, wanted, score, counts in zip(*depth, metres, sky, valid, strict=True):
+        ground, above = (counts & each for each in (score < SKY_THRESHOLD, score >= SKY_THRESHOLD))
         scale = _fit_scale(value, confidence, wanted, ground)
         value = value * scale
-        if min(int(ground.sum()), int((~ground).sum())) > _FEWEST_PIXELS:
+        if min(int(ground.sum()), int(above.sum())) > _FEWEST_PIXELS:
             far = _quantile(value[ground], _FARTHEST).clamp(max=_FARTHEST_METRES)
-            value, confidence = torch.where(ground, value, far), torch.where(ground, confidence, 1.0)
+            value, confidence = torch.where(above, far, value), torch.where(above, 1.0, confidence)
         scales.append(scale)
         values.append(value)
         confidences.append(confidence)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
+from geomtx.encoder.patches import mask_pixels
 from geomtx.models.config import ModelConfig
 from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import config_of, is_nested_name, nested_keys, nested_parts, published_nested_config
@@ -173,14 +174,20 @@ class NestedDepthAnything3(PublishedModel):
             )
             for name, network in self.networks.items()
         }
-        return self.merge(found, heads)
+        return self.merge(found, heads, patch_mask)
 
-    def merge(self, found: dict[str, Predictions], heads: tuple[str, ...] | None = None) -> Predictions:
+    def merge(
+        self,
+        found: dict[str, Predictions],
+        heads: tuple[str, ...] | None = None,
+        patch_mask: Bool[Tensor, "*batch s rows columns"] | None = None,
+    ) -> Predictions:
         """Return the scene in metres of what the networks predict.
 
         Args:
             found: Name of a network → its predictions, see `networks`.
             heads: Names of what is returned; defaults to all.
+            patch_mask: Mask of the valid patches, as the networks had it; others don't count for the scale.
 
         Raises:
             ValueError: For another head.
@@ -192,7 +199,11 @@ class NestedDepthAnything3(PublishedModel):
         assert scene.cameras is not None, "a head that runs"
         assert metric.depth is not None, "a head that runs"
         assert metric.sky is not None, "a head that runs"
-        metres = scale_to_metres(scene.depth, scene.cameras, metric.depth.value, metric.sky)
+        valid = None
+        if patch_mask is not None:
+            valid = mask_pixels(patch_mask.to(metric.sky.device), (metric.sky.shape[-2], metric.sky.shape[-1]))
+            valid = valid.expand_as(metric.sky)  # also without the B axis
+        metres = scale_to_metres(scene.depth, scene.cameras, metric.depth.value, metric.sky, valid)
         return Predictions(
             cameras=metres.cameras if "camera" in heads else None,
             depth=metres.depth if "depth" in heads else None,
