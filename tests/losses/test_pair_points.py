@@ -112,8 +112,9 @@ def test_factors_that_are_known():
 def test_the_factor_between_clouds(kind):
     truth = torch.randn(2, 50, 3, dtype=torch.float64)
     found, mask = truth * torch.tensor([2.0, 0.5])[:, None, None], torch.rand(2, 50) < 0.7
-    found[~mask] = 100.0
+    found[~mask], truth[~mask] = 100.0, torch.nan
     torch.testing.assert_close(fit_cloud_scale(found, truth, mask, kind), torch.tensor([2.0, 0.5]).double())
+    assert fit_cloud_scale(found, truth, torch.zeros_like(mask), kind).tolist() == [1e-3, 1e-3]
 
 
 def test_wrong_inputs(clouds):

@@ -196,21 +196,20 @@ def fit_cloud_scale(
         truth: True points, (B, N, 3).
         mask: Points that count, (B, N) bool.
         kind: "avg" for the least squares, "median" for the median of each point's own factor, "weiszfeld" for the least
-            sum of distances, in ten rounds from the least squares.
+            sum of distances, in ten rounds from the least squares. At least 0.001, also where nothing counts.
 
     Raises:
         ValueError: For another kind.
     """
     check_option("kind", kind, ("avg", "median", "weiszfeld"))
+    found, truth = (torch.where(mask[..., None], each, 0.0) for each in (found, truth))
     across, along = ((found * truth).sum(-1), truth.square().sum(-1))
     if kind == "median":
         return _median(across / along, mask).clamp(min=_SCALES[0])
-    weight = mask.to(found.dtype)
-    scale = (weight * across).sum(1) / (weight * along).sum(1)
+    scale = across.sum(1) / along.sum(1).clamp(min=torch.finfo(along.dtype).tiny)
     for _ in range(10 if kind == "weiszfeld" else 0):
         distance = (found - scale[:, None, None] * truth).norm(dim=-1).clamp(min=_SMALL)
-        weight = torch.where(mask, 1 / distance, 0.0)
-        scale = (weight * across).sum(1) / (weight * along).sum(1)
+        scale = (across / distance).sum(1) / (along / distance).sum(1).clamp(min=torch.finfo(along.dtype).tiny)
     return scale.clamp(min=_SCALES[0])
 
 
