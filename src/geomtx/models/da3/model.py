@@ -12,7 +12,6 @@ from geomtx.checkpoint.files import Checkpoint
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.checks import check_shape
 from geomtx.encoder.camera_encoder import to_first_camera
-from geomtx.heads.track import TrackHead
 from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import GAUSSIANS, PREFIX, config_of, is_da3_name, keys_of, published_config
 from geomtx.models.da3.parts import build_camera_encoder, build_camera_head, build_dense_head, build_encoder
@@ -35,6 +34,8 @@ class DepthAnything3(SceneModel):
     Args:
         config: Configuration of the model; `DepthAnything3Config.small()` is DA3-SMALL, `.tiny()` a model for tests.
     """
+
+    without_tracks = "Depth Anything 3"
 
     def __init__(self, config: DepthAnything3Config) -> None:
         super().__init__()
@@ -139,8 +140,6 @@ class DepthAnything3(SceneModel):
         Raises:
             ValueError: As `forward`.
         """
-        if query_points is not None and not any(isinstance(head, TrackHead) for head in self.extra_heads.values()):
-            raise ValueError("query_points must be None, as Depth Anything 3 tracks no points, got some")
         images, *others = super().check_inputs(images, query_points, patch_mask, heads)
         return images, *others, None if cameras is None else self._check_cameras(cameras, images)
 

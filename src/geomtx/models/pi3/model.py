@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from geomtx.checkpoint.files import Checkpoint
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.encoder.geometry_conditioning import GeometryHints, KnownGeometry, check_geometry, prepare_geometry
-from geomtx.heads.track import TrackHead
 from geomtx.inference.chunks import map_chunks
 from geomtx.models.pi3.config import Pi3Config
 from geomtx.models.pi3.keys import config_of, is_pi3_name, keys_of
@@ -32,6 +31,8 @@ class Pi3(SceneModel):
     Args:
         config: Configuration of the model; `Pi3Config()` is Pi3, `.pi3x()` Pi3X, `.tiny()` a model for tests.
     """
+
+    without_tracks = "Pi3"
 
     def __init__(self, config: Pi3Config) -> None:
         super().__init__()
@@ -162,8 +163,6 @@ class Pi3(SceneModel):
         Raises:
             ValueError: As `forward`.
         """
-        if query_points is not None and not any(isinstance(head, TrackHead) for head in self.extra_heads.values()):
-            raise ValueError("query_points must be None, as Pi3 tracks no points, got some")
         if cameras is not None and self.conditioning is None:
             raise ValueError("cameras must be None for a Pi3, which takes no known geometry as a Pi3X does, got some")
         images, *others = super().check_inputs(images, query_points, patch_mask, heads)
