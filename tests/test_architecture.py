@@ -288,6 +288,9 @@ brought["inner names"] = sorted(set(sys.modules) - before)
 import geomtx.cli, geomtx.report, geomtx.scene, geomtx.views
 brought["inference"] = sorted(sys.modules)
 geomtx.VGGT.from_pretrained("nano")(torch.rand(2, 3, 32, 32), torch.tensor([[8.0, 8.0]]))
+with torch.device("meta"), geomtx.checkpoint.files.SkippedInitialisation():
+    for kind in ("VGGT", "DepthAnything3", "Pi3", "VGGTOmega"):
+        getattr(geomtx, kind)(getattr(geomtx, f"{{kind}}Config").tiny())
 brought["a model"] = sorted(sys.modules)
 shape = geomtx.decode_pose(torch.zeros(2, 9), (4, 4)).intrinsics.shape
 from geomtx.types import Float

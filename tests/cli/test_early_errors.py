@@ -70,6 +70,12 @@ def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "empty", "photos"]
 
 
+@pytest.mark.usefixtures("_folder")
+def test_weights_without_their_owner_are_named_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconstruct", "photos", "--weights", "DA3-SMALL"]) == 2
+    assert capsys.readouterr().err.endswith("got 'DA3-SMALL'; did you mean 'depth-anything/DA3-SMALL'?\n")
+
+
 def test_embedded_weights_are_those_of_the_models() -> None:
     assert tuple(embedded_weights()) == EMBEDDED
 

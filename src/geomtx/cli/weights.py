@@ -27,7 +27,7 @@ def check_weights_name(name: str) -> None:
     """Require weights that exist, or a name that may be one of the hub's, which is asked later.
 
     Raises:
-        FileNotFoundError: Otherwise; names embedded weights that are spelt alike.
+        FileNotFoundError: Otherwise; names known weights that are spelt alike.
     """
     embedded, path = embedded_weights(), user_path(name)
     if name in embedded or name in PAIRS or path.exists():
@@ -37,12 +37,18 @@ def check_weights_name(name: str) -> None:
     # A file of a repository has its name behind the hub id; of a folder that is here, it would be here too.
     if on_hub and is_file == bool(on_hub[1]) and not (is_file and path.parents[1].exists()):
         return
-    hint = "; there is no such file" if is_file else close_matches(name, (*embedded, *PAIRS))
+    hint = "; there is no such file" if is_file else close_matches(name, (*embedded, *PAIRS)) or _hint_of_owner(name)
     also = f" (or {', '.join(map(repr, embedded))}, which comes with geomtx)"
     raise FileNotFoundError(
         f"weights must be a file, a folder or a hub id like 'facebook/VGGT-1B'{'' if is_file else also}, "
         f"got '{name}'{hint}"
     )
+
+
+def _hint_of_owner(name: str) -> str:
+    from geomtx.models.published import suggest_names  # with torch, for an error alone
+
+    return suggest_names(name)
 
 
 def check_image_side(size: int | None, weights: str | None) -> None:

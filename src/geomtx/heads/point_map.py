@@ -94,7 +94,8 @@ class PooledCamera(nn.Module):
         """Start from cameras near the origin, almost without rotation."""
         with torch.no_grad():
             self.center.bias.zero_()
-            self.rotation.bias.copy_(torch.eye(3).flatten())
+            # The identity, without torch.eye: on the meta device that imports as much as torch._dynamo.
+            self.rotation.bias.zero_()[::4] = 1
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "n 3 4"]:
         """Return `world_from_cam` of all views, (B·S, 3, 4), in float32 or better; the world is the same in a scene.

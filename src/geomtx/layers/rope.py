@@ -129,8 +129,9 @@ class GridRotary(nn.Module):
     def __init__(self, head_dim: int, *, base: float = 100.0) -> None:
         super().__init__()
         check_divisible("head_dim", head_dim, 4)
-        exponents = torch.arange(head_dim // 4, dtype=torch.float32) * (4 / head_dim)
-        self.register_buffer("periods", base**exponents)
+        # On the CPU first: arithmetic on the meta device imports torch._dynamo, which takes as long as importing torch.
+        exponents = torch.arange(head_dim // 4, dtype=torch.float32, device="cpu") * (4 / head_dim)
+        self.register_buffer("periods", (base**exponents).to(torch.empty(0).device))
 
     def forward(self, grid_hw: tuple[int, int], num_special: int, dtype: torch.dtype = torch.float32) -> RotaryTable:
         """Return the rotary table of a grid's tokens, (num_special + rows · columns, D).

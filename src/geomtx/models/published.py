@@ -23,6 +23,7 @@ __all__ = [
     "known_weights",
     "open_weights",
     "state_licence",
+    "suggest_names",
 ]
 
 logger = logging.getLogger("geomtx")
@@ -169,11 +170,15 @@ def open_weights(source: str | os.PathLike[str]) -> Checkpoint:
     except FileNotFoundError as error:
         if Path(source).exists() or source in PUBLISHED:
             raise
-        without_owner = [name for name in PUBLISHED if name.lower().endswith(f"/{source}".lower())]
-        hint = close_matches(without_owner[0] if without_owner else str(source), without_owner or PUBLISHED)
-        raise FileNotFoundError(f"{error}{hint}") from error
+        raise FileNotFoundError(f"{error}{suggest_names(str(source))}") from error
     _check_config(checkpoint)
     return checkpoint
+
+
+def suggest_names(name: str) -> str:
+    """Return the end of an error message that suggests known weights by their full name or spelt alike, or ""."""
+    without_owner = [known for known in PUBLISHED if known.lower().endswith(f"/{name}".lower())]
+    return close_matches(without_owner[0] if without_owner else name, without_owner or PUBLISHED)
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
