@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geomtx.data.synthetic.render import held_out_seed, render_scenes
+from geomtx.data.synthetic.render import HELD_OUT_SCENES, held_out_seed, render_scenes
 from geomtx.geometry import transform_points
 from geomtx.inference import PairMaps
 from geomtx.types import SceneBatch
@@ -27,7 +27,7 @@ def room_pairs(
         image_hw: Their size.
         offsets: Largest difference between the photos of a pair; defaults to the complete graph.
     """
-    room = render_scenes([held_out_seed(index)], num_views, image_hw)
+    room = render_scenes([held_out_seed(HELD_OUT_SCENES["pairs"][index])], num_views, image_hw)
     assert room.cameras is not None
     assert room.points is not None
     poses, world = room.cameras.cam_from_world[0], room.points[0]

@@ -59,11 +59,11 @@ FAMILIES = {
     "vggt": Family(lambda: build_lean(heads=("camera", "depth", "points")), first_is_reference=True),
     "da3": Family(_da3),
     "da3, giant's order": Family(
-        lambda: _da3(first_global=3, taps=(5, 5, 5, 5), gated=True, heads=("camera", "depth"))
+        lambda: _da3(first_global=3, taps=(5, 5, 5, 5), gated=True, heads=("camera", "depth")), variant=True
     ),
     "omega": Family(lambda: VGGTOmega(_OMEGA), first_is_reference=True, patch_size=16),
     "da3, single views": Family(lambda: _da3(depth=2, first_global=None, taps=(0, 0, 1, 1)), head_dim=32, across=False),
-    "pi3": Family(lambda: Pi3(Pi3Config.tiny())),
+    "pi3": Family(lambda: Pi3(Pi3Config.tiny()), variant=True),
     "pi3x": Family(lambda: Pi3(Pi3Config.tiny(known_geometry=True))),
 }
 

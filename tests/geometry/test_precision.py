@@ -21,7 +21,9 @@ from geomtx.geometry import (
     depth_edges,
     encode_pose,
     fit_camera_similarity,
+    fit_focal,
     fit_intrinsics,
+    fit_pose,
     fit_similarity,
     fov_to_intrinsics,
     from_colmap,
@@ -119,6 +121,14 @@ def sampled_signal(coords: Tensor) -> Tensor:
 
 
 PAIRS = ViewPairs(torch.tensor([[1], [0]]))
+
+
+def fitted_points(num: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points before a camera at the origin, where it sees them, and its focal length among others."""
+    points = rand(num, 3) + torch.tensor([-0.5, -0.5, 2.0]).double()
+    return points, 60 * points[:, :2] / points[:, 2:], torch.tensor([30.0, 60.0, 90.0]).double()
+
+
 # Each with arguments in float64; rounded to half precision, they are arguments of their own.
 GEOMETRY: dict[Callable, Callable[[], tuple]] = {
     adjust_bundle: bundle,
@@ -139,6 +149,8 @@ GEOMETRY: dict[Callable, Callable[[], tuple]] = {
     encode_pose: lambda: (random_rigid(B), random_intrinsics(B), HW),
     fit_camera_similarity: lambda: (random_rigid(B, N), random_rigid(B, N)),
     fit_similarity: lambda: (rand(B, N, 3), rand(B, N, 3), rand(B, N)),
+    fit_focal: lambda: (ahead(B, *HW),),
+    fit_pose: lambda: fitted_points(24),
     fit_intrinsics: lambda: (rand(B, 36, 64, 2) - 0.5,),
     fov_to_intrinsics: lambda: (0.1 + rand(B, 2), HW),
     fundamental_matrix: lambda: (random_intrinsics(B), random_intrinsics(B), random_rigid(B)),

@@ -64,6 +64,7 @@ HELD_OUT_SCENES: dict[str, range] = {
     "rooms beside videos": range(9_000_000, 10_000_000),
     "tests": range(10_000_000, 11_000_000),
     "refinement": range(11_000_000, 12_000_000),
+    "pairs": range(12_000_000, 13_000_000),
 }
 """Who draws which held-out scenes: indices for `held_out_seed`, no two ranges with a scene in common."""
 

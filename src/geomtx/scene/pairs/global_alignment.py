@@ -44,6 +44,7 @@ _Method = Literal["fast", "published"]
 _Schedule = Literal["cosine", "linear"]
 
 
+@show_shapes
 class KnownOfImages(NamedTuple):
     """What is known of images before alignment.
 

@@ -26,6 +26,7 @@ from geomtx.scene.pairs.objective import (
     pair_transforms,
     pose_parameters,
 )
+from geomtx.types import show_shapes
 
 __all__ = ["FixedCameras", "solve_reweighted"]
 
@@ -41,6 +42,7 @@ _IMAGE, _PAIR = 8, 7  # unknowns: rotation, translation, log scale; and of image
 _NUMBERS = 10  # of a pixel: its point and the pair's, both from their own centres, their difference, and 1
 
 
+@show_shapes
 class FixedCameras(NamedTuple):
     """What is known.
 

@@ -77,6 +77,7 @@ class Anchors(NamedTuple):
     coords_px: Float[Tensor, "k 2"]
 
 
+@show_shapes
 class SparseProblem(NamedTuple):
     """What the parameters are compared with.
 
