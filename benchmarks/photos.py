@@ -48,6 +48,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {}
+    settings = {
+        "views": arguments.views, "repeats": arguments.repeats, "threads": arguments.threads, "matrices": SIDE,
+        "weights": "made up",
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             weights = Path(folder) / name.replace("/", "_")
@@ -58,11 +62,8 @@ def main() -> None:
                 row = measure(weights, gather(arguments.photos, views, Path(folder)), dtype, arguments)
                 results.setdefault(name, {})[f"{views} views, {dtype}"] = row
                 print(name, views, dtype, row, flush=True)
-    settings = {
-        "views": arguments.views, "repeats": arguments.repeats, "threads": arguments.threads, "matrices": SIDE,
-        "weights": "made up",
-    }  # fmt: skip
-    write_result("photos", settings, results, folder=arguments.output, show=False)
+                # After every row: whoever stops the rest keeps these.
+                write_result("photos", settings, results, folder=arguments.output, show=False)
 
 
 def gather(photos: Path, views: int, folder: Path) -> Path:

@@ -24,7 +24,7 @@ from geomtx import (
     load_model,
 )
 from geomtx.models.published import EMBEDDED, find_weights
-from geomtx.models.registry import FAMILIES, find_family
+from geomtx.models.registry import FAMILIES, empty_model, find_family
 from lean import lean_config
 
 FEW = lean_config(heads=("camera",))
@@ -155,3 +155,13 @@ def test_names_that_are_not_there(source, wanted, monkeypatch, tmp_path: Path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=wanted):
         load_model(source)
+
+
+@pytest.mark.parametrize("kind", ["DUSt3R", "MASt3R"])
+def test_models_of_pairs_say_what_runs_them(tmp_path, kind):
+    config = getattr(geomtx, f"{kind}Config").tiny()
+    getattr(geomtx, kind)(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"got '{tmp_path}' of a {kind}, which sees pairs; in Python, geomtx\.scene\.pairs"
+    ):
+        empty_model(tmp_path)
