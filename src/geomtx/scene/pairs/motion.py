@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from geomtx.checks import check_at_least, check_mask, check_shape
 from geomtx.scene.pairs.objective import AlignmentState, camera_parameters
 from geomtx.scene.pairs.two_views import intrinsics_of
-from geomtx.types import Bool, Float, Int
+from geomtx.types import Bool, Float, Int, show_shapes
 
 __all__ = [
     "MotionTerms",
@@ -35,6 +35,7 @@ _MOVING = 0.35  # of the largest error of a map
 _CONSISTENT_PX = 3.0
 
 
+@show_shapes
 class MotionTerms(NamedTuple):
     """Terms that global alignment of a video adds to its loss; all frames have one size.
 

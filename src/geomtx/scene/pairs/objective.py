@@ -73,6 +73,7 @@ class AlignmentState(NamedTuple):
         return tree_map_only(Tensor, function, self)
 
 
+@show_shapes
 class AlignmentData(NamedTuple):
     """Point maps of pairs with their pixels in one axis, padded to the largest image: first images, then second ones.
 
