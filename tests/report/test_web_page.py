@@ -216,7 +216,7 @@ def test_two_clicks_measure_the_distance_between_two_points(page: Page, scene: g
     page.wait("geomtx.distance !== null")
     assert page.evaluate("geomtx.distance") == pytest.approx(float((ends[0] - ends[1]).norm()), rel=0.01)
     assert page.evaluate("document.querySelector('.distance').textContent").endswith("(no unit: up to scale)")
-    assert page.evaluate("document.querySelectorAll('.ruler line').length") == 1
+    page.wait("document.querySelectorAll('.ruler line').length === 1")  # with the next frame
 
 
 def test_mouse_wheel_and_keys_move_the_eye(page: Page) -> None:
