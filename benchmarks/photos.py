@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import geomtx
 from common import write_result
 from geomtx.inference import predict
-from weights import MODELS, make_folder
+from weights import MODELS
 
 SIDE = 2048  # of the matrices whose product is the measure
 
@@ -53,17 +53,45 @@ def main() -> None:
         "weights": "made up",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            weights = Path(folder) / name.replace("/", "_")
-            make_folder(weights, name)
-            cases = [(views, "float32") for views in arguments.views]
-            cases += [(views, "bfloat16") for views in arguments.bfloat16_views]
-            for views, dtype in cases:
-                row = measure(weights, gather(arguments.photos, views, Path(folder)), dtype, arguments)
-                results.setdefault(name, {})[f"{views} views, {dtype}"] = row
-                print(name, views, dtype, row, flush=True)
-                # After every row: whoever stops the rest keeps these.
-                write_result("photos", settings, results, folder=arguments.output, show=False)
+        cases = list_cases(arguments, Path(folder))
+        # Before the passes: a process that is started counts as its own memory what this one has at that moment.
+        for case in cases:
+            results.setdefault(case.model, {})[case.name] = run_commands(case, arguments)
+        for case in cases:
+            row = results[case.model][case.name]
+            row |= measure_pass(case, arguments.repeats)
+            print(case.model, case.name, row, flush=True)
+            # After every row: whoever stops the rest keeps these.
+            write_result("photos", settings, results, folder=arguments.output, show=False)
+
+
+class Case(NamedTuple):
+    """A model, its weights, a folder of photos and a precision."""
+
+    model: str
+    weights: Path
+    photos: Path
+    views: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.views} views, {self.dtype}"
+
+
+def list_cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
+    """All cases, with weights and photos in place."""
+    cases = []
+    for model in arguments.models:
+        weights = folder / model.replace("/", "_")
+        script = str(Path(__file__).with_name("weights.py"))
+        subprocess.run([sys.executable, script, str(weights), model], check=True)
+        numbers = [(views, "float32") for views in arguments.views]
+        numbers += [(views, "bfloat16") for views in arguments.bfloat16_views]
+        cases += [
+            Case(model, weights, gather(arguments.photos, views, folder), views, dtype) for views, dtype in numbers
+        ]
+    return cases
 
 
 def gather(photos: Path, views: int, folder: Path) -> Path:
@@ -78,14 +106,23 @@ def gather(photos: Path, views: int, folder: Path) -> Path:
     return chosen
 
 
-def measure(weights: Path, photos: Path, dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    commands = [run_command(weights, photos, dtype, arguments.threads) for _ in range(arguments.repeats)]
-    model = geomtx.load_model(weights, dtype=getattr(torch, dtype))
-    views = geomtx.load_views(photos, model=model)
+def run_commands(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
+    """What the whole command takes."""
+    found = [run_command(case, arguments.threads) for _ in range(arguments.repeats)]
+    return {
+        "command_s": round(statistics.median(took for took, _ in found), 2),
+        "command_peak_gib": round(max(peak for _, peak in found), 2),
+    }
+
+
+def measure_pass(case: Case, repeats: int) -> dict[str, Any]:
+    """What the forward pass alone takes, and the machine's rate in between."""
+    model = geomtx.load_model(case.weights, dtype=getattr(torch, case.dtype))
+    views = geomtx.load_views(case.photos, model=model)
     seconds, rates = [], []
     with torch.inference_mode():
         operations = count_operations(model, views.images)
-        for _ in range(arguments.repeats):
+        for _ in range(repeats):
             rates.append(matrix_rate())
             start = time.perf_counter()
             predict(model, views.images, patch_mask=views.patch_mask)
@@ -94,8 +131,6 @@ def measure(weights: Path, photos: Path, dtype: str, arguments: argparse.Namespa
     median, rate = statistics.median(seconds), statistics.median(rates)
     return {
         "image_hw": list(views.images.shape[-2:]),
-        "command_s": round(statistics.median(took for took, _ in commands), 2),
-        "command_peak_gib": round(max(peak for _, peak in commands), 2),
         "pass_s": round(median, 2),
         "gflop": round(operations / 1e9),
         "matrix_gflop_per_s": round(rate / 1e9, 1),
@@ -103,11 +138,11 @@ def measure(weights: Path, photos: Path, dtype: str, arguments: argparse.Namespa
     }
 
 
-def run_command(weights: Path, photos: Path, dtype: str, threads: int) -> tuple[float, float]:
+def run_command(case: Case, threads: int) -> tuple[float, float]:
     """Seconds of the command, and GiB that its process had at most."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "geomtx", "reconstruct", str(photos), "-o", out, "--weights", str(weights)]
-        command += ["--dtype", dtype, "--overwrite"]
+        command = [sys.executable, "-m", "geomtx", "reconstruct", str(case.photos), "-o", out]
+        command += ["--weights", str(case.weights), "--dtype", case.dtype, "--overwrite"]
         start = time.perf_counter()
         process = subprocess.Popen(
             command,

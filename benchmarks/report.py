@@ -446,11 +446,13 @@ def make_photos() -> str:
              found["gflop"], f"{100 * found['share_of_matrix_rate']:.0f} %"]
             for name, cases in record["results"].items()
             for case, found in cases.items()
+            if "pass_s" in found
         ]  # fmt: skip
         sizes = {
             "x".join(map(str, each["image_hw"][::-1]))
             for cases in record["results"].values()
             for each in cases.values()
+            if "image_hw" in each
         }
         head = ["", "command, s", "its memory, GiB", "forward pass, s", "GFLOP", "of the rate of large products"]
         threads = record["settings"]["threads"]
