@@ -4,7 +4,7 @@ Weights are made up (see `weights.py`), so that only time and memory mean someth
 
 - the command as a user runs it, all of it, from the photos to the files: seconds and the most memory that the process
   had, interpreter and libraries included;
-- the forward pass alone: seconds, operations as torch counts them, and the share of what the machine reaches in
+- the forward pass alone: seconds, operations of all matrix products, and the share of what the machine reaches in
   products of large float32 matrices, measured between the passes of the same process.
 
 A folder with fewer photos than views gives some more than once.
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import geomtx
 from common import write_result
 from geomtx.inference import predict
+from geomtx.models.registry import empty_model
 from weights import MODELS
 
 SIDE = 2048  # of the matrices whose product is the measure
@@ -76,7 +78,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.views} views, {self.dtype}"
+        return f"{self.views} view{'s' * (self.views > 1)}, {self.dtype}"
 
 
 def list_cases(arguments: argparse.Namespace, folder: Path) -> list[Case]:
@@ -119,9 +121,9 @@ def measure_pass(case: Case, repeats: int) -> dict[str, Any]:
     """What the forward pass alone takes, and the machine's rate in between."""
     model = geomtx.load_model(case.weights, dtype=getattr(torch, case.dtype))
     views = geomtx.load_views(case.photos, model=model)
+    operations = count_operations(case.weights, len(views), views.image_hw)
     seconds, rates = [], []
     with torch.inference_mode():
-        operations = count_operations(model, views.images)
         for _ in range(repeats):
             rates.append(matrix_rate())
             start = time.perf_counter()
@@ -158,10 +160,16 @@ def run_command(case: Case, threads: int) -> tuple[float, float]:
         return time.perf_counter() - start, usage.ru_maxrss / 2**20
 
 
-def count_operations(model: nn.Module, images: torch.Tensor) -> int:
-    """Operations of a forward pass: two for a multiplication with addition, of products and attention alone."""
-    with FlopCounterMode(display=False) as counter:
-        predict(model, images)
+def count_operations(weights: Path, views: int, image_hw: tuple[int, int]) -> int:
+    """Operations of a forward pass, two for a multiplication with addition, of matrix products alone.
+
+    On tensors without values. Attention is in plain products there, because torch doesn't count its kernels for CPUs.
+    """
+    model = empty_model(weights)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model = model.to_empty(device="cpu")
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(views, 3, *image_hw))
     return counter.get_total_flops()
 
 
