@@ -443,7 +443,8 @@ def make_photos() -> str:
     for record in read("photos.json"):
         rows = [
             [f"{name.partition('/')[2]}, {case}", found["command_s"], found["command_peak_gib"],
-             found.get("pass_s", ""), found.get("gflop", ""), f"{100 * found['share_of_matrix_rate']:.0f} %" if "pass_s" in found else ""]
+             found.get("pass_s", ""), found.get("gflop", ""),
+             f"{100 * found['share_of_matrix_rate']:.0f} %" if "pass_s" in found else ""]
             for name, cases in record["results"].items()
             for case, found in cases.items()
         ]  # fmt: skip
