@@ -316,7 +316,7 @@ def share_parameters(model: nn.Module, shared: Mapping[str, str]) -> None:
 
     Args:
         model: Model with a tensor of its own for each name, changed in place.
-        shared: See `Checkpoint.shared`; of names that the model doesn't have, only the others are shared.
+        shared: Names that share a tensor, see `Checkpoint.shared`; names that the model lacks are passed over.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     owners: dict[str, Tensor] = {}

@@ -141,7 +141,7 @@ def check_geometry(known: KnownGeometry, images: Tensor) -> KnownGeometry:
     """Return known geometry with the B axis and with a mask of views for all that is given.
 
     Args:
-        known: What is known, with or without the B axis.
+        known: Known depth, intrinsics and poses, with or without the B axis.
         images: Images of the scenes, (B, S, 3, H, W).
 
     Raises:

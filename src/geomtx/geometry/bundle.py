@@ -148,7 +148,7 @@ def adjust_bundle(
 
     Args:
         problem: Start and observations.
-        options: What is refined, and how; see `BundleOptions`.
+        options: Choice of what is refined, loss and damping; see `BundleOptions`.
         fixed_views: Views whose poses are known and held, (B, S) bool; defaults to none.
         priors: Known centres of cameras; defaults to none.
 

@@ -96,7 +96,7 @@ def fit_pose(
 
     Args:
         points: Points in the world, (N, 3), at least four.
-        coords_px: Where the camera sees them, (x, y) relative to the principal point, (N, 2).
+        coords_px: Pixels in which the camera sees the points, (x, y) relative to the principal point, (N, 2).
         focals: Focal lengths in pixels that are tried, (F,); the one with most inliers is chosen.
         num_samples: Number of samples for each focal length.
         tolerance_px: Largest distance in pixels of an inlier's projection.

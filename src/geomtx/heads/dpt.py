@@ -136,7 +136,7 @@ class DPTDecoder(nn.Module):
         position_signal: Whether to add a sine-cosine encoding of the position, times 0.1, after the projections and at
             the end; all numbers of channels must then be multiples of 4.
         token_norm: Whether the tokens are normalised by a LayerNorm first.
-        fusion: How maps are merged: `rectified_skip`, `crop` and `unused_skip`, as for `FusionChain`.
+        fusion: Options of the fusion of maps: `rectified_skip`, `crop` and `unused_skip`, as for `FusionChain`.
 
     Raises:
         ValueError: If there are not four taps and four channels, a number of channels is no multiple of 4 where it

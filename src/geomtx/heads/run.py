@@ -105,8 +105,8 @@ def extract_features(
     Args:
         head: The head.
         tokens: Tokens that the head reads.
-        each_view: See `run_head`.
-        gather: See `run_head`.
+        each_view: Function that applies a function of single views, see `run_head`.
+        gather: Function that brings the views of all processes together, see `run_head`.
     """
     dtype = head_dtype(head)
     features = (each_view or _call)(lambda part: head.extract(_convert(part, dtype)), tokens)

@@ -106,7 +106,7 @@ def retrieved_pairs(
     the key that it is most like, and each image with those most like it.
 
     Args:
-        similarity: How much images look alike, (S, S), 1 on the diagonal, which is largest.
+        similarity: Similarity of each two images, (S, S), with the largest value, 1, on the diagonal.
         num_keys: Number of keys.
         num_nearest: Number of images most like an image, itself included.
         first_key: Index of the first key; the published code draws it.

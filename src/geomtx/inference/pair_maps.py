@@ -32,8 +32,8 @@ class PairPrediction(NamedTuple):
     """What a model that sees a scene as pairs predicts for N pairs of images, whose sizes may differ.
 
     Attributes:
-        first: Of the first images.
-        second: Of the second images; their points are in the cameras of the first images too.
+        first: Prediction for the first image of each pair.
+        second: Prediction for the second image of each pair; its points are in the first one's camera too.
     """
 
     first: PairedView

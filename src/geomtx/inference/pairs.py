@@ -52,7 +52,7 @@ class PairBatch(NamedTuple):
 
     Attributes:
         indices: Indices of the pairs in the graph.
-        prediction: What the model predicts for them, on its device.
+        prediction: Prediction of the model for these pairs, on its device.
     """
 
     indices: list[int]
@@ -158,8 +158,8 @@ def run_pairs(
         model: Model with `encode(images)` and `decode(first, second)`, such as `DUSt3R`, in evaluation mode.
         images: Images in [0, 1] of the scene, S tensors (3, H, W) whose sizes may differ, or (S, 3, H, W).
         pairs: Indices of the two images of each pair, from `choose_pairs` or others that connect all images.
-        store: Where the maps are kept; defaults to `PairMemory()`, half precision in memory.
-        options: How the model is run.
+        store: Place where the maps are kept; defaults to `PairMemory()`, half precision in memory.
+        options: Options of the run: batch, precision, progress.
 
     Returns:
         Maps of all pairs, in their order.
@@ -196,11 +196,11 @@ def predict_pairs(
     """Yield what a model predicts for pairs of images, batch by batch; for what more than points is read.
 
     Args:
-        model: As for `run_pairs`.
+        model: Model that sees pairs, as for `run_pairs`.
         images: Images in [0, 1], S tensors (3, H, W).
         pairs: Indices of the two images of each pair.
         indices: Indices of the pairs that are run; defaults to all.
-        options: As for `run_pairs`.
+        options: Options of the run, as for `run_pairs`.
 
     Raises:
         ValueError: For options that are out of range.

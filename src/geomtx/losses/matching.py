@@ -23,11 +23,11 @@ class MatchingSettings(NamedTuple):
     """Settings of `matching_loss`; the defaults are those of MASt3R's training.
 
     Attributes:
-        temperature: What similarities are divided by.
+        temperature: Number that similarities are divided by.
         kind: "proper": the matching pixel of either image among those of the other, added; "dual": the logarithm of the
             product of both; "all": a pair of matching pixels among all pairs.
         alpha: Weight α of the logarithm of the confidence.
-        confidence: How the confidences of two matching pixels become one: "mean" or "prod"; None for a loss without
+        confidence: Rule by which two matching pixels' confidences become one: "mean" or "prod"; None for a loss without
             confidence.
         negatives: Quantile, 0 … 1, of the losses of matches that is the loss of pixels without a match, which teaches
             their confidence alone; None to leave these out.
@@ -52,9 +52,9 @@ def matching_loss(
 
     Args:
         first: Descriptors (B, H, W, D) and confidence (B, H, W) of the first images.
-        second: Those of the second images, (B, H', W', D) and (B, H', W').
+        second: Descriptors and confidence of the second images, (B, H', W', D) and (B, H', W').
         matches: Pixels (x, y) of the first and of the second images that match, (B, N, 2) each.
-        valid: Which do; the others are negatives, pixels that match none, (B, N) bool.
+        valid: Mask of those that match; others are negatives, pixels that match none, (B, N) bool.
         settings: Settings; defaults to MASt3R's.
 
     Returns:
@@ -96,7 +96,7 @@ def matching_precision(
         first: Descriptors of the first images.
         second: Descriptors of the second images.
         matches: Pixels (x, y) of both images that match, (B, N, 2) each. All N of the second images are candidates.
-        valid: Which do match, (B, N) bool.
+        valid: Mask of the pairs of pixels that match, (B, N) bool.
         num_others: Number of other pixels of the second images that are candidates too, the first ones row by row.
     """
     a, b = _take(first, matches[0]), _take(second, matches[1])

@@ -36,7 +36,7 @@ class PairPointSettings(NamedTuple):
     """How predicted point maps of pairs are compared with true ones.
 
     Attributes:
-        norm: What predicted and true points of a scene are divided by, each by their own; None for nothing.
+        norm: Measure of size by which predicted and true points are divided, each by their own; None for none.
         true_scale: Whether the truth is not divided, which asks for its scale.
         shift: Whether the median z of each cloud is subtracted, after the division.
         scale: Whether each cloud is divided by its median distance from its median point, after these; with
@@ -99,7 +99,7 @@ def pair_point_errors(
         predicted: Predicted points of the first and of the second images, in the first cameras.
         truth: True points of both, in the first cameras too; anything, NaN included, where they are not valid.
         valid: Pixels with true points.
-        settings: How they are compared; defaults to the mean distances, DUSt3R's.
+        settings: Settings of the comparison; defaults to the mean distances, DUSt3R's.
         metric: Scenes whose lengths are in metres, (B,) bool: both clouds are divided by the truth's factor, or, with
             `true_scale`, neither. Defaults to none.
         sky: Pixels of the sky; those without true points count with the error 2, a constant that teaches confidence
@@ -173,7 +173,7 @@ def cloud_scale(points: Tensor, mask: Tensor, norm: CloudScale) -> Float[Tensor,
     Args:
         points: Points, (B, N, 3).
         mask: Points that count, (B, N) bool.
-        norm: Which factor; "avg_warp-log1p" is that of points that `shorten` has moved.
+        norm: Name of the factor; "avg_warp-log1p" is that of points that `shorten` has moved.
     """
     length = points.norm(dim=-1)
     if norm == "median_dis":

@@ -38,7 +38,7 @@ class PublishedWeights(NamedTuple):
         num_parameters: Number of parameters.
         size: Bytes of the file.
         licence: Licence of the weights, in short.
-        advice: What to know before they are used; "" for nothing.
+        advice: Advice to be read before they are used; "" for none.
     """
 
     name: str

@@ -93,7 +93,7 @@ def map_column(
         shown: Views, one a row.
         colormap: matplotlib's name of the colours.
         limits: Values at the ends of the colours; defaults to `value_range`.
-        mark: See `Column`.
+        mark: Mark of the column, see `Column`.
     """
     limits = value_range(maps, scene, shown) if limits is None else limits
     values = maps.double().masked_fill(~scene.masks | ~maps.isfinite(), torch.nan).numpy()

@@ -84,7 +84,7 @@ def write_page(
         percentile: Percentile of confidence from which points are shown when the page opens; the page has those below,
             too.
         max_points: Largest number of points, chosen at random but the same in every call; defaults to 200,000.
-        which: What else a pixel must pass to be a point, see `Scene.points`.
+        which: Further tests that a pixel must pass to be a point, see `Scene.points`.
         title: First line; defaults to "geomtx reconstruction", with the photos' folder where `provenance` has it.
 
     Raises:

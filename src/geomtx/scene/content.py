@@ -135,7 +135,7 @@ class SceneContent:
         Args:
             percentile: Percentile of confidence, 0 to 100; 20 leaves out the least confident fifth.
             max_points: Largest number of points, chosen at random but the same in every call; defaults to no limit.
-            which: What else a pixel must pass, such as a smallest confidence or the agreement of the views; defaults to
+            which: Further tests of a pixel, such as a smallest confidence or the agreement of the views; defaults to
                 `PixelFilter()`, which leaves out edges of depth, where points would fly between two surfaces.
 
         Raises:

@@ -77,7 +77,7 @@ def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Te
 
     Args:
         scene: Scene with depth and cameras, or with points.
-        which: What pixels must pass; defaults to `PixelFilter()`, which leaves out edges of depth.
+        which: Tests that pixels must pass; defaults to `PixelFilter()`, which leaves out edges of depth.
 
     Raises:
         NoPointsError: If no pixel passes; a ValueError that names what leaves none.
@@ -112,7 +112,7 @@ def filter_pixels(scene: AnyScene, which: PixelFilter | None = None) -> AnyScene
 
     Args:
         scene: A `Scene`.
-        which: See `valid_pixels`.
+        which: Tests that pixels must pass, see `valid_pixels`.
 
     Raises:
         ValueError: See `valid_pixels`.
@@ -163,7 +163,7 @@ def most_shared_view(scene: PixelScene, *, tolerance: float = 0.05) -> int:
 
     Args:
         scene: Scene with depth and cameras.
-        tolerance: See `agreeing_pixels`.
+        tolerance: Largest relative difference of depth, see `agreeing_pixels`.
 
     Raises:
         ValueError: If the scene has no depth or no cameras.

@@ -95,7 +95,7 @@ def observe_points(
             all.
         percentile: Percentile of confidence from which pixels may be points, 0 to 100, see `Scene.points`.
         tolerance: Largest distance between the points of two views that are merged, as a share of their depth.
-        which: What else a pixel must pass, see `Scene.points`; defaults to `PixelFilter()`.
+        which: Further tests that a pixel must pass, see `Scene.points`; defaults to `PixelFilter()`.
 
     Returns:
         The points; the same every time, with any number of threads.
@@ -207,7 +207,7 @@ def _observe_in(
         surfaces: The surfaces of all views.
         views: The view that the points began in, and the one that is searched.
         first: Positions (K, 2) on the first view's image, and their points (K, 3).
-        tolerance: See `observe_points`.
+        tolerance: Largest relative difference of depth, see `observe_points`.
 
     Returns:
         Rows of the points that were found, (J,), their positions on the image, (J, 2), and the points there, (J, 3).

@@ -89,7 +89,7 @@ def move_to_first_camera(scene: Scene, world: str) -> Scene:
 
     Args:
         scene: Scene in another frame.
-        world: What that frame is.
+        world: Description of that frame.
     """
     cameras = scene.predictions.cameras
     if cameras is None or not cameras.cam_from_world[0].isfinite().all():

@@ -141,7 +141,7 @@ class _Selected(NamedTuple):
         views: Indices in the scene of the V views, (V,).
         problem: Their cameras, points and observations in pixels of the model's images, a batch of one in float64.
         fixed: Whether each of the views is held, (V,).
-        num_fixed: How many of them are.
+        num_fixed: Number of views that are held.
         one_size: Whether all photos have the same size and became images in the same way.
         agreeing_px: Distance in pixels of the model's images up to which an observation agrees with a point.
     """
@@ -265,7 +265,7 @@ def _check_turns(selected: _Selected, cameras: Cameras, after: Tensor) -> None:
     them sees is confirmed only where a photo agrees that does not turn with it.
 
     Args:
-        selected: What is refined.
+        selected: Part of the scene that is refined.
         cameras: Refined cameras of the V views.
         after: Distances of the observations from the projections of the refined points, (M,).
 

@@ -121,8 +121,8 @@ class Scene(SceneContent):
             report: Whether to write report.html and report.png.
             overwrite: Whether files of these names that geomtx did not write may be replaced. Those of an earlier
                 `save`, recognised by what they hold, always are.
-            export: How the formats for other tools are written; defaults to `ExportOptions()`.
-            which: What else a pixel must pass to be a point in any of the files, see `points`; defaults to
+            export: Options of the formats for other tools; defaults to `ExportOptions()`.
+            which: Further tests of a pixel to be a point in any of the files, see `points`; defaults to
                 `PixelFilter()`, which leaves out edges of depth.
 
         Returns:

@@ -38,7 +38,7 @@ class TrackedPixels(NamedTuple):
 
     Attributes:
         coords_px: Positions (x, y), (S, N, 2).
-        seen: Which of them are observations, (S, N) bool.
+        seen: Mask of the positions that are observations, (S, N) bool.
         confidence: Confidence of each, (S, N).
         query_view: View of each track's query, (N,).
     """

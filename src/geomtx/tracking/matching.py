@@ -58,7 +58,7 @@ def match_descriptors(
         swapped: Descriptors of the same images, in the same order, of the pass with the images exchanged; its matches
             are added. Defaults to none.
         subsample: Distance of the pixels of the grid.
-        max_rounds: See `find_reciprocal`.
+        max_rounds: Largest number of rounds, see `find_reciprocal`.
 
     Returns:
         Matches. The confidence is the smaller one of the two pixels with one pass, and the geometric mean of both with

@@ -112,7 +112,7 @@ def plan_frames(source: PathLike, choice: FrameChoice) -> FramePlan:
 
     Args:
         source: Video file.
-        choice: Which frames are wanted.
+        choice: Choice of frames.
 
     Raises:
         PhotoError: If the file is missing, no video, damaged, or has no frame.

@@ -89,7 +89,7 @@ def load_views(
         cut: Whether images that come out in different sizes are cut to the smallest height and width, centred, as
             Depth Anything 3's authors do, instead of padded; always with "…_bound_crop". Much is lost where some photos
             are upright and others are not.
-        choice: Which frames of a video are taken, see `FrameChoice`: `fps` or `max_views`, `skip_blurred`,
+        choice: Choice of a video's frames, see `FrameChoice`: `fps` or `max_views`, `skip_blurred`,
             `skip_duplicates`.
 
     Raises:

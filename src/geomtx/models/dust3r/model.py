@@ -82,7 +82,7 @@ class DUSt3R(PretrainedPairModel):
         Args:
             first: First images in [0, 1], (N, 3, H, W); sides are multiples of the patch size.
             second: Second images, (N, 3, H', W').
-            transposed: Which of the first and of the second images are stored with rows and columns exchanged, N bool
+            transposed: Masks of the first and second images that are stored with rows and columns exchanged, N bool
                 each, so that a batch for training has photos of both orientations. They are seen upright, and their
                 predictions are exchanged likewise. Defaults to none.
 

@@ -35,10 +35,10 @@ class Look:
     Attributes:
         percent: Share of the points that is left out, the least confident first, in percent.
         point_size: Size of the points, times the one that closes surfaces.
-        color: What gives the points their colours, one of `COLORS`.
+        color: Source of the points' colours, one of `COLORS`.
         cameras: Whether cameras are shown.
         camera_size: Size of the cameras, times the usual one.
-        picture: What is on the cameras, one of `PICTURES`.
+        picture: Kind of picture on the cameras, one of `PICTURES`.
         tracks: Whether tracks are shown.
         hidden: Views whose points and cameras are hidden.
         through: View through whose camera one looks, where pictures on cameras would be in the way; None in general.

@@ -50,7 +50,7 @@ class ScenePanel:
 
     Args:
         server: A `viser.ViserServer`.
-        tabs: Where the controls are.
+        tabs: Group of tabs that holds the controls.
         shown: The scene.
         folder: Folder for videos; None where they are downloaded by the browser.
     """

@@ -56,8 +56,8 @@ def start_server(host: str, port: int) -> Any:
     """Start a server without a scene, and without the button that shares it through a server of viser's authors.
 
     Args:
-        host: See `check_address`.
-        port: See `check_address`.
+        host: Address to listen on, see `check_address`.
+        port: Port to listen on, see `check_address`.
 
     Returns:
         A `viser.ViserServer`.

@@ -77,10 +77,10 @@ class SaveOptions:
         formats: Names of formats, each once.
         percentile: Percentile of confidence from which pixels are points, 0 to 100.
         max_points: Largest number of points in points.ply and scene.glb; None for no limit.
-        which: What else a pixel must pass to be a point; None for `PixelFilter()`.
+        which: Further tests that a pixel must pass to be a point; None for `PixelFilter()`.
         maps: Resolution of the maps in scene.safetensors, see `write_archive`.
         report: Whether to write report.html and report.png.
-        export: How the formats for other tools are written.
+        export: Options of the formats for other tools.
     """
 
     formats: tuple[str, ...] = ("ply",)
@@ -101,7 +101,7 @@ class Export:
     Args:
         scene: The scene.
         cloud: Its point cloud; None where there are no points.
-        what: How it is written.
+        what: Formats and options of what is written.
         home: Folder that the results are for, which commands that are printed name.
     """
 

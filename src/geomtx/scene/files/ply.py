@@ -35,7 +35,7 @@ def write_ply(
         cloud: Points to write.
         units: Unit of lengths, which the header names.
         notice: A warning that the header repeats, or "".
-        world: What the world is, see `Scene.world`; defaults to the first view's camera.
+        world: Description of the world's frame, see `Scene.world`; defaults to the first view's camera.
     """
     first = "first camera, OpenCV axes (x right, y down, z forward)"
     frame = f"frame: {first if world == FIRST_CAMERA else world}"

@@ -151,7 +151,7 @@ def owned_files(
     Args:
         folder: Folder for the results.
         names: Names of the photos.
-        what: What is written.
+        what: Formats and options of what is written.
         formats_alone: Whether the scene's own files stay as they are. Where they are written too, what earlier formats
             left is stale.
     """
@@ -186,7 +186,7 @@ def save_scene(
     Args:
         scene: The scene.
         folder: Folder of the files.
-        what: What is written.
+        what: Formats and options of what is written.
         overwrite: Whether files that geomtx did not write may be replaced.
         formats_alone: Whether only the formats are written, and not the scene's own files.
 
@@ -213,7 +213,7 @@ def write_files(
     Args:
         scene: The scene.
         folder: An existing folder.
-        what: What is written.
+        what: Formats and options of what is written.
         home: Folder that the files are for: from there the archive names the photos, and notes name it.
         formats_alone: Whether only the formats are written, and not the scene's own files.
 
@@ -245,10 +245,10 @@ def scene_cloud(
 
     Args:
         scene: Any scene.
-        percentile: See `Scene.points`.
-        max_points: See `Scene.points`.
+        percentile: Percentile of confidence below which points are left out, see `Scene.points`.
+        max_points: Largest number of points, see `Scene.points`.
         formats: Formats that are written, for the warning; defaults to points.ply.
-        which: See `Scene.points`.
+        which: Further tests that a pixel must pass, see `Scene.points`.
     """
     has_depth = scene.predictions.depth is not None and scene.predictions.cameras is not None
     if not has_depth and scene.predictions.points is None:

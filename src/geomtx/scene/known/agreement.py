@@ -99,7 +99,7 @@ def agree_on_positions(
     Args:
         source: Points, (S, 3), finite.
         target: The same points in another world, (S, 3), finite.
-        threshold: See `agree_on_cameras`.
+        threshold: Largest error of a camera that agrees, see `agree_on_cameras`.
 
     Raises:
         ValueError: If there are fewer than three points, or they, or those that agree, lie in one place or on a line:
@@ -210,7 +210,7 @@ def _find_agreement(
         measure: Function that returns distances and angles of all cameras after a similarity.
         subsets: Indices (K, 2 or 3) of the cameras of each hypothesis.
         places: Centres of the target's cameras, (S, 3).
-        threshold: See `agree_on_cameras`.
+        threshold: Largest error of a camera that agrees, see `agree_on_cameras`.
     """
     distances = torch.linalg.vector_norm(places - places.median(0).values, dim=-1)
     limit = threshold or _SHARE_OF_SPREAD * float(distances.median() or distances.mean())

@@ -36,7 +36,7 @@ def build_tree(counts: Tensor, num_blocks: list[int], method: TreeMethod = "ward
     Args:
         counts: Number of matches of each two images, (S, S), symmetric.
         num_blocks: Number of blocks of each image.
-        method: How to build it.
+        method: Name of the way in which the tree is built.
 
     Raises:
         ValueError: If the method is unknown.

@@ -66,14 +66,14 @@ class AlignmentOptions(NamedTuple):
     Attributes:
         method: "fast" finds the minimum by reweighted least squares, most of it on some of the pixels; "published"
             makes a fixed number of steps of Adam, to which `steps` and what follows it up to `schedule` belong.
-        confidence: What a pixel of confidence C weighs: "log" C, "sqrt", "minus_one" or "none".
+        confidence: Weight of a pixel of confidence C: "log" C, "sqrt", "minus_one" or "none".
         squared: Whether distances are squared; by default they are not.
         by_pair: Whether pairs count alike, whatever their number of pixels.
         shared_focal: Whether all images have one focal length.
         steps: Number of steps, at least 0.
         learning_rate: Learning rate of the first step.
         last_rate: Learning rate after the last step.
-        schedule: How the learning rate falls, "cosine" or "linear".
+        schedule: Course of the learning rate, "cosine" or "linear".
         min_confidence: Confidence above which a pixel helps to find a camera where none comes of the tree.
         two_views: Whether two images with both of their pairs are placed without optimisation, unless poses or that
             they share an unknown focal length are to be heeded.
@@ -136,12 +136,12 @@ def align_pairs(
     Args:
         maps: Point maps of the pairs, which must connect all images.
         num_images: Number of images S; defaults to the largest index in the pairs and one.
-        options: How to align, see `AlignmentOptions`.
-        known: What is known of the images. With all poses known, the start comes of them; with some, at least two, the
+        options: Options of the alignment, see `AlignmentOptions`.
+        known: Known values of the images. With all poses known, the start comes of them; with some, at least two, the
             placed images are brought to them first.
-        motion: What frames of a video add to the loss (MonST3R), by the published steps, whatever the method is.
+        motion: Terms that frames of a video add to the loss (MonST3R), by the published steps, whatever the method is.
             Defaults to none.
-        device: Where to compute; defaults to the device of the points.
+        device: Device to compute on; defaults to the device of the points.
 
     Returns:
         Cameras, depth and confidence. The world is that of the known poses, or the first camera of the best pair.

@@ -93,7 +93,7 @@ def camera_flow(
     Args:
         depth: Depth of the first images, (N, H, W).
         first: Camera-to-world poses (N, 3, 4) and intrinsics (N, 3, 3) of the first images.
-        second: Those of the second images.
+        second: Cameras of the second images.
     """
     (pose1, intrinsics1), (pose2, intrinsics2) = first, second
     height, width = depth.shape[-2:]

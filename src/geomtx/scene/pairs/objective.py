@@ -107,10 +107,10 @@ def pack_pairs(
     Args:
         maps: Point maps of the pairs.
         sizes: Height and width of each image.
-        confidence: What a confidence weighs; one that would weigh less than 0 weighs nothing.
+        confidence: Rule for the weight of a confidence; one that would weigh less than 0 weighs nothing.
         by_pair: Whether the loss is the mean over pairs of the mean over each image's pixels, in place of the sum of
             all distances over the number of pixels; the two agree for images of one size.
-        device: Where to compute; defaults to the device of the points.
+        device: Device to compute on; defaults to the device of the points.
 
     Raises:
         ValueError: If no pixel of an image weighs anything in any of its pairs.
@@ -212,7 +212,7 @@ def alignment_loss(
         data: Point maps of the pairs.
         state: Parameters.
         squared: Whether distances are squared ("l2"); by default they are not ("l1").
-        free_scale: See `pair_transforms`.
+        free_scale: Whether the mean scale of pairs is free, see `pair_transforms`.
     """
     transforms = pair_transforms(state, free_scale=free_scale)
     result: Tensor = _Distances.apply(data, image_points(data, state), transforms, squared)

@@ -49,8 +49,8 @@ def reconstruct_pairs(
         graph: Name of the graph of pairs, see `geomtx.inference.choose_pairs`, or pairs (E, 2).
         folder: Folder in which the point maps are kept, see `PairFolder`: a run that was killed goes on from there.
             Defaults to memory.
-        alignment: How pairs are brought together, see `AlignmentOptions`.
-        options: How the model is run; `progress` of it is not called.
+        alignment: Options of the alignment of pairs, see `AlignmentOptions`.
+        options: Options of the run; its `progress` is not called.
         progress: Whether to show a progress bar on stderr while the model runs.
 
     Returns:

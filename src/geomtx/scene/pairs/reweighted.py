@@ -84,7 +84,7 @@ def solve_reweighted(
     Args:
         data: Point maps of the pairs.
         state: Start.
-        fixed: What is known.
+        fixed: Known cameras, which are held.
         squared: Whether distances are squared.
     """
     free = fixed.free_scale

@@ -52,7 +52,7 @@ class SparseOptions(NamedTuple):
     """How matches are aligned. The defaults are the published values.
 
     Attributes:
-        tree: How the tree of poses is built, "ward" or "spanning".
+        tree: Kind of the tree of poses, "ward" or "spanning".
         min_confidence: Pairs whose best match is at most as confident don't count by their matches.
         shared_intrinsics: Whether all images have one focal length and principal point.
         coarse_steps: Number of steps on distances in space.
@@ -82,7 +82,7 @@ def align_matches(
     Args:
         maps: Point maps of all pairs in both directions.
         matches: Matches of the pairs, which must connect all images.
-        options: How to align, see `SparseOptions`.
+        options: Options of the alignment, see `SparseOptions`.
         focals: Known focal lengths in pixels of the images that the model saw, (S,); NaN where they aren't known.
             Defaults to none.
 
@@ -163,7 +163,7 @@ def sparse_problem(
         maps: Point maps of all pairs in both directions.
         matches: Matches of the pairs.
         images: Each image as its pairs see it.
-        options: How to align.
+        options: Options of the alignment.
     """
     num_blocks = [each.core_depth.numel() for each in images]
     counts = torch.zeros(len(images), len(images))

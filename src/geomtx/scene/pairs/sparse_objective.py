@@ -90,7 +90,7 @@ class SparseProblem(NamedTuple):
         second: Pixels of the second images.
         confidence: Confidence of the matches, (K,).
         strong: Matches of pairs whose best match is sure, (K,) bool; the others don't count.
-        weak: Of each image of the other pairs: its pixels among `first` (as indices) and `second` (as indices), the
+        weak: Pixels of each image of the other pairs, among `first` and among `second` (as indices of them), the
             image whose camera the points are in, points of the pixels' blocks, and their confidences.
     """
 

@@ -202,7 +202,7 @@ def move_to_known(state: AlignmentState, world_from_cam: Tensor, known: Tensor) 
     Args:
         state: Start, in a world of its own.
         world_from_cam: Known cameras, (S, 3, 4) float64; those of other images may be anything.
-        known: Which are known, (S,) bool, at least two.
+        known: Mask of the images with known poses, (S,) bool, at least two.
     """
     poses, _, _ = camera_parameters(state)
     scale, rotation, translation = fit_camera_similarity(poses[known], world_from_cam[known])
