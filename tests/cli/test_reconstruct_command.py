@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 import geomtx
 from geomtx.cli import main, reconstruct
 from geomtx.inference import RunOptions
+from geomtx.models.da3.config import DepthAnything3Head
+from geomtx.models.omega.config import VGGTOmegaHead
+from geomtx.models.pi3.config import Pi3Head
 from geomtx.models.vggt.config import HEADS
 from geomtx.scene import reconstruction
 from geomtx.views import loading
@@ -228,8 +232,29 @@ def test_one_view_and_one_point(photos: Path, capsys: pytest.CaptureFixture[str]
     assert "\n1 view, 1 point, lengths" in capsys.readouterr().out
 
 
-def test_the_heads_are_those_of_the_models() -> None:
-    assert reconstruct._HEADS == HEADS
+def test_the_heads_are_those_of_all_families() -> None:
+    of_all = {*HEADS, *get_args(DepthAnything3Head), *get_args(VGGTOmegaHead), *get_args(Pi3Head)}
+    assert set(reconstruct._HEADS) == of_all - {"rays", "text"}  # a scene holds neither
+
+
+@pytest.mark.usefixtures("drawn_reports")
+def test_heads_of_other_families_are_taken_where_the_weights_have_them(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = geomtx.DepthAnything3Config.tiny(first_global=None, depth=2, taps=(0, 0, 1, 1), image_size=28)
+    weights = str(photos.parent / "weights")
+    geomtx.DepthAnything3(config).eval().save_pretrained(weights)
+    options = ("--weights", weights, "--size", "28")
+    assert run(photos / "view_0.png", *options, "--heads", "depth,sky") == 0
+    assert geomtx.Scene.load(photos / "out").predictions.sky is not None
+    capsys.readouterr()
+    for wrong, message in {
+        ("--heads", "camera"): "head must be one of 'depth', 'sky', got 'camera'",
+        ("--refine", "--refine-from", "tracks"): "needs weights with the head tracks, got depth, sky",
+        ("--query", "0,1,1"): "--query must be left out for a model without tracks, got one with depth, sky",
+    }.items():
+        assert run(photos / "view_0.png", *options, *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_empty_name_of_photos_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from geomtx.models.vggt import VGGT, VGGTConfig
-    from geomtx.models.vggt.config import HeadName
     from geomtx.scene import KnownCameras, Scene
     from geomtx.scene.files.export import SaveOptions
     from geomtx.views import Views
 
 __all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
-_HEADS: tuple[HeadName, ...] = ("camera", "depth", "points", "tracks")
+# Of any family that a scene can hold; what a model has is checked when its weights are found.
+_HEADS = ("camera", "depth", "points", "tracks", "sky", "metric")
 _MODES = ("fit", "crop", "pad", "square", "area", "center", "center_square", "balanced", "max_size")
 _BOUND_MODES = tuple(f"{side}_bound_{way}" for side in ("upper", "lower") for way in ("resize", "crop"))
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -67,8 +67,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     _add_model_options(parser)
     parser.add_argument(
         "--heads", type=partial(parse_names, known=_HEADS), metavar="HEADS",
-        help="predictions to make: camera, depth, points and tracks, separated by commas (all that the weights have; "
-        "tracks only with --query)",
+        help=f"predictions to make: {', '.join(_HEADS)}, separated by commas (all that the weights have; tracks only "
+        "with --query)",
     )  # fmt: skip
     parser.add_argument(
         "--query", type=parse_query, action="append", metavar="VIEW,X,Y",
@@ -169,6 +169,8 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     with stages.stage("find the weights"):
         empty = _empty_model(arguments)
         config = empty.config
+        _choose_heads(arguments, config.heads)
+        refinement.check_heads(arguments, config.heads)
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, config, what)
         known = known_cameras.read_known_cameras(arguments, views, empty)
@@ -353,7 +355,7 @@ def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, devi
     )
 
 
-def _load_model(arguments: argparse.Namespace, config: VGGTConfig, device: torch.device) -> VGGT:
+def _load_model(arguments: argparse.Namespace, config: Any, device: torch.device) -> VGGT:
     """Load or make the model with the heads that are needed, and no others."""
     import torch
 
@@ -380,7 +382,7 @@ def name_weights(arguments: argparse.Namespace) -> str:
     return path.absolute().name if path.exists() else arguments.weights
 
 
-def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]) -> tuple[HeadName, ...]:
+def _choose_heads(arguments: argparse.Namespace, available: tuple[str, ...]) -> tuple[str, ...]:
     """Return the heads that were asked for, or all; tracks where there is something to track."""
     if arguments.query and "tracks" not in available:
         raise ValueError(f"--query must be left out for a model without tracks, got one with {', '.join(available)}")
@@ -388,7 +390,7 @@ def _choose_heads(arguments: argparse.Namespace, available: tuple[HeadName, ...]
     for head in heads:
         check_name("head", head, available)
     # Rays have pixels of their own, and an embedding has none: a scene doesn't hold them.
-    wanted: list[HeadName] = [head for head in heads if head not in ("tracks", "rays", "text")]
+    wanted = [head for head in heads if head not in ("tracks", "rays", "text")]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 

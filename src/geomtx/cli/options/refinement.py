@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from geomtx.scene import ObservedPoints, Scene
 
-__all__ = ["add_options", "check_options", "needs_tracker", "refine_scene", "warn"]
+__all__ = ["add_options", "check_heads", "check_options", "needs_tracker", "refine_scene", "warn"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,20 @@ def check_options(arguments: argparse.Namespace) -> None:
     wanted += [f"--refine-solver {arguments.refine_solver}"] if arguments.refine_solver == "pycolmap" else []
     if wanted and importlib.util.find_spec("pycolmap") is None:
         raise ValueError(f"{wanted[0]} needs pycolmap, which is not installed: pip install 'geomtx[colmap]'")
+
+
+def check_heads(arguments: argparse.Namespace, available: Sequence[str]) -> None:
+    """Require a head of tracks where the refinement is to take them.
+
+    Args:
+        arguments: Arguments of the command.
+        available: Names of the heads of the weights.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if arguments.refine_from == "tracks" and "tracks" not in available:
+        raise ValueError(f"--refine-from tracks needs weights with the head tracks, got {', '.join(available)}")
 
 
 def needs_tracker(arguments: argparse.Namespace) -> bool:
