@@ -54,3 +54,21 @@ def test_reconstruct_says_it(caplog: pytest.LogCaptureFixture) -> None:
     scene = geomtx.reconstruct(model, torch.rand(2, 3, 28, 28), heads=("camera",))
     assert scene.cameras is not None
     assert [m for m in caplog.messages if "predictions are not finite in 2 of 2 views: view_000.png (camera)" in m]
+
+
+def test_views_whose_focal_lengths_are_not_positive_are_named(
+    scene: geomtx.Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    cameras = scene.predictions.cameras
+    assert cameras is not None
+    intrinsics = cameras.intrinsics.clone()
+    intrinsics[1, 1, 1] *= -1
+    some = dataclasses.replace(scene, predictions=Predictions(cameras._replace(intrinsics=intrinsics)))
+    require_finite(some)
+    warn_of_nonfinite(some)
+    assert caplog.messages == ["predicted focal lengths are not above 0 in 1 of 4 views: view_1.png"]
+    flat = Predictions(cameras._replace(intrinsics=intrinsics * torch.tensor([0.0, 1.0, 1.0])))
+    with pytest.raises(
+        ValueError, match="predicted focal lengths must be above 0, got none such in any view; check it"
+    ):
+        require_finite(dataclasses.replace(scene, predictions=flat), "check it")

@@ -1,12 +1,12 @@
 """Checks of a scene: whether its query points lie in the photos, whether it fits into memory, and whether its
-predictions are finite.
+predictions make sense.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -156,26 +156,47 @@ def require_finite(scene: Scene, advice: str = "the weights may be damaged") -> 
         advice: End of the error message, which says what to do.
 
     Raises:
-        ValueError: If one of them is NaN or infinite in every view.
+        ValueError: If one of them is NaN or infinite in every view, or no view has focal lengths above 0, as where the
+            points of a model that predicts no focal lengths fit no camera.
     """
     failed = [each.name for each in _predictions(scene) if not each.some.any()]
     if failed:
         raise ValueError(f"predictions must be finite, got NaN or infinity everywhere in {', '.join(failed)}; {advice}")
+    positive = _has_positive_focal(scene)
+    if positive is not None and not positive.any():
+        raise ValueError(f"predicted focal lengths must be above 0, got none such in any view; {advice}")
 
 
 def warn_of_nonfinite(scene: Scene) -> None:
-    """Log a warning that names the views with NaN or infinity in their predictions."""
+    """Log a warning that names the views with NaN or infinity in their predictions, or a focal length not above 0."""
     found: dict[int, list[str]] = {}
     for each in _predictions(scene):
         for view, finite in enumerate(each.all.tolist()):
             if not finite:
                 found.setdefault(view, []).append(each.name)
-    if found:
-        named = [f"{scene.names[view]} ({', '.join(found[view])})" for view in sorted(found)[:_MAX_NAMED]]
-        more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
-        logger.warning(
-            "predictions are not finite in %d of %d views: %s%s", len(found), len(scene), ", ".join(named), more
-        )
+    _warn_of_views(
+        scene,
+        "predictions are not finite",
+        {view: f"{scene.names[view]} ({', '.join(each)})" for view, each in found.items()},
+    )
+    positive = _has_positive_focal(scene)
+    if positive is not None:
+        wrong = (~positive).nonzero().flatten().tolist()
+        _warn_of_views(scene, "predicted focal lengths are not above 0", {view: scene.names[view] for view in wrong})
+
+
+def _warn_of_views(scene: Scene, fault: str, views: Mapping[int, str]) -> None:
+    """Log a warning that names views with a fault, the first of them; nothing without such views."""
+    if views:
+        named = [views[view] for view in sorted(views)[:_MAX_NAMED]]
+        more = f" and {len(views) - _MAX_NAMED} more" if len(views) > _MAX_NAMED else ""
+        logger.warning("%s in %d of %d views: %s%s", fault, len(views), len(scene), ", ".join(named), more)
+
+
+def _has_positive_focal(scene: Scene) -> Tensor | None:
+    """Return which views have focal lengths above 0, or none that are numbers, (S,) bool; None without cameras."""
+    cameras = scene.predictions.cameras
+    return None if cameras is None else ~(cameras.intrinsics[:, [0, 1], [0, 1]] <= 0).any(-1)
 
 
 def _predictions(scene: Scene) -> Iterator[_Prediction]:
