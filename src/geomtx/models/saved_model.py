@@ -30,6 +30,7 @@ __all__ = [
     "describe_model",
     "kind_of",
     "load_around_vggt",
+    "open_as",
     "open_vggt",
     "parse_stored",
     "published_name",
@@ -166,9 +167,27 @@ def _is_published(stored: dict[str, Any]) -> bool:
     return is_published_config(stored) or _PUBLISHED_NAME in stored
 
 
+def open_as(source: str | os.PathLike[str], kind: str, is_name: Callable[[str], bool]) -> Checkpoint:
+    """Open the weights of a class of models; tensors have the model's names, see `Checkpoint.unwrapped`.
+
+    Args:
+        source: Name, hub id, folder or file.
+        kind: Name of the class.
+        is_name: Whether a name, published or geomtx's, is one of the model's tensors.
+
+    Raises:
+        ValueError: For weights of another class, naming the call that takes them, and as `open_weights`.
+        FileNotFoundError: If there are none.
+    """
+    checkpoint = open_weights(source)
+    # Before names are unwrapped: some of another class look like wrapped ones of this.
+    _check_kind(checkpoint, kind)
+    return checkpoint.unwrapped(is_name)
+
+
 def open_vggt(source: str | os.PathLike[str]) -> Checkpoint:
-    """Open the weights of a VGGT, embedded ones too; tensors have a VGGT's names, see `Checkpoint.unwrapped`."""
-    return open_weights(source).unwrapped(VGGT_KEYS.__contains__)
+    """Open the weights of a VGGT, embedded ones too, see `open_as`."""
+    return open_as(source, "VGGT", VGGT_KEYS.__contains__)
 
 
 def config_of_checkpoint(checkpoint: Checkpoint) -> VGGTConfig:

@@ -32,6 +32,7 @@ Model = TypeVar("Model", bound="SceneModel")
 RunHead = Callable[..., Any]
 """Function that runs a head on what it reads: run(name, head, **options) → its result."""
 
+_MAX_NAMED = 3  # numbers of a configuration in an error
 # Names of the heads of all families, and of a task of `MultitaskLoss` besides.
 _TAKEN = (*HEADS, "rays", "sky", "text", "metric", "consistency")
 
@@ -231,7 +232,7 @@ class SceneModel(PublishedModel):
 
     @classmethod
     def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        """Open weights by name, hub id, folder or file; tensors have the model's names, see `Checkpoint.unwrapped`."""
+        """Open weights by name, hub id, folder or file, see `open_as`."""
         raise NotImplementedError
 
     @classmethod
@@ -258,6 +259,18 @@ class SceneModel(PublishedModel):
         Raises:
             ValueError: Otherwise.
         """
+
+    @classmethod
+    def _compare_config(cls, checkpoint: Checkpoint, config: Any) -> str:
+        """Return the start of an error message that says in what the weights' own configuration differs, or ""."""
+        try:
+            own = cls.config_of(checkpoint)
+        except ValueError:  # nobody knows which it is
+            return ""
+        names = [field.name for field in dataclasses.fields(own) if field.name != "heads"]
+        other = [f"{name}={getattr(own, name)!r}" for name in names if getattr(own, name) != getattr(config, name)]
+        named = ", ".join(other[:_MAX_NAMED])
+        return f"weights must be of the variant that config is of, got others, with {named}: " if other else ""
 
     @classmethod
     def read_config(cls, source: str | os.PathLike[str]) -> Any:
@@ -310,15 +323,18 @@ class SceneModel(PublishedModel):
             empty = cls(config)
         own = [name for name, _ in empty.named_children() if name not in ("encoder", "extra_heads")]
         empty.extra_heads.update(added)
-        model = load_weights(
-            checkpoint,
-            lambda: empty,
-            cls.keys_of(config),
-            device=device,
-            dtype=dtype,
-            ignored=(*left_out, *cls.passed_over(checkpoint, config)),
-            parts=(*own, *(f"extra_heads.{name}" for name in added)),
-        )
+        try:
+            model = load_weights(
+                checkpoint,
+                lambda: empty,
+                cls.keys_of(config),
+                device=device,
+                dtype=dtype,
+                ignored=(*left_out, *cls.passed_over(checkpoint, config)),
+                parts=(*own, *(f"extra_heads.{name}" for name in added)),
+            )
+        except ValueError as error:
+            raise ValueError(f"{cls._compare_config(checkpoint, config)}{error}") from error
         model.check_values(checkpoint.source)
         state_licence(checkpoint.source)
         return model if quantize is None else quantize_model(model, quantize)

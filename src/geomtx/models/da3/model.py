@@ -15,9 +15,8 @@ from geomtx.encoder.camera_encoder import to_first_camera
 from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import GAUSSIANS, PREFIX, config_of, is_da3_name, keys_of, published_config
 from geomtx.models.da3.parts import build_camera_encoder, build_camera_head, build_dense_head, build_encoder
-from geomtx.models.published import open_weights
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name, stored_kind
 from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -154,8 +153,8 @@ class DepthAnything3(SceneModel):
 
     @classmethod
     def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        """Open the weights of a Depth Anything 3; tensors have the model's names, see `Checkpoint.unwrapped`."""
-        return open_weights(source).unwrapped(is_da3_name)
+        """Open the weights of a Depth Anything 3, see `open_as`."""
+        return open_as(source, "DepthAnything3", is_da3_name)
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> DepthAnything3Config:

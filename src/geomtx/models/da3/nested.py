@@ -16,9 +16,9 @@ from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import config_of, is_nested_name, nested_keys, nested_parts, published_nested_config
 from geomtx.models.da3.metric import scale_to_metres
 from geomtx.models.da3.model import DepthAnything3
-from geomtx.models.published import NESTED_PAIRS, open_weights, state_licence
+from geomtx.models.published import NESTED_PAIRS, state_licence
 from geomtx.models.published_model import PublishedModel, StoredForm
-from geomtx.models.saved_model import describe_model, parse_stored, published_name
+from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name
 from geomtx.models.vggt.config import check_heads
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -273,7 +273,7 @@ class NestedDepthAnything3(PublishedModel):
 
 
 def _open(source: str | os.PathLike[str]) -> Checkpoint:
-    return open_weights(source).unwrapped(is_nested_name)
+    return open_as(source, "NestedDepthAnything3", is_nested_name)
 
 
 def _config_of_checkpoint(checkpoint: Checkpoint) -> NestedDepthAnything3Config:

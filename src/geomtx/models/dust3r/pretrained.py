@@ -17,9 +17,9 @@ from geomtx.encoder.patches import normalize_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.config import ModelConfig
 from geomtx.models.dust3r.keys import config_of, repeated_names
-from geomtx.models.published import open_weights, state_licence
+from geomtx.models.published import state_licence
 from geomtx.models.published_model import PublishedModel, StoredForm
-from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name, stored_kind
 from geomtx.types import Bool, Float, Tokens
 
 __all__ = ["PretrainedPairModel", "normalize_pair_images"]
@@ -110,7 +110,7 @@ class PretrainedPairModel(PublishedModel):
 
     @classmethod
     def _open(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        return open_weights(source).unwrapped(cls.keys.__contains__)
+        return open_as(source, cls.kind, cls.keys.__contains__)
 
     @classmethod
     def _config_of(cls, checkpoint: Checkpoint) -> Any:

@@ -15,9 +15,8 @@ from geomtx.layers.rope import GridRotary
 from geomtx.models.omega.config import VGGTOmegaConfig
 from geomtx.models.omega.keys import HEAD_MODULES, OMEGA_KEYS, config_of
 from geomtx.models.omega.parts import build_camera_head, build_depth_head, build_encoder, build_text_head
-from geomtx.models.published import open_weights
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name, stored_kind
 from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.types import Bool, Float
 
@@ -91,8 +90,8 @@ class VGGTOmega(SceneModel):
 
     @classmethod
     def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        """Open the weights of a VGGT-Omega; tensors have the model's names, see `Checkpoint.unwrapped`."""
-        return open_weights(source).unwrapped(OMEGA_KEYS.__contains__)
+        """Open the weights of a VGGT-Omega, see `open_as`."""
+        return open_as(source, "VGGTOmega", OMEGA_KEYS.__contains__)
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> VGGTOmegaConfig:

@@ -14,9 +14,8 @@ from geomtx.inference.chunks import map_chunks
 from geomtx.models.pi3.config import Pi3Config
 from geomtx.models.pi3.keys import config_of, is_pi3_name, keys_of
 from geomtx.models.pi3.parts import build_conditioning, build_encoder, build_metric_head, build_point_head
-from geomtx.models.published import open_weights
 from geomtx.models.published_model import StoredForm
-from geomtx.models.saved_model import describe_model, parse_stored, published_name, stored_kind
+from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name, stored_kind
 from geomtx.models.scene_model import RunHead, SceneModel
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -171,8 +170,8 @@ class Pi3(SceneModel):
 
     @classmethod
     def open_weights(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        """Open the weights of a Pi3; tensors have the model's names, see `Checkpoint.unwrapped`."""
-        return open_weights(source).unwrapped(is_pi3_name)
+        """Open the weights of a Pi3, see `open_as`."""
+        return open_as(source, "Pi3", is_pi3_name)
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> Pi3Config:
