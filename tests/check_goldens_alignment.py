@@ -11,8 +11,17 @@ from geomtx.geometry import invert_rigid
 from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference import PairMaps
 from geomtx.scene.pairs import align_pairs
-from geomtx.scene.pairs.canonical import anchor_pixels, canonical_images
 from geomtx.scene.pairs.confidence import clean_confidence, image_confidence
+from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, dense_depth, sparse_problem
+from geomtx.scene.pairs.matches.canonical import anchor_pixels, canonical_images
+from geomtx.scene.pairs.matches.objective import (
+    SparseState,
+    block_depth,
+    coarse_loss,
+    fine_loss,
+    sparse_cameras,
+    sparse_points,
+)
 from geomtx.scene.pairs.motion import (
     MotionTerms,
     camera_flow,
@@ -30,15 +39,6 @@ from geomtx.scene.pairs.objective import (
     pair_transforms,
 )
 from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
-from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, dense_depth, sparse_problem
-from geomtx.scene.pairs.sparse_objective import (
-    SparseState,
-    block_depth,
-    coarse_loss,
-    fine_loss,
-    sparse_cameras,
-    sparse_points,
-)
 from geomtx.scene.pairs.start import place_images, start_alignment, start_from_cameras, start_of_tree
 from geomtx.scene.pairs.two_views import intrinsics_of
 from geomtx.tracking.matching import (

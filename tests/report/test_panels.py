@@ -13,7 +13,7 @@ from geomtx.geometry import project
 from geomtx.report import panels
 from geomtx.report.panels import draw_cloud, draw_plan, sample_points
 from geomtx.scene import PointCloud
-from geomtx.scene.frusta import camera_centers, frustum_corners
+from geomtx.scene.files.frusta import camera_centers, frustum_corners
 
 
 def blank(width: float = 4, height: float = 3) -> Axes:

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import geomtx
 from geomtx.data.synthetic.photos import save_photos
-from geomtx.scene.reconstruction import _to_views
 from geomtx.types import Predictions
 from geomtx.views import Views, ViewTransform
+from geomtx.views.for_model import load_for_model
 from scene.known_scene import IMAGE_HW, KnownScene, render_room
 
 
@@ -280,7 +280,7 @@ def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.
         assert (mode, size, patch_size) == ("fit", None, 14)  # this model doesn't say what size it is made for
         return geomtx.load_views(source, size=IMAGE_HW[1], patch_size=patch_size)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("geomtx.scene.reconstruction.load_views", load)
+    monkeypatch.setattr("geomtx.views.for_model.load_views", load)
     first, second = (path for path in views.paths if path is not None)
     for source in (first.parent, str(first.parent), [first, str(second)], iter((first, second))):
         assert geomtx.reconstruct(model, source).names == views.names  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def test_photos_are_loaded(model: KnownScene, views: Views, monkeypatch: pytest.
 )
 def test_what_is_neither_views_nor_photos(source: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _to_views(source, 14, None)
+        load_for_model(source, 14, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

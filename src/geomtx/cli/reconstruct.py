@@ -24,7 +24,7 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
-from geomtx.cli.options import formats, known_cameras, long_sequences, masks, refinement, video
+from geomtx.cli.options import formats, known_cameras, long_sequences, masks, pairs, refinement, video
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, describe_saved
 from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names, parse_query
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
@@ -97,6 +97,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     known_cameras.add_options(parser)
     masks.add_options(parser)
     long_sequences.add_options(parser)
+    pairs.add_options(parser)
     refinement.add_options(parser)
     formats.add_options(parser)
 
@@ -168,15 +169,16 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     stages = Stages(5 + arguments.refine, show=first)
     with stages.stage("find the weights"):
         empty = _empty_model(arguments)
-        config = empty.config
-        _choose_heads(arguments, config.heads)
-        refinement.check_heads(arguments, config.heads)
+        pairs.check_options(arguments, empty)
+        if not pairs.sees_pairs(empty):
+            _choose_heads(arguments, empty.config.heads)
+            refinement.check_heads(arguments, empty.config.heads)
     with stages.stage("load the photos"):
-        views = _load_views(arguments, photos.paths, config, what)
+        views = _load_views(arguments, photos.paths, empty.config, what)
         known = known_cameras.read_known_cameras(arguments, views, empty)
         _check_memory(arguments, empty, views, device)
     with stages.stage("load the weights"):
-        model = _load_model(arguments, config, device)
+        model = _load_model(arguments, empty, device)
     with stages.stage("reconstruct"), joined_processes(device):
         given = known if known_cameras.is_model_input(known, model) else None
         scene = _run_model(arguments, model, views, given)
@@ -217,6 +219,9 @@ def _load_views(arguments: argparse.Namespace, paths: Sequence[Path], config: VG
 def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras: KnownCameras | None) -> Scene:
     from geomtx.scene import reconstruct
 
+    progress = is_first_process() and sys.stderr.isatty()
+    if pairs.sees_pairs(model):
+        return reconstruct(model, views, progress=progress, **pairs.read_options(arguments))
     return reconstruct(
         model,
         views,
@@ -225,7 +230,7 @@ def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras
         view_chunk=arguments.view_chunk,
         memory=arguments.memory,
         compile=arguments.compile,
-        progress=is_first_process() and sys.stderr.isatty(),
+        progress=progress,
         parallel=num_processes() > 1,
         **known_cameras.read_options(arguments),
         **long_sequences.read_options(arguments),
@@ -344,6 +349,9 @@ def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, devi
 
     if num_processes() > 1:
         return
+    if pairs.sees_pairs(model):
+        pairs.check_memory(arguments, model, views, device)
+        return
     check_scene_memory(
         model,
         views.image_hw,
@@ -355,21 +363,21 @@ def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, devi
     )
 
 
-def _load_model(arguments: argparse.Namespace, config: Any, device: torch.device) -> VGGT:
-    """Load or make the model with the heads that are needed, and no others."""
+def _load_model(arguments: argparse.Namespace, empty: Any, device: torch.device) -> VGGT:
+    """Load or make the model, which is there without values, with the heads that are needed, and no others."""
     import torch
 
     from geomtx.inference.quantize import quantize_model
     from geomtx.models.registry import load_model
 
-    heads = _choose_heads(arguments, config.heads)
-    if refinement.needs_tracker(arguments) and "tracks" in config.heads and "tracks" not in heads:
+    heads = None if pairs.sees_pairs(empty) else _choose_heads(arguments, empty.config.heads)
+    if heads and refinement.needs_tracker(arguments) and "tracks" in empty.config.heads and "tracks" not in heads:
         heads = (*heads, "tracks")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
         model: Any = load_model(arguments.weights, heads=heads, device=device, dtype=dtype)
     else:
-        model = random_model(dataclasses.replace(config, heads=heads), arguments.random_seed)
+        model = random_model(dataclasses.replace(empty.config, heads=heads), arguments.random_seed)
         model = model.to(device=device, dtype=dtype)
     return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
 

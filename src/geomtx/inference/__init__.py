@@ -3,8 +3,8 @@
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.engine import predict, recompute_blocks
 from geomtx.inference.keys import GlobalApproximation
-from geomtx.inference.pair_graphs import choose_pairs, keep_near, retrieved_pairs
-from geomtx.inference.pair_maps import PairedView, PairMaps, PairPrediction
+from geomtx.inference.pair_graphs import choose_pairs, default_graph, keep_near, retrieved_pairs
+from geomtx.inference.pair_maps import PairedView, PairMaps, PairModel, PairPrediction
 from geomtx.inference.pairs import PairBatch, PairMemory, PairOptions, PairStore, predict_pairs, run_pairs
 from geomtx.inference.parallel import predict_parallel
 from geomtx.inference.plan import LEAN_PLAN, PLANS, MemoryPlan
@@ -20,6 +20,7 @@ __all__ = [
     "PairBatch",
     "PairMaps",
     "PairMemory",
+    "PairModel",
     "PairOptions",
     "PairPrediction",
     "PairStore",
@@ -27,6 +28,7 @@ __all__ = [
     "RunOptions",
     "choose_pairs",
     "deal_out",
+    "default_graph",
     "keep_near",
     "predict",
     "predict_pairs",

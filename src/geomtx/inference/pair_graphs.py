@@ -11,8 +11,9 @@ from torch import Tensor
 from geomtx.checks import check_count, check_option, check_shape
 from geomtx.types import Float, Int
 
-__all__ = ["check_graph", "choose_pairs", "keep_near", "name_images", "retrieved_pairs"]
+__all__ = ["check_graph", "choose_pairs", "default_graph", "keep_near", "name_images", "retrieved_pairs"]
 
+_MOST_COMPLETE = 20  # images of which all pairs are taken
 _SHOWN = 8  # images that an error names
 
 # Offsets of a window of w images.
@@ -76,6 +77,21 @@ def choose_pairs(num_images: int, graph: str = "complete", *, both_directions: b
             found = {(min(pair), max(pair)) for pair in around if pair[0] != pair[1]}
         pairs = sorted(found)
     return _as_tensor(pairs, both_directions)
+
+
+def default_graph(num_images: int, *, is_video: bool = False) -> str:
+    """Return the name of a graph for images of which nobody knows more than their order, see `choose_pairs`.
+
+    It is "complete" up to 20 images, as time and memory grow with their square; beyond, "logwin-5", of which the number
+    of pairs grows with that of the images, and of frames of a video "swinstride-5-noncyclic", as MonST3R has it.
+
+    Args:
+        num_images: Number of images.
+        is_video: Whether they are frames of a video.
+    """
+    if num_images <= _MOST_COMPLETE:
+        return "complete"
+    return "swinstride-5-noncyclic" if is_video else "logwin-5"
 
 
 def keep_near(pairs: Int[Tensor, "e 2"], max_distance: int, *, num_images: int | None = None) -> Int[Tensor, "e2 2"]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from geomtx.types import DenseMap, Int, show_shapes
+from geomtx.types import DenseMap, Int, Tokens, show_shapes
 
-__all__ = ["PairMaps", "PairPrediction", "PairedView"]
+__all__ = ["PairMaps", "PairModel", "PairPrediction", "PairedView"]
 
 
 @show_shapes
@@ -38,6 +38,27 @@ class PairPrediction(NamedTuple):
 
     first: PairedView
     second: PairedView
+
+
+class PairModel(nn.Module):
+    """Base of models that see a scene as pairs of images, which `run_pairs` and `geomtx.reconstruct` run.
+
+    A subclass has `config` with `patch_size`, and says by two attributes what it predicts.
+    """
+
+    config: Any
+    metric: bool = False
+    """Whether points are in metres."""
+    has_descriptors: bool = False
+    """Whether predictions have descriptors, by which pixels of the two images are matched."""
+
+    def encode(self, images: Tensor) -> Tokens:
+        """Return the tokens of images in [0, 1], (N, 3, H, W), each encoded by itself: N scenes of one view."""
+        raise NotImplementedError
+
+    def decode(self, first: Tokens, second: Tokens) -> PairPrediction:
+        """Return predictions for N pairs of encoded images, whose sizes may differ."""
+        raise NotImplementedError
 
 
 @show_shapes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from geomtx.checks import check_count, check_floating, check_option, check_shape
 from geomtx.inference.pair_graphs import check_graph
-from geomtx.inference.pair_maps import PairMaps, PairPrediction
+from geomtx.inference.pair_maps import PairMaps, PairModel, PairPrediction
 from geomtx.inference.plan import free_bytes
 from geomtx.inference.run import HALVES, run_precision
 from geomtx.types import Int, Tokens
@@ -22,6 +22,7 @@ __all__ = [
     "PairOptions",
     "PairStore",
     "bytes_of_pairs",
+    "check_pair_memory",
     "predict_pairs",
     "run_pairs",
     "split_maps",
@@ -141,7 +142,7 @@ def bytes_of_pairs(pairs: Sequence[Sequence[int]], sizes: Sequence[tuple[int, in
 
 
 def run_pairs(
-    model: Any,
+    model: PairModel,
     images: Sequence[Tensor] | Tensor,
     pairs: Int[Tensor, "e 2"],
     *,
@@ -155,7 +156,7 @@ def run_pairs(
     goes on after the last batch that was written.
 
     Args:
-        model: Model with `encode(images)` and `decode(first, second)`, such as `DUSt3R`, in evaluation mode.
+        model: Model that sees pairs, such as `DUSt3R`, in evaluation mode.
         images: Images in [0, 1] of the scene, S tensors (3, H, W) whose sizes may differ, or (S, 3, H, W).
         pairs: Indices of the two images of each pair, from `choose_pairs` or others that connect all images.
         store: Place where the maps are kept; defaults to `PairMemory()`, half precision in memory.
@@ -177,7 +178,8 @@ def run_pairs(
         raise ValueError(f"pairs must be different ones, got {twice} twice")
     store = PairMemory() if store is None else store
     if isinstance(store, PairMemory):
-        _check_memory(wanted, [(image.shape[-2], image.shape[-1]) for image in images], store.dtype)
+        sizes = [_size(image) for image in images]
+        check_pair_memory(bytes_of_pairs(wanted, sizes, store.dtype), len(wanted), len(images))
     done = store.stored()
     left = [index for index in range(len(wanted)) if index not in done]
     for batch in predict_pairs(model, images, wanted, left, options):
@@ -187,7 +189,7 @@ def run_pairs(
 
 
 def predict_pairs(
-    model: Any,
+    model: PairModel,
     images: Sequence[Tensor],
     pairs: Sequence[tuple[int, int]],
     indices: Iterable[int] | None = None,
@@ -281,14 +283,25 @@ def _check_images(images: Sequence[Tensor] | Tensor) -> list[Tensor]:
     return images
 
 
-def _check_memory(pairs: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
-    """Refuse pairs whose maps don't fit into the host's memory."""
-    needed, free = bytes_of_pairs(pairs, sizes, dtype), free_bytes(torch.device("cpu"))
+def check_pair_memory(needed: int, num_pairs: int, num_images: int, device: torch.device | None = None) -> None:
+    """Refuse pairs whose maps don't fit into what is free.
+
+    Args:
+        needed: Bytes of all pairs.
+        num_pairs: Number of pairs.
+        num_images: Number of images that they are of.
+        device: Device of the memory; defaults to the host's.
+
+    Raises:
+        ValueError: With the number of pairs that would fit, and a graph of so many.
+    """
+    device = torch.device("cpu") if device is None else device
+    free = free_bytes(device)
     if free is not None and needed > free:
-        fit = free * len(pairs) // needed
-        window = fit // (2 * len(sizes))
-        advice = f"'swin-{window}' is a graph that fits" if window else "keep them on disk"
+        fit = free * num_pairs // needed
+        window = fit // (2 * num_images)
+        advice = f"'swin-{window}' is a graph that fits" if window else "fewer or smaller images fit"
         raise ValueError(
-            f"pairs must fit into memory, got {len(pairs)} that need {needed / 2**30:.3g} GiB where "
+            f"pairs must fit into memory, got {num_pairs} that need {needed / 2**30:.3g} GiB on {device} where "
             f"{free / 2**30:.3g} GiB are free, enough for {fit}; {advice}"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation
+from geomtx.inference.pair_maps import PairModel
 from geomtx.models.da3 import DepthAnything3, NestedDepthAnything3
 from geomtx.models.da3.keys import describe_da3, describe_nested, is_da3_name, is_nested_name
 from geomtx.models.dust3r import CroCo, DUSt3R, MASt3R
@@ -122,17 +123,12 @@ def empty_model(source: str | os.PathLike[str]) -> Any:
     """Return the model that some weights are of, on the meta device and without values; quick, for questions of size.
 
     Raises:
-        ValueError: For weights of no family that geomtx knows or of one that sees pairs, and as `read_config` of the
-            class.
+        ValueError: For weights of no family that geomtx knows, and as `read_config` of the class.
         FileNotFoundError: If there are no such weights.
     """
     kind = find_family(source).model
-    if issubclass(kind, DUSt3R):
-        raise ValueError(
-            f"weights must be of a model that sees all photos at once, got '{source}' of a {kind.__name__}, which sees "
-            "pairs; in Python, geomtx.scene.pairs.reconstruct_pairs runs it"
-        )
-    kind = kind if issubclass(kind, SceneModel | NestedDepthAnything3) else VGGT  # which says what it doesn't take
+    if not issubclass(kind, SceneModel | NestedDepthAnything3 | PairModel):
+        kind = VGGT  # which says what it doesn't take
     with torch.device("meta"), SkippedInitialisation():
         return kind(kind.read_config(source))
 

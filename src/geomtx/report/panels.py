@@ -13,7 +13,7 @@ from geomtx.report.layout import BACKGROUND, INK, MUTED, view_color
 from geomtx.report.render import Viewpoint, overview, render_points
 from geomtx.report.text import format_value, round_length
 from geomtx.scene.content import SceneContent
-from geomtx.scene.frusta import camera_centers, frustum_corners
+from geomtx.scene.files.frusta import camera_centers, frustum_corners
 from geomtx.scene.points import PointCloud
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from geomtx.report.cells import seen_part
 from geomtx.report.layout import choose_rows, view_color
 from geomtx.report.panels import find_near
 from geomtx.scene.content import SceneContent
-from geomtx.scene.frusta import camera_centers, frustum_corners
+from geomtx.scene.files.frusta import camera_centers, frustum_corners
 from geomtx.scene.points import PointCloud
 from geomtx.scene.surfaces import find_surfaces
 from geomtx.views.transform import lies_inside

@@ -2,94 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from geomtx.checks import check_divisible, check_name, check_option, close_matches
+from geomtx.checks import check_name, check_option, close_matches
 from geomtx.encoder.patches import mask_pixels
 from geomtx.heads.dense import MapHead
 from geomtx.inference.chunks import track_in_chunks
+from geomtx.inference.pair_maps import PairModel
 from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
 from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views, to_model
+from geomtx.scene.pairs.reconstruction import reconstruct_pairs
 from geomtx.scene.reference_view import Reference, check_reference, move_to_first_camera, run_with_reference
+from geomtx.scene.run_record import describe_run, progress_bar
 from geomtx.scene.scene import Scene
 from geomtx.scene.windows import WindowPlan, check_window_heads, place_windows, stitch_scenes
 from geomtx.types import Cameras, Predictions, VideoTracks
-from geomtx.views import Views, load_views
-from geomtx.views.loading import default_size, preferred_mode, prepare_again
-from geomtx.views.views import warn_of_range
+from geomtx.views import Views
+from geomtx.views.for_model import load_for_model
+from geomtx.views.loading import preferred_mode
 
-__all__ = [
-    "describe_run",
-    "name_folder",
-    "progress_bar",
-    "reconstruct",
-    "track",
-]
+__all__ = ["reconstruct", "track"]
 
-
-@contextmanager
-def progress_bar(*, shown: bool) -> Iterator[Callable[[float], None] | None]:
-    """Show a progress bar on stderr while the block runs; yields a function that takes the share that is done."""
-    if not shown:
-        yield None
-        return
-    bar_format = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    with tqdm(total=1.0, desc="encoder and heads", bar_format=bar_format, leave=False) as bar:
-        yield lambda share: bar.update(min(share, bar.total - bar.n))
-
-
-def describe_run(model: nn.Module, views: Views, **options: Any) -> dict[str, str]:
-    """Return name → value of what a scene depends on; nothing that changes from run to run.
-
-    Args:
-        model: The model that ran.
-        views: Its views, which name the folder of the photos.
-        options: Further names and values that matter to the result; those that are None are left out.
-    """
-    folder = name_folder(views)
-    kind, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
-    dtype = next(model.parameters()).dtype
-    named = {name: value for name, value in options.items() if value is not None}
-    return {
-        **({"photos": folder} if folder else {}),
-        "model": f"{kind}, {_count(parameters)} parameters, {_plain(dtype)}",
-        **{name: _plain(value) for name, value in named.items()},
-    }
-
-
-def name_folder(views: Views) -> str:
-    """Return the name of the innermost folder that holds all photos; "" where they came from no files."""
-    parents = [str(path.absolute().parent) for path in views.paths if path is not None]
-    return Path(os.path.commonpath(parents)).name if parents else ""
-
-
-def _count(number: int) -> str:
-    return next(
-        (f"{number / size:.1f} {letter}" for size, letter in ((1e9, "G"), (1e6, "M")) if number >= size), str(number)
-    )
-
-
-def _plain(value: object) -> str:
-    return str(value).removeprefix("torch.")
-
-
-logger = logging.getLogger(__name__)
-
+_OF_PAIRS = ("graph", "folder", "alignment", "options")
 _QUERY_CHUNK = 256  # points that a VideoTracker tracks at a time
 
 
@@ -109,7 +54,8 @@ def reconstruct(
 
     Args:
         model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names), called as
-            `model(images, query_points=…, patch_mask=…, heads=…)`.
+            `model(images, query_points=…, patch_mask=…, heads=…)`; or a model that sees pairs, such as
+            `geomtx.DUSt3R`, which takes no more of the arguments than `views`, `progress` and options.
         views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded in the model's mode with
             sides near `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W
             multiples of the patch. Views for another patch, or for another image size that nobody chose, are prepared
@@ -131,7 +77,8 @@ def reconstruct(
             predicted cameras. Not with `window` or another `reference`. For all other models see `geomtx.align`.
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
-            `approximation`, `compile`, `parallel`, `ray_cameras`.
+            `approximation`, `compile`, `parallel`, `ray_cameras`. For a model that sees pairs they are `graph`,
+            `folder`, `alignment` and `options` of `geomtx.scene.pairs.reconstruct_pairs`.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels. A
@@ -147,16 +94,15 @@ def reconstruct(
             batch norm in training mode.
         TypeError: For an option that doesn't exist.
     """
+    if isinstance(model, PairModel):
+        of_passes = {"query_points": query_points, "heads": heads, "window": window, "cameras": cameras}
+        _check_for_pairs(model, {**of_passes, "reference": None if reference in ("first", 0) else reference}, options)
+        return reconstruct_pairs(model, views, progress=progress, **options)
     config: Any = getattr(model, "config", None)
-    if hasattr(model, "decode"):
-        raise ValueError(
-            f"model must see all views at once, got a {type(model).__name__}, which sees pairs: "
-            "geomtx.scene.pairs.reconstruct_pairs runs it"
-        )
     if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
         raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
     available = _heads_of_scenes(model)
-    views = _to_views(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
+    views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     heads = _choose_heads(available, heads, queries is not None)
@@ -224,7 +170,7 @@ def track(
     if options:
         raise TypeError(f"track takes no option {next(iter(options))!r} for a VideoTracker")
     config = model.config
-    views = _to_views(views, config.patch_size, config.vggt.image_size)
+    views = load_for_model(views, config.patch_size, config.vggt.image_size)
     queries = torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
     model_queries = queries_to_model(queries, views.transforms, views.names)
     parameter = next(model.tracker.parameters())
@@ -291,6 +237,17 @@ def _to_scene(model: nn.Module, views: Views, queries: Tensor | None, prediction
     )
 
 
+def _check_for_pairs(model: PairModel, of_passes: dict[str, Any], options: dict[str, Any]) -> None:
+    """Require None for what a model that sees pairs does not take, and options that `reconstruct_pairs` has."""
+    kind = f"a {type(model).__name__}, which sees pairs"
+    for name, value in of_passes.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out for {kind}, got {value!r:.60}")
+    for name in options:
+        if name not in _OF_PAIRS:
+            raise TypeError(f"reconstruct takes no option {name!r} for {kind}{close_matches(name, _OF_PAIRS)}")
+
+
 def _check_memory(model: Any, views: Views, heads: tuple[str, ...], at_once: int, options: RunOptions) -> None:
     parameter = next(model.parameters())
     if options.parallel:  # each process has a share of the views, and of the memory
@@ -312,49 +269,6 @@ def _parse_options(options: dict[str, Any]) -> RunOptions:
         if name not in known:
             raise TypeError(f"reconstruct takes no option {name!r}{close_matches(name, known)}")
     return RunOptions(**options)
-
-
-def _to_views(source: Any, patch_size: int, image_size: int | None, mode: str = "fit") -> Views:
-    if isinstance(source, Views):
-        views = _fit_views(source, patch_size, image_size)
-        _check_views(views, patch_size)
-        return views
-    if isinstance(source, Tensor):
-        return Views.from_images(source, patch_size=patch_size)
-    if not isinstance(source, Iterable | os.PathLike):
-        raise ValueError(f"views must be Views, a tensor, a folder or photos, got {type(source).__name__}")
-    size = None if image_size is None else default_size(patch_size, image_size)
-    return load_views(source, mode=mode, size=size, patch_size=patch_size)
-
-
-def _fit_views(views: Views, patch_size: int, image_size: int | None) -> Views:
-    """Prepare views again from their photos where they are for another patch, or a size that nobody chose."""
-    made = views.preparation
-    if made is None or not all(path is not None and path.is_file() for path in views.paths):
-        return views
-    chosen = made.asked or made.mode == "area"
-    own_size = image_size is None or chosen or made.size == default_size(patch_size, image_size)
-    if views.patch_size == patch_size and own_size:
-        return views
-    again = prepare_again(views, patch_size, image_size)
-    before, after = (f"{each.image_hw[1]}x{each.image_hw[0]}" for each in (views, again))
-    logger.info("views of %s pixels are prepared again from their photos, %s pixels, for this model", before, after)
-    return again
-
-
-def _check_views(views: Views, patch_size: int) -> None:
-    """What `Views.from_images` checks of a tensor, for views that may have been changed since they were loaded."""
-    if views.patch_size != patch_size:
-        raise ValueError(
-            f"patch_size of views must be the model's {patch_size}, got {views.patch_size}; "
-            f"load them with load_views(…, patch_size={patch_size}), or give the photos themselves"
-        )
-    check_divisible("image height", views.images.shape[-2], patch_size)
-    check_divisible("image width", views.images.shape[-1], patch_size)
-    for image, name in zip(views.images, views.names, strict=True):
-        if not image.isfinite().all():
-            raise ValueError(f"images must be finite, got NaN or infinity in {name}")
-    warn_of_range(views.images)
 
 
 def _seen_pixels(views: Views) -> Tensor:

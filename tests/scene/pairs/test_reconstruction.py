@@ -8,7 +8,9 @@ import geomtx
 from geomtx import DUSt3R, DUSt3RConfig, Scene
 from geomtx.geometry import invert_rigid, unproject
 from geomtx.geometry.camera import transform_points
-from geomtx.inference.pair_maps import PairedView, PairPrediction
+from geomtx.inference import default_graph, pairs
+from geomtx.inference.pair_maps import PairedView, PairModel, PairPrediction
+from geomtx.scene import WindowPlan
 from geomtx.scene.pairs import AlignmentOptions, reconstruct_pairs
 from geomtx.types import DenseMap, Tokens
 from geomtx.views import Views
@@ -16,7 +18,7 @@ from geomtx.views import Views
 SIZES = [(32, 48), (48, 32), (32, 48)]
 
 
-class Exact(nn.Module):
+class Exact(PairModel):
     """In place of a network: the true point maps of a wavy surface, for images whose grey value is their number."""
 
     def __init__(self, sizes) -> None:
@@ -41,13 +43,13 @@ class Exact(nn.Module):
             local = transform_points(self.cam_from_world[i], self.points[of].flatten(0, 1)).view_as(self.points[of])
             return PairedView(DenseMap(local[None] * (1 + 0.1 * i), torch.full((1, *local.shape[:2]), 5.0)))
 
-        i, j = (round(float(tokens.layer(0)) * 10) for tokens in (first, second))
+        i, j = (round(float(tokens.layer(0)) * 100) for tokens in (first, second))
         return PairPrediction(view(i, i), view(i, j))
 
 
 def test_true_maps_give_true_cameras_and_depth_in_padded_views():
     model = Exact(SIZES)
-    images = [torch.full((3, *size), index / 10) for index, size in enumerate(SIZES)]
+    images = [torch.full((3, *size), index / 100) for index, size in enumerate(SIZES)]
     views = Views.from_images(images, patch_size=16)
     assert views.image_hw == (48, 48)
     scene = reconstruct_pairs(model, views, alignment=AlignmentOptions(steps=60))
@@ -67,7 +69,7 @@ def test_true_maps_give_true_cameras_and_depth_in_padded_views():
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_one_and_two_photos_make_scenes_that_are_saved(num_views, tmp_path):
     model = Exact(SIZES[:1] * num_views)
-    images = torch.stack([torch.full((3, 32, 48), index / 10) for index in range(num_views)])
+    images = torch.stack([torch.full((3, 32, 48), index / 100) for index in range(num_views)])
     scene = reconstruct_pairs(model, images, folder=None)
     torch.testing.assert_close(scene.cameras.intrinsics[0, 0, 0], torch.tensor(50.0), atol=0.5, rtol=0)
     assert len(scene.points(percentile=0).xyz) > 1000
@@ -75,7 +77,7 @@ def test_one_and_two_photos_make_scenes_that_are_saved(num_views, tmp_path):
     assert Scene.load(tmp_path / "scene").predictions.depth.value.shape == (num_views, 32, 48)
 
 
-def test_a_network_and_a_folder(tmp_path):
+def test_a_network_and_a_folder(tmp_path, capsys):
     model = DUSt3R(DUSt3RConfig.tiny(depth=2, head="linear")).eval()
     with torch.no_grad():  # points in front of the camera
         for head in (model.first_head, model.second_head):
@@ -86,7 +88,36 @@ def test_a_network_and_a_folder(tmp_path):
     assert (tmp_path / "pairs.json").is_file()
     again = reconstruct_pairs(model, images, folder=tmp_path)
     assert torch.equal(again.predictions.depth.value, scene.predictions.depth.value)
-    with pytest.raises(
-        ValueError, match=r"^model must see all views at once, got a DUSt3R, which sees pairs: .*pairs.recon"
-    ):
-        geomtx.reconstruct(model, images)
+    scene = geomtx.reconstruct(model, images, graph="oneref-1", progress=True)
+    assert scene.provenance["pairs"] == "2, oneref-1"
+    assert "pairs: " in capsys.readouterr().err
+
+
+def test_more_photos_than_all_pairs_are_good_for():
+    assert [default_graph(num) for num in (2, 20, 21)] == ["complete", "complete", "logwin-5"]
+    assert default_graph(21, is_video=True) == "swinstride-5-noncyclic"
+    images = torch.stack([torch.full((3, 16, 16), index / 100) for index in range(21)])
+    scene = geomtx.reconstruct(Exact([(16, 16)] * 21), images, alignment=AlignmentOptions("published", steps=0))
+    assert scene.provenance["pairs"] == "210, logwin-5"
+
+
+def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
+    model, images = Exact(SIZES[:1] * 2), torch.rand(2, 3, 32, 48)
+    for name, value in {
+        "query_points": [[0, 1, 1]],
+        "heads": ("depth",),
+        "window": WindowPlan(2, 1),
+        "reference": "shared",
+        "cameras": "cameras.json",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must be left out for a Exact, which sees pairs, got "):
+            geomtx.reconstruct(model, images, **{name: value})
+    with pytest.raises(TypeError, match=r"^reconstruct takes no option 'grahp' for a Exact, .*'graph'"):
+        geomtx.reconstruct(model, images, grahp="complete")
+    with pytest.raises(ValueError, match=r"^pairs must connect all images, got none between image 2 and the others$"):
+        reconstruct_pairs(model, torch.rand(3, 3, 32, 48), graph=torch.tensor([[0, 1], [1, 0]]))
+    with pytest.raises(ValueError, match=r"^model must be one that sees pairs, such as a DUSt3R, got a Linear$"):
+        reconstruct_pairs(nn.Linear(2, 2), images)
+    monkeypatch.setattr(pairs, "free_bytes", lambda device: 1e5)
+    with pytest.raises(ValueError, match=r"^pairs must fit into memory, got 2 that need .* enough for 1.0; fewer"):
+        reconstruct_pairs(model, images)

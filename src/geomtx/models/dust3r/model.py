@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from geomtx.heads.run import run_head
-from geomtx.inference.pair_maps import PairedView, PairPrediction
+from geomtx.inference.pair_maps import PairedView, PairModel, PairPrediction
 from geomtx.models.dust3r.config import CroCoConfig, DUSt3RConfig, MASt3RConfig
 from geomtx.models.dust3r.croco import CroCo
 from geomtx.models.dust3r.keys import DUST3R_KEYS
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound="DUSt3R")
 _SHARED_WITH_CROCO = ("encoder_dim", "encoder_depth", "encoder_num_heads", "dim", "depth", "num_heads", "patch_size")
 
 
-class DUSt3R(PretrainedPairModel):
+class DUSt3R(PretrainedPairModel, PairModel):
     """An encoder of single images, a decoder of two streams, and a head of points for each of the two images.
 
     Both images' points are in the first one's camera, up to scale; a scene of more images is put together from pairs,
@@ -159,6 +159,8 @@ class MASt3R(DUSt3R):
 
     kind: ClassVar[str] = "MASt3R"
     config_type = MASt3RConfig
+    metric = True
+    has_descriptors = True
 
 
 def _check_croco(found: CroCoConfig, wanted: DUSt3RConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 from geomtx import __version__
 from geomtx.files import user_path
 from geomtx.scene.content import SceneContent
-from geomtx.scene.frusta import camera_centers, frustum_corners
+from geomtx.scene.files.frusta import camera_centers, frustum_corners
 from geomtx.scene.points import NoPointsError, PointCloud, sample_indices
 
 __all__ = ["MOST_POINTS", "gltf_from_world", "write_glb"]

@@ -2,11 +2,11 @@
 
 from geomtx.scene.pairs.confidence import clean_confidence
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
-from geomtx.scene.pairs.matched_points import observe_matches
+from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, align_matches
+from geomtx.scene.pairs.matches.observations import observe_matches
 from geomtx.scene.pairs.motion import MotionTerms, consistent_flow, moving_pixels
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
-from geomtx.scene.pairs.sparse_alignment import PairMatches, SparseOptions, align_matches
 
 __all__ = [
     "AlignmentOptions",

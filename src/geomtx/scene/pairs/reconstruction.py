@@ -7,34 +7,35 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from geomtx.files import PathLike
 from geomtx.geometry.camera_fit import fit_focal
-from geomtx.inference.pair_graphs import choose_pairs
-from geomtx.inference.pair_maps import PairMaps
-from geomtx.inference.pairs import PairMemory, PairOptions, run_pairs
-from geomtx.scene.checks import warn_of_nonfinite
+from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_graph
+from geomtx.inference.pair_maps import PairMaps, PairModel
+from geomtx.inference.pairs import PairMemory, PairOptions, bytes_of_pairs, check_pair_memory, run_pairs
+from geomtx.scene.checks import warn_of_nonfinite, warn_of_size
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.two_views import intrinsics_of
-from geomtx.scene.reconstruction import describe_run, progress_bar
 from geomtx.scene.reference_view import move_to_first_camera
+from geomtx.scene.run_record import describe_run, progress_bar
 from geomtx.scene.scene import Scene
 from geomtx.types import Cameras, DenseMap, Predictions
-from geomtx.views.loading import load_views
+from geomtx.views.for_model import load_for_model
+from geomtx.views.loading import preferred_mode
 from geomtx.views.views import Views
 
-__all__ = ["reconstruct_pairs", "unpad_images"]
+__all__ = ["check_pairs_of_views", "reconstruct_pairs", "unpad_images"]
 
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 
 def reconstruct_pairs(
-    model: nn.Module,
+    model: PairModel,
     views: Views | Tensor | str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
-    graph: str | Tensor = "complete",
+    graph: str | Tensor = "auto",
     folder: PathLike | None = None,
     alignment: AlignmentOptions | None = None,
     options: PairOptions | None = None,
@@ -43,10 +44,12 @@ def reconstruct_pairs(
     """Run a model on pairs of the views of one scene and bring its point maps together.
 
     Args:
-        model: Model with `encode(images)` and `decode(first, second)`, such as `DUSt3R`, in evaluation mode.
+        model: Model that sees pairs, such as `DUSt3R`, in evaluation mode.
         views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded in the model's mode; or
-            a tensor (S, 3, H, W) in [0, 1] with sides that are multiples of the patch.
-        graph: Name of the graph of pairs, see `geomtx.inference.choose_pairs`, or pairs (E, 2).
+            a tensor (S, 3, H, W) in [0, 1] with sides that are multiples of the patch. A photo keeps its own size, also
+            where others differ.
+        graph: Name of the graph of pairs, see `geomtx.inference.choose_pairs`, or pairs (E, 2). Defaults to "auto",
+            which takes `geomtx.inference.default_graph` by the number of views: all pairs up to 20.
         folder: Folder in which the point maps are kept, see `PairFolder`: a run that was killed goes on from there.
             Defaults to memory.
         alignment: Options of the alignment of pairs, see `AlignmentOptions`.
@@ -58,17 +61,19 @@ def reconstruct_pairs(
         largest of a pixel's pairs.
 
     Raises:
-        ValueError: As `run_pairs`, `PairFolder` and `align_pairs`.
+        ValueError: For a model that sees all views at once, pairs whose maps don't fit into memory, and as `run_pairs`,
+            `PairFolder` and `align_pairs`.
     """
-    config: Any = model.config
-    if isinstance(views, Tensor):
-        views = Views.from_images(views, patch_size=config.patch_size)
-    elif not isinstance(views, Views):
-        views = load_views(views, model=config)
-    pairs = choose_pairs(len(views), graph) if isinstance(graph, str) else graph
+    if not isinstance(model, PairModel):
+        raise ValueError(f"model must be one that sees pairs, such as a DUSt3R, got a {type(model).__name__}")
+    config, device = model.config, next(model.parameters()).device
+    views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
+    warn_of_size(config, views.image_hw)
     images, boxes = unpad_images(views, config.patch_size)
+    graph, pairs = _choose_graph(views, graph)
+    _check_memory(pairs, images, device, on_disk=folder is not None)
     store = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
-    with progress_bar(shown=progress) as advance:
+    with progress_bar(shown=progress, title="pairs") as advance:
         how = (options or PairOptions())._replace(progress=advance)
         maps = run_pairs(model, images, pairs, store=store, options=how)
     if len(views) == 1:
@@ -76,7 +81,7 @@ def reconstruct_pairs(
     else:
         masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
         known = KnownOfImages(masks=None if all(bool(mask.all()) for mask in masks) else masks)
-        found = align_pairs(maps, len(views), alignment or AlignmentOptions(), known=known)
+        found = align_pairs(maps, len(views), alignment or AlignmentOptions(), known=known, device=device)
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -86,10 +91,50 @@ def reconstruct_pairs(
         units="up to scale",
         paths=views.paths,
         times=views.times,
-        provenance=describe_run(model, views, pairs=f"{len(pairs)}{f', {graph}' if isinstance(graph, str) else ''}"),
+        provenance=describe_run(model, views, pairs=f"{len(pairs)}, {graph}" if graph else len(pairs)),
     )
     warn_of_nonfinite(scene)
     return move_to_first_camera(scene, "the first camera of the best pair")
+
+
+def check_pairs_of_views(
+    views: Views, config: Any, device: torch.device, *, graph: str | Tensor = "auto", folder: PathLike | None = None
+) -> None:
+    """Require pairs that exist and fit into memory, before a model is loaded.
+
+    Args:
+        views: Views of the scene.
+        config: Configuration of the model.
+        device: Device that it will run on.
+        graph: Graph of pairs, as for `reconstruct_pairs`.
+        folder: Folder of the point maps, as for `reconstruct_pairs`.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    _, pairs = _choose_graph(views, graph)
+    _check_memory(pairs, unpad_images(views, config.patch_size)[0], device, on_disk=folder is not None)
+
+
+def _choose_graph(views: Views, graph: str | Tensor) -> tuple[str, Tensor]:
+    """Return the name of the graph, "" where there is none, and its pairs."""
+    if isinstance(graph, Tensor):
+        return "", graph
+    name = default_graph(len(views), is_video=bool(views.times)) if graph == "auto" else graph
+    return name, choose_pairs(len(views), name)
+
+
+def _check_memory(pairs: Tensor, images: Sequence[Tensor], device: torch.device, *, on_disk: bool) -> None:
+    """Require room for the maps as they are kept, and as alignment reads them."""
+    wanted, sizes = pairs.tolist(), [(image.shape[-2], image.shape[-1]) for image in images]
+    check_graph(wanted, len(images))
+    kept = 0 if on_disk else bytes_of_pairs(wanted, sizes, torch.float16)
+    read = bytes_of_pairs(wanted, sizes, torch.float32)
+    if device.type == "cpu":
+        check_pair_memory(kept + read, len(wanted), len(images))
+        return
+    check_pair_memory(kept, len(wanted), len(images))
+    check_pair_memory(read, len(wanted), len(images), device)
 
 
 def unpad_images(views: Views, patch_size: int) -> tuple[list[Tensor], list[_Box]]:

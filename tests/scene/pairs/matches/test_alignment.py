@@ -3,9 +3,9 @@ import torch
 
 from geomtx.metrics import pairwise_pose_errors
 from geomtx.scene.pairs import PairMatches, SparseOptions, align_matches
-from geomtx.scene.pairs.camera_tree import build_tree, find_root
-from geomtx.scene.pairs.canonical import canonical_image, canonical_images
-from geomtx.scene.pairs.sparse_alignment import sparse_problem
+from geomtx.scene.pairs.matches.alignment import sparse_problem
+from geomtx.scene.pairs.matches.camera_tree import build_tree, find_root
+from geomtx.scene.pairs.matches.canonical import canonical_image, canonical_images
 from geomtx.tracking import Matches
 from scene.pairs.point_maps import LONG_FOCAL as FOCAL
 from scene.pairs.point_maps import both_ways, make_maps, make_surface_truth, true_matches
@@ -98,7 +98,7 @@ def test_the_tree_follows_the_matches():
 
 def test_ward_agrees_with_scipy():
     hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
-    from geomtx.scene.pairs.camera_tree import _merge_clusters
+    from geomtx.scene.pairs.matches.camera_tree import _merge_clusters
 
     counts = torch.randint(0, 40, (7, 7)).triu(1)
     counts = counts + counts.T

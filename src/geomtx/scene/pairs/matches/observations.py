@@ -8,7 +8,7 @@ import torch
 from geomtx.checks import check_at_least
 from geomtx.scene.content import SceneContent
 from geomtx.scene.observations import ObservedPoints, join_matches, merge_observations
-from geomtx.scene.pairs.sparse_alignment import PairMatches
+from geomtx.scene.pairs.matches.alignment import PairMatches
 from geomtx.scene.points import NoPointsError
 from geomtx.scene.surfaces import find_surfaces
 

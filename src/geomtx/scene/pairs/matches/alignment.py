@@ -15,11 +15,10 @@ from torch import Tensor
 from geomtx.checks import check_count, check_finite_positive, check_shape
 from geomtx.inference.pair_graphs import check_graph
 from geomtx.inference.pair_maps import PairMaps
-from geomtx.scene.pairs.camera_tree import TreeMethod, build_tree
-from geomtx.scene.pairs.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
 from geomtx.scene.pairs.global_alignment import PairAlignment
-from geomtx.scene.pairs.pair_graph import check_pairs
-from geomtx.scene.pairs.sparse_objective import (
+from geomtx.scene.pairs.matches.camera_tree import TreeMethod, build_tree
+from geomtx.scene.pairs.matches.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
+from geomtx.scene.pairs.matches.objective import (
     Anchors,
     SparseProblem,
     SparseState,
@@ -29,6 +28,7 @@ from geomtx.scene.pairs.sparse_objective import (
     sparse_cameras,
     start_state,
 )
+from geomtx.scene.pairs.pair_graph import check_pairs
 from geomtx.tracking.matching import Matches
 from geomtx.types import Int, show_shapes
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.rotation import quat_to_matrix
-from geomtx.scene.pairs.camera_tree import CameraTree
+from geomtx.scene.pairs.matches.camera_tree import CameraTree
 from geomtx.types import Cameras, Float, Int, show_shapes
 
 __all__ = [

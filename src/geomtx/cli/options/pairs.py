@@ -1,0 +1,86 @@
+"""Options of `geomtx reconstruct` for models that see a scene as pairs of photos: DUSt3R, MASt3R, MonST3R."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from geomtx.cli.device import num_processes
+from geomtx.cli.parser import parse_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from geomtx.views import Views
+
+__all__ = ["add_options", "check_memory", "check_options", "read_options", "sees_pairs"]
+
+# Options that say how one pass over all photos runs, with their values where nobody gives them.
+_OF_PASSES: dict[str, Any] = {
+    **dict.fromkeys(("heads", "query", "window", "overlap", "key_views", "local_layers")),
+    "key_stride": 1,
+    "reference": "first",
+    "memory": "auto",
+    "view_chunk": "auto",
+    "compile": False,
+}
+_OF_PAIRS = ("pairs", "pair_folder")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the command."""
+    group = parser.add_argument_group("pairs", "For models that see two photos at a time (DUSt3R, MASt3R, MonST3R).")
+    group.add_argument(
+        "--pairs", type=parse_name, metavar="GRAPH",
+        help="which photos are paired: complete, swin-N, logwin-N, oneref-N and others (complete up to 20 photos, "
+        "beyond logwin-5, of a video swinstride-5-noncyclic)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pair-folder", type=parse_name, metavar="DIR",
+        help="folder in which what the model predicts is kept: it needs no memory, and a run that was stopped goes on "
+        "from there (memory)",
+    )  # fmt: skip
+
+
+def sees_pairs(model: Any) -> bool:
+    """Return whether a model sees a scene as pairs of photos."""
+    from geomtx.inference import PairModel
+
+    return isinstance(model, PairModel)
+
+
+def check_options(arguments: argparse.Namespace, model: Any) -> None:
+    """Require options that the model knows.
+
+    Args:
+        arguments: Arguments of the command.
+        model: The model, also without values.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    kind = type(model).__name__
+    if not sees_pairs(model):
+        given = next((name for name in _OF_PAIRS if getattr(arguments, name) is not None), None)
+        if given is not None:
+            raise ValueError(
+                f"--{given.replace('_', '-')} must be left out for a {kind}, which sees all photos at once"
+            )
+        return
+    for name, default in _OF_PASSES.items():
+        if getattr(arguments, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} must be left out for a {kind}, which sees pairs of photos")
+    if num_processes() > 1:
+        raise ValueError(f"processes must be one for a {kind}, which sees pairs of photos, got {num_processes()}")
+
+
+def check_memory(arguments: argparse.Namespace, model: Any, views: Views, device: torch.device) -> None:
+    """Refuse pairs that don't exist or don't fit into memory, before the weights are loaded."""
+    from geomtx.scene.pairs.reconstruction import check_pairs_of_views
+
+    check_pairs_of_views(views, model.config, device, **read_options(arguments))
+
+
+def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `geomtx.reconstruct` that the options stand for."""
+    return {"graph": arguments.pairs or "auto", "folder": arguments.pair_folder}

@@ -1,0 +1,75 @@
+"""`geomtx reconstruct` with models that see pairs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import geomtx
+from geomtx.cli import main
+
+RANDOM = {"depth": 2, "encoder_depth": 1, "image_size": 48}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a DUSt3R whose points lie in front of the camera, and fan out with the pixels."""
+    torch.manual_seed(0)
+    model = geomtx.DUSt3R(geomtx.DUSt3RConfig.tiny(head="linear", **RANDOM))
+    with torch.no_grad():
+        for head in (model.first_head, model.second_head):
+            head.points.out.project.weight.mul_(0.1)
+            bias = head.points.out.project.bias.view(4, 16, 16)
+            bias[2] += 1.5
+            bias[0] += torch.linspace(-0.3, 0.3, 16)
+            bias[1] += torch.linspace(-0.3, 0.3, 16)[:, None]
+    return model.save_pretrained(tmp_path / "weights", names="published")
+
+
+def test_photos_become_a_scene_with_all_files(photos: Path, weights: Path, tmp_path: Path, capsys):
+    command = ["reconstruct", str(photos), "--weights", str(weights), "--pair-folder", str(tmp_path / "pairs")]
+    out = tmp_path / "out"
+    assert main([*command, "-o", str(out), "--formats", "ply,colmap-text", "--refine"]) == 0
+    scene = geomtx.Scene.load(out)
+    assert scene.provenance["pairs"] == "6, complete"
+    assert "refinement" in scene.provenance
+    torch.testing.assert_close(scene.cameras.cam_from_world[0], torch.eye(3, 4))
+    assert {"points.ply", "report.html", "report.png", "colmap-text"} <= {path.name for path in out.iterdir()}
+    assert "wrote " in capsys.readouterr().out
+    assert len(list((tmp_path / "pairs").glob("pairs-*"))) == 6
+    known = str(out / "cameras.json")
+    assert main([*command, "-o", str(tmp_path / "known"), "--cameras", known, "--cameras-fixed"]) == 0
+    placed = geomtx.Scene.load(tmp_path / "known")
+    torch.testing.assert_close(placed.cameras.cam_from_world, scene.cameras.cam_from_world, rtol=1e-4, atol=1e-4)
+
+
+def test_one_photo(photos: Path, weights: Path, tmp_path: Path):
+    photo = str(sorted(photos.iterdir())[0])
+    assert main(["reconstruct", photo, "--weights", str(weights), "-o", str(tmp_path / "out")]) == 0
+    assert geomtx.Scene.load(tmp_path / "out").predictions.depth.value.shape == (1, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "2"], "--window must be left out for a DUSt3R, which sees pairs of photos"),
+        (["--query", "0,1,1"], "--query must be left out for a DUSt3R"),
+        (["--heads", "depth"], "--heads must be left out for a DUSt3R"),
+        (["--reference", "middle"], "--reference must be left out for a DUSt3R"),
+        (["--memory", "low"], "--memory must be left out for a DUSt3R"),
+        (["--key-stride", "2"], "--key-stride must be left out for a DUSt3R"),
+        (["--pairs", "windows"], "graph must be one of 'complete', 'oneref', 'swin', "),
+        (["--pairs", "oneref-9"], "reference of the graph must be one of 0, 1, 2, got 9"),
+    ],
+)
+def test_what_does_not_go_with_pairs_is_one_line(options, message, photos: Path, weights: Path, tmp_path: Path, capsys):
+    command = ["reconstruct", str(photos), "--weights", str(weights), "-o", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    assert f"geomtx: error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_pairs_are_for_models_that_see_them(photos: Path, tmp_path: Path, capsys):
+    command = ["reconstruct", str(photos), "--weights", "nano", "-o", str(tmp_path / "out"), "--pair-folder", "x"]
+    assert main(command) == 2
+    assert "--pair-folder must be left out for a VGGT, which sees all photos at once" in capsys.readouterr().err
