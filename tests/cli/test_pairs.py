@@ -7,6 +7,7 @@ import torch
 
 import geomtx
 from geomtx.cli import main
+from geomtx.scene.pairs import SparseOptions
 
 RANDOM = {"depth": 2, "encoder_depth": 1, "image_size": 48}
 
@@ -43,6 +44,24 @@ def test_photos_become_a_scene_with_all_files(photos: Path, weights: Path, tmp_p
     torch.testing.assert_close(placed.cameras.cam_from_world, scene.cameras.cam_from_world, rtol=1e-4, atol=1e-4)
 
 
+def test_photos_are_brought_together_by_matches(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    few = SparseOptions(coarse_steps=2, fine_steps=2)
+    monkeypatch.setattr("geomtx.scene.pairs.SparseOptions", lambda: few)
+    torch.manual_seed(0)
+    model = geomtx.MASt3R(geomtx.MASt3RConfig.tiny(**RANDOM))
+    with torch.no_grad():
+        for head in (model.first_head, model.second_head):
+            convolution = head.points.out
+            convolution.weight.mul_(0.1)
+            convolution.bias[2] += 1.5
+    weights = model.save_pretrained(tmp_path / "weights", names="published")
+    command = ["reconstruct", str(photos), "--weights", str(weights), "-o", str(tmp_path / "out")]
+    assert main([*command, "--alignment", "matches", "--pairs", "swin-1"]) == 0
+    scene = geomtx.Scene.load(tmp_path / "out")
+    assert scene.units == "metres"
+    assert scene.matched is not None
+
+
 def test_one_photo(photos: Path, weights: Path, tmp_path: Path):
     photo = str(sorted(photos.iterdir())[0])
     assert main(["reconstruct", photo, "--weights", str(weights), "-o", str(tmp_path / "out")]) == 0
@@ -58,6 +77,7 @@ def test_one_photo(photos: Path, weights: Path, tmp_path: Path):
         (["--reference", "middle"], "--reference must be left out for a DUSt3R"),
         (["--memory", "low"], "--memory must be left out for a DUSt3R"),
         (["--key-stride", "2"], "--key-stride must be left out for a DUSt3R"),
+        (["--alignment", "matches"], "alignment must be of points for a DUSt3R, which has no descriptors to match"),
         (["--pairs", "windows"], "graph must be one of 'complete', 'oneref', 'swin', "),
         (["--pairs", "oneref-9"], "reference of the graph must be one of 0, 1, 2, got 9"),
     ],

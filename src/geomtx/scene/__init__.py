@@ -1,6 +1,7 @@
 """Predictions and the photos they belong to, as one scene in original pixels."""
 
 from geomtx.scene.align import align_scene
+from geomtx.scene.content import MatchedPixels
 from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.files.export import ExportOptions
 from geomtx.scene.filters import PixelFilter
@@ -17,6 +18,7 @@ from geomtx.scene.windows import WindowPlan
 __all__ = [
     "ExportOptions",
     "KnownCameras",
+    "MatchedPixels",
     "ObservedPoints",
     "PixelFilter",
     "PointCloud",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,28 @@ from geomtx.files import escape_name, unique_names
 from geomtx.geometry.projection import unproject
 from geomtx.scene.filters import PixelFilter, valid_pixels
 from geomtx.scene.points import NoPointsError, PointCloud, select_points
-from geomtx.types import Bool, Cameras, DenseMap, Float, Predictions, Tracks, UInt8
+from geomtx.types import Bool, Cameras, DenseMap, Float, Int, Predictions, Tracks, UInt8, show_shapes
 from geomtx.views import ViewTransform
 
-__all__ = ["FIRST_CAMERA", "SceneContent"]
+__all__ = ["FIRST_CAMERA", "MatchedPixels", "SceneContent"]
 
 FIRST_CAMERA = "the first view's camera, as the model predicts it"
 """The world of a scene, unless it was aligned with another."""
+
+
+@show_shapes
+class MatchedPixels(NamedTuple):
+    """Pixels of photos that see the same points, from the matches of pairs of photos.
+
+    Attributes:
+        view: View of each observation, (K,) int64.
+        point: Point of each observation, (K,) int64; observations are sorted by point, then by view.
+        coords_px: Pixel (x, y) in which the view sees the point, (K, 2) float64, in original pixels.
+    """
+
+    view: Int[Tensor, " k"]
+    point: Int[Tensor, " k"]
+    coords_px: Float[Tensor, "k 2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +58,7 @@ class SceneContent:
     refined: bool = False
     first_cameras: Cameras | None = None
     times: tuple[float, ...] = ()
+    matched: MatchedPixels | None = None
 
     def __post_init__(self) -> None:
         # Every file of the scene can hold these strings then.

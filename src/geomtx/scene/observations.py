@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geomtx.checks import check_count, check_finite_positive
-from geomtx.scene.content import SceneContent
+from geomtx.scene.content import MatchedPixels, SceneContent
 from geomtx.scene.filters import PixelFilter, valid_pixels
 from geomtx.scene.points import NoPointsError, confidence_threshold
 from geomtx.scene.surfaces import Surfaces, find_surfaces
@@ -65,6 +65,10 @@ class _Found(NamedTuple):
     coords: NDArray[np.float64]
 
 
+_NO_INDICES = np.empty(0, np.int64)
+_NOTHING = _Found(np.empty((0, 3)), np.empty((0, 3), np.int64), _NO_INDICES, _NO_INDICES, np.empty((0, 2)))
+
+
 def observe_points(
     scene: SceneContent,
     *,
@@ -76,10 +80,12 @@ def observe_points(
     """Merge the points of several photos into points with an observation in each of them.
 
     Every observation is measured in its own photo, so that refinement and filters have something to work with; the
-    projection of the merged point is none. Points come from two sources:
+    projection of the merged point is none. Points come from three sources:
 
     - Tracks, where the scene has them: the observations are the positions of the track in the views where it is
       visible with a probability above a half.
+    - Matched pixels, where the scene has them: the observations are those whose own surface is no farther from the mean
+      of all than `tolerance` times the depth, two at least.
     - The dense maps. A pixel of one view is a point with one observation. Another view observes the same point where
       its own surface comes nearest to that pixel's point, in three dimensions and between pixels, if the two are
       mutual nearest neighbours (the surface of the first view is nearest to the found point within half a pixel of
@@ -109,11 +115,13 @@ def observe_points(
     check_finite_positive("tolerance", tolerance)
     surfaces = find_surfaces(scene)
     valid = _valid_pixels(surfaces, scene, percentile, which)
-    tracked = _follow_tracks(scene, surfaces)
-    left = None if max_points is None else max_points - len(tracked.xyz)
-    found = [tracked]
+    rng = np.random.default_rng(0)
+    found = [_follow_tracks(scene, surfaces), _find_matched(scene, surfaces, tolerance)]
+    left = None if max_points is None else max_points - len(found[0].xyz)
+    if left is not None:
+        found[1] = _keep_most_observed(found[1], max(left, 0), len(scene), rng)
+        left -= len(found[1].xyz)
     if left is None or left > 0:
-        rng = np.random.default_rng(0)
         candidates = [
             _observe_pixels(surfaces, view, rows, tolerance)
             for view, rows in enumerate(_choose_pixels(valid, left, rng))
@@ -225,26 +233,45 @@ def _observe_in(
 
 def _follow_tracks(scene: SceneContent, surfaces: Surfaces) -> _Found:
     """Points of the tracks that a view sees on its surface; none where the scene has no tracks."""
-    none = np.empty(0, np.int64)
-    nothing = _Found(np.empty((0, 3)), np.empty((0, 3), np.int64), none, none, np.empty((0, 2)))
     tracks, queries = scene.predictions.tracks, scene.query_points
     if tracks is None or queries is None or not len(queries):
-        return nothing
+        return _NOTHING
     coords = tracks.coords_px.double().numpy().transpose(1, 0, 2)  # (N, S, 2)
     seen = (tracks.visibility.numpy().T > _VISIBLE) & surfaces.holds(coords) & surfaces.known
     rows, views = np.nonzero(seen)
-    flat = coords[rows, views]
-    points = surfaces.unproject_each(views, flat)
-    on_surface = np.isfinite(points).all(-1)
-    rows, views, flat, points = rows[on_surface], views[on_surface], flat[on_surface], points[on_surface]
-    kept, first, rows = np.unique(rows, return_index=True, return_inverse=True)
+    return _mean_points(surfaces, rows, views, coords[rows, views])
+
+
+def _find_matched(scene: SceneContent, surfaces: Surfaces, tolerance: float) -> _Found:
+    """Points of the matched pixels whose views agree on where they are; none where the scene has no such pixels."""
+    if scene.matched is None or not len(scene.matched.view):
+        return _NOTHING
+    view, point = scene.matched.view.numpy(), scene.matched.point.numpy()
+    coords = _to_model_pixels(scene, scene.matched)
+    held = surfaces.holds(coords) & surfaces.known[view]
+    found = _mean_points(surfaces, point[held], view[held], coords[held])
+    pose = surfaces.cam_from_world[found.view]
+    own = surfaces.unproject_each(found.view, found.coords)
+    depth = (pose[:, 2, :3] * own).sum(1) + pose[:, 2, 3]
+    near = np.linalg.norm(own - found.xyz[found.point], axis=1) <= tolerance * depth
+    near &= np.bincount(found.point[near], minlength=len(found.xyz))[found.point] > 1
+    return _mean_points(surfaces, found.point[near], found.view[near], found.coords[near])
+
+
+def _mean_points(
+    surfaces: Surfaces, point: NDArray[np.int64], view: NDArray[np.int64], coords: NDArray[np.float64]
+) -> _Found:
+    """Return the points at the mean of the surfaces at their observations, sorted by point, where these are known."""
+    own = surfaces.unproject_each(view, coords)
+    on_surface = np.isfinite(own).all(-1)
+    point, view, coords, own = point[on_surface], view[on_surface], coords[on_surface], own[on_surface]
+    kept, first, point = np.unique(point, return_index=True, return_inverse=True)
     if not len(kept):
-        return nothing
-    count = np.bincount(rows)[:, None]
-    xyz = np.stack([np.bincount(rows, points[:, i]) for i in range(3)], axis=-1) / count
-    pixels = np.floor(flat[first] + 0.5).astype(np.int64)[:, ::-1]
-    anchor = np.concatenate([views[first, None], surfaces.clamp(pixels)], axis=1)
-    return _Found(xyz, anchor, views, rows, flat)
+        return _NOTHING
+    xyz = np.stack([np.bincount(point, own[:, i]) for i in range(3)], axis=-1) / np.bincount(point)[:, None]
+    pixels = np.floor(coords[first] + 0.5).astype(np.int64)[:, ::-1]
+    anchor = np.concatenate([view[first, None], surfaces.clamp(pixels)], axis=1)
+    return _Found(xyz, anchor, view, point, coords)
 
 
 def _keep_most_observed(found: _Found, max_points: int | None, num_views: int, rng: np.random.Generator) -> _Found:
@@ -335,21 +362,25 @@ def join_matches(matches: NDArray[np.int64], view_of: NDArray[np.int64]) -> tupl
     return feature, point
 
 
-def merge_observations(
-    scene: SceneContent, surfaces: Surfaces, observed: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-) -> ObservedPoints:
+def _to_model_pixels(scene: SceneContent, matched: MatchedPixels) -> NDArray[np.float64]:
+    """Return matched pixels in the model's images, (K, 2)."""
+    coords = torch.empty_like(matched.coords_px)
+    for index, transform in enumerate(scene.transforms):
+        rows = matched.view == index
+        coords[rows] = transform.from_original(matched.coords_px[rows])
+    return coords.numpy()
+
+
+def merge_observations(scene: SceneContent, surfaces: Surfaces, observed: MatchedPixels) -> ObservedPoints:
     """Return points at the mean of the surfaces that views have at their observations; each has the confidence 1.
 
     Args:
         scene: Scene with cameras, and with depth or points.
         surfaces: The surfaces of its views.
-        observed: View, point and original pixel (x, y) of each observation, sorted by point.
+        observed: View, point and original pixel of each observation.
     """
-    view, point, original = observed
-    coords = np.empty_like(original)
-    for index, transform in enumerate(scene.transforms):
-        rows = view == index
-        coords[rows] = transform.from_original(torch.from_numpy(original[rows])).numpy()
+    view, point, original = (each.numpy() for each in observed)
+    coords = _to_model_pixels(scene, observed)
     held = surfaces.holds(coords)
     own = surfaces.unproject_each(view, np.where(held[:, None], coords, 0.0))
     known = held & np.isfinite(own).all(1)

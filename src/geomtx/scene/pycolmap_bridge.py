@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geomtx.checks import check_count
 from geomtx.geometry.bundle import BundleOptions, BundleProblem
+from geomtx.scene.content import MatchedPixels
 from geomtx.scene.observations import ObservedPoints, join_matches, merge_observations
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
@@ -133,7 +134,9 @@ def match_points(scene: Scene, *, max_side: int = 1600) -> ObservedPoints:
     ]
     view_of = np.repeat(np.arange(len(scene)), [len(each) for each in coords])
     feature, point = join_matches(np.concatenate([np.empty((0, 2), np.int64), *pairs]), view_of)
-    return merge_observations(scene, surfaces, (view_of[feature], point, np.concatenate(coords)[feature]))
+    original = np.concatenate(coords)[feature]
+    observed = MatchedPixels(*(torch.from_numpy(each) for each in (view_of[feature], point, original)))
+    return merge_observations(scene, surfaces, observed)
 
 
 def _find_features(extractor: Any, scene: Scene, view: int, max_side: int) -> tuple[Any, NDArray[np.float64]]:

@@ -85,8 +85,8 @@ def refine(
     Args:
         scene: Scene with cameras, and with depth or points.
         observations: Points with the pixels that see them, such as from `geomtx.scene.track_points`; those that only
-            one view sees are ignored. Defaults to the tracks of the scene, or where it has less than a hundred, to what
-            its dense maps have in common (`geomtx.scene.observe_points`).
+            one view sees are ignored. Defaults to the tracks of the scene; where it has less than a hundred, to its
+            matched pixels, and without these to what its dense maps have in common (`geomtx.scene.observe_points`).
         solver: "torch", "pycolmap" (extra colmap), or "auto".
         loss: Robust loss of the distance between observation and projection, which grows more slowly from twice the
             median distance on. It is solved four times, each time without the observations that are farthest off.

@@ -48,6 +48,8 @@ class Scene(SceneContent):
         first_cameras: The cameras that the model predicted, in the world and the unit of the scene, and in pixels of
             the model's images; None where they have not been refined.
         times: S times in seconds from the first frame of the video that the views are frames of; () for photos.
+        matched: Pixels of the photos that a model matched, see `geomtx.scene.MatchedPixels`, from which sparse models
+            and refinement begin; None where it matched none.
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:

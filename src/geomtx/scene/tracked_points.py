@@ -18,7 +18,7 @@ from geomtx.inference.engine import EncodedViews
 from geomtx.inference.plan import Memory
 from geomtx.inference.run import RunOptions, encode_views
 from geomtx.layers.precision import at_least_float32
-from geomtx.scene.observations import ObservedPoints, observe_points
+from geomtx.scene.observations import ObservedPoints, merge_observations, observe_points
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
 from geomtx.types import Bool, Float, Int, show_shapes
@@ -52,7 +52,7 @@ class TrackedPixels(NamedTuple):
 def observe_scene(scene: Scene) -> ObservedPoints:
     """Return the tracks of a scene as points with their observations.
 
-    Where it has less than a hundred, they are what its dense maps have in common.
+    Where it has less than a hundred, they are its matched pixels, or else what its dense maps have in common.
 
     Args:
         scene: Scene with cameras, and with depth or points.
@@ -62,6 +62,8 @@ def observe_scene(scene: Scene) -> ObservedPoints:
     """
     tracks, queries = scene.predictions.tracks, scene.query_points
     if tracks is None or queries is None or len(queries) < _LEAST_TRACKS:
+        if scene.matched is not None and len(scene.matched.view):
+            return merge_observations(scene, find_surfaces(scene), scene.matched)
         return observe_points(scene, max_points=_MOST_DENSE_POINTS)
     inside = lies_inside(tracks.coords_px, _image_hw(scene))
     return observed_tracks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor
 from geomtx.checks import check_count, check_finite_positive, check_shape
 from geomtx.types import Float, Int, show_shapes
 
-__all__ = ["DescriptorMaps", "Matches", "find_reciprocal", "follow_pixels", "match_descriptors", "mutual_neighbours"]
+__all__ = [
+    "DescriptorMaps",
+    "Matches",
+    "find_reciprocal",
+    "follow_pixels",
+    "join_passes",
+    "match_descriptors",
+    "match_pass",
+    "mutual_neighbours",
+    "pixel_grid",
+]
 
 _ROWS_AT_ONCE = 8192  # descriptors that are compared with all of the other image at a time
 _NUMBERS_AT_ONCE = 1 << 27
@@ -64,26 +75,57 @@ def match_descriptors(
         Matches. The confidence is the smaller one of the two pixels with one pass, and the geometric mean of both with
         two; a match found more than once has that of the first pass that has it.
     """
-    index1, index2, confidence = [], [], []
-    for each in (maps,) if swapped is None else (maps, swapped):
-        _check(each)
-        flat1, flat2 = each.first.flatten(0, 1), each.second.flatten(0, 1)
-        forth = find_reciprocal(flat1, flat2, _grid(each.first, subsample), max_rounds=max_rounds)
-        back = find_reciprocal(flat2, flat1, _grid(each.second, subsample), max_rounds=max_rounds)
-        first, second = torch.cat([forth[0], back[1]]), torch.cat([forth[1], back[0]])
-        own = each.confidence1.flatten()[first], each.confidence2.flatten()[second]
-        index1.append(first)
-        index2.append(second)
-        confidence.append(torch.minimum(*own) if swapped is None else (own[0] * own[1]).sqrt())
-    first, second, sure = torch.cat(index1), torch.cat(index2), torch.cat(confidence)
-    kept = _first_of_each(first, second, maps.second.shape[0] * maps.second.shape[1])
-    return Matches(
-        _to_pixels(first[kept], maps.first.shape[1]), _to_pixels(second[kept], maps.second.shape[1]), sure[kept]
-    )
+    if swapped is not None:
+        return join_passes([match_pass(each, subsample=subsample, max_rounds=max_rounds) for each in (maps, swapped)])
+    coords1, coords2, own = _search(maps, subsample, max_rounds)
+    return Matches(coords1, coords2, torch.minimum(*own))
+
+
+def match_pass(maps: DescriptorMaps, *, subsample: int = 8, max_rounds: int = 10) -> Matches:
+    """Return the matches of one of the two passes of a pair, whose confidence is the geometric mean of both pixels.
+
+    Args:
+        maps: Descriptors of the pass.
+        subsample: Distance of the pixels of the grid that the search starts from.
+        max_rounds: Largest number of rounds, see `find_reciprocal`.
+    """
+    coords1, coords2, own = _search(maps, subsample, max_rounds)
+    return Matches(coords1, coords2, (own[0] * own[1]).sqrt())
+
+
+def join_passes(passes: Sequence[Matches]) -> Matches:
+    """Return the matches of several passes of one pair of images, each once, as the first pass has it.
+
+    Args:
+        passes: Matches of the same images in the same order.
+    """
+    coords1, coords2, confidence = (torch.cat(each) for each in zip(*passes, strict=True))
+    size = 1 + int(torch.cat([coords1, coords2]).max()) if len(coords1) else 1
+    (x1, y1), (x2, y2) = coords1.unbind(1), coords2.unbind(1)
+    kept = _first_of_each(y1 * size + x1, y2 * size + x2, size * size)
+    return Matches(coords1[kept], coords2[kept], confidence[kept])
+
+
+def _search(maps: DescriptorMaps, subsample: int, max_rounds: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Return the matches from a grid of pixels of both images, and the confidences of their pixels."""
+    _check(maps)
+    flat1, flat2 = maps.first.flatten(0, 1), maps.second.flatten(0, 1)
+    forth = find_reciprocal(flat1, flat2, pixel_grid(maps.first, subsample), max_rounds=max_rounds)
+    back = find_reciprocal(flat2, flat1, pixel_grid(maps.second, subsample), max_rounds=max_rounds)
+    first, second = torch.cat([forth[0], back[1]]), torch.cat([forth[1], back[0]])
+    kept = _first_of_each(first, second, len(flat2))
+    first, second = first[kept], second[kept]
+    own = maps.confidence1.flatten()[first], maps.confidence2.flatten()[second]
+    return _to_pixels(first, maps.first.shape[1]), _to_pixels(second, maps.second.shape[1]), own
 
 
 def find_reciprocal(
-    first: Float[Tensor, "n c"], second: Float[Tensor, "m c"], start: Int[Tensor, " k"], *, max_rounds: int = 10
+    first: Float[Tensor, "n c"],
+    second: Float[Tensor, "m c"],
+    start: Int[Tensor, " k"],
+    *,
+    max_rounds: int = 10,
+    by_distance: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return pairs of mutual nearest neighbours that are reached from some descriptors.
 
@@ -95,6 +137,8 @@ def find_reciprocal(
         second: Descriptors of the second image, (M, C).
         start: Indices of the first image's descriptors to start from, (K,).
         max_rounds: Largest number of round trips; what has not come to rest by then is left out.
+        by_distance: Whether the nearest is the one at the smallest distance, as of points in space, in place of the one
+            with the largest product.
 
     Returns:
         Indices in the first and in the second image, (J,) each, without duplicates.
@@ -102,8 +146,8 @@ def find_reciprocal(
     check_count("max_rounds", max_rounds)
     here, found1, found2 = start, [], []
     for _ in range(max_rounds):
-        there = _nearest(first[here], second)
-        back = _nearest(second[there], first)
+        there = _nearest(first[here], second, by_distance=by_distance)
+        back = _nearest(second[there], first, by_distance=by_distance)
         rests = back == here
         found1.append(here[rests])
         found2.append(there[rests])
@@ -159,17 +203,26 @@ def _check(maps: DescriptorMaps) -> None:
     check_shape("confidence2", maps.confidence2, tuple(maps.second.shape[:2]))
 
 
-def _grid(maps: Tensor, subsample: int) -> Tensor:
+def pixel_grid(maps: Tensor, subsample: int) -> Int[Tensor, " k"]:
+    """Return the indices, row by row, of every so many pixels of a map (H, W, …) along both axes, (K,).
+
+    Args:
+        maps: The map.
+        subsample: Distance of the pixels.
+    """
     check_count("subsample", subsample)
     height, width = maps.shape[:2]
     y, x = (torch.arange(subsample // 2, size, subsample, device=maps.device) for size in (height, width))
     return (y[:, None] * width + x).flatten()
 
 
-def _nearest(queries: Tensor, others: Tensor) -> Tensor:
+def _nearest(queries: Tensor, others: Tensor, *, by_distance: bool = False) -> Tensor:
     """Return the index of the other descriptor with the largest product with each, in blocks that fit in memory."""
     at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(others))))
-    found = [(some @ others.mT).argmax(1) for some in queries.split(at_once)]
+    # The product less half the other's square is largest where the distance is smallest.
+    less = others.square().sum(1) / 2 if by_distance else None
+    found = [(some @ others.mT if less is None else torch.addmm(less, some, others.mT, beta=-1)).argmax(1)
+             for some in queries.split(at_once)]  # fmt: skip
     return torch.cat(found) if found else queries.new_zeros(0, dtype=torch.long)
 
 

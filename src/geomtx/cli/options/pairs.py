@@ -24,7 +24,7 @@ _OF_PASSES: dict[str, Any] = {
     "view_chunk": "auto",
     "compile": False,
 }
-_OF_PAIRS = ("pairs", "pair_folder")
+_OF_PAIRS = ("pairs", "pair_folder", "alignment")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--pair-folder", type=parse_name, metavar="DIR",
         help="folder in which what the model predicts is kept: it needs no memory, and a run that was stopped goes on "
         "from there (memory)",
+    )  # fmt: skip
+    group.add_argument(
+        "--alignment", choices=("points", "matches"),
+        help="what pairs are brought together by: the points of all pixels, or pixels matched by their descriptors "
+        "(matches where the weights have descriptors, as MASt3R's do)",
     )  # fmt: skip
 
 
@@ -78,9 +83,16 @@ def check_memory(arguments: argparse.Namespace, model: Any, views: Views, device
     """Refuse pairs that don't exist or don't fit into memory, before the weights are loaded."""
     from geomtx.scene.pairs.reconstruction import check_pairs_of_views
 
-    check_pairs_of_views(views, model.config, device, **read_options(arguments))
+    check_pairs_of_views(views, model, device, **read_options(arguments))
 
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `geomtx.reconstruct` that the options stand for."""
-    return {"graph": arguments.pairs or "auto", "folder": arguments.pair_folder}
+    from geomtx.scene.pairs import AlignmentOptions, SparseOptions
+
+    ways = {None: None, "points": AlignmentOptions(), "matches": SparseOptions()}
+    return {
+        "graph": arguments.pairs or "auto",
+        "folder": arguments.pair_folder,
+        "alignment": ways[arguments.alignment],
+    }

@@ -17,7 +17,7 @@ from torch import Tensor
 from geomtx.checkpoint.tensor_file import open_tensor_file
 from geomtx.checks import check_option, check_shape
 from geomtx.files import user_path
-from geomtx.scene.content import SceneContent
+from geomtx.scene.content import MatchedPixels, SceneContent
 from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
 from geomtx.types import Cameras, DenseMap, Predictions, Tracks
 from geomtx.views import ViewTransform
@@ -26,7 +26,13 @@ __all__ = ["ARCHIVE", "load_fields", "write_archive"]
 
 ARCHIVE = "scene.safetensors"
 FORMAT, VERSION = "geomtx.scene", "1"
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.uint8: "U8", torch.bool: "BOOL"}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class _Entry(NamedTuple):
@@ -53,6 +59,7 @@ def write_archive(
     - `extra/NAME` (S, H, W) or (S, H, W, C) and `extra_confidence/NAME` (S, H, W) of heads that were added;
     - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
       `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
+    - `matched_view`, `matched_point` (K,) int64 and `matched_coords_px` (K, 2) in original pixels, see `MatchedPixels`;
     - with maps="original", `original/NAME/depth` and `original/NAME/depth_confidence` in original pixels, 0 where the
       model saw nothing.
 
@@ -150,6 +157,18 @@ def _times_from(metadata: dict[str, str], num_views: int) -> tuple[float, ...]:
     return times
 
 
+def _matched_from(tensors: dict[str, Tensor], num_views: int) -> MatchedPixels | None:
+    if "matched_view" not in tensors:
+        return None
+    matched = MatchedPixels(*(tensors[f"matched_{name}"] for name in MatchedPixels._fields))
+    count = len(matched.view)
+    check_shape("matched_point", matched.point, (count,))
+    check_shape("matched_coords_px", matched.coords_px, (count, 2))
+    if count and not 0 <= int(matched.view.min()) <= int(matched.view.max()) < num_views:
+        raise ValueError(f"matched_view must be views from 0 to {num_views - 1}, got {int(matched.view.max())}")
+    return matched
+
+
 def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: Path) -> dict[str, Any]:
     views = json.loads(metadata["views"])
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
@@ -172,6 +191,7 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
         "refined": metadata.get("refined") == "true",
         "first_cameras": first_cameras,
         "times": _times_from(metadata, len(views)),
+        "matched": _matched_from(tensors, len(views)),
     }
 
 
@@ -200,6 +220,8 @@ def _tensors_of(scene: SceneContent) -> Iterator[tuple[str, Tensor]]:
         yield f"extra_confidence/{name}", dense.confidence
     if scene.query_points is not None:
         yield "query_points", scene.query_points
+    for name, tensor in ({} if scene.matched is None else scene.matched._asdict()).items():
+        yield f"matched_{name}", tensor
     tracks = scene.tracks
     if tracks is not None and model.tracks is not None:
         yield "track_coords_px", tracks.coords_px

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checks import (
+    check_at_least,
     check_count,
     check_finite_positive,
     check_mask,
@@ -37,7 +38,7 @@ from geomtx.scene.pairs.start import move_to_known, place_images, start_alignmen
 from geomtx.scene.pairs.two_views import has_both_directions, intrinsics_of, place_two_images
 from geomtx.types import Cameras, show_shapes
 
-__all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "align_pairs"]
+__all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "align_pairs", "check_alignment_options"]
 
 _SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
 _Method = Literal["fast", "published"]
@@ -156,7 +157,7 @@ def align_pairs(
     if num_images is None:
         num_images = max(maps.pairs.long().flatten().tolist(), default=1) + 1
     check_count("num_images", num_images, 2)
-    _check_options(options)
+    check_alignment_options(options)
     sizes = check_pairs(maps, num_images)
     if motion is not None:
         check_motion(motion, len(maps.pairs), sizes)
@@ -193,12 +194,19 @@ def align_pairs(
     return _result(state, data, confidence, losses, steps)
 
 
-def _check_options(options: AlignmentOptions) -> None:
+def check_alignment_options(options: AlignmentOptions) -> None:
+    """Require options in their ranges.
+
+    Raises:
+        ValueError: Otherwise.
+    """
     check_option("method", options.method, get_args(_Method))
     check_option("confidence", options.confidence, get_args(ConfidenceWeight))
     check_option("schedule", options.schedule, get_args(_Schedule))
     check_count("steps", options.steps, 0)
     check_finite_positive("learning_rate", options.learning_rate)
+    check_at_least("last_rate", options.last_rate, 0)
+    check_at_least("min_confidence", options.min_confidence, 0)
 
 
 def _check_known(known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool) -> tuple[Tensor, Tensor]:

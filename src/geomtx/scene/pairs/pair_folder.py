@@ -20,7 +20,7 @@ from geomtx.inference.pair_maps import PairMaps
 from geomtx.inference.pairs import PairBatch, split_maps
 from geomtx.types import Int
 
-__all__ = ["PairFolder"]
+__all__ = ["PairFolder", "replace_file"]
 
 _INDEX = "pairs.json"
 _FIELDS = ("points1", "points2", "confidence1", "confidence2")
@@ -69,7 +69,7 @@ class PairFolder:
         if index.exists():
             self._check_same(json.loads(index.read_text(encoding="utf-8")), what)
         else:
-            _replace(index, lambda path: path.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8"))
+            replace_file(index, lambda path: path.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8"))
 
     def stored(self) -> set[int]:
         """Return the indices of the pairs whose maps are there, whole."""
@@ -83,7 +83,7 @@ class PairFolder:
             for field, each in zip(_FIELDS, maps, strict=True)
         }
         name = f"pairs-{batch.indices[0]:07d}.safetensors"
-        _replace(self.folder / name, lambda path: save_file(tensors, path))
+        replace_file(self.folder / name, lambda path: save_file(tensors, path))
 
     def read(self, pairs: Int[Tensor, "e 2"]) -> PairMaps:
         """Return the maps of all pairs; they show the files, of which the system holds in memory what fits.
@@ -128,8 +128,13 @@ class PairFolder:
                 )
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Write a file under another name, which then takes its place: a process that is killed leaves no half of it."""
+def replace_file(path: Path, write: Any) -> None:
+    """Write a file under another name, which then takes its place: a process that is killed leaves no half of it.
+
+    Args:
+        path: Path of the file.
+        write: Function that writes a file of a path.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(part)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,18 @@ from geomtx.files import PathLike
 from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_graph
 from geomtx.inference.pair_maps import PairMaps, PairModel
-from geomtx.inference.pairs import PairMemory, PairOptions, bytes_of_pairs, check_pair_memory, run_pairs
+from geomtx.inference.pairs import PairMemory, PairOptions, PairStore, bytes_of_pairs, check_pair_memory, run_pairs
 from geomtx.scene.checks import warn_of_nonfinite, warn_of_size
-from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
+from geomtx.scene.pairs.global_alignment import (
+    AlignmentOptions,
+    KnownOfImages,
+    PairAlignment,
+    align_pairs,
+    check_alignment_options,
+)
+from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, align_matches, check_sparse_options
+from geomtx.scene.pairs.matches.match_store import MatchStore
+from geomtx.scene.pairs.matches.observations import join_pairs
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.two_views import intrinsics_of
 from geomtx.scene.reference_view import move_to_first_camera
@@ -37,7 +45,7 @@ def reconstruct_pairs(
     *,
     graph: str | Tensor = "auto",
     folder: PathLike | None = None,
-    alignment: AlignmentOptions | None = None,
+    alignment: AlignmentOptions | SparseOptions | None = None,
     options: PairOptions | None = None,
     progress: bool = False,
 ) -> Scene:
@@ -52,17 +60,22 @@ def reconstruct_pairs(
             which takes `geomtx.inference.default_graph` by the number of views: all pairs up to 20.
         folder: Folder in which the point maps are kept, see `PairFolder`: a run that was killed goes on from there.
             Defaults to memory.
-        alignment: Options of the alignment of pairs, see `AlignmentOptions`.
+        alignment: Options of the alignment of pairs: `AlignmentOptions` of point maps (`align_pairs`), or
+            `SparseOptions` of matched pixels (`align_matches`), for a model with descriptors. Defaults to the latter
+            where the model has them.
         options: Options of the run; its `progress` is not called.
         progress: Whether to show a progress bar on stderr while the model runs.
 
     Returns:
-        The scene on the CPU, up to scale, in the first camera's frame: cameras and depth, whose confidence is the
-        largest of a pixel's pairs.
+        The scene on the CPU, in the first camera's frame: cameras and depth, with the largest confidence of a pixel
+        among its pairs; of matches with the mean one of its image's points, and with the matched pixels in
+        `Scene.matched`. It is up to scale, or in metres where the model's points are: alignment changes the scale, so
+        the scene is scaled by the median ratio of the depth that pairs predict to that of the scene.
 
     Raises:
-        ValueError: For a model that sees all views at once, pairs whose maps don't fit into memory, and as `run_pairs`,
-            `PairFolder` and `align_pairs`.
+        ValueError: For a model that sees all views at once, pairs that don't connect all views or don't fit into
+            memory, `SparseOptions` for a model without descriptors or with pairs in one direction only, and as
+            `run_pairs`, `PairFolder`, `align_pairs` and `align_matches`.
     """
     if not isinstance(model, PairModel):
         raise ValueError(f"model must be one that sees pairs, such as a DUSt3R, got a {type(model).__name__}")
@@ -70,18 +83,28 @@ def reconstruct_pairs(
     views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
     images, boxes = unpad_images(views, config.patch_size)
-    graph, pairs = _choose_graph(views, graph)
-    _check_memory(pairs, images, device, on_disk=folder is not None)
-    store = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
+    name, pairs = _choose_graph(views, graph)
+    how = _choose_alignment(model, pairs, alignment)
+    _check_memory(pairs, images, how, device, on_disk=folder is not None)
+    masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
+    kept = None if all(bool(mask.all()) for mask in masks) else masks
+    store: PairStore = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
+    matching = len(views) > 1 and isinstance(how, SparseOptions)
+    if matching:
+        store = MatchStore(store, folder, kept)
     with progress_bar(shown=progress, title="pairs") as advance:
-        how = (options or PairOptions())._replace(progress=advance)
-        maps = run_pairs(model, images, pairs, store=store, options=how)
-    if len(views) == 1:
-        found = _place_one(maps)
+        run = (options or PairOptions())._replace(progress=advance)
+        maps = run_pairs(model, images, pairs, store=store, options=run)
+    matched = None
+    if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
+        matches = store.matches(pairs)
+        found = align_matches(maps, matches, how)
+        matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
+    elif len(views) > 1:
+        assert isinstance(how, AlignmentOptions)
+        found = align_pairs(maps, len(views), how, known=KnownOfImages(masks=kept), device=device)
     else:
-        masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
-        known = KnownOfImages(masks=None if all(bool(mask.all()) for mask in masks) else masks)
-        found = align_pairs(maps, len(views), alignment or AlignmentOptions(), known=known, device=device)
+        found = _place_one(maps)
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -91,29 +114,62 @@ def reconstruct_pairs(
         units="up to scale",
         paths=views.paths,
         times=views.times,
-        provenance=describe_run(model, views, pairs=f"{len(pairs)}, {graph}" if graph else len(pairs)),
+        provenance=describe_run(model, views, pairs=f"{len(pairs)}, {name}" if name else len(pairs)),
+        matched=matched,
     )
+    if model.metric:
+        scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
     warn_of_nonfinite(scene)
     return move_to_first_camera(scene, "the first camera of the best pair")
 
 
 def check_pairs_of_views(
-    views: Views, config: Any, device: torch.device, *, graph: str | Tensor = "auto", folder: PathLike | None = None
+    views: Views,
+    model: PairModel,
+    device: torch.device,
+    *,
+    graph: str | Tensor = "auto",
+    folder: PathLike | None = None,
+    alignment: AlignmentOptions | SparseOptions | None = None,
 ) -> None:
-    """Require pairs that exist and fit into memory, before a model is loaded.
+    """Require pairs that exist and fit into memory, and an alignment of what the model predicts, before it is loaded.
 
     Args:
         views: Views of the scene.
-        config: Configuration of the model.
+        model: The model, also without values.
         device: Device that it will run on.
         graph: Graph of pairs, as for `reconstruct_pairs`.
         folder: Folder of the point maps, as for `reconstruct_pairs`.
+        alignment: Options of the alignment, as for `reconstruct_pairs`.
 
     Raises:
         ValueError: Otherwise.
     """
     _, pairs = _choose_graph(views, graph)
-    _check_memory(pairs, unpad_images(views, config.patch_size)[0], device, on_disk=folder is not None)
+    how = _choose_alignment(model, pairs, alignment)
+    _check_memory(pairs, unpad_images(views, model.config.patch_size)[0], how, device, on_disk=folder is not None)
+
+
+def _choose_alignment(
+    model: PairModel, pairs: Tensor, alignment: AlignmentOptions | SparseOptions | None
+) -> AlignmentOptions | SparseOptions:
+    """Return how pairs are aligned; what can't work is found before the model runs."""
+    kind = type(model).__name__
+    if not isinstance(alignment, AlignmentOptions | SparseOptions | None):
+        raise ValueError(f"alignment must be AlignmentOptions or SparseOptions, got {alignment!r:.60}")
+    if isinstance(alignment, SparseOptions) and not model.has_descriptors:
+        raise ValueError(f"alignment must be of points for a {kind}, which has no descriptors to match, got matches")
+    if alignment is None:
+        alignment = SparseOptions() if model.has_descriptors else AlignmentOptions()
+    if isinstance(alignment, SparseOptions):
+        there = set(map(tuple, pairs.tolist()))
+        alone = next((pair for pair in pairs.tolist() if (pair[1], pair[0]) not in there), None)
+        if alone is not None:
+            raise ValueError(f"pairs must be in both directions to be aligned by matches, got {tuple(alone)} alone")
+        check_sparse_options(alignment)
+    else:
+        check_alignment_options(alignment)
+    return alignment
 
 
 def _choose_graph(views: Views, graph: str | Tensor) -> tuple[str, Tensor]:
@@ -124,12 +180,19 @@ def _choose_graph(views: Views, graph: str | Tensor) -> tuple[str, Tensor]:
     return name, choose_pairs(len(views), name)
 
 
-def _check_memory(pairs: Tensor, images: Sequence[Tensor], device: torch.device, *, on_disk: bool) -> None:
-    """Require room for the maps as they are kept, and as alignment reads them."""
+def _check_memory(
+    pairs: Tensor,
+    images: Sequence[Tensor],
+    how: AlignmentOptions | SparseOptions,
+    device: torch.device,
+    *,
+    on_disk: bool,
+) -> None:
+    """Require room for the maps as they are kept, and as alignment of points reads them."""
     wanted, sizes = pairs.tolist(), [(image.shape[-2], image.shape[-1]) for image in images]
     check_graph(wanted, len(images))
     kept = 0 if on_disk else bytes_of_pairs(wanted, sizes, torch.float16)
-    read = bytes_of_pairs(wanted, sizes, torch.float32)
+    read = bytes_of_pairs(wanted, sizes, torch.float32) if isinstance(how, AlignmentOptions) else 0
     if device.type == "cpu":
         check_pair_memory(kept + read, len(wanted), len(images))
         return
@@ -165,6 +228,28 @@ def _place_one(maps: PairMaps) -> PairAlignment:
     intrinsics = intrinsics_of(focal, focal.new_zeros(1, 2), [points.shape[:2]])
     cameras = Cameras(torch.eye(3, 4)[None], intrinsics)
     return PairAlignment(cameras, (points[..., 2],), (confidence,), points.new_zeros(0), 0)
+
+
+def _pad_matches(matches: PairMatches, boxes: Sequence[_Box]) -> PairMatches:
+    """Return matches in pixels of the padded images."""
+    padded = []
+    for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True):
+        shifts = [each.coords1_px.new_tensor([boxes[image][2], boxes[image][0]]) for image in pair]
+        padded.append(each._replace(coords1_px=each.coords1_px + shifts[0], coords2_px=each.coords2_px + shifts[1]))
+    return matches._replace(matches=tuple(padded))
+
+
+def _metric_factor(maps: PairMaps, found: PairAlignment, masks: Sequence[Tensor]) -> float:
+    """Return the metres of one unit of aligned images: the median over pairs, and over the first image's pixels."""
+    ratios = []
+    for index, image in enumerate(maps.pairs[:, 0].tolist()):
+        metres, own = maps.points1[index][..., 2].float(), found.depth[image].float().cpu()
+        ratio = (metres / own)[masks[image] & (metres > 0) & (own > 0)]
+        if len(ratio):
+            ratios.append(ratio.median())
+    if not ratios:
+        raise ValueError("depth must be positive somewhere to give the scene its metres, got none")
+    return float(torch.stack(ratios).median())
 
 
 def _to_predictions(found: PairAlignment, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Predictions:

@@ -115,8 +115,36 @@ def test_ward_agrees_with_scipy():
         assert ours[-1] == clusters[7 + step]
 
 
+def test_pixels_that_no_map_is_sure_of_change_nothing(problem):
+    _, maps, matches = problem
+    wrong = [each.clone() for each in maps.points1]
+    sure = [each.clone() for each in maps.confidence1]
+    wrong[0][3, 5], wrong[1][:4, :4], sure[2][0, 0] = torch.nan, torch.inf, 0.0
+    found = align_matches(maps._replace(points1=tuple(wrong), confidence1=tuple(sure)), matches, FEW)
+    assert all(bool(each.isfinite().all()) for each in (*found.depth, *found.cameras, found.losses))
+    errors = pairwise_pose_errors(found.cameras.cam_from_world, align_matches(maps, matches, FEW).cameras[0])
+    assert errors.rotation_deg.max() < 1
+
+
 def test_bad_input_is_named(problem):
     _, maps, matches = problem
+    with pytest.raises(ValueError, match=r"pairs must be whole numbers, at least one pair, got torch.int64 of 0 pairs"):
+        align_matches(maps.take([]), matches)
+    with pytest.raises(ValueError, match=r"^pair \(1, 0\) must have confident pixels in both images, got none"):
+        align_matches(maps._replace(confidence2=tuple(each * (i != 2) for i, each in enumerate(maps.confidence2))),
+                      matches)  # fmt: skip
+    for value in (torch.nan, -1.0):
+        confidence = matches.matches[1].confidence.clone()
+        confidence[3] = value
+        bad = (matches.matches[0], matches.matches[1]._replace(confidence=confidence), matches.matches[2])
+        with pytest.raises(ValueError, match=rf"must be finite and above 0, got {value:g} of pair \(1, 2\)"):
+            align_matches(maps, matches._replace(matches=bad))
+    zero = matches.matches[0]._replace(confidence=torch.zeros(150))
+    with pytest.raises(ValueError, match=r"must be finite and above 0, got 0 of pair \(0, 1\)"):
+        align_matches(maps, matches._replace(matches=(zero, *matches.matches[1:])))
+    beside = matches.matches[0]._replace(coords2_px=matches.matches[0].coords2_px + SIZE[1])
+    with pytest.raises(ValueError, match="matches must lie in image 1, 32x24 pixels, got others"):
+        align_matches(maps, matches._replace(matches=(beside, *matches.matches[1:])))
     with pytest.raises(ValueError, match=r"maps must have both directions of pair \(0, 1\), got none of \(1, 0\)"):
         align_matches(maps.take([0, 1, 3, 4, 5]), matches)
     none = Matches(*(each[:0] for each in matches.matches[0]))

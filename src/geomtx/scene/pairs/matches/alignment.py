@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from geomtx.checks import check_count, check_finite_positive, check_shape
+from geomtx.checks import check_at_least, check_count, check_finite_positive, check_option, check_shape
 from geomtx.inference.pair_graphs import check_graph
 from geomtx.inference.pair_maps import PairMaps
+from geomtx.scene.pairs.confidence import leave_out_pixels
 from geomtx.scene.pairs.global_alignment import PairAlignment
 from geomtx.scene.pairs.matches.camera_tree import TreeMethod, build_tree
 from geomtx.scene.pairs.matches.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
@@ -28,11 +29,18 @@ from geomtx.scene.pairs.matches.objective import (
     sparse_cameras,
     start_state,
 )
-from geomtx.scene.pairs.pair_graph import check_pairs
+from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
 from geomtx.tracking.matching import Matches
 from geomtx.types import Int, show_shapes
 
-__all__ = ["PairMatches", "SparseOptions", "align_matches", "dense_depth", "sparse_problem"]
+__all__ = [
+    "PairMatches",
+    "SparseOptions",
+    "align_matches",
+    "check_sparse_options",
+    "dense_depth",
+    "sparse_problem",
+]
 
 
 @show_shapes
@@ -91,18 +99,18 @@ def align_matches(
         the fine steps. The world is that of the image in the middle of the tree, up to its place in depth.
 
     Raises:
-        ValueError: If a pair is there in one direction only, images are not connected by matches, or focal lengths
-            contradict each other; the message names them.
+        ValueError: If there are no pairs, a pair is there in one direction only or has no confident pixels, matches lie
+            beside their images or have confidences that are not finite, negative or all 0, images are not connected by
+            matches, or focal lengths contradict each other; the message names them.
 
     Source: Duisterhof et al. 2024 (MASt3R-SfM), section 4.
     """
-    check_count("coarse_steps", options.coarse_steps, 0)
-    check_count("fine_steps", options.fine_steps, 0)
-    for name in ("coarse_rate", "fine_rate"):
-        check_finite_positive(name, getattr(options, name))
-    num = int(maps.pairs.max()) + 1
-    check_pairs(maps, num)
-    _check_matches(maps, matches, num)
+    check_sparse_options(options)
+    num = max(maps.pairs.flatten().tolist(), default=1) + 1
+    sizes = check_pairs(maps, num)
+    _check_matches(maps, matches, sizes)
+    maps = leave_out_pixels(maps)
+    score_pairs(maps)  # says which pair has no confident pixels
     images = canonical_images(maps, num)
     problem = sparse_problem(maps, matches, images, options)
     state = start_state(problem, [each.core_depth for each in images])
@@ -125,8 +133,31 @@ def align_matches(
     return PairAlignment(cameras, depth, confidence, losses, options.coarse_steps + options.fine_steps)
 
 
-def _check_matches(maps: PairMaps, matches: PairMatches, num: int) -> None:
+def check_sparse_options(options: SparseOptions) -> None:
+    """Require options in their ranges.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    check_option("tree", options.tree, get_args(TreeMethod))
+    check_at_least("min_confidence", options.min_confidence, 0)
+    for name in ("coarse_steps", "fine_steps"):
+        check_count(name, getattr(options, name), 0)
+    for name in ("coarse_rate", "fine_rate"):
+        check_finite_positive(name, getattr(options, name))
+
+
+def _check_matches(maps: PairMaps, matches: PairMatches, sizes: Sequence[tuple[int, int]]) -> None:
     check_shape("pairs", matches.pairs, (len(matches.matches), 2))
+    for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True):
+        sure = each.confidence
+        if not bool((sure.isfinite() & (sure >= 0)).all()) or (len(sure) and not bool(sure.any())):
+            worst = sure[sure.isfinite().logical_not() | (sure <= 0)][0]
+            raise ValueError(f"confidence of matches must be finite and above 0, got {worst:g} of pair {tuple(pair)}")
+        for image, coords in zip(pair, each[:2], strict=True):
+            height, width = sizes[image]
+            if not bool(((coords >= 0) & (coords < coords.new_tensor([width, height]))).all()):
+                raise ValueError(f"matches must lie in image {image}, {width}x{height} pixels, got others")
     there = set(map(tuple, maps.pairs.tolist()))
     for first, second in matches.pairs.tolist():
         missing = {(first, second), (second, first)} - there
@@ -134,9 +165,9 @@ def _check_matches(maps: PairMaps, matches: PairMatches, num: int) -> None:
             raise ValueError(f"maps must have both directions of pair ({first}, {second}), got none of {min(missing)}")
     matched = [pair for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True) if len(each.confidence)]
     try:
-        check_graph(matched, num)
+        check_graph(matched, len(sizes))
     except ValueError as error:
-        raise ValueError(f"{error}; pairs without matches don't count") from error
+        raise ValueError(f"{error}; pairs without matches don't count, align_pairs needs none") from error
 
 
 def _known_focals(focals: Tensor | None, problem: SparseProblem, *, shared: bool) -> Tensor:

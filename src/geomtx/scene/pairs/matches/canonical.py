@@ -73,13 +73,13 @@ def canonical_image(points: Sequence[Tensor], confidence: Sequence[Tensor]) -> C
 
     Args:
         points: Points of the image, K tensors (H, W, 3).
-        confidence: Their confidences, K tensors (H, W), at least 1.
+        confidence: Their confidences, K tensors (H, W); what is less than 1 doesn't count.
     """
     dtype = torch.promote_types(points[0].dtype, torch.float32)
     total = sure = angle = radius = torch.zeros((), dtype=dtype)
     mean = torch.zeros((), dtype=dtype)
     for own, weight in zip(points, confidence, strict=True):
-        own, weight = own.to(dtype), weight.to(dtype) - _LEAST_CONFIDENCE
+        own, weight = own.to(dtype), (weight.to(dtype) - _LEAST_CONFIDENCE).clamp(min=0)
         center = _spread(own[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK], own.shape[:2])
         across = (own[..., :2] - center[..., :2]).norm(dim=-1).clamp(min=_TINY)
         rise = own[..., 2] - center[..., 2].clamp(min=torch.finfo(dtype).eps)
@@ -87,6 +87,7 @@ def canonical_image(points: Sequence[Tensor], confidence: Sequence[Tensor]) -> C
         total, sure = total + weight, sure + weight.square()
         angle = angle + weight * torch.atan(rise / across)
         radius = radius + across / len(points)
+    total = total.clamp(min=_TINY)  # of a pixel that no pair is sure of
     mean = mean / total[..., None]
     height, width = mean.shape[:2]
     usual = max(height, width) / (2 * math.tan(math.radians(30)))
@@ -99,20 +100,19 @@ def canonical_image(points: Sequence[Tensor], confidence: Sequence[Tensor]) -> C
 def anchor_pixels(image: CanonicalImage, coords_px: Tensor) -> tuple[Tensor, Tensor]:
     """Return the block of each pixel, row by row, and the pixel's depth relative to the block's centre, (K,) each.
 
+    Where the two have no positive ratio, as a point lies behind the camera, the pixel has the depth of its block.
+
     Args:
         image: The image.
         coords_px: Pixels (x, y), (K, 2) int64.
-
-    Raises:
-        ValueError: If the centre of a block that is needed has a ratio that is not positive.
     """
     x, y = coords_px.unbind(-1)
     num_rows, num_columns = image.core_depth.shape
     rows, columns = (y // BLOCK).clamp(max=num_rows - 1), (x // BLOCK).clamp(max=num_columns - 1)
     center = image.depth_ratio[BLOCK * rows + BLOCK // 2, BLOCK * columns + BLOCK // 2]
-    if not bool((center > 0).all()):
-        raise ValueError("depth ratios must be positive at the centres of blocks, got others")
-    return rows * num_columns + columns, image.depth_ratio[y, x] / center
+    ratio = image.depth_ratio[y, x] / center
+    usable = (center > 0) & (ratio > 0) & ratio.isfinite()
+    return rows * num_columns + columns, torch.where(usable, ratio, 1.0)
 
 
 def _spread(centers: Tensor, size: Sequence[int]) -> Tensor:
