@@ -100,10 +100,10 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def train(config: TrainingConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights, and what is to be said of the run."""
+def train(config: TrainingConfig, folder: Path, *, task: Any = None) -> tuple[Path, dict[str, Any]]:
+    """The weights, and what is to be said of the run; a task takes the place of the configuration's."""
     start = time.perf_counter()
-    trainer = Trainer(config, folder, resume=(folder / "checkpoint.pt").exists(), progress=False)
+    trainer = Trainer(config, folder, resume=(folder / "checkpoint.pt").exists(), progress=False, task=task)
     first = trainer.step
     weights = trainer.train() if first < config.schedule.steps else trainer.folder.weights
     record = {
@@ -115,10 +115,9 @@ def train(config: TrainingConfig, folder: Path) -> tuple[Path, dict[str, Any]]:
     return weights, record
 
 
-def render_held_out(config: TrainingConfig, count: int, num_views: int) -> list[Any]:
-    patch_size = config.model.model_config().patch_size
-    draw = build_source(config.data, patch_size=patch_size, held_out=True)
-    seeds = [held_out_seed(index) for index in SCENES[:count]]
+def render_held_out(config: TrainingConfig, count: int, num_views: int, *, among: range = SCENES) -> list[Any]:
+    draw = build_source(config.data, patch_size=1, held_out=True)  # rendered at the size that is asked for
+    seeds = [held_out_seed(index) for index in among[:count]]
     parts = [seeds[i : i + 32] for i in range(0, count, 32)]
     return [normalize_scene(draw(part, num_views, config.data.image_hw))[0] for part in parts]
 

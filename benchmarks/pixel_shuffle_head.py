@@ -12,22 +12,19 @@ takes one, every other round in the opposite order. Memory is counted in bytes o
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ablations import SCENES, SMALLER, describe, measure, render_held_out, train
+from ablations import SCENES, SMALLER, describe, measure, render_held_out
 from common import write_result
 from geomtx import VGGT
 from geomtx.metrics import Evaluation
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
-from memory import LiveBytes
+from paired_runs import SEEDS, compare_arms, interval, peak_bytes, print_table, take_turns, train_in_turns
 
 PARTS = ("encoder", "camera_head", "depth_head", "point_head")
 FEWER = (
@@ -38,10 +35,8 @@ FEWER = (
     "optimiser.clip={" + ", ".join(f'"{part}.*": 1.0' for part in PARTS) + "}",
 )
 ARMS = {"dpt": (), "pixel_shuffle": ("model.numbers.dense_head=pixel_shuffle",)}
-SEEDS = (0, 1, 2)
 UNTRAINED = ("track",)
-# Half of the width of a 95 % interval in standard errors, by number of values less one (Student's t).
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+COLUMNS = ("depth_abs_rel", "depth_delta", "head_overall", "unprojected_overall", "auc_30")
 
 
 def main() -> None:
@@ -57,20 +52,22 @@ def main() -> None:
     # Nobody else works on the machine while time is measured, so that it comes first, before what may be stopped.
     results: dict[str, Any] = {"cost": {size: compare_costs(size, arguments.rounds) for size in arguments.sizes}}
     results["runs"] = {}
-    evaluations: dict[str, dict[int, Evaluation]] = {arm: {} for arm in ARMS}
+    scores: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in ARMS}
     scenes = None
-    for turn, seed in enumerate(arguments.seeds):
-        for arm in list(ARMS)[:: -1 if turn % 2 else 1]:
-            config = config_of(arm, seed, arguments.steps)
-            if scenes is None:
-                scenes = render_held_out(config, arguments.scenes, 2)
-            weights, record = train(config, arguments.folder / f"{arm}_{seed}")
-            evaluations[arm][seed] = measure(VGGT.from_pretrained(weights), scenes)
-            results["runs"][f"{arm}, seed {seed}"] = {**record, **describe(evaluations[arm][seed], UNTRAINED)}
-            results["accuracy"] = compare_arms(evaluations)
-            # After every run: whoever stops the rest keeps these.
-            write_result("pixel_shuffle_head", settings(arguments), results, folder=arguments.output, show=False)
-    print_table(results)
+
+    def configure(arm: str, seed: int) -> TrainingConfig:
+        return config_of(arm, seed, arguments.steps)
+
+    for arm, seed, weights, record in train_in_turns(ARMS, arguments.seeds, configure, arguments.folder):
+        if scenes is None:
+            scenes = render_held_out(configure(arm, seed), arguments.scenes, 2)
+        found = measure(VGGT.from_pretrained(weights), scenes)
+        scores[arm][seed] = scores_of(found)
+        results["runs"][f"{arm}, seed {seed}"] = {**record, **describe(found, UNTRAINED)}
+        results["accuracy"] = compare_arms(scores, [("pixel_shuffle", "dpt")])
+        # After every run: whoever stops the rest keeps these.
+        write_result("pixel_shuffle_head", settings(arguments), results, folder=arguments.output, show=False)
+    print_table(results["accuracy"], COLUMNS)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -93,34 +90,10 @@ def config_of(arm: str, seed: int, steps: int) -> TrainingConfig:
 # Accuracy
 
 
-def compare_arms(evaluations: dict[str, dict[int, Evaluation]]) -> dict[str, dict[str, list[float]]]:
-    """Mean over the seeds of each arm, and of the differences of seeds that both have."""
+def scores_of(found: Evaluation) -> dict[str, float]:
+    """Means over the scenes of the scores of heads that are trained."""
     names = [name for name in Evaluation._fields[:-1] if not name.startswith((*UNTRAINED, "nothing"))]
-
-    def means(found: Evaluation) -> dict[str, float]:
-        return {name: getattr(found, name).nanmean().item() for name in names}
-
-    of = {arm: {seed: means(found) for seed, found in runs.items()} for arm, runs in evaluations.items()}
-    both = of["dpt"].keys() & of["pixel_shuffle"].keys()
-    differences = {
-        seed: {name: of["pixel_shuffle"][seed][name] - of["dpt"][seed][name] for name in names} for seed in sorted(both)
-    }
-    columns = {**of, "pixel_shuffle - dpt": differences}
-    return {
-        arm: {name: interval([run[name] for run in runs.values()]) for name in names}
-        for arm, runs in columns.items()
-        if runs
-    }
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """Mean and half of the 95 % interval; NaN for a single value, and where a value isn't finite."""
-    half = math.nan
-    if not all(map(math.isfinite, values)):
-        return [math.nan, math.nan]
-    if len(values) > 1:
-        half = T_95.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    return [round(statistics.fmean(values), 5), round(half, 5)]
+    return {name: getattr(found, name).nanmean().item() for name in names}
 
 
 # Time and memory
@@ -166,33 +139,6 @@ def step(model: VGGT, images: torch.Tensor) -> None:
 def forward(model: VGGT, images: torch.Tensor) -> None:
     model.eval()
     model(images)
-
-
-def take_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round after round; one round before the first is not counted."""
-    seconds: dict[str, list[float]] = {arm: [] for arm in calls}
-    for turn in range(rounds + 1):
-        for arm in list(calls)[:: -1 if turn % 2 else 1]:
-            start = time.perf_counter()
-            calls[arm]()
-            if turn:
-                seconds[arm].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_bytes(call: Callable[[], None]) -> int:
-    """Most bytes that tensors of a call hold at a time; what is there before it isn't counted."""
-    with LiveBytes() as live:
-        call()
-    return live.peak["cpu"]
-
-
-def print_table(results: dict[str, Any]) -> None:
-    columns = ("depth_abs_rel", "depth_delta", "head_overall", "unprojected_overall", "auc_30")
-    print(f"{'':22}" + "".join(f"{name:>24}" for name in columns))
-    for arm, numbers in results["accuracy"].items():
-        cells = (f"{numbers[name][0]:.4f} ± {numbers[name][1]:.4f}" for name in columns)
-        print(f"{arm:22}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -491,11 +491,33 @@ def make_pixel_shuffle() -> str:
     return text or NOT_MEASURED
 
 
+def make_pair_training() -> str:
+    """A model of pairs against alternating attention: points over seeds, time and memory in turns."""
+    text = ""
+    for record in read("pair_training.json"):
+        settings, results = record["settings"], record["results"]
+        columns = {
+            "point_error": "points, error", "point_error_second": "of the second view",
+            "head_accuracy": "clouds, accuracy", "head_completeness": "completeness", "head_overall": "overall",
+        }  # fmt: skip
+        rows = []
+        for arm, found in results["accuracy"].items():
+            rows.append([arm, *(format_error(found[name], 1) for name in columns)])
+        text += f"{settings['steps']} steps, {len(settings['seeds'])} seeds ({describe(record)}); ± half of the 95 % "
+        text += "interval over the seeds:\n\n" + table(["", *columns.values()], rows)
+        cost = results["cost"]
+        parts = (cost["parameters"], {arm: 1000 * each for arm, each in cost["median_s"].items()}, cost["peak_mib"])
+        rows = [[arm, *(f"{part[arm]:,.0f}" for part in parts)] for arm in settings["arms"]]
+        text += table(["a training step, in turns", "parameters", "ms", "MiB"], rows)
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "memory_da3": make_memory_da3,
     "memory_omega": make_memory_omega,
     "memory_pi3": make_memory_pi3,
+    "pair_training": make_pair_training,
     "pixel_shuffle": make_pixel_shuffle,
     "exactness": make_exactness,
     "views": make_views,

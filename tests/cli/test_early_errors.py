@@ -38,7 +38,7 @@ MISTAKES = {
     "demo --weights nan0": "got 'nan0'; did you mean 'nano'?",
     "demo --device gpu": "did you mean 'cuda'?",
     "info gone.safetensors": "got 'gone.safetensors'; there is no such file",
-    "train nanoo": "config must be a YAML file or one of finetune, nano,",
+    "train nanoo": "config must be a YAML file or one of dust3r_nano, finetune, nano,",
     "recontruct photos": "did you mean 'reconstruct'?",
 }
 

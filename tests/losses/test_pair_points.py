@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_depth_offset_and_scale_are_of_no_account_where_asked(clouds):
     whole = (torch.ones_like(valid[0]), torch.ones_like(valid[1]))
     settings = PairPointSettings(None, shift=True, scale=True)
     assert max(pair_point_errors(moved, truth, whole, settings).means()) < 1e-12
-    assert min(pair_point_errors(moved, truth, whole, settings._replace(shift=False)).means()) > 1e-2
+    assert min(pair_point_errors(moved, truth, whole, dataclasses.replace(settings, shift=False)).means()) > 1e-2
 
 
 def test_scenes_in_metres_keep_the_scale_of_the_truth(clouds):

@@ -17,6 +17,7 @@ from geomtx.training.config import LossSection
 from geomtx.training.optim import ClipGroup
 from geomtx.training.step import VGGT_TASK, TrainingStep
 from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.pairs import MASt3RTask
 from geomtx.training.tasks.rehearsal import Rehearsal
 from geomtx.training.tasks.task import Task
 from geomtx.training.tasks.video_tracker import VideoTask
@@ -179,3 +180,13 @@ def test_tracks_of_videos(loss: str):
     valid[0, 1:], valid[1] = False, False
     batch = batch._replace(tracks=batch.tracks._replace(valid=valid))
     check_chunks(model, task.build_loss(LossSection()), batch, task, num_chunks=2)
+
+
+def test_points_and_matches_of_pairs():
+    task = MASt3RTask(num_matches=50)
+    model = geomtx.MASt3R(geomtx.MASt3RConfig.tiny(encoder_depth=1, depth=2, patch_size=14)).double()
+    batch = uneven_scenes(2)
+    matches = task.prepare(batch).matches.valid.sum(1)
+    assert len(matches.unique()) > 1, "as uneven as the scenes"
+    assert matches.any()
+    check_chunks(model, task.build_loss(LossSection()), batch, task)

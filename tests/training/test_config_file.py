@@ -126,7 +126,7 @@ def test_files_and_overrides_that_are_wrong(tmp_path: Path):
         load_config(broken)
     with pytest.raises(ValueError, match=r"^config must be a mapping of keys, got '.*' with list$"):
         load_config(listed)
-    names = "finetune, nano, nano_gpu, nvs, nvs_nano, video_tracker, video_tracker_nano"
+    names = "dust3r_nano, finetune, nano, nano_gpu, nvs, nvs_nano, video_tracker, video_tracker_nano"
     with pytest.raises(FileNotFoundError, match=rf"^config must be a YAML file or one of {names}, got 'nanoo'$"):
         load_config("nanoo")
     with pytest.raises(ValueError, match=r"^--set must be like optimiser\.lr=1e-4, got 'ema'$"):

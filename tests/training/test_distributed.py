@@ -10,7 +10,7 @@ from processes import start, wait_for
 from training import two_processes
 from training.small_run import is_equal
 
-AROUND_VGGT = ("nvs", "video_tracker")
+DRAWING = ("nvs", "video_tracker", "mast3r", "croco")
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +96,22 @@ def test_sharded_parameters_train_as_whole_ones(folders: tuple[Path, Path]):
     assert results["monitor"] == "parameters must be whole for a monitor, got some that are sharded"
 
 
-# `VGGTForNVS` and `VideoTracker`
+# `VGGTForNVS`, `VideoTracker` and models of pairs
 
 
-@pytest.mark.parametrize("run", ["nvs", "nvs_frozen", "video", "video_frozen"])
-def test_two_processes_end_with_the_weights_of_one_around_a_vggt(run: str, folders: tuple[Path, Path]):
+@pytest.mark.parametrize("run", ["nvs", "nvs_frozen", "video", "video_frozen", "pairs"])
+def test_two_processes_end_with_the_weights_of_one_of_other_kinds(run: str, folders: tuple[Path, Path]):
     one, two = (read(folder / "around_vggt" / run / "checkpoint.pt") for folder in folders)
     assert one["step"] == two["step"] == 2
     assert (len(one["processes"]), len(two["processes"])) == (1, 2)
     assert_close(two["model"], one["model"])
     trained = {name for name in one["optimiser"]["state"] if "_head." in name}
     # With rehearsal the heads of the VGGT inside are trained; else they are frozen, and the RGB head is none of them.
-    assert any("vggt." in name for name in trained) == (not run.endswith("_frozen"))
+    inside = "second_head." if run == "pairs" else "vggt."
+    assert any(inside in name for name in trained) == (not run.endswith("_frozen"))
 
 
-@pytest.mark.parametrize("kind", AROUND_VGGT)
+@pytest.mark.parametrize("kind", DRAWING)
 def test_processes_that_draw_for_themselves_have_the_same_weights_also_when_resumed(
     kind: str, folders: tuple[Path, Path]
 ):
@@ -132,7 +133,7 @@ def test_heads_that_never_run_are_refused_in_every_process(kind: str, inside: st
     assert not (folder / f"{kind}_refused").exists()
 
 
-@pytest.mark.parametrize("kind", AROUND_VGGT)
+@pytest.mark.parametrize("kind", DRAWING)
 def test_sharded_parameters_train_as_whole_ones_of_ddp(kind: str, folders: tuple[Path, Path]):
     results = read(folders[1] / "around_vggt" / "sharded.pt")[kind]
     assert any(not torch.equal(value, results["start"][name]) for name, value in results["whole"].items())

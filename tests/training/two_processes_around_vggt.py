@@ -1,4 +1,4 @@
-"""What `two_processes` trains of models around a VGGT."""
+"""What `two_processes` trains of models around a VGGT, and of models of pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from geomtx.training.config import LossSection, ModelSection
 from geomtx.training.config_file import parse_config
 from geomtx.training.optim import build_clip_groups
 from geomtx.training.step import TrainingStep
+from geomtx.training.tasks.croco import CroCoTask
 from geomtx.training.tasks.nvs import NvsTask
+from geomtx.training.tasks.pairs import DUSt3RTask, MASt3RTask
 from geomtx.training.tasks.rehearsal import Rehearsal
 from geomtx.training.tasks.running import TrainedModel
 from geomtx.training.tasks.task import Task
@@ -34,6 +36,8 @@ from training.small_run import NUMBERS
 
 ROOMS = {"num_solids": [1, 1], "shadows": False}
 TRACKER = {"window": 4, "window_stride": 2, "stride": 2, "num_virtual": 2}
+PAIRS = ("dust3r", "mast3r", "croco")
+PAIR_NUMBERS = {"encoder_depth": 1, "depth": 2, "patch_size": 14, "image_size": 28}
 
 
 def this_rank() -> int:
@@ -66,10 +70,10 @@ def draw_videos(seeds: list[int], num_views: int, image_hw: tuple[int, int], **_
 def trainer_of(kind: str, folder: Path, task: Task, *, resume: bool = False, **changes: Any) -> Trainer:
     """Scenes of as many images in all processes together, for two steps."""
     is_video = kind == "video_tracker"
-    heads = changes.pop("heads", ["camera", "depth"])
+    numbers = PAIR_NUMBERS if kind in PAIRS else {**NUMBERS, "heads": changes.pop("heads", ["camera", "depth"])}
     views = changes.pop("views", {5: 1} if is_video else {2: 1})
     values: dict[str, Any] = {
-        "model": {"kind": kind, "preset": "tiny", "numbers": {**NUMBERS, "heads": heads}},
+        "model": {"kind": kind, "preset": "tiny", "numbers": numbers},
         "data": {"image_hw": [28, 28], "images": (20 if is_video else 8) // count_processes(), "views": views},
         "optimiser": {"lr": 2e-3, "eps": 1e-3},
         "schedule": {"steps": 2},
@@ -91,6 +95,7 @@ def train_on_the_same(folder: Path) -> None:
         "nvs_frozen": ("nvs", dataclasses.replace(nvs, rehearsal=None), ["vggt.*_head"]),
         "video": ("video_tracker", video, []),
         "video_frozen": ("video_tracker", dataclasses.replace(video, rehearsal=None), ["features.vggt.*_head"]),
+        "pairs": ("dust3r", DUSt3RTask(), []),
     }
     for name, (kind, task, frozen) in runs.items():
         trainer = trainer_of(kind, folder / name, task, freeze=frozen)
@@ -99,11 +104,13 @@ def train_on_the_same(folder: Path) -> None:
 
 
 def drawing_tasks() -> Iterator[tuple[str, Task, dict[str, Any]]]:
-    """Every process draws its own numbers: of views, of targets, of rooms. One time without tracks."""
+    """Every process draws its own numbers: of views, of targets, of rooms, of matches, of hidden patches."""
     heads = ["camera", "tracks"]
     yield "nvs", NvsTask(num_inputs=1, redraw=0.5, rehearsal=Rehearsal(0.5)), {"heads": heads, "views": {2: 1, 3: 1}}
     rehearsal = Rehearsal(scenes=1, views=(2, 3), num_tracks=2, style=ROOMS)
     yield "video_tracker", VideoTask(TRACKER, rehearsal=rehearsal), {"heads": heads, "views": {3: 1, 5: 1}}
+    yield "mast3r", MASt3RTask(num_matches=50), {}
+    yield "croco", CroCoTask(ratio=0.5), {}
 
 
 def resume(folder: Path) -> None:
@@ -148,7 +155,7 @@ def shard(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (accelerator.num_processes,))
     results = {}
     for kind, task, _ in drawing_tasks():
-        numbers = {**NUMBERS, "heads": ["camera"]}
+        numbers = PAIR_NUMBERS if kind in PAIRS else {**NUMBERS, "heads": ["camera"]}
         torch.manual_seed(0)
         whole = TrainedModel(task.build_model(ModelSection(kind=kind, preset="tiny", numbers=numbers)), task)
         sharded = copy.deepcopy(whole)

@@ -15,6 +15,7 @@ from geomtx.data.frame_geometry import (
     resize_frame,
     rotate_frame,
 )
+from geomtx.data.matches import PixelMatches, match_pixels
 from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest, SceneSource, ViewCountSampler, rank_by_pose
 from geomtx.data.scene_check import BatchCheck, SceneError, check_batch, check_cameras, check_values
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
@@ -41,6 +42,7 @@ __all__ = [
     "FrameChoice",
     "FrameTransform",
     "MotionStyle",
+    "PixelMatches",
     "RoomStyle",
     "SampleOptions",
     "SceneDataset",
@@ -67,6 +69,7 @@ __all__ = [
     "crop_to_principal_point",
     "held_out_seed",
     "is_held_out",
+    "match_pixels",
     "rank_by_pose",
     "read_depth",
     "read_half_png",

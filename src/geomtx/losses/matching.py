@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ __all__ = ["MatchingSettings", "matching_loss", "matching_precision"]
 _LEAST = math.log(1e-8)  # of the logarithm of a ratio
 
 
-class MatchingSettings(NamedTuple):
+@dataclass(frozen=True)
+class MatchingSettings:
     """Settings of `matching_loss`; the defaults are those of MASt3R's training.
 
     Attributes:

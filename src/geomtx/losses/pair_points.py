@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -32,7 +33,8 @@ _SCALES = (1e-3, 1e3)  # of predicted clouds with `PairPointSettings.scale`
 _SKY_ERROR = 2.0
 
 
-class PairPointSettings(NamedTuple):
+@dataclass(frozen=True)
+class PairPointSettings:
     """How predicted point maps of pairs are compared with true ones.
 
     Attributes:

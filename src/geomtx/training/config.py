@@ -37,6 +37,7 @@ MOST_RENDERED = {"synthetic": MOST_VIEWS, "synthetic_video": MOST_FRAMES}
 
 # Constructors of `VGGTConfig`; other kinds of models may have others, or more.
 PRESETS = ("vggt_1b", "tiny", "nano", "small", "base")
+_PAIR_KINDS = ("dust3r", "mast3r", "croco")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +163,14 @@ class ModelSection:
     """The model to train.
 
     Attributes:
-        kind: "vggt", "depth_anything", "nvs" or "video_tracker", see `geomtx.training.tasks.task.Task`.
-        preset: Name of a constructor of `VGGTConfig`; "vggt_1b" stands for its defaults.
-        numbers: Fields of `VGGTConfig`, in place of the preset's.
+        kind: "vggt", "depth_anything", "dust3r", "mast3r", "croco", "nvs" or "video_tracker", see
+            `geomtx.training.tasks.task.Task`.
+        preset: Name of a constructor of `VGGTConfig`; "vggt_1b" stands for its defaults. Models of pairs have "tiny",
+            and by default the sizes of the largest published one.
+        numbers: Fields of `VGGTConfig`, or of the configuration of a model of pairs, in place of the preset's.
         weights: Weights to start from, as for `VGGT.from_pretrained`, with their configuration; defaults to random
-            weights. "depth_anything" starts from a `DepthAnything3`, other kinds from a VGGT or a model of their own.
+            weights. "depth_anything" starts from a `DepthAnything3`; "dust3r" and "mast3r" from a model of their own or
+            a `CroCo`, "mast3r" also from a `DUSt3R`; other kinds from a VGGT or a model of their own.
         heads: Names of the heads of `weights` to train; defaults to all.
     """
 
@@ -179,10 +183,13 @@ class ModelSection:
     def __post_init__(self) -> None:
         if self.kind == "vggt":
             check_option("preset", self.preset, PRESETS)
-        if self.weights is not None and self.numbers:
+        # Models of pairs may begin with those of another one, which are no weights of their heads.
+        if self.weights is not None and self.numbers and self.kind not in _PAIR_KINDS:
             raise ValueError(f"numbers must be empty where model.weights bring theirs, got {self.numbers}")
         if self.weights is None and self.heads is not None:
             raise ValueError(f"heads must go with model.weights, got {self.heads}; use model.numbers.heads")
+        if self.heads is not None and self.kind in _PAIR_KINDS:
+            raise ValueError(f"heads must be left out for models of pairs, got {self.heads}")
         for head in self.heads or ():
             check_option("heads", head, HEADS)
 

@@ -31,6 +31,7 @@ __all__ = [
     "build_monitor",
     "check_rehearsal",
     "check_track_labels",
+    "check_view_counts",
     "leave_out_tracks",
     "prepare_model",
 ]
@@ -123,6 +124,25 @@ def check_track_labels(model: nn.Module, num_tracks: int) -> None:
             f"data.num_tracks must be positive where the head of tracks is trained, got {num_tracks}; "
             "else leave 'tracks' out of the model's heads, or freeze track_head"
         )
+
+
+def check_view_counts(task: Any, config: TrainingConfig) -> None:
+    """Require scenes of as many views as a task has, if it says so, for training and validation.
+
+    Args:
+        task: The task; one without an attribute `num_views` takes any number.
+        config: Configuration of the run.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    wanted = getattr(task, "num_views", None)
+    validated = config.validation.views if config.validation.every else ()
+    drawn = [views for views, weight in config.data.views.items() if weight]
+    for key, counts in (("data.views", drawn), ("validation.views", validated)):
+        for views in counts:
+            if wanted is not None and views != wanted:
+                raise ValueError(f"{key} must be {wanted} where model.kind is '{config.model.kind}', got {views}")
 
 
 def check_rehearsal(model: nn.Module, task: Any, num_processes: int) -> None:

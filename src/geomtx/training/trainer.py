@@ -51,6 +51,7 @@ from geomtx.training.prepare import (
     build_monitor,
     check_rehearsal,
     check_track_labels,
+    check_view_counts,
     leave_out_tracks,
     prepare_model,
 )
@@ -218,6 +219,7 @@ class Trainer:
     ) -> None:
         self.task = build_task(config.model.kind, config.task) if task is None else task
         check_datasets(config.data, validation=config.validation.every > 0)
+        check_view_counts(self.task, config)
         self.folder = RunFolder(Path(folder), config)
         state = self.folder.open(resume=resume, overwrite=overwrite)
         if draw is None and task is None and model is None:

@@ -23,6 +23,9 @@ __all__ = ["Task", "build_task", "starting_from"]
 _HOMES = {
     "vggt": ("geomtx.training.tasks.vggt", "VggtTask"),
     "depth_anything": ("geomtx.training.tasks.depth_anything", "DepthAnythingTask"),
+    "dust3r": ("geomtx.training.tasks.pairs", "DUSt3RTask"),
+    "mast3r": ("geomtx.training.tasks.pairs", "MASt3RTask"),
+    "croco": ("geomtx.training.tasks.croco", "CroCoTask"),
     "nvs": ("geomtx.training.tasks.nvs", "NvsTask"),
     "video_tracker": ("geomtx.training.tasks.video_tracker", "VideoTask"),
 }
@@ -31,6 +34,8 @@ _HOMES = {
 @runtime_checkable
 class Task(Protocol):
     """A kind of model in training: a frozen dataclass whose fields, all with defaults, are the section `task`.
+
+    A class attribute `num_views` says that its scenes have that number of views; without one they may have any.
 
     Its models have `config`, with `patch_size` and `to_dict()` of plain values, `save_pretrained(folder)` and
     `from_pretrained(source, dtype=…)`. Random numbers are drawn from torch's global generators, whose states a
@@ -87,7 +92,7 @@ def build_task(kind: str, options: dict[str, Any]) -> Task:
     """Return the task of a configuration.
 
     Args:
-        kind: "vggt", "depth_anything", "nvs" or "video_tracker".
+        kind: "vggt", "depth_anything", "dust3r", "mast3r", "croco", "nvs" or "video_tracker".
         options: Fields of the task, plain values.
 
     Raises:
