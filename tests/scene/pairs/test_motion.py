@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geomtx.geometry import invert_rigid, transform_points
-from geomtx.scene.pairs import AlignmentOptions, MotionTerms, align_pairs, consistent_flow, moving_pixels
+from geomtx.scene.pairs import AlignmentOptions, MotionTerms, align_pairs, consistent_flow, motion, moving_pixels
 from geomtx.scene.pairs.motion import camera_flow, depth_term, flow_term, smoothness_terms
 from scene.pairs.point_maps import LONG_FOCAL, both_ways, make_maps, make_surface_truth
 
@@ -97,3 +97,63 @@ def test_bad_terms_are_named(truth):
         align_pairs(maps, motion=MotionTerms((torch.zeros(6, 2, 3, 3),) * 2))
     with pytest.raises(ValueError, match="flow_weight must be at least 0, got -1"):
         align_pairs(maps, motion=MotionTerms(flow_weight=-1))
+    with pytest.raises(ValueError, match="flow must be forwards and back, two tensors, got 1"):
+        align_pairs(maps, motion=MotionTerms((torch.zeros(6, 2, *SIZE),)))
+    with pytest.raises(ValueError, match="flow_start must be in 0 … 1, got 2"):
+        align_pairs(maps, motion=MotionTerms(flow_start=2))
+    with pytest.raises(ValueError, match=r"pairs must come in both directions, got \(0, 2\) without \(2, 0\)"):
+        align_pairs(maps.take([0, 1, 2, 3, 5]), motion=MotionTerms(torch.zeros(5, 2, *SIZE)))
+
+
+def test_flow_that_is_not_known_does_not_count(truth):
+    poses, intrinsics = cameras_of(truth)
+    depth = torch.stack(truth.depth).requires_grad_()
+    flow = true_flow(truth, PAIRS), true_flow(truth, PAIRS.flip(1))
+    holes = torch.rand(len(PAIRS), 1, *SIZE) < 0.3
+    holes[0] = False
+    wrong = [torch.where(holes, 10.0, each + 1) for each in flow]
+    unknown = [torch.where(holes, torch.nan, each + 1) for each in flow]
+    found = flow_term(PAIRS, depth, (poses, intrinsics), tuple(unknown))
+    assert found.item() == pytest.approx(1.0, rel=1e-3)
+    assert flow_term(PAIRS, depth, (poses, intrinsics), tuple(wrong)) > 2
+    assert torch.autograd.grad(found, depth)[0].isfinite().all()
+    induced = flow[0]
+    seen = torch.where(holes, torch.nan, induced)
+    seen[:, :, 3:6, 4:9] += 5
+    for rule in ("largest", "median"):
+        moving = moving_pixels(PAIRS, induced, seen, NUM, rule=rule)
+        known = torch.zeros(NUM, *SIZE).index_add_(0, PAIRS[:, 0], 1.0 - holes[:, 0].float()) > 0
+        assert torch.equal(moving, box(moving) & known)
+
+
+def box(like):
+    wanted = torch.zeros_like(like)
+    wanted[:, 3:6, 4:9] = True
+    return wanted
+
+
+def test_small_errors_everywhere_are_no_motion(truth):
+    induced = true_flow(truth, PAIRS)
+    noisy = induced + 0.3 * torch.randn_like(induced)
+    assert moving_pixels(PAIRS, induced, noisy, NUM).any()
+    assert not moving_pixels(PAIRS, induced, induced + 0.1 * torch.rand_like(induced), NUM, rule="median").any()
+    noisy[:, :, 3:6, 4:9] += 5
+    assert torch.equal(moving_pixels(PAIRS, induced, noisy, NUM, rule="median"), box(torch.zeros(NUM, *SIZE) > 0))
+
+
+def test_some_pairs_at_a_time_give_the_same(truth, monkeypatch):
+    cameras, depth = cameras_of(truth), torch.stack(truth.depth).requires_grad_()
+    flow = torch.randn(len(PAIRS), 2, *SIZE).double()
+    reverse = [PAIRS.tolist().index([second, first]) for first, second in PAIRS.tolist()]
+    moving = torch.rand(NUM, *SIZE) < 0.3
+
+    def evaluate(given):
+        value = flow_term(PAIRS, depth, cameras, given, moving)
+        return value, torch.autograd.grad(value, depth)[0]
+
+    both = evaluate((flow, flow[reverse]))
+    for at_once in (1, 4 * SIZE[0] * SIZE[1]):
+        monkeypatch.setattr(motion, "_PIXELS_AT_ONCE", at_once)
+        for given in ((flow, flow[reverse]), flow):
+            for ours, wanted in zip(evaluate(given), both, strict=True):
+                torch.testing.assert_close(ours, wanted)

@@ -66,7 +66,8 @@ class AlignmentOptions(NamedTuple):
 
     Attributes:
         method: "fast" finds the minimum by reweighted least squares, most of it on some of the pixels; "published"
-            makes a fixed number of steps of Adam, to which `steps` and what follows it up to `schedule` belong.
+            makes a fixed number of steps of Adam, to which `steps` and what follows it up to `schedule` belong. With
+            terms of motion, "fast" makes these steps after the least squares.
         confidence: Weight of a pixel of confidence C: "log" C, "sqrt", "minus_one" or "none".
         squared: Whether distances are squared; by default they are not.
         by_pair: Whether pairs count alike, whatever their number of pixels.
@@ -140,8 +141,7 @@ def align_pairs(
         options: Options of the alignment, see `AlignmentOptions`.
         known: Known values of the images. With all poses known, the start comes of them; with some, at least two, the
             placed images are brought to them first.
-        motion: Terms that frames of a video add to the loss (MonST3R), by the published steps, whatever the method is.
-            Defaults to none.
+        motion: Terms that frames of a video add to the loss (MonST3R) in the steps of Adam. Defaults to none.
         device: Device to compute on; defaults to the device of the points.
 
     Returns:
@@ -160,7 +160,7 @@ def align_pairs(
     check_alignment_options(options)
     sizes = check_pairs(maps, num_images)
     if motion is not None:
-        check_motion(motion, len(maps.pairs), sizes)
+        check_motion(motion, maps.pairs, sizes)
     focals, poses = _check_known(known, sizes, shared=options.shared_focal)
     maps = leave_out_pixels(maps, known.masks)
     scores = score_pairs(maps).tolist()
@@ -187,10 +187,12 @@ def align_pairs(
     place = data.points.device
     start = start.map(lambda each: each.to(data.points.dtype).to(place))
     fixed = FixedCameras(has_pose.to(place), focals.isfinite().to(place), options.shared_focal)
-    if options.method == "fast" and motion is None:
+    motion = None if motion is None else motion.to(data.points.dtype, place)
+    if options.method == "fast":
         state, losses, steps = solve_reweighted(data, start, fixed, squared=options.squared)
-    else:
-        state, losses, steps = _descend(data, start, fixed, options, motion)
+    if options.method == "published" or motion is not None:
+        first = start if options.method == "published" else state
+        state, losses, steps = _descend(data, first, fixed, options, motion)
     return _result(state, data, confidence, losses, steps)
 
 

@@ -1,18 +1,19 @@
 """What global alignment of a video adds: smooth cameras, optical flow of what stands still, and what moves.
 
-Facts of MonST3R (Zhang et al. 2024), section 3.3.
+As in MonST3R (Zhang et al. 2024), section 3.3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
-from geomtx.checks import check_at_least, check_mask, check_shape
+from geomtx.checks import check_at_least, check_mask, check_range, check_shape
 from geomtx.scene.pairs.objective import AlignmentState, camera_parameters
 from geomtx.scene.pairs.two_views import intrinsics_of
 from geomtx.types import Bool, Float, Int, show_shapes
@@ -20,6 +21,7 @@ from geomtx.types import Bool, Float, Int, show_shapes
 __all__ = [
     "MotionTerms",
     "camera_flow",
+    "check_both_directions",
     "check_motion",
     "consistent_flow",
     "depth_term",
@@ -30,9 +32,12 @@ __all__ = [
 ]
 
 _TINY = 1e-6
+_PIXELS_AT_ONCE = 1 << 20  # of pairs whose flow is compared together
 _LARGEST_ERROR = 50.0  # of the smooth L1 distance of one component of the flow
 _MOVING = 0.35  # of the largest error of a map
+_MEDIANS, _LEAST_PX = 3.0, 0.5  # median errors of a map, and pixels
 _CONSISTENT_PX = 3.0
+MovingRule = Literal["largest", "median"]
 
 
 @show_shapes
@@ -40,19 +45,19 @@ class MotionTerms(NamedTuple):
     """Terms that global alignment of a video adds to its loss; all frames have one size.
 
     Attributes:
-        flow: Optical flow in pixels from the first to the second image of each pair, and back, (E, 2, H, W) each;
-            defaults to none.
+        flow: Optical flow in pixels from the first to the second image of each pair, and back, (E, 2, H, W) each, NaN
+            where it isn't known; or the first alone, of pairs that come in both directions. Defaults to none.
         moving: Pixels of each image that move by themselves, (S, H, W) bool, where the flow doesn't count; defaults to
             none.
         smoothness_weight: Weight of the changes between neighbouring cameras.
-        flow_weight: Weight of the flow's errors.
+        flow_weight: Weight of the flow's errors, which are in pixels; the published one is for images of 512.
         depth_weight: Weight of the depth's change from its start.
         translation_weight: Weight of translations within the smoothness.
         flow_start: Share of all steps after which the flow counts.
         largest_flow_error: Total of the flow's term above which it counts as 0; 0 for no limit.
     """
 
-    flow: tuple[Tensor, Tensor] | None = None
+    flow: Tensor | tuple[Tensor, Tensor] | None = None
     moving: Tensor | None = None
     smoothness_weight: float = 0.01
     flow_weight: float = 0.01
@@ -61,28 +66,53 @@ class MotionTerms(NamedTuple):
     flow_start: float = 0.1
     largest_flow_error: float = 25.0
 
+    def to(self, dtype: torch.dtype, device: torch.device) -> MotionTerms:
+        """Return the terms with their flow in a precision, and all tensors on a device."""
+        flow = tree_map_only(Tensor, lambda each: each.to(device, dtype), self.flow)
+        return self._replace(flow=flow, moving=None if self.moving is None else self.moving.to(device))
 
-def check_motion(terms: MotionTerms, num_pairs: int, sizes: Sequence[tuple[int, int]]) -> None:
+
+def check_motion(terms: MotionTerms, pairs: Int[Tensor, "e 2"], sizes: Sequence[tuple[int, int]]) -> None:
     """Require terms of the right shapes.
 
     Args:
         terms: The terms.
-        num_pairs: Number of pairs.
+        pairs: Two images each, (E, 2).
         sizes: Height and width of each frame.
 
     Raises:
-        ValueError: If frames differ in size, or a shape or a weight is another one.
+        ValueError: If frames differ in size, pairs lack their reverse where the flow back isn't given, or a shape or a
+            number is another one.
     """
     if len(set(sizes)) > 1:
         raise ValueError(
             f"frames of a video must have one size, got {sizes[0]} and {next(s for s in sizes if s != sizes[0])}"
         )
-    for side, each in enumerate(terms.flow or ()):
-        check_shape(f"flow[{side}]", each, (num_pairs, 2, *sizes[0]))
+    if isinstance(terms.flow, Tensor):
+        check_shape("flow", terms.flow, (len(pairs), 2, *sizes[0]))
+        check_both_directions(pairs)
+    elif terms.flow is not None:
+        if len(terms.flow) != 2:
+            raise ValueError(f"flow must be forwards and back, two tensors, got {len(terms.flow)}")
+        for side, each in enumerate(terms.flow):
+            check_shape(f"flow[{side}]", each, (len(pairs), 2, *sizes[0]))
     if terms.moving is not None:
         check_mask("moving", terms.moving, (len(sizes), *sizes[0]))
-    for name in ("smoothness_weight", "flow_weight", "depth_weight", "translation_weight"):
+    for name in ("smoothness_weight", "flow_weight", "depth_weight", "translation_weight", "largest_flow_error"):
         check_at_least(name, getattr(terms, name), 0)
+    check_range("flow_start", terms.flow_start, 0, 1)
+
+
+def check_both_directions(pairs: Int[Tensor, "e 2"]) -> None:
+    """Require pairs that all come with their reverse.
+
+    Raises:
+        ValueError: If one doesn't; the message names it.
+    """
+    known = {(first, second) for first, second in pairs.tolist()}
+    alone = next((pair for pair in sorted(known) if pair[::-1] not in known), None)
+    if alone is not None:
+        raise ValueError(f"pairs must come in both directions, got {alone} without {alone[::-1]}")
 
 
 def camera_flow(
@@ -96,45 +126,91 @@ def camera_flow(
         second: Cameras of the second images.
     """
     (pose1, intrinsics1), (pose2, intrinsics2) = first, second
-    height, width = depth.shape[-2:]
-    y, x = (torch.arange(size, dtype=depth.dtype, device=depth.device) for size in (height, width))
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    grid = _pixels(depth)
     pixels = torch.cat([grid, torch.ones_like(grid[:1])]).flatten(1)
     turn = intrinsics2 @ pose2[..., :3].mT
     over = turn @ pose1[..., :3] @ torch.linalg.inv(intrinsics1)
     shift = turn @ (pose1[..., 3:] - pose2[..., 3:])
     seen = over @ pixels + shift / (depth.flatten(1)[:, None] + _TINY)
-    return (seen[:, :2] / (seen[:, 2:] + _TINY)).unflatten(-1, (height, width)) - grid
+    return (seen[:, :2] / (seen[:, 2:] + _TINY)).view(-1, *grid.shape) - grid
+
+
+def _pixels(like: Tensor) -> Float[Tensor, "2 h w"]:
+    """Return the coordinates (x, y) of the pixels of maps (…, H, W), (2, H, W)."""
+    y, x = (torch.arange(size, dtype=like.dtype, device=like.device) for size in like.shape[-2:])
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
 
 
 def flow_term(
     pairs: Int[Tensor, "e 2"],
     depth: Float[Tensor, "s h w"],
     cameras: tuple[Tensor, Tensor],
-    flow: tuple[Tensor, Tensor],
+    flow: Tensor | tuple[Tensor, Tensor],
     moving: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean smooth L1 distance between the cameras' flow and optical flow, forwards and backwards added, ().
 
-    Components of which it is 50 or more don't count.
+    Components of which it is 50 or more don't count, nor does flow that isn't known. Value and gradient are computed
+    together, some pairs at a time, so that the memory in use beside the flow doesn't depend on their number.
 
     Args:
         pairs: Two images each, (E, 2).
         depth: Depth of the images, (S, H, W).
         cameras: Camera-to-world poses (S, 3, 4) and intrinsics (S, 3, 3).
-        flow: Optical flow of the pairs and back, (E, 2, H, W) each.
+        flow: Optical flow of the pairs and back, (E, 2, H, W) each, NaN where it isn't known; or the first alone, of
+            pairs that come in both directions.
         moving: Pixels that move by themselves, which don't count, (S, H, W) bool; defaults to none.
     """
+    sides = (flow,) if isinstance(flow, Tensor) else flow
     total = depth.new_zeros(())
-    for (one, two), target in zip((pairs.T, pairs.T.flip(0)), flow, strict=True):
-        first, second = (tuple(each[index] for each in cameras) for index in (one, two))
-        induced = camera_flow(depth[one], (first[0], first[1]), (second[0], second[1]))
-        error = F.smooth_l1_loss(induced, target, reduction="none")
-        counts = error < _LARGEST_ERROR
-        if moving is not None:
-            counts = counts & ~moving[one][:, None]
-        total = total + torch.where(counts, error, 0.0).sum() / counts.sum().clamp(min=1)
-    return total
+    for order, target in zip((pairs, pairs.flip(1)), sides, strict=False):
+        total = total + _MeanFlowError.apply(order, target, moving, depth, *cameras)
+    return total * (2 / len(sides))
+
+
+class _MeanFlowError(torch.autograd.Function):
+    """Mean of the errors that count; the gradient is that of its single pass over the pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, pairs: Tensor, flow: Tensor, moving: Tensor | None, *values: Tensor) -> Tensor:
+        depth, poses, intrinsics = (
+            each.detach().requires_grad_(needed) for each, needed in zip(values, ctx.needs_input_grad[3:], strict=True)
+        )
+        inputs = [each for each in (depth, poses, intrinsics) if each.requires_grad]
+        gradients = [torch.zeros_like(each) for each in inputs]
+        total, count = depth.new_zeros(()), depth.new_zeros(())
+        at_once = max(1, _PIXELS_AT_ONCE // depth[0].numel())
+        for some, wanted in zip(pairs.split(at_once), flow.split(at_once), strict=True):
+            with torch.enable_grad():
+                error, number = _flow_errors(some, depth, (poses, intrinsics), wanted, moving)
+            total, count = total + error.detach(), count + number
+            if inputs:
+                for sum_, each in zip(gradients, torch.autograd.grad(error, inputs), strict=True):
+                    sum_ += each
+        count = count.clamp(min=1)
+        ctx.save_for_backward(*(each / count for each in gradients))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        needed = ctx.needs_input_grad[3:]
+        return None, None, None, *(gradients[0] * next(saved) if each else None for each in needed)
+
+
+def _flow_errors(
+    pairs: Tensor, depth: Tensor, cameras: tuple[Tensor, Tensor], flow: Tensor, moving: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the errors that count, and their number."""
+    one, two = pairs.unbind(1)
+    first, second = (tuple(each[index] for each in cameras) for index in (one, two))
+    induced = camera_flow(depth[one], (first[0], first[1]), (second[0], second[1]))
+    known = flow.isfinite()
+    error = F.smooth_l1_loss(induced, torch.where(known, flow, 0.0), reduction="none")
+    counts = known & (error < _LARGEST_ERROR)
+    if moving is not None:
+        counts = counts & ~moving[one][:, None]
+    return torch.where(counts, error, 0.0).sum(), counts.sum().to(error.dtype)
 
 
 def smoothness_terms(poses: Float[Tensor, "s 3 4"], translation_weight: float = 1.0) -> Float[Tensor, " t"]:
@@ -193,25 +269,40 @@ def motion_loss(
 
 
 def moving_pixels(
-    pairs: Int[Tensor, "e 2"], induced: Float[Tensor, "e 2 h w"], flow: Float[Tensor, "e 2 h w"], num_images: int
+    pairs: Int[Tensor, "e 2"],
+    induced: Float[Tensor, "e 2 h w"],
+    flow: Float[Tensor, "e 2 h w"],
+    num_images: int,
+    *,
+    rule: MovingRule = "largest",
 ) -> Bool[Tensor, "s h w"]:
     """Return the pixels of each image that move by themselves: whose flow isn't that of the cameras, (S, H, W).
 
-    Errors are scaled to 0 … 1 in each map, and averaged over the pairs that start at an image; from 0.35 on, a pixel
-    moves.
+    The length of the difference is divided by a scale of each map, and averaged over the pairs that start at an image.
 
     Args:
         pairs: Two images each, (E, 2).
         induced: Flow of the cameras from the first to the second image, (E, 2, H, W).
-        flow: Optical flow likewise.
+        flow: Optical flow likewise; where it is NaN, it isn't known and doesn't count.
         num_images: Number of images.
+        rule: Rule for what is large. "largest", the published one, scales the errors of a map to 0 … 1, and a pixel
+            moves from 0.35 on: something always moves. "median" is for cameras that are known well: a pixel moves from
+            three times the median error on, and from half a pixel on.
     """
     error = torch.linalg.vector_norm(induced - flow, dim=1)
-    low, high = error.amin((1, 2), keepdim=True), error.amax((1, 2), keepdim=True)
-    scaled = (error - low) / (high - low).clamp(min=torch.finfo(error.dtype).tiny)
-    total = error.new_zeros(num_images, *error.shape[1:]).index_add_(0, pairs[:, 0], scaled)
-    count = torch.bincount(pairs[:, 0], minlength=num_images).clamp(min=1)
-    return total / count[:, None, None] > _MOVING
+    known = error.isfinite()
+    if rule == "largest":
+        low = torch.where(known, error, torch.inf).amin((1, 2), keepdim=True)
+        high = torch.where(known, error, -torch.inf).amax((1, 2), keepdim=True)
+        error, scale = error - low, _MOVING * (high - low).clamp(min=torch.finfo(error.dtype).tiny)
+    else:
+        median = torch.where(known, error, torch.nan).flatten(1).nanmedian(dim=1).values[:, None, None]
+        scale = (_MEDIANS * median).clamp(min=_LEAST_PX)
+    total, count = (
+        error.new_zeros(num_images, *error.shape[1:]).index_add_(0, pairs[:, 0], each)
+        for each in (torch.where(known, error / scale, 0.0), known.to(error.dtype))
+    )
+    return total / count.clamp(min=1) > 1
 
 
 def consistent_flow(forward: Float[Tensor, "e 2 h w"], backward: Float[Tensor, "e 2 h w"]) -> Bool[Tensor, "e h w"]:
@@ -222,8 +313,7 @@ def consistent_flow(forward: Float[Tensor, "e 2 h w"], backward: Float[Tensor, "
         backward: Flow from the second to the first image.
     """
     height, width = forward.shape[-2:]
-    y, x = (torch.arange(size, dtype=forward.dtype, device=forward.device) for size in (height, width))
-    goal = torch.stack(torch.meshgrid(x, y, indexing="xy")) + forward
+    goal = _pixels(forward) + forward
     last = goal.new_tensor([width - 1, height - 1])[:, None, None]
     inside = ((goal >= 0) & (goal <= last)).all(1)
     grid = (2 * goal / last - 1).movedim(1, -1)
