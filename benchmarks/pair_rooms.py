@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import roma
 import torch
 from torch import Tensor
 
@@ -30,26 +33,44 @@ def room_pairs(
     room = render_scenes([held_out_seed(HELD_OUT_SCENES["pairs"][index])], num_views, image_hw)
     assert room.cameras is not None
     assert room.points is not None
-    poses, world = room.cameras.cam_from_world[0], room.points[0]
-    dice = torch.Generator().manual_seed(index)
     pairs = [
         (i, j)
         for i in range(num_views)
         for j in range(num_views)
         if i != j and (offsets is None or abs(i - j) <= offsets)
     ]
+    return room, noisy_maps(room.cameras.cam_from_world[0], room.points[0], torch.tensor(pairs), index)
+
+
+def noisy_maps(cam_from_world: Tensor, points: Tensor, pairs: Tensor, seed: int, *, turn: float = 0.0) -> PairMaps:
+    """Make what a network would predict of pairs.
+
+    Args:
+        cam_from_world: Poses of S images, (S, 3, 4).
+        points: Point in the world of each pixel, (S, H, W, 3).
+        pairs: Two images each, (E, 2).
+        seed: Seed of the errors.
+        turn: Standard deviation of a rotation of the second image's points about their middle, in degrees about each
+            axis.
+    """
+    image_hw = (points.shape[1], points.shape[2])
+    dice = torch.Generator().manual_seed(seed)
     maps: tuple[list[Tensor], ...] = ([], [], [], [])
-    for i, j in pairs:
+    for i, j in pairs.tolist():
         scale = float(torch.empty(()).uniform_(1 - SCALE, 1 / (1 - SCALE), generator=dice))
         for side, image in enumerate((i, j)):
-            points = transform_points(poses[i], world[image].flatten(0, 1)).unflatten(0, image_hw)
+            own = transform_points(cam_from_world[i], points[image].flatten(0, 1)).unflatten(0, image_hw)
             bend = torch.randn(1, 1, 3, 4, generator=dice)
             bend = torch.nn.functional.interpolate(bend, image_hw, mode="bicubic", align_corners=True)[0, 0]
-            noise = NOISE * points.norm(dim=-1, keepdim=True) * torch.randn(*image_hw, 3, generator=dice)
+            noise = NOISE * own.norm(dim=-1, keepdim=True) * torch.randn(*image_hw, 3, generator=dice)
             wrong = torch.rand(image_hw, generator=dice) < OUTLIERS
             factor = torch.where(wrong, FACTOR ** (2 * torch.rand(image_hw, generator=dice) - 1), 1.0)
             confidence = 1 + 10 * torch.rand(image_hw, generator=dice)
             confidence = torch.where(wrong, 1 + (confidence - 1) / 2, confidence)
-            maps[side].append(scale * (points * (factor * (1 + BEND * bend))[..., None] + noise))
+            if side and turn:
+                angles = math.radians(turn) * torch.randn(3, generator=dice)
+                middle = own.mean((0, 1))
+                own = (own - middle) @ roma.rotvec_to_rotmat(angles).T + middle
+            maps[side].append(scale * (own * (factor * (1 + BEND * bend))[..., None] + noise))
             maps[2 + side].append(confidence)
-    return room, PairMaps(torch.tensor(pairs), *(tuple(each) for each in maps))
+    return PairMaps(pairs, *(tuple(each) for each in maps))

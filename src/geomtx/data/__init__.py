@@ -19,6 +19,7 @@ from geomtx.data.matches import PixelMatches, match_pixels
 from geomtx.data.sampling import FrameChoice, SceneMixture, SceneRequest, SceneSource, ViewCountSampler, rank_by_pose
 from geomtx.data.scene_check import BatchCheck, SceneError, check_batch, check_cameras, check_values
 from geomtx.data.scene_dataset import SampleOptions, SceneDataset, SceneRecord, assemble_scene
+from geomtx.data.synthetic.flow import VideoFlow, trace_flow
 from geomtx.data.synthetic.motion import MotionStyle
 from geomtx.data.synthetic.photos import save_photos, truth_in_views
 from geomtx.data.synthetic.render import (
@@ -53,6 +54,7 @@ __all__ = [
     "SceneSource",
     "UnifiedDataset",
     "VideoAugmentation",
+    "VideoFlow",
     "VideoStyle",
     "ViewCountSampler",
     "VirtualKittiDataset",
@@ -80,6 +82,7 @@ __all__ = [
     "resize_frame",
     "rotate_frame",
     "save_photos",
+    "trace_flow",
     "training_seed",
     "truth_in_views",
 ]

@@ -12,7 +12,7 @@ from geomtx.data.synthetic.solids import Solids, Textures, cast_rays, is_blocked
 from geomtx.geometry.camera import invert_rigid
 from geomtx.types import Cameras
 
-__all__ = ["LitRoom", "rays_through"]
+__all__ = ["LitRoom", "pixel_rays", "rays_through"]
 
 
 class LitRoom:
@@ -27,7 +27,7 @@ class LitRoom:
         """
         # Rays have z = 1 in the camera, so the distance in lengths of the ray is the z-depth.
         eyes = invert_rigid(cameras.cam_from_world)[..., 3]
-        directions = _pixel_rays(cameras, image_hw, 0.0, 0.0)
+        directions = pixel_rays(cameras, image_hw)
         center = cast_rays(self.solids, eyes, directions)
         focal = cameras.intrinsics[:, :, :1, 0] * supersample
         shifts = [(2 * i + 1) / (2 * supersample) - 0.5 for i in range(supersample)]
@@ -35,7 +35,7 @@ class LitRoom:
         for dy, dx in itertools.product(shifts, shifts):
             hits = center
             if (dx, dy) != (0.0, 0.0):
-                directions = _pixel_rays(cameras, image_hw, dx, dy)
+                directions = pixel_rays(cameras, image_hw, dx, dy)
                 hits = cast_rays(self.solids, eyes, directions)
             points = eyes[:, :, None] + hits.distance[..., None] * directions
             color = paint(self.textures, hits.surface, points, hits.distance / focal)
@@ -59,7 +59,7 @@ class LitRoom:
         return ambient + self.lights.color[:, None, None] * direct
 
 
-def _pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float, dy: float) -> Tensor:
+def pixel_rays(cameras: Cameras, image_hw: tuple[int, int], dx: float = 0.0, dy: float = 0.0) -> Tensor:
     """Return directions (B, S, H·W, 3) of rays through all pixels, shifted by (dx, dy) pixels."""
     height, width = image_hw
     k = cameras.intrinsics

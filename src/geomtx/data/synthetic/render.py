@@ -33,14 +33,16 @@ from geomtx.data.synthetic.rooms import (
 from geomtx.data.synthetic.solids import Solids, Textures, cast_rays, is_blocked
 from geomtx.geometry.camera import invert_rigid, transform_points
 from geomtx.geometry.projection import project, unproject
-from geomtx.types import Cameras, SceneBatch, TrackLabels
+from geomtx.types import Cameras, SceneBatch, TrackLabels, show_shapes
 
 __all__ = [
     "FIRST_HELD_OUT_SEED",
     "HELD_OUT_SCENES",
     "MOST_TRACKS",
     "MOST_VIEWS",
+    "MovingRoom",
     "VideoStyle",
+    "draw_video",
     "held_out_seed",
     "is_held_out",
     "render_scenes",
@@ -65,6 +67,7 @@ HELD_OUT_SCENES: dict[str, range] = {
     "tests": range(10_000_000, 11_000_000),
     "refinement": range(11_000_000, 12_000_000),
     "pairs": range(12_000_000, 13_000_000),
+    "moving things": range(13_000_000, 14_000_000),
 }
 """Who draws which held-out scenes: indices for `held_out_seed`, no two ranges with a scene in common."""
 
@@ -236,28 +239,53 @@ def render_videos(
     """
     check_range("num_frames", num_frames, 1, MOST_FRAMES)
     _check_arguments(seeds, image_hw, num_tracks, supersample)
-    room, motion = style or VideoStyle()
+    style = style or VideoStyle()
     dice = Dice(seeds, torch.device(device or "cpu"), dtype, amount=8192)
-    solids, textures, lights, picks = _draw_room(dice, room)
-    camera = place_cameras(dice, solids, room, 1, image_hw)
-    cam_from_world = move_camera(dice, solids, camera.cam_from_world[:, 0], motion)
-    solids, moves = move_solids(dice, solids, invert_rigid(cam_from_world)[..., 3], motion)
+    video, textures, lights, picks = draw_video(dice, num_frames, image_hw, style)
     order = dice.roll(MOST_TRACKS + MOST_FRAMES)
-    cameras = Cameras(
-        cam_from_world[:, :num_frames].contiguous(), camera.intrinsics.expand(-1, num_frames, -1, -1).contiguous()
-    )
-    sides = torch.eye(3, 4).to(moves).expand(len(seeds), num_frames, _NUM_SIDES, 3, 4)
-    world_from_rest = torch.cat([sides, moves[:, :num_frames]], dim=2)
-    frames = carry_solids(solids, world_from_rest[:, :, _NUM_SIDES:])
-    paint = carry_textures(textures, world_from_rest)
+    frames, cameras = video.frames, video.cameras
+    paint = carry_textures(textures, video.world_from_rest)
     lights = Lights(*(t.repeat_interleave(num_frames, dim=0) for t in lights))
-    images, depth = _film(frames, paint, lights, cameras, image_hw, supersample, room.shadows)
+    images, depth = _film(frames, paint, lights, cameras, image_hw, supersample, style.room.shadows)
     tracks = None
     if num_tracks:
         points = _draw_points(frames, cameras, image_hw, picks, order, num_tracks)
-        tracks = _follow_moving(points, frames, world_from_rest, cameras, image_hw)
+        tracks = _follow_moving(points, frames, video.world_from_rest, cameras, image_hw)
     world = unproject(depth, cameras.intrinsics, cameras.cam_from_world)
     return SceneBatch(images, cameras, None, depth, world, torch.ones_like(depth, dtype=torch.bool), tracks)
+
+
+@show_shapes
+class MovingRoom(NamedTuple):
+    """What is where in each of S frames of B videos.
+
+    Attributes:
+        frames: Solids of B·S scenes, one per frame.
+        cameras: Cameras, (B, S, …).
+        world_from_rest: Motion of each surface, the six sides of the room first, (B, S, U, 3, 4); the identity for
+            those that stand still.
+    """
+
+    frames: Solids
+    cameras: Cameras
+    world_from_rest: Tensor
+
+
+def draw_video(
+    dice: Dice, num_frames: int, image_hw: tuple[int, int], style: VideoStyle
+) -> tuple[MovingRoom, Textures, Lights, Tensor]:
+    """Draw rooms and all motions in them; returns also textures at rest, lights, and the positions of tracks."""
+    solids, textures, lights, picks = _draw_room(dice, style.room)
+    camera = place_cameras(dice, solids, style.room, 1, image_hw)
+    cam_from_world = move_camera(dice, solids, camera.cam_from_world[:, 0], style.motion)
+    solids, moves = move_solids(dice, solids, invert_rigid(cam_from_world)[..., 3], style.motion)
+    moves = moves[:, :num_frames]
+    cameras = Cameras(
+        cam_from_world[:, :num_frames].contiguous(), camera.intrinsics.expand(-1, num_frames, -1, -1).contiguous()
+    )
+    sides = torch.eye(3, 4).to(moves).expand(len(moves), num_frames, _NUM_SIDES, 3, 4)
+    video = MovingRoom(carry_solids(solids, moves), cameras, torch.cat([sides, moves], dim=2))
+    return video, textures, lights, picks
 
 
 def _film(
