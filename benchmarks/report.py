@@ -299,6 +299,30 @@ def make_video_tracking() -> str:
     return text or NOT_MEASURED
 
 
+def make_moving_things() -> str:
+    """Poses and masks with and without the terms of videos."""
+    text = ""
+    for record in read("moving_things.json"):
+        settings, results = record["settings"], record["results"]
+        height, width = settings["image_hw"]
+        text += (
+            f"{settings['rooms']} videos of {settings['frames']} frames, {height} × {width} pixels, "
+            f"{settings['pairs']} pairs ({describe(record)}).\n\n"
+        )
+        rows = []
+        for name, found in results.items():
+            if "," in name:
+                cells = [found.get(key) for key in ("auc_5", "median_degrees", "iou")]
+                rows.append([name, *("" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}" for cell in cells)])
+        text += table(["", "AUC@5", "median pose error, degrees", "moving pixels, IoU"], rows)
+        shares = {key: f"{100 * value[0]:.2f} %" for key, value in results["nothing moves"].items()}
+        text += (
+            f"Where nothing moves, {shares['of pairs']} of the pixels are taken to move by the cameras of pairs, and "
+            f"{shares['after']} after alignment.\n\n"
+        )
+    return text or NOT_MEASURED
+
+
 def make_video() -> str:
     """Rendered videos through the commands."""
     text = ""
@@ -531,6 +555,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "quantised": make_quantised,
     "attention": make_attention,
     "nvs": make_nvs,
+    "moving_things": make_moving_things,
     "video": make_video,
     "video_tracking": make_video_tracking,
     "report_page": make_report_page,

@@ -93,3 +93,15 @@ def test_options_of_pairs_are_for_models_that_see_them(photos: Path, tmp_path: P
     command = ["reconstruct", str(photos), "--weights", "nano", "-o", str(tmp_path / "out"), "--pair-folder", "x"]
     assert main(command) == 2
     assert "--pair-folder must be left out for a VGGT, which sees all photos at once" in capsys.readouterr().err
+
+
+def test_a_video_in_which_things_move(photos: Path, weights: Path, tmp_path: Path, capsys):
+    tracker = geomtx.VideoTracker(geomtx.VideoTrackerConfig.tiny(features="images", stride=2, levels=1))
+    moving = str(tracker.save_pretrained(tmp_path / "tracker"))
+    command = ["reconstruct", str(photos), "--weights", str(weights), "--moving", moving, "-o", str(tmp_path / "out")]
+    assert main([*command, "--alignment", "matches"]) == 2
+    assert "--alignment must be points with --moving, got matches" in capsys.readouterr().err
+    assert main([*command[:-3], str(weights), *command[-2:]]) == 2
+    assert "VideoTracker" in capsys.readouterr().err
+    assert main(command) == 0
+    assert geomtx.Scene.load(tmp_path / "out").moving.shape == geomtx.Scene.load(tmp_path / "out").masks.shape

@@ -163,7 +163,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     what = formats.read_options(arguments)
     owned = (*owned_files(output, names, what), *video.own_frames(output, photos.paths), *photos.names)
     if first:
-        inputs = [*photos.inputs, *list_inputs(arguments.weights, arguments.cameras, arguments.masks)]
+        inputs = [*photos.inputs, *list_inputs(arguments.weights, arguments.cameras, arguments.masks, arguments.moving)]
         check_writable(output, owned, overwrite=overwrite, inputs=inputs)
     device = device_of_process(choose_device(arguments.device))
     stages = Stages(5 + arguments.refine, show=first)
@@ -221,7 +221,8 @@ def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras
 
     progress = is_first_process() and sys.stderr.isatty()
     if pairs.sees_pairs(model):
-        return reconstruct(model, views, progress=progress, **pairs.read_options(arguments))
+        tracker = pairs.load_tracker(arguments, next(model.parameters()).device)
+        return reconstruct(model, views, progress=progress, motion=tracker, **pairs.read_options(arguments))
     return reconstruct(
         model,
         views,

@@ -59,6 +59,7 @@ class SceneContent:
     first_cameras: Cameras | None = None
     times: tuple[float, ...] = ()
     matched: MatchedPixels | None = None
+    moving: Bool[Tensor, "s h w"] | None = None
 
     def __post_init__(self) -> None:
         # Every file of the scene can hold these strings then.
@@ -146,8 +147,8 @@ class SceneContent:
         """Return the confident points of all views in the first camera's frame.
 
         Points are the depth maps unprojected with the predicted cameras or, if one of the two is missing, those of the
-        point head. A pixel gives a point if it is in `masks`, lies in front of the camera and on no edge of depth, has
-        finite values, and has a confidence at or above the percentile over all such pixels.
+        point head. A pixel gives a point if it is in `masks`, isn't in `moving`, lies in front of the camera and on no
+        edge of depth, has finite values, and has a confidence at or above the percentile over all such pixels.
 
         Args:
             percentile: Percentile of confidence, 0 to 100; 20 leaves out the least confident fifth.

@@ -21,6 +21,7 @@ __all__ = [
     "filter_pixels",
     "most_shared_view",
     "sky_pixels",
+    "still_pixels",
     "valid_pixels",
 ]
 
@@ -46,6 +47,10 @@ class PixelScene(Protocol):
     def predictions(self) -> Predictions:
         """Predictions without the batch axis."""
 
+    @property
+    def moving(self) -> Tensor | None:
+        """Pixels that move by themselves, (S, H, W) bool; None where nobody looked for them."""
+
     def point_map(self) -> DenseMap:
         """Return the point and the confidence of each pixel."""
 
@@ -64,12 +69,14 @@ class PixelFilter(NamedTuple):
         agreement: Share, 0 to 1, of the views that should see a point which must see it there, see
             `agreeing_pixels`; None for no such test.
         sky: Whether pixels that look like sky are kept, see `sky_pixels`.
+        moving: Whether pixels that move by themselves are kept, where the scene knows them.
     """
 
     edges: bool = True
     min_confidence: float | None = None
     agreement: float | None = None
     sky: bool = True
+    moving: bool = False
 
 
 def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Tensor, "s h w"]:
@@ -88,6 +95,8 @@ def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Te
     valid = scene.masks
     if not valid.any():
         raise NoPointsError("no points: masks and padding leave no pixel")
+    if not which.moving and scene.moving is not None:
+        valid = _require_some(still_pixels(scene), "what moves")
     if not which.sky:
         valid = _require_some(valid & ~sky_pixels(scene), "what looks like sky")
     if which.edges and depth is not None and cameras is not None:
@@ -107,6 +116,15 @@ def valid_pixels(scene: PixelScene, which: PixelFilter | None = None) -> Bool[Te
     return valid
 
 
+def still_pixels(scene: PixelScene) -> Bool[Tensor, "s h w"]:
+    """Return the pixels of the masks that don't move by themselves, (S, H, W) bool; all of them where none are known.
+
+    Args:
+        scene: Any scene.
+    """
+    return scene.masks if scene.moving is None else scene.masks & ~scene.moving
+
+
 def filter_pixels(scene: AnyScene, which: PixelFilter | None = None) -> AnyScene:
     """Return a scene whose masks hold only the pixels that pass, for its clouds and all that is made of it.
 
@@ -122,7 +140,7 @@ def filter_pixels(scene: AnyScene, which: PixelFilter | None = None) -> AnyScene
 
 def _require_some(valid: Tensor, what: str) -> Tensor:
     if not valid.any():
-        raise NoPointsError(f"no points: {what} leave{'s' if what.endswith((',', 'sky')) else ''} no pixel")
+        raise NoPointsError(f"no points: {what} leave{'s' if what.endswith((',', 'sky', 'moves')) else ''} no pixel")
     return valid
 
 

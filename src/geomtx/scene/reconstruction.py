@@ -34,7 +34,7 @@ from geomtx.views.loading import preferred_mode
 
 __all__ = ["reconstruct", "track"]
 
-_OF_PAIRS = ("graph", "folder", "alignment", "options")
+_OF_PAIRS = ("graph", "folder", "alignment", "options", "motion")
 _QUERY_CHUNK = 256  # points that a VideoTracker tracks at a time
 
 
@@ -78,7 +78,7 @@ def reconstruct(
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
             `approximation`, `compile`, `parallel`, `ray_cameras`. For a model that sees pairs they are `graph`,
-            `folder`, `alignment` and `options` of `geomtx.scene.pairs.reconstruct_pairs`.
+            `folder`, `alignment`, `options` and `motion` of `geomtx.scene.pairs.reconstruct_pairs`.
 
     Returns:
         The scene on the CPU: up to scale, in the first camera's frame, cameras, depth and tracks in original pixels. A

@@ -50,6 +50,8 @@ class Scene(SceneContent):
         times: S times in seconds from the first frame of the video that the views are frames of; () for photos.
         matched: Pixels of the photos that a model matched, see `geomtx.scene.MatchedPixels`, from which sparse models
             and refinement begin; None where it matched none.
+        moving: Mask of the pixels that move by themselves in a video, (S, H, W) bool. Their depth is that of their own
+            frame; clouds, files for other tools and refinement leave them out. None where nobody looked for them.
     """
 
     def rescale(self, factor: float, *, units: str | None = None) -> Scene:

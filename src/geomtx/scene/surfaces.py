@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geomtx.geometry.camera import transform_points
 from geomtx.scene.content import SceneContent
+from geomtx.scene.filters import still_pixels
 from geomtx.types import Bool, Float
 
 __all__ = ["Surfaces", "are_cameras", "find_surfaces"]
@@ -213,7 +214,7 @@ def find_surfaces(scene: SceneContent) -> Surfaces:
     if depth is None:
         num_views, height, width = value.shape[:3]
         value = transform_points(pose, value.flatten(1, 2))[..., 2].view(num_views, height, width)
-    known = scene.masks & value.isfinite() & (value > 0) & confidence.isfinite()
+    known = still_pixels(scene) & value.isfinite() & (value > 0) & confidence.isfinite()
     known &= are_cameras(pose, intrinsics)[:, None, None]
     inverse = (1 / value).where(known, value.new_tensor(float("nan")))
     return Surfaces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from geomtx.inference.engine import EncodedViews
 from geomtx.inference.plan import Memory
 from geomtx.inference.run import RunOptions, encode_views
 from geomtx.layers.precision import at_least_float32
+from geomtx.scene.filters import still_pixels
 from geomtx.scene.observations import ObservedPoints, merge_observations, observe_points
 from geomtx.scene.scene import Scene
 from geomtx.scene.surfaces import find_surfaces
@@ -88,7 +90,8 @@ def track_points(
     Query views are those whose camera tokens are farthest from one another (farthest-point sampling from the first
     view). In each, the image is divided into equal cells, of which each gives its strongest corner. Where a track ends
     in another view, it is followed back to the query's view: an observation counts if it is seen with a probability
-    above a half, lies on a pixel of `scene.masks`, and comes back to within a tolerance of where it began.
+    above a half, lies on a pixel of `scene.masks` that isn't in `scene.moving`, and comes back to within a tolerance of
+    where it began.
 
     Args:
         model: Model with `encoder` and `track_head`, as `geomtx.VGGT` has.
@@ -112,6 +115,7 @@ def track_points(
         raise ValueError(f"model must have a track head, got {type(model).__name__} without one")
     check_track_images(scene.images, [head])
     find_surfaces(scene)  # says what a scene lacks
+    scene = dataclasses.replace(scene, masks=still_pixels(scene))
     with torch.inference_mode(False), torch.no_grad():
         encoded = _encode(model, scene, memory)
         read = encoded.read("tracks")

@@ -121,3 +121,18 @@ def test_a_camera_that_is_not_finite_is_left_out(scene: geomtx.Scene):
     shown = show_scene(scene, max_points=100)
     assert [camera.view for camera in shown.results["scene"].cameras] == [0, 2, 3]
     assert np.isfinite(shown.results["scene"].xyz).all()
+
+
+def test_moving_points_are_apart_by_frame(scene: geomtx.Scene):
+    masks = torch.zeros_like(scene.masks)
+    masks[1, 20:50, 30:70] = masks[3, 40:60, 40:80] = True
+    still, moving = scene.masks & ~masks, dataclasses.replace(scene, moving=masks)
+    shown = show_scene(moving, max_points=10**6)
+    apart = shown.moving["scene"]
+    assert np.unique(apart.view).tolist() == [1, 3]
+    alone = dataclasses.replace(scene, masks=masks).points(0)
+    world = apart.xyz * shown.frame.unit + shown.frame.origin
+    assert np.allclose(np.sort(world, axis=0), np.sort(alone.xyz.numpy(), axis=0), atol=1e-4)
+    assert len(shown.results["scene"].xyz) == len(dataclasses.replace(scene, masks=still).points(0).xyz)
+    assert show_scene(dataclasses.replace(scene, moving=masks & False), max_points=10).moving == {}
+    assert list(show_scene(refined(moving), max_points=10).moving) == ["refined", "first"]

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("viser")
 
@@ -276,3 +279,37 @@ def test_no_scene_and_no_viser(scene: geomtx.Scene, monkeypatch: pytest.MonkeyPa
         ImportError, match=r"^viser must be installed for the viewer, got none; pip install 'geomtx\[viewer\]'$"
     ):
         open_viewer(scene)
+
+
+def test_a_slider_shows_what_moves_frame_by_frame(scene: geomtx.Scene):
+    masks = torch.zeros_like(scene.masks)
+    masks[1, 20:50, 30:70] = masks[3, 40:60, 40:80] = True
+    with open_viewer(dataclasses.replace(scene, moving=masks, times=(0.0, 0.1, 0.2, 0.3))) as viewer:
+        panel = viewer._panel
+        nodes, timeline = panel.nodes, panel.timeline
+        panel.percent.value = 0
+        still = len(nodes.points)
+        assert nodes._moving == {}  # nothing moves in the first frame
+        timeline.frame.value = 1
+        first = nodes._moving["scene"].points
+        assert timeline.time.content == f"{scene.names[1]}, 0.10 s"
+        timeline.frame.value = 3
+        third = nodes._moving["scene"].points
+        assert 0 < len(third) != len(first) > 0
+        timeline.all.value = True
+        assert len(nodes._moving["scene"].points) == len(first) + len(third)
+        assert len(nodes.points) == still  # the static cloud is the same in all frames
+        playing = threading.Thread(target=timeline._play)
+        playing.start()
+        end = time.monotonic() + 20
+        while timeline.frame.value != 1:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert timeline.play.label == "Stop"
+        timeline._play()
+        playing.join(20)
+        assert not playing.is_alive()
+        assert timeline.play.label == "Play"
+        viewer.show("scene")
+    with open_viewer(scene) as viewer:
+        assert viewer._panel.timeline is None

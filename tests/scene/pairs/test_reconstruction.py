@@ -8,10 +8,10 @@ import geomtx
 from geomtx import DUSt3R, DUSt3RConfig, Scene
 from geomtx.geometry import invert_rigid, unproject
 from geomtx.geometry.camera import transform_points
-from geomtx.inference import default_graph, pairs
+from geomtx.inference import choose_pairs, default_graph, pairs
 from geomtx.inference.pair_maps import PairedView, PairModel, PairPrediction
 from geomtx.scene import WindowPlan
-from geomtx.scene.pairs import AlignmentOptions, reconstruct_pairs
+from geomtx.scene.pairs import AlignmentOptions, MotionTerms, SparseOptions, reconstruct_pairs
 from geomtx.types import DenseMap, Tokens
 from geomtx.views import Views
 
@@ -121,3 +121,37 @@ def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
     monkeypatch.setattr(pairs, "free_bytes", lambda device: 1e5)
     with pytest.raises(ValueError, match=r"^pairs must fit into memory, got 2 that need .* enough for 1.0; fewer"):
         reconstruct_pairs(model, images)
+
+
+def test_a_video_keeps_what_moves(tmp_path):
+    count, size = 4, (32, 48)
+    model = Exact([size] * count)
+    images = torch.stack([torch.full((3, *size), index / 100) for index in range(count)])
+    graph = choose_pairs(count, default_graph(count, is_video=True))
+    flow = torch.full((len(graph), 2, *size), torch.nan)
+    moving = torch.zeros(count, *size, dtype=torch.bool)
+    moving[1:, 8:16, 20:30] = True
+    steps = AlignmentOptions(steps=1)
+    scene = reconstruct_pairs(
+        model, Views.from_images(images, patch_size=16), motion=MotionTerms(flow, moving), alignment=steps
+    )
+    assert torch.equal(scene.moving, moving)
+    assert len(scene.points(0).xyz) <= int((~moving).sum())
+    assert geomtx.reconstruct(model, images, motion=MotionTerms(), alignment=steps).moving is None
+    tracker = geomtx.VideoTracker(geomtx.VideoTrackerConfig.tiny(features="images")).eval()
+    found = geomtx.reconstruct(model, images, motion=tracker, alignment=steps)
+    assert found.moving.shape == moving.shape
+    found.save(tmp_path, report=False)
+    assert torch.equal(Scene.load(tmp_path).moving, found.moving)
+
+
+def test_motion_that_does_not_fit_is_one_line():
+    model, images = Exact([(32, 48)] * 3), torch.rand(3, 3, 32, 48)
+    with pytest.raises(ValueError, match=r"^motion must be of at least two frames, got 1$"):
+        reconstruct_pairs(model, images[:1], motion=MotionTerms())
+    with pytest.raises(ValueError, match=r"^alignment must be AlignmentOptions with motion, got SparseOptions"):
+        reconstruct_pairs(model, images, motion=MotionTerms(), alignment=SparseOptions())
+    with pytest.raises(ValueError, match=r"^motion must be MotionTerms or a VideoTracker, got 'raft'$"):
+        reconstruct_pairs(model, images, motion="raft")
+    with pytest.raises(ValueError, match=r"^flow must have shape"):
+        reconstruct_pairs(model, images, motion=MotionTerms(torch.zeros(2, 2, 32, 48)))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from geomtx.views import Views
 
-__all__ = ["add_options", "check_memory", "check_options", "read_options", "sees_pairs"]
+__all__ = ["add_options", "check_memory", "check_options", "load_tracker", "read_options", "sees_pairs"]
 
 # Options that say how one pass over all photos runs, with their values where nobody gives them.
 _OF_PASSES: dict[str, Any] = {
@@ -24,7 +24,7 @@ _OF_PASSES: dict[str, Any] = {
     "view_chunk": "auto",
     "compile": False,
 }
-_OF_PAIRS = ("pairs", "pair_folder", "alignment")
+_OF_PAIRS = ("pairs", "pair_folder", "alignment", "moving")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--alignment", choices=("points", "matches"),
         help="what pairs are brought together by: the points of all pixels, or pixels matched by their descriptors "
         "(matches where the weights have descriptors, as MASt3R's do)",
+    )  # fmt: skip
+    group.add_argument(
+        "--moving", type=parse_name, metavar="WEIGHTS",
+        help="weights of a VideoTracker, whose optical flow finds what moves in a video: cameras are placed by what "
+        "stands still, and clouds are of that alone",
     )  # fmt: skip
 
 
@@ -75,6 +80,12 @@ def check_options(arguments: argparse.Namespace, model: Any) -> None:
     for name, default in _OF_PASSES.items():
         if getattr(arguments, name) != default:
             raise ValueError(f"--{name.replace('_', '-')} must be left out for a {kind}, which sees pairs of photos")
+    if arguments.moving is not None:
+        from geomtx.models.video_tracker import VideoTracker
+
+        VideoTracker.read_config(arguments.moving)
+        if arguments.alignment == "matches":
+            raise ValueError("--alignment must be points with --moving, got matches")
     if num_processes() > 1:
         raise ValueError(f"processes must be one for a {kind}, which sees pairs of photos, got {num_processes()}")
 
@@ -89,10 +100,20 @@ def check_memory(arguments: argparse.Namespace, model: Any, views: Views, device
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of `geomtx.reconstruct` that the options stand for."""
     from geomtx.scene.pairs import AlignmentOptions, SparseOptions
+    from geomtx.scene.pairs.video import VIDEO_ALIGNMENT
 
+    if arguments.moving is not None:
+        return {"graph": arguments.pairs or "auto", "folder": arguments.pair_folder, "alignment": VIDEO_ALIGNMENT}
     ways = {None: None, "points": AlignmentOptions(), "matches": SparseOptions()}
     return {
         "graph": arguments.pairs or "auto",
         "folder": arguments.pair_folder,
         "alignment": ways[arguments.alignment],
     }
+
+
+def load_tracker(arguments: argparse.Namespace, device: torch.device) -> Any:
+    """Return the tracker of `--moving`; None without that option."""
+    from geomtx.models.video_tracker import VideoTracker
+
+    return None if arguments.moving is None else VideoTracker.from_pretrained(arguments.moving, device=device)

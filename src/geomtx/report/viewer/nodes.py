@@ -44,6 +44,7 @@ class Look:
         through: View through whose camera one looks, where pictures on cameras would be in the way; None in general.
         results: Names of the results that are shown.
         layout: "over one another", or "side by side".
+        frame: View whose moving points are shown, or -1 for all.
     """
 
     percent: float = 20.0
@@ -57,6 +58,7 @@ class Look:
     through: int | None = None
     results: tuple[str, ...] = ()
     layout: Literal["over one another", "side by side"] = "over one another"
+    frame: int = 0
 
 
 class SceneNodes:
@@ -73,6 +75,7 @@ class SceneNodes:
         self.look = Look(results=tuple(shown.results)[:1])
         self._server, self._on_photo = server, on_photo
         self._clouds: dict[str, Any] = {}
+        self._moving: dict[str, Any] = {}
         self._frusta: dict[tuple[str, int], Any] = {}
         self._titles: list[Any] = []
         self._tracks: Any = None
@@ -95,6 +98,8 @@ class SceneNodes:
             with self._server.atomic():
                 if _differ(look, drawn, "percent", "point_size", "color", "hidden", "results", "layout"):
                     self._draw_points(look)
+                if _differ(look, drawn, "percent", "point_size", "hidden", "results", "layout", "frame"):
+                    self._draw_moving(look)
                 if _differ(look, drawn, "cameras", "camera_size", "picture", "hidden", "through", "results", "layout"):
                     self._draw_cameras(look, drawn)
                 if _differ(look, drawn, "results", "layout"):
@@ -106,10 +111,10 @@ class SceneNodes:
     def remove(self) -> None:
         """Remove everything."""
         with self._lock:
-            handles = (*self._clouds.values(), *self._frusta.values(), *self._titles)
+            handles = (*self._clouds.values(), *self._moving.values(), *self._frusta.values(), *self._titles)
             for handle in (*handles, *([self._tracks] if self._tracks else [])):
                 handle.remove()
-            self._clouds, self._frusta, self._titles, self._tracks = {}, {}, [], None
+            self._clouds, self._moving, self._frusta, self._titles, self._tracks = {}, {}, {}, [], None
 
     def camera(self, view: int) -> tuple[ShownCamera, np.ndarray] | None:
         """Return the camera of a view in the first result that is shown, and where that result is moved to, (3,)."""
@@ -145,16 +150,29 @@ class SceneNodes:
                 if name in self._clouds:
                     self._clouds.pop(name).remove()
                 continue
-            self._clouds[name] = self._server.scene.add_point_cloud(
-                f"/points/{name}",
-                xyz,
-                self._colors(result, index, name, look),
-                point_size=_point_size(result, look),
-                point_shape="circle",
-                point_shading="flat",
-                precision="float32",
-            )
+            colors = self._colors(result, index, name, look)
+            self._clouds[name] = self._add_cloud(f"/points/{name}", xyz, colors, _point_size(result, look))
         self.points = np.concatenate(shown) if shown else self.points[:0]
+
+    def _draw_moving(self, look: Look) -> None:
+        """Show the moving points of one frame, in the colours of its photo, or those of all."""
+        for handle in self._moving.values():
+            handle.remove()
+        self._moving = {}
+        for name in look.results:
+            result = self.shown.moving.get(name)
+            if result is not None:
+                index = result.keep(look.percent, look.hidden)
+                index = index if look.frame < 0 else index[result.view[index] == look.frame]
+                if len(index):
+                    xyz = (result.xyz[index] + self.offset(name, look)).astype(np.float32)
+                    size = _point_size(result, look)
+                    self._moving[name] = self._add_cloud(f"/moving/{name}", xyz, result.rgb[index], size)
+
+    def _add_cloud(self, name: str, xyz: np.ndarray, colors: np.ndarray, size: float) -> Any:
+        return self._server.scene.add_point_cloud(
+            name, xyz, colors, point_size=size, point_shape="circle", point_shading="flat", precision="float32"
+        )
 
     def _colors(self, result: Result, index: np.ndarray, name: str, look: Look) -> np.ndarray:
         if look.color == "photo":

@@ -11,6 +11,7 @@ from geomtx.report.text import count, describe_lengths, format_value
 from geomtx.report.viewer.measuring import Measure, describe_length, pick_point
 from geomtx.report.viewer.nodes import COLORS, GAP, PICTURES, SceneNodes
 from geomtx.report.viewer.shown import ShownScene
+from geomtx.report.viewer.timeline import Timeline
 from geomtx.report.viewer.tour import Tour
 
 __all__ = ["ScenePanel", "Tabs", "add_tabs"]
@@ -67,6 +68,7 @@ class ScenePanel:
             self._add_cameras()
             self._add_tracks()
             self._add_refinement()
+            self.timeline = Timeline(server, self.nodes, self._folder) if shown.moving else None
         with tabs.photo, self._folder(None):
             self._add_photo()
         with tabs.distance, self._folder(None):
@@ -78,6 +80,8 @@ class ScenePanel:
     def remove(self) -> None:
         """Take the scene and its controls off the page."""
         self.tour.stop()
+        if self.timeline is not None:
+            self.timeline.stop()
         self._server.scene.remove_click_callback("all")
         self.tour.clear()
         self.measure.clear()

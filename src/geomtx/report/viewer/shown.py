@@ -115,6 +115,7 @@ class ShownScene:
         track_lines: Steps of tracks from a view to the next one that sees the point, (L, 2, 3) float32.
         track_of_line: Index of the track of each step, (L,) int64.
         num_tracks: Number of tracks.
+        moving: For each of the results, the points that move by themselves, if there are any.
     """
 
     scene: SceneContent
@@ -124,6 +125,7 @@ class ShownScene:
     track_lines: np.ndarray
     track_of_line: np.ndarray
     num_tracks: int
+    moving: dict[str, Result]
 
     def picture(self, view: int, kind: str) -> np.ndarray:
         """Return what the model saw of a photo, or predicted for it, as a small picture (h, w, 3) uint8.
@@ -172,6 +174,12 @@ def show_scene(scene: SceneContent, *, max_points: int) -> ShownScene:
     results = {"refined" if first else "scene": _result(scene, cloud, frame, max_points)}
     if first is not None:
         results["first"] = _result(first, scene_cloud(first, 0.0, None), frame, max_points)
+    moving = {}
+    if scene.moving is not None and (scene.masks & scene.moving).any():
+        for name, each in zip(results, (scene, first), strict=False):
+            assert each is not None
+            only = dataclasses.replace(each, masks=scene.masks & scene.moving, moving=None)
+            moving[name] = _result(only, scene_cloud(only, 0.0, None), frame, max_points)
     lines, track = _track_lines(scene, frame)
     tracks = scene.predictions.tracks
     return ShownScene(
@@ -182,6 +190,7 @@ def show_scene(scene: SceneContent, *, max_points: int) -> ShownScene:
         track_lines=lines,
         track_of_line=track,
         num_tracks=0 if tracks is None else tracks.coords_px.shape[1],
+        moving=moving,
     )
 
 

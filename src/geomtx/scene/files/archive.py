@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from geomtx.checkpoint.tensor_file import open_tensor_file
-from geomtx.checks import check_option, check_shape
+from geomtx.checks import check_mask, check_option, check_shape
 from geomtx.files import user_path
 from geomtx.scene.content import MatchedPixels, SceneContent
 from geomtx.scene.files.cameras import CAMERA_CONVENTIONS
@@ -59,6 +59,7 @@ def write_archive(
     - `extra/NAME` (S, H, W) or (S, H, W, C) and `extra_confidence/NAME` (S, H, W) of heads that were added;
     - `query_points` (N, 3) as (view, x, y) and `track_coords_px` (S, N, 2) in original pixels,
       `track_coords_px_model`, `track_visibility`, `track_confidence` (S, N);
+    - `moving` (S, H, W) bool, the pixels that move by themselves;
     - `matched_view`, `matched_point` (K,) int64 and `matched_coords_px` (K, 2) in original pixels, see `MatchedPixels`;
     - with maps="original", `original/NAME/depth` and `original/NAME/depth_confidence` in original pixels, 0 where the
       model saw nothing.
@@ -173,6 +174,8 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
     views = json.loads(metadata["views"])
     check_shape("images", tensors["images"], (len(views), 3, "H", "W"))
     check_shape("mask", tensors["mask"], (len(views), *tensors["images"].shape[2:]))
+    if "moving" in tensors:
+        check_mask("moving", tensors["moving"], tuple(tensors["mask"].shape))
     provenance = json.loads(metadata.get("provenance", "{}"))
     first_cameras = None
     if "first_cam_from_world" in tensors:
@@ -192,6 +195,7 @@ def _fields_from(tensors: dict[str, Tensor], metadata: dict[str, str], folder: P
         "first_cameras": first_cameras,
         "times": _times_from(metadata, len(views)),
         "matched": _matched_from(tensors, len(views)),
+        "moving": tensors.get("moving"),
     }
 
 
@@ -199,6 +203,8 @@ def _tensors_of(scene: SceneContent) -> Iterator[tuple[str, Tensor]]:
     model, original = scene.predictions, scene.cameras
     yield "images", scene.images
     yield "mask", scene.masks
+    if scene.moving is not None:
+        yield "moving", scene.moving
     yield "transforms", torch.stack([transform.matrix for transform in scene.transforms])
     if model.cameras is not None and original is not None:
         yield "cam_from_world", model.cameras.cam_from_world

@@ -7,6 +7,8 @@ from geomtx.scene.pairs.matches.observations import observe_matches
 from geomtx.scene.pairs.motion import MotionTerms, consistent_flow, moving_pixels
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
+from geomtx.scene.pairs.tracked_flow import track_flow
+from geomtx.scene.pairs.video import VideoAlignment, align_video, find_moving
 
 __all__ = [
     "AlignmentOptions",
@@ -16,11 +18,15 @@ __all__ = [
     "PairFolder",
     "PairMatches",
     "SparseOptions",
+    "VideoAlignment",
     "align_matches",
     "align_pairs",
+    "align_video",
     "clean_confidence",
     "consistent_flow",
+    "find_moving",
     "moving_pixels",
     "observe_matches",
     "reconstruct_pairs",
+    "track_flow",
 ]

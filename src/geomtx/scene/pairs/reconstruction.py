@@ -13,6 +13,7 @@ from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_graph
 from geomtx.inference.pair_maps import PairMaps, PairModel
 from geomtx.inference.pairs import PairMemory, PairOptions, PairStore, bytes_of_pairs, check_pair_memory, run_pairs
+from geomtx.models.video_tracker import VideoTracker
 from geomtx.scene.checks import warn_of_nonfinite, warn_of_size
 from geomtx.scene.pairs.global_alignment import (
     AlignmentOptions,
@@ -24,8 +25,10 @@ from geomtx.scene.pairs.global_alignment import (
 from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, align_matches, check_sparse_options
 from geomtx.scene.pairs.matches.match_store import MatchStore
 from geomtx.scene.pairs.matches.observations import join_pairs
+from geomtx.scene.pairs.motion import MotionTerms
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.two_views import intrinsics_of
+from geomtx.scene.pairs.video import align_video, check_video_of_pairs, motion_terms
 from geomtx.scene.reference_view import move_to_first_camera
 from geomtx.scene.run_record import describe_run, progress_bar
 from geomtx.scene.scene import Scene
@@ -47,6 +50,7 @@ def reconstruct_pairs(
     folder: PathLike | None = None,
     alignment: AlignmentOptions | SparseOptions | None = None,
     options: PairOptions | None = None,
+    motion: MotionTerms | VideoTracker | None = None,
     progress: bool = False,
 ) -> Scene:
     """Run a model on pairs of the views of one scene and bring its point maps together.
@@ -64,6 +68,9 @@ def reconstruct_pairs(
             `SparseOptions` of matched pixels (`align_matches`), for a model with descriptors. Defaults to the latter
             where the model has them.
         options: Options of the run; its `progress` is not called.
+        motion: Terms of the alignment of a video in which things move, or a tracker whose optical flow finds these, see
+            `align_video`; frames then share one focal length unless `alignment` says otherwise, and the scene knows
+            the pixels that move by themselves. Defaults to none.
         progress: Whether to show a progress bar on stderr while the model runs.
 
     Returns:
@@ -74,8 +81,9 @@ def reconstruct_pairs(
 
     Raises:
         ValueError: For a model that sees all views at once, pairs that don't connect all views or don't fit into
-            memory, `SparseOptions` for a model without descriptors or with pairs in one direction only, and as
-            `run_pairs`, `PairFolder`, `align_pairs` and `align_matches`.
+            memory, `SparseOptions` for a model without descriptors, with pairs in one direction only or with motion,
+            motion of a single view, and as `run_pairs`, `PairFolder`, `align_pairs`, `align_matches`, `align_video` and
+            `track_flow`.
     """
     if not isinstance(model, PairModel):
         raise ValueError(f"model must be one that sees pairs, such as a DUSt3R, got a {type(model).__name__}")
@@ -83,7 +91,9 @@ def reconstruct_pairs(
     views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
     images, boxes = unpad_images(views, config.patch_size)
-    name, pairs = _choose_graph(views, graph)
+    name, pairs = _choose_graph(views, graph, is_video=bool(views.times) or motion is not None)
+    if motion is not None:
+        alignment = check_video_of_pairs(motion, alignment, pairs, [(each.shape[1], each.shape[2]) for each in images])
     how = _choose_alignment(model, pairs, alignment)
     _check_memory(pairs, images, how, device, on_disk=folder is not None)
     masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
@@ -95,14 +105,19 @@ def reconstruct_pairs(
     with progress_bar(shown=progress, title="pairs") as advance:
         run = (options or PairOptions())._replace(progress=advance)
         maps = run_pairs(model, images, pairs, store=store, options=run)
-    matched = None
+    matched = moving = None
     if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
         matches = store.matches(pairs)
         found = align_matches(maps, matches, how)
         matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
     elif len(views) > 1:
         assert isinstance(how, AlignmentOptions)
-        found = align_pairs(maps, len(views), how, known=KnownOfImages(masks=kept), device=device)
+        known = KnownOfImages(masks=kept)
+        if motion is None:
+            found = align_pairs(maps, len(views), how, known=known, device=device)
+        else:
+            terms = motion_terms(motion, images, pairs)
+            found, moving = align_video(maps, terms, how, known=known, device=device)
     else:
         found = _place_one(maps)
     scene = Scene(
@@ -116,6 +131,7 @@ def reconstruct_pairs(
         times=views.times,
         provenance=describe_run(model, views, pairs=f"{len(pairs)}, {name}" if name else len(pairs)),
         matched=matched,
+        moving=None if moving is None else _pad_masks(moving, boxes, views.image_hw),
     )
     if model.metric:
         scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
@@ -145,7 +161,7 @@ def check_pairs_of_views(
     Raises:
         ValueError: Otherwise.
     """
-    _, pairs = _choose_graph(views, graph)
+    _, pairs = _choose_graph(views, graph, is_video=bool(views.times))
     how = _choose_alignment(model, pairs, alignment)
     _check_memory(pairs, unpad_images(views, model.config.patch_size)[0], how, device, on_disk=folder is not None)
 
@@ -172,11 +188,11 @@ def _choose_alignment(
     return alignment
 
 
-def _choose_graph(views: Views, graph: str | Tensor) -> tuple[str, Tensor]:
+def _choose_graph(views: Views, graph: str | Tensor, *, is_video: bool) -> tuple[str, Tensor]:
     """Return the name of the graph, "" where there is none, and its pairs."""
     if isinstance(graph, Tensor):
         return "", graph
-    name = default_graph(len(views), is_video=bool(views.times)) if graph == "auto" else graph
+    name = default_graph(len(views), is_video=is_video) if graph == "auto" else graph
     return name, choose_pairs(len(views), name)
 
 
@@ -250,6 +266,14 @@ def _metric_factor(maps: PairMaps, found: PairAlignment, masks: Sequence[Tensor]
     if not ratios:
         raise ValueError("depth must be positive somewhere to give the scene its metres, got none")
     return float(torch.stack(ratios).median())
+
+
+def _pad_masks(masks: Tensor, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Tensor:
+    """Return masks of images in pixels of the padded images; False in the padding."""
+    padded = torch.zeros(len(boxes), *image_hw, dtype=torch.bool)
+    for index, (top, bottom, left, right) in enumerate(boxes):
+        padded[index, top:bottom, left:right] = masks[index]
+    return padded
 
 
 def _to_predictions(found: PairAlignment, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Predictions:
