@@ -26,6 +26,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "facebook/VGGT-1B": lambda: geomtx.VGGT(geomtx.VGGTConfig()),
     "depth-anything/DA3-SMALL": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.small()),
     "depth-anything/DA3-BASE": lambda: geomtx.DepthAnything3(geomtx.DepthAnything3Config.base()),
+    "naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt": lambda: geomtx.DUSt3R(geomtx.DUSt3RConfig()),
+    "naver/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric": lambda: geomtx.MASt3R(geomtx.MASt3RConfig()),
     "yyfz233/Pi3": lambda: geomtx.Pi3(geomtx.Pi3Config.pi3()),
     "yyfz233/Pi3X": lambda: geomtx.Pi3(geomtx.Pi3Config.pi3x()),
 }
@@ -48,7 +50,7 @@ def make_folder(folder: Path, name: str) -> None:
         model: PublishedModel = MODELS[name]()
     fill_by_rule(model, model.stored_form().keys)
     encoder: Any = model.get_submodule("encoder")
-    if isinstance(encoder.normalize, ImageNormalization):
+    if isinstance(getattr(encoder, "normalize", None), ImageNormalization):
         encoder.normalize = ImageNormalization()  # with values
     model.save_pretrained(folder, names="published")
 
