@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from geomtx import __version__
-from geomtx.cli import convert, demo, info, reconstruct, track, train, view
+from geomtx.cli import convert, demo, info, match, reconstruct, track, train, view
 from geomtx.cli.failure import printable_output, run_command
 from geomtx.cli.parser import Parser, join_queries
 
@@ -23,7 +23,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"geomtx {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (reconstruct, demo, convert, view, track, train, info):
+    for module in (reconstruct, demo, convert, view, track, match, train, info):
         module.add_parser(commands)
     return parser
 

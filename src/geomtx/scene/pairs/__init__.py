@@ -4,6 +4,7 @@ from geomtx.scene.pairs.confidence import clean_confidence
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
 from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, align_matches
 from geomtx.scene.pairs.matches.observations import observe_matches
+from geomtx.scene.pairs.matches.pair_matching import PhotoMatches, match_photos
 from geomtx.scene.pairs.motion import MotionTerms, consistent_flow, moving_pixels
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
@@ -17,6 +18,7 @@ __all__ = [
     "PairAlignment",
     "PairFolder",
     "PairMatches",
+    "PhotoMatches",
     "SparseOptions",
     "VideoAlignment",
     "align_matches",
@@ -25,6 +27,7 @@ __all__ = [
     "clean_confidence",
     "consistent_flow",
     "find_moving",
+    "match_photos",
     "moving_pixels",
     "observe_matches",
     "reconstruct_pairs",

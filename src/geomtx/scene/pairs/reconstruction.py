@@ -28,6 +28,7 @@ from geomtx.scene.pairs.matches.observations import join_pairs
 from geomtx.scene.pairs.motion import MotionTerms
 from geomtx.scene.pairs.pair_folder import PairFolder
 from geomtx.scene.pairs.two_views import intrinsics_of
+from geomtx.scene.pairs.unpadded import Box, unpad_images
 from geomtx.scene.pairs.video import align_video, check_video_of_pairs, motion_terms
 from geomtx.scene.reference_view import move_to_first_camera
 from geomtx.scene.run_record import describe_run, progress_bar
@@ -37,9 +38,7 @@ from geomtx.views.for_model import load_for_model
 from geomtx.views.loading import preferred_mode
 from geomtx.views.views import Views
 
-__all__ = ["check_pairs_of_views", "reconstruct_pairs", "unpad_images"]
-
-_Box = tuple[int, int, int, int]  # top, bottom, left, right
+__all__ = ["check_pairs_of_views", "reconstruct_pairs"]
 
 
 def reconstruct_pairs(
@@ -216,27 +215,6 @@ def _check_memory(
     check_pair_memory(read, len(wanted), len(images), device)
 
 
-def unpad_images(views: Views, patch_size: int) -> tuple[list[Tensor], list[_Box]]:
-    """Return the images of views without the padding that brings them to one size, and where in these they lie.
-
-    Args:
-        views: Views of a scene.
-        patch_size: Side of a patch in pixels; an image that would not be whole patches keeps its padding.
-
-    Returns:
-        Images (3, H, W), and top, bottom, left and right of each, in pixels.
-    """
-    images, boxes = [], []
-    for image, transform in zip(views.images, views.transforms, strict=True):
-        rows, columns = (transform.mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
-        box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
-        if (box[1] - box[0]) % patch_size or (box[3] - box[2]) % patch_size:
-            box = (0, image.shape[-2], 0, image.shape[-1])
-        images.append(image[:, box[0] : box[1], box[2] : box[3]])
-        boxes.append(box)
-    return images, boxes
-
-
 def _place_one(maps: PairMaps) -> PairAlignment:
     """Return the camera and the depth of a single image, from the pair of it with itself."""
     points, confidence = (each.float() for each in maps.side(0, 0))
@@ -246,7 +224,7 @@ def _place_one(maps: PairMaps) -> PairAlignment:
     return PairAlignment(cameras, (points[..., 2],), (confidence,), points.new_zeros(0), 0)
 
 
-def _pad_matches(matches: PairMatches, boxes: Sequence[_Box]) -> PairMatches:
+def _pad_matches(matches: PairMatches, boxes: Sequence[Box]) -> PairMatches:
     """Return matches in pixels of the padded images."""
     padded = []
     for pair, each in zip(matches.pairs.tolist(), matches.matches, strict=True):
@@ -268,7 +246,7 @@ def _metric_factor(maps: PairMaps, found: PairAlignment, masks: Sequence[Tensor]
     return float(torch.stack(ratios).median())
 
 
-def _pad_masks(masks: Tensor, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Tensor:
+def _pad_masks(masks: Tensor, boxes: Sequence[Box], image_hw: tuple[int, int]) -> Tensor:
     """Return masks of images in pixels of the padded images; False in the padding."""
     padded = torch.zeros(len(boxes), *image_hw, dtype=torch.bool)
     for index, (top, bottom, left, right) in enumerate(boxes):
@@ -276,7 +254,7 @@ def _pad_masks(masks: Tensor, boxes: Sequence[_Box], image_hw: tuple[int, int]) 
     return padded
 
 
-def _to_predictions(found: PairAlignment, boxes: Sequence[_Box], image_hw: tuple[int, int]) -> Predictions:
+def _to_predictions(found: PairAlignment, boxes: Sequence[Box], image_hw: tuple[int, int]) -> Predictions:
     """Return cameras and depth in pixels of the padded images; depth and confidence are 0 in the padding."""
     depth, confidence = torch.zeros(2, len(boxes), *image_hw)
     intrinsics = found.cameras.intrinsics.float().cpu().clone()

@@ -12,7 +12,7 @@ import geomtx
 from geomtx.geometry import transform_points
 from geomtx.inference import PairedView, PairModel, PairPrediction
 from geomtx.metrics import pairwise_pose_errors
-from geomtx.scene.pairs import AlignmentOptions, SparseOptions
+from geomtx.scene.pairs import AlignmentOptions, SparseOptions, match_photos
 from geomtx.types import DenseMap, Tokens
 from scene.pairs.point_maps import LONG_FOCAL, make_surface_truth
 
@@ -148,3 +148,27 @@ def test_what_cannot_be_matched_is_said_before_work(made):
     with pytest.raises(ValueError, match=r"^alignment must be of points for a DUSt3R, which has no descriptors"):
         geomtx.reconstruct(without, images, alignment=SparseOptions())
     assert model.decoded == 0
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_two_photos_are_matched_where_they_show_the_same(has_descriptors):
+    """Also of another size, in pixels of the photos."""
+    torch.manual_seed(4)
+    model = ExactMatcher()
+    model.has_descriptors = has_descriptors
+    images = torch.stack([torch.full((3, *SIZE), index / 100) for index in range(2)])
+    views = geomtx.Views.from_images(images, patch_size=16)
+    found = match_photos(model, views)
+    assert len(found.confidence) > 10
+    x, y = found.coords1_px.long().unbind(1)
+    seen = transform_points(model.truth.cam_from_world[1], model.truth.points[0][y, x])
+    coords = LONG_FOCAL * seen[:, :2] / seen[:, 2:] + torch.tensor([SIZE[1] / 2, SIZE[0] / 2])
+    assert (coords - found.coords2_px).norm(dim=1).median() < 1
+    torch.testing.assert_close(found.confidence, torch.full_like(found.confidence, 30))
+    assert not len(match_photos(model, views, min_confidence=30).confidence)
+    masked = views.with_masks([torch.zeros(SIZE, dtype=torch.bool), torch.ones(SIZE, dtype=torch.bool)])
+    assert not len(match_photos(model, masked).confidence)
+    with pytest.raises(ValueError, match=r"^views must be two photos to be matched, got 1$"):
+        match_photos(model, images[:1])
+    with pytest.raises(ValueError, match=r"^model must be one that sees pairs, such as a MASt3R, got a Linear$"):
+        match_photos(nn.Linear(2, 2), images)

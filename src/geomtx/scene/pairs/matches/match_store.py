@@ -13,8 +13,9 @@ from geomtx.files import PathLike, user_path
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.inference.pairs import PairBatch, PairStore
 from geomtx.scene.pairs.matches.alignment import PairMatches
+from geomtx.scene.pairs.matches.pair_matching import match_descriptors_of
 from geomtx.scene.pairs.pair_folder import replace_file
-from geomtx.tracking.matching import DescriptorMaps, Matches, join_passes, match_pass
+from geomtx.tracking.matching import Matches, join_passes
 from geomtx.types import Int
 
 __all__ = ["MatchStore"]
@@ -40,17 +41,8 @@ class MatchStore:
 
     def write(self, batch: PairBatch) -> None:
         """Match the pixels of a batch, and keep matches and maps."""
-        first, second = batch.prediction
-        assert first.descriptors is not None
-        assert second.descriptors is not None
         for row, index in enumerate(batch.indices):
-            maps = DescriptorMaps(
-                first.descriptors.value[row],
-                second.descriptors.value[row],
-                first.descriptors.confidence[row],
-                second.descriptors.confidence[row],
-            )
-            found = Matches(*(each.cpu() for each in match_pass(maps)))
+            found = match_descriptors_of(batch.prediction, row)
             self._passes[index] = found
             if self.folder is not None:
                 tensors = {name: each.contiguous() for name, each in found._asdict().items()}
