@@ -60,3 +60,14 @@ def test_the_focal_length_of_points_with_outliers(method):
     points[0, 3, :5] += 0.3
     points[1, 0, 0, 2] = 0  # no image
     torch.testing.assert_close(fit_focal(points, method=method), torch.full((3,), 20.0), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("depth", [1e-4, -1e-3, 0.05])
+def test_points_close_to_the_plane_of_the_camera_do_not_pull_the_focal_length_down(depth):
+    """A hundredth of all pixels would otherwise: their images are far away, and weigh by that."""
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
+    points = (2 + torch.rand(24, 32, 1)) * torch.stack([(x - 16) / 20, (y - 12) / 20, torch.ones_like(x)], dim=-1)
+    wrong = torch.rand(24, 32) < 0.01
+    wrong[3, 4] = True
+    points[wrong] = torch.tensor([1.0, -2.0, depth])
+    torch.testing.assert_close(fit_focal(points), torch.tensor(20.0), rtol=0.02, atol=0)

@@ -96,6 +96,23 @@ def test_descriptors_come_batch_by_batch(images):
     assert seen == {0: (32, 48, 24), 1: (48, 32, 24), 2: (32, 48, 24)}
 
 
+def test_maps_in_memory_are_of_one_run(model, images):
+    graph, store = choose_pairs(4, "swin-1"), PairMemory()
+    first = run_pairs(model, images, graph, store=store)
+    model.decoded.clear()
+    again = run_pairs(model, [each.clone() for each in images], graph, store=store)
+    assert model.decoded == []
+    assert torch.equal(first.points1[0], again.points1[0])
+    other = Counted(model.config).eval()
+    for name, arguments in {
+        "model": (other, images, graph),
+        "images": (model, images[::-1], graph),
+        "pairs": (model, images, graph.flip(0)),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^store must be of the same {name}, got a PairMemory of others; make a"):
+            run_pairs(*arguments, store=store)
+
+
 def test_one_image(model, images):
     maps = run_pairs(model, images[:1], choose_pairs(1))
     assert maps.points2[0].shape == (32, 48, 3)

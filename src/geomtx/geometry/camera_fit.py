@@ -14,6 +14,7 @@ from geomtx.types import Float, Int, show_shapes
 __all__ = ["PoseFit", "fit_focal", "fit_pose"]
 
 _FOCAL_ROUNDS = 10
+_FARTHEST = 4.0  # times the distance of the image's corner, in which a point is seen that has a say in the focal length
 _TINY = 1e-8
 _SAMPLE = 4  # points that determine a pose
 _STARTS = 4  # eigenvectors that rotations are started from, each with both signs
@@ -32,8 +33,10 @@ def fit_focal(
     Args:
         points: Point of each pixel in the camera's frame, (..., H, W, 3).
         method: "weiszfeld" minimises the sum of distances in pixels by ten rounds of reweighted least squares
-            (Weiszfeld 1937), with a point whose image is not finite taken for one on the axis; "median" is the median
-            of the focal lengths of single pixels along x and along y.
+            (Weiszfeld 1937), with a point taken for one on the axis whose image is not finite, or which the median of
+            the pixels' focal lengths puts more than four times as far away as the image's corner: a point close to the
+            camera's plane would outweigh all others; "median" is the median of the focal lengths of single pixels along
+            x and along y.
 
     Raises:
         ValueError: If a shape is another one, or the method is unknown.
@@ -49,6 +52,10 @@ def fit_focal(
     rays = (points[..., :2] / points[..., 2:]).flatten(-3, -2)
     rays = torch.where(rays.isfinite(), rays, 0.0)
     along, square = (rays * pixels).sum(-1), rays.square().sum(-1)
+    usual = (along / square).nanmedian(-1, keepdim=True).values
+    limit = _FARTHEST * torch.linalg.vector_norm(pixels, dim=-1).amax()
+    near = ~(usual * square.sqrt() > limit)
+    rays, along, square = rays * near[..., None], along * near, square * near
     focal = along.mean(-1) / square.mean(-1)
     for _ in range(_FOCAL_ROUNDS):
         distance = torch.linalg.vector_norm(pixels - focal[..., None, None] * rays, dim=-1)

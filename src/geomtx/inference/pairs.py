@@ -92,6 +92,26 @@ class PairMemory:
         check_option("dtype", dtype, _STORED)
         self.dtype = dtype
         self._maps: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._of: tuple[PairModel, list[Tensor], list[tuple[int, int]]] | None = None
+
+    def require_same(self, model: PairModel, images: list[Tensor], pairs: list[tuple[int, int]]) -> None:
+        """Require the model, images and pairs of the runs before, as their maps are what is there.
+
+        Args:
+            model: Model that runs.
+            images: Images that it sees.
+            pairs: Pairs that it is run on.
+
+        Raises:
+            ValueError: For others.
+        """
+        if self._of is None:
+            self._of = model, images, pairs
+        before = self._of
+        alike = len(images) == len(before[1]) and all(map(torch.equal, images, before[1]))
+        for name, same in (("model", model is before[0]), ("images", alike), ("pairs", pairs == before[2])):
+            if not same:
+                raise ValueError(f"store must be of the same {name}, got a PairMemory of others; make a new one")
 
     def stored(self) -> set[int]:
         """Return the indices of the pairs whose maps are there."""
@@ -167,7 +187,8 @@ def run_pairs(
 
     Raises:
         ValueError: For images of other shapes, pairs that don't connect all images (the message names them), maps that
-            don't fit into memory (it says how many would), or options that are out of range.
+            don't fit into memory (it says how many would), a `PairMemory` of another model, other images or pairs, or
+            options that are out of range.
     """
     images = _check_images(images)
     check_shape("pairs", pairs, ("E", 2))
@@ -178,6 +199,7 @@ def run_pairs(
         raise ValueError(f"pairs must be different ones, got {twice} twice")
     store = PairMemory() if store is None else store
     if isinstance(store, PairMemory):
+        store.require_same(model, images, wanted)
         sizes = [_size(image) for image in images]
         check_pair_memory(bytes_of_pairs(wanted, sizes, store.dtype), len(wanted), len(images))
     done = store.stored()

@@ -172,8 +172,12 @@ def test_wrong_inputs(model):
         model.encode(torch.rand(1, 3, 32, 40))
     with pytest.raises(ValueError, match=r"^second must have 2 images, as first, got 3$"):
         model(torch.rand(2, 3, 32, 32), torch.rand(3, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"^transposed must be of 2 images, got 1$"):
-        model(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), ([True], [False]))
+    for turned, message in (
+        (([True], [False] * 2), "2 first images, got 1"),
+        (([True] * 2, []), "2 second images, got 0"),
+    ):
+        with pytest.raises(ValueError, match=rf"^transposed must be of {message}$"):
+            model(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), turned)
     with pytest.raises(ValueError, match=r"^config must be a (DUSt3R|MASt3R)Config, got CroCoConfig$"):
         type(model)(CroCoConfig.tiny())
 

@@ -95,9 +95,10 @@ class DUSt3R(PretrainedPairModel, PairModel):
         """
         if transposed is None:
             return self.decode(self.encode(first), self.encode(second))
+        for name, each, which in zip(("first", "second"), (first, second), transposed, strict=True):
+            if len(which) != len(each):
+                raise ValueError(f"transposed must be of {len(each)} {name} images, got {len(which)}")
         turns = list(zip(*transposed, strict=True))
-        if len(turns) != len(first):
-            raise ValueError(f"transposed must be of {len(first)} images, got {len(turns)}")
         order: list[int] = []
         parts = []
         for turn in dict.fromkeys(turns):
