@@ -71,7 +71,12 @@ def run_command(photos: Path, weights: Path, threads: int) -> dict[str, Any]:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         counts = json.loads(Path(out, "counts.json").read_text())
-        row = {"command_s": round(seconds, 1), "command_peak_gib": round(usage.ru_maxrss / 2**20, 2), **counts}
+        row = {
+            "command_s": round(seconds, 1),
+            "command_cpu_s": round(usage.ru_utime + usage.ru_stime, 1),  # what a busy machine doesn't change much
+            "command_peak_gib": round(usage.ru_maxrss / 2**20, 2),
+            **counts,
+        }
         if status:
             row["error"] = said.strip().splitlines()[-1]
         return row
