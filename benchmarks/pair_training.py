@@ -7,7 +7,7 @@ measured on the same rooms that none was trained on, as is the best constant gue
 again.
 
 Time and memory are those of a training step, in one process, in turns: round after round each arm takes one, every
-other round in the opposite order.
+other round in the opposite order. Time is that of the processor, which others on the machine change less.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,12 @@ def as_pair(points: DenseMap) -> PairPrediction:
 
 
 def compare_costs(rounds: int) -> dict[str, Any]:
-    """Seconds and bytes of a training step of each arm on the same batch, and numbers of parameters."""
+    """Processor seconds and bytes of a training step of each arm on the same batch, and numbers of parameters."""
     config = config_of("pairs", 0, 1)
     batch = render_held_out(config, config.data.images // 2, 2)[0]
     models = {arm: TASKS[arm].build_model(config_of(arm, 0, 1).model).train() for arm in ARMS}
     calls = {arm: (lambda arm=arm, model=model: step(TASKS[arm], model, batch)) for arm, model in models.items()}
-    seconds = take_turns(calls, rounds)
+    seconds = take_turns(calls, rounds, clock=time.process_time)
     found = {
         "parameters": {arm: sum(each.numel() for each in model.parameters()) for arm, model in models.items()},
         "median_s": {arm: round(statistics.median(times), 5) for arm, times in seconds.items()},

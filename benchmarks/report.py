@@ -532,7 +532,7 @@ def make_pair_training() -> str:
         cost = results["cost"]
         parts = (cost["parameters"], {arm: 1000 * each for arm, each in cost["median_s"].items()}, cost["peak_mib"])
         rows = [[arm, *(f"{part[arm]:,.0f}" for part in parts)] for arm in settings["arms"]]
-        text += table(["a training step, in turns", "parameters", "ms", "MiB"], rows)
+        text += table(["a training step, in turns", "parameters", "ms of the processor", "MiB"], rows)
     return text or NOT_MEASURED
 
 
