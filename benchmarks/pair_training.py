@@ -36,7 +36,7 @@ from geomtx.types import SceneBatch
 from paired_runs import SEEDS, compare_arms, interval, peak_bytes, print_table, take_turns, train_in_turns
 
 # With patches of 16 pixels a step of either arm takes the same time.
-FEWER = (*SMALLER, "data.images=16", "checkpoint.every=50", "ema=0", "model.numbers.patch_size=16")
+FEWER = (*SMALLER, "data.images=16", "checkpoint.every=100", "model.numbers.patch_size=16")
 ARMS = {
     "pairs": (),
     "alternating": ("model.kind=vggt", "model.preset=nano", "model.numbers={heads: [points], patch_size: 16}"),
@@ -65,7 +65,7 @@ TASKS = {"pairs": DUSt3RTask(), "alternating": AlternatingTask()}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the runs")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--scenes", type=int, default=256, help="to measure on, and to fit the constant guess to")
     parser.add_argument("--rounds", type=int, default=20, help="of the measurement of time")
