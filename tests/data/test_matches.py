@@ -55,7 +55,7 @@ def test_unknown_and_hidden_pixels_match_nothing(rooms: SceneBatch):
     mask[0, 1] = False
     points = torch.where(mask[..., None], rooms.points, torch.nan)
     center = -(rooms.cameras.cam_from_world[:, 1, :, :3].mT @ rooms.cameras.cam_from_world[:, 1, :, 3:])[:, None, :, 0]
-    near = center[:, None] + 0.5 * (points[:, 1] - center[:, None])
+    near = center[:, None] + 0.01 * (points[:, 1] - center[:, None])
     matches = match_pixels(torch.stack([points[:, 0], near], dim=1), rooms.cameras, mask)
     assert not matches.valid.any()
     assert ((matches.first >= 0) & (matches.first < torch.tensor([32, 24]))).all()
