@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from geomtx import decode_pose
 from geomtx.heads import OnePassCameraHead, TextAlignmentHead
-from geomtx.heads.run import has_steps, run_head
+from geomtx.heads.head import run_head, runs_in_parts
 from heads.random_tokens import cast, random_tokens
 from reference import gelu, normalize, randomize, without_gradient
 
@@ -67,7 +67,7 @@ def test_reads_special_tokens_of_valid_views_in_steps_too(kind):
     changed.layers[3][1, 1, 1] += 5
     seen = (slice(None), tokens.mask[:, :, 0]) if kind == "camera" else ...
     torch.testing.assert_close(result(model, changed)[seen], result(model, tokens)[seen], rtol=0, atol=1e-12)
-    assert has_steps(model)
+    assert runs_in_parts(model)
     in_steps = result(model, tokens, gather=lambda part: part)
     torch.testing.assert_close(in_steps, result(model, tokens), rtol=0, atol=0)
 

@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from geomtx.geometry import fit_intrinsics, nearest_rotation
 from geomtx.heads import MetricScaleHead, PixelShuffle, TokenDecoder, Upsampler
+from geomtx.heads.head import run_head
 from geomtx.heads.point_map import rigid_of_rows
-from geomtx.heads.run import run_head
 from geomtx.inference.pieces import heads_in_chunks
 from geomtx.inference.plan import MemoryPlan
 from geomtx.layers import apply_rotary

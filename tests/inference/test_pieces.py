@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geomtx import VGGT, VGGTConfig
-from geomtx.heads.run import extract_features
+from geomtx.heads.track import extract_features
 from geomtx.inference import PLANS, GlobalApproximation, MemoryPlan, predict
 from geomtx.inference.attention import attention_table
 from geomtx.inference.pieces import move_aside

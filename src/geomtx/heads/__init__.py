@@ -14,6 +14,7 @@ from geomtx.heads.dense import (
 from geomtx.heads.depth_rays import DepthRayHead
 from geomtx.heads.depth_sky import DepthSkyHead
 from geomtx.heads.dpt import DPTDecoder
+from geomtx.heads.head import Head, run_view_by_view
 from geomtx.heads.metric_scale import MetricScaleHead
 from geomtx.heads.point_map import PointMapHead, PooledCamera, TokenMap
 from geomtx.heads.special_tokens import SpecialTokenHead, TrunkHead
@@ -31,6 +32,7 @@ __all__ = [
     "DepthRayHead",
     "DepthSkyHead",
     "DescriptorHead",
+    "Head",
     "LinearMapHead",
     "MapHead",
     "MetricScaleHead",
@@ -47,4 +49,5 @@ __all__ = [
     "TrackHead",
     "TrunkHead",
     "Upsampler",
+    "run_view_by_view",
 ]

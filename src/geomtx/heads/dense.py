@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_option, check_positive
-from geomtx.heads.dpt import DPTDecoder, HeadFootprint
+from geomtx.heads.dpt import DecoderHead, DPTDecoder
+from geomtx.heads.head import Head, HeadFootprint, run_view_by_view
 from geomtx.heads.token_decoder import PixelShuffle
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
@@ -86,7 +87,7 @@ def activate_map(
     return DenseMap(value.unflatten(0, views), confidence.unflatten(0, views))
 
 
-class MapHead(nn.Module):
+class MapHead(DecoderHead):
     """Base of heads that predict maps with a confidence from the features of a DPT decoder; a subclass has `raw`.
 
     Args:
@@ -98,13 +99,13 @@ class MapHead(nn.Module):
         ValueError: If the activation is unknown.
     """
 
+    run_in_parts = run_view_by_view
     hidden_dim = 0
     """Number of channels of maps of the images' size before the last convolution."""
 
     def __init__(self, decoder: DPTDecoder, value_dim: int, *, activation: ValueActivation = "linear") -> None:
-        super().__init__()
+        super().__init__(decoder)
         value_activation(activation)
-        self.decoder = decoder
         self.value_dim = value_dim
         self.activation = activation
 
@@ -223,7 +224,7 @@ class PixelShuffleHead(MapHead):
         return found._replace(decoding=found.decoding + maps)
 
 
-class LinearMapHead(nn.Module):
+class LinearMapHead(Head):
     """Predict maps with a confidence from patch tokens by one linear layer and pixel shuffle (DUSt3R's linear head).
 
     Args:
@@ -236,6 +237,8 @@ class LinearMapHead(nn.Module):
     Raises:
         ValueError: If the activation is unknown.
     """
+
+    run_in_parts = run_view_by_view
 
     def __init__(
         self, dim: int, value_dim: int, *, layer: int, activation: ValueActivation = "linear", patch_size: int = 16
@@ -258,7 +261,7 @@ class LinearMapHead(nn.Module):
         return activate_map(out[:, : self.value_dim], out[:, self.value_dim :], self.activation, tokens.views)
 
 
-class DescriptorHead(nn.Module):
+class DescriptorHead(Head):
     """Predict a descriptor of unit length for each pixel, by which pixels of two images are matched (MASt3R).
 
     An MLP on the patch tokens of several layers, and pixel shuffle.
@@ -270,6 +273,8 @@ class DescriptorHead(nn.Module):
         patch_size: Side of a patch in pixels.
         mlp_ratio: Number of hidden channels of the MLP, divided by `dim`.
     """
+
+    run_in_parts = run_view_by_view
 
     def __init__(
         self,
@@ -306,7 +311,7 @@ class DescriptorHead(nn.Module):
         return DenseMap(descriptors.movedim(2, -1), out[:, :, self.descriptor_dim].exp())
 
 
-class RGBHead(nn.Module):
+class RGBHead(DecoderHead):
     """Predict colours in [0, 1] by a DPT decoder, two convolutions and a sigmoid.
 
     Args:
@@ -314,9 +319,10 @@ class RGBHead(nn.Module):
         hidden_dim: Number of channels between the two convolutions.
     """
 
+    run_in_parts = run_view_by_view
+
     def __init__(self, decoder: DPTDecoder, *, hidden_dim: int = 32) -> None:
-        super().__init__()
-        self.decoder = decoder
+        super().__init__(decoder)
         self.hidden_dim = hidden_dim
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 3, 1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from geomtx.heads.dense import activate_confidence
-from geomtx.heads.dpt import DPTDecoder, FusionChain, HeadFootprint, add_position_signal
+from geomtx.heads.dpt import DecoderHead, DPTDecoder, FusionChain, add_position_signal
+from geomtx.heads.head import HeadFootprint, run_view_by_view
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, Float, ProjectedTokens, Tokens
 
@@ -19,7 +20,7 @@ RAY_DIM = 6
 """Number of channels of a ray: direction and origin."""
 
 
-class DepthRayHead(nn.Module):
+class DepthRayHead(DecoderHead):
     """Predict depth and, by a second chain of fusions, the ray through each pixel of a smaller map.
 
     Args:
@@ -28,9 +29,10 @@ class DepthRayHead(nn.Module):
         hidden_dim: Number of channels before the last convolutions.
     """
 
+    run_in_parts = run_view_by_view
+
     def __init__(self, decoder: DPTDecoder, *, rays: bool = True, hidden_dim: int = 32) -> None:
-        super().__init__()
-        self.decoder = decoder
+        super().__init__(decoder)
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 2, 1)
         self.rays = (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from geomtx.heads.dpt import DPTDecoder, HeadFootprint
+from geomtx.heads.dpt import DecoderHead, DPTDecoder
+from geomtx.heads.head import HeadFootprint, run_view_by_view
 from geomtx.layers.precision import Float32Conv2d
 from geomtx.types import DenseMap, ProjectedTokens, Tokens
 
@@ -16,7 +17,7 @@ SKY_THRESHOLD = 0.3
 """Score from which a pixel counts as sky."""
 
 
-class DepthSkyHead(nn.Module):
+class DepthSkyHead(DecoderHead):
     """Predict depth, and for each pixel a score of being sky, by a DPT decoder and two convolutions for each.
 
     The weights give no confidence. Confidence is 2 on the ground and 1 in the sky, so that sky comes last where points
@@ -27,9 +28,10 @@ class DepthSkyHead(nn.Module):
         hidden_dim: Number of channels between the two convolutions.
     """
 
+    run_in_parts = run_view_by_view
+
     def __init__(self, decoder: DPTDecoder, *, hidden_dim: int = 32) -> None:
-        super().__init__()
-        self.decoder = decoder
+        super().__init__(decoder)
         self.hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)
         self.out = Float32Conv2d(hidden_dim, 1, 1)
         self.sky_hidden = nn.Conv2d(decoder.out_channels, hidden_dim, 3, padding=1)

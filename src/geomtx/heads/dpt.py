@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_divisible, check_positive, check_shape
+from geomtx.heads.head import Head, HeadFootprint
 from geomtx.layers.conv import ResidualConv
 from geomtx.layers.position import aspect_grid, grid_signal
 from geomtx.types import Float, ProjectedTokens, Tokens
 
-__all__ = ["DPTDecoder", "HeadFootprint"]
-
-
-class HeadFootprint(NamedTuple):
-    """Numbers that a head holds for each patch or pixel of an image.
-
-    A head whose memory counts has a method `footprint()` that returns one.
-
-    Attributes:
-        projected: Numbers for a patch that wait for the head in a pass in parts, for each layer that it reads, in the
-            order in which the layers are reached.
-        decoding: Numbers for a pixel at the peak of decoding a view.
-        shared: Numbers for a pixel that all views which are decoded together share, in float32.
-        results: Numbers for a pixel of the head's predictions, in float32.
-    """
-
-    projected: tuple[int, ...]
-    decoding: float
-    shared: float
-    results: float
+__all__ = ["DPTDecoder", "DecoderHead"]
 
 
 class Fusion(nn.Module):
@@ -358,3 +339,25 @@ def add_position_signal(x: Float[Tensor, "n c h w"], image_hw: tuple[int, int]) 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (N, C, H, W) bilinearly, with the centres of the corner pixels aligned."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class DecoderHead(Head):
+    """Base of heads that read the projections of a DPT decoder.
+
+    Args:
+        decoder: Decoder from tokens to a feature map.
+    """
+
+    reads = "projections"
+
+    def __init__(self, decoder: DPTDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def layers_read(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the layers that the decoder projects.
+
+        Args:
+            taps: Indices of the encoder's layers.
+        """
+        return self.decoder.taps

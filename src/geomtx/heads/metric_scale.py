@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from geomtx.checks import check_divisible, check_shape
-from geomtx.heads.dpt import HeadFootprint
+from geomtx.heads.head import Head, HeadFootprint, Parts
 from geomtx.heads.token_decoder import token_rotations
 from geomtx.layers.mlp import MLP
 from geomtx.layers.precision import Float32Linear, at_least_float32
@@ -21,7 +22,7 @@ ReadViews = Callable[[Callable[[Tokens], tuple[Tensor, Tensor]]], tuple[Tensor, 
 """Function that applies a function of single views to the tokens of all views of the scenes, of all processes."""
 
 
-class MetricScaleHead(nn.Module):
+class MetricScaleHead(Head):
     """Predict one factor for each scene, by a learned token that attends to the tokens of all views.
 
     The token attends to each view by itself, and what it reads there is weighted by how much it attends to the view; so
@@ -81,6 +82,15 @@ class MetricScaleHead(nn.Module):
         for block in self.blocks:
             query = block(query, lambda ask, block=block: read(lambda tokens: ask(*self._keys(tokens))))
         return self.out(self.contract(query)).exp()[:, 0]
+
+    def run_in_parts(self, tokens: Any, parts: Parts, query_points: Tensor | None = None, **options: Any) -> Tensor:
+        """Return what `forward` returns."""
+
+        def read(function: Callable[[Tokens], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            values, weights = map(parts.gather, parts.each_view(function, tokens))
+            return values, weights
+
+        return self.predict(read)
 
     def footprint(self, patch_size: int) -> HeadFootprint:
         """Return the memory that the head takes.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from geomtx.geometry.camera import fit_intrinsics, invert_rigid, transform_points
 from geomtx.geometry.rotation import nearest_rotation
 from geomtx.heads.dense import activate_confidence
-from geomtx.heads.dpt import HeadFootprint
+from geomtx.heads.head import Head, HeadFootprint, Parts
 from geomtx.heads.token_decoder import TokenDecoder
 from geomtx.layers.precision import Float32Linear, float32_island
 from geomtx.types import Cameras, DenseMap, Float, Tokens
@@ -131,7 +131,7 @@ def rigid_of_rows(center: Float[Tensor, "*batch 3"], rows: Float[Tensor, "*batch
     return torch.cat([nearest_rotation(rows / length), center[..., None]], dim=-1)
 
 
-class PointMapHead(nn.Module):
+class PointMapHead(Head):
     """Predict the points that each view's pixels see, in the view's own camera, their confidence, and the pose.
 
     All else follows: depth is the points' z, the intrinsics are fitted to the points, and the pose brings these to the
@@ -188,6 +188,13 @@ class PointMapHead(nn.Module):
                 found["points_cam"] = DenseMap(points, confidence)
                 world = transform_points(pose, points.flatten(-3, -2)).view_as(points)
                 found["points"] = DenseMap(world, confidence)
+        return found
+
+    def run_in_parts(self, tokens: Any, parts: Parts, query_points: Tensor | None = None, **options: Any) -> Any:
+        """Return what `forward` returns; cameras are of the views of all processes."""
+        found = parts.each_view(lambda part: self(part, **options), tokens)
+        if "cameras" in found:
+            found["cameras"] = Cameras(*map(parts.gather, found["cameras"]))
         return found
 
     def footprint(self, patch_size: int) -> HeadFootprint:

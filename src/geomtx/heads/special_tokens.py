@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geomtx.checks import check_shape
+from geomtx.heads.head import Head, Parts
 from geomtx.layers.attention import key_mask
 from geomtx.layers.block import TransformerBlock
 from geomtx.types import Bool, Float, Tokens
@@ -16,7 +17,7 @@ from geomtx.types import Bool, Float, Tokens
 __all__ = ["SpecialTokenHead", "TrunkHead"]
 
 
-class SpecialTokenHead(nn.Module):
+class SpecialTokenHead(Head):
     """Base of heads that read special tokens of one layer: the camera tokens, or all special tokens.
 
     A subclass may extend `select`, which works on each view by itself, and has `predict`, which gets the tokens of all
@@ -27,6 +28,7 @@ class SpecialTokenHead(nn.Module):
         layer: Index of the encoder's layer to read; defaults to the last one that was kept.
     """
 
+    reads = "special"
     reads_all = False
     """Whether all special tokens of a view are read, instead of its camera token alone."""
 
@@ -46,6 +48,19 @@ class SpecialTokenHead(nn.Module):
         """
         mask = None if tokens.mask is None else tokens.mask[:, :, 0]
         return self.predict(self.select(tokens), tokens.image_hw, mask)
+
+    def run_in_parts(self, tokens: Any, parts: Parts, query_points: Tensor | None = None, **options: Any) -> Any:
+        """Return what `forward` returns."""
+        selected = parts.gather(self.select(parts.convert(tokens)))
+        return self.predict(selected, tokens.image_hw, parts.valid_views(tokens))
+
+    def layers_read(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the one layer that the head reads.
+
+        Args:
+            taps: Indices of the encoder's layers.
+        """
+        return (max(taps) if self.layer is None else self.layer,)
 
     def select(self, tokens: Tokens) -> Tensor:
         """Return all that the head reads: camera tokens, (B, S, C), or special tokens, (B, S, R, C).

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
 from geomtx.checks import check_shape
-from geomtx.heads.dpt import DPTDecoder, HeadFootprint
+from geomtx.heads.dpt import DecoderHead, DPTDecoder
+from geomtx.heads.head import EachView, Gather, HeadFootprint, Parts, parts_of
 from geomtx.tracking.queries import batch_queries, check_queries
 from geomtx.tracking.tracker import Tracker
 from geomtx.types import Bool, Float, ProjectedTokens, Tokens, TrackPrediction, Tracks
 
-__all__ = ["TrackHead", "check_track_images"]
+__all__ = ["TrackHead", "check_track_images", "extract_features"]
 
 
-class TrackHead(nn.Module):
+class TrackHead(DecoderHead):
     """Track query points on feature maps that a DPT decoder makes of tokens.
 
     Args:
@@ -26,15 +28,16 @@ class TrackHead(nn.Module):
         ValueError: If decoder and tracker differ in their numbers of channels or strides.
     """
 
+    takes_queries = True
+
     def __init__(self, decoder: DPTDecoder, tracker: Tracker) -> None:
-        super().__init__()
+        super().__init__(decoder)
         channels = tracker.map_norm.normalized_shape[0]
         if (decoder.out_channels, decoder.stride) != (channels, tracker.stride):
             raise ValueError(
                 f"decoder must have {channels} channels and stride {tracker.stride}, as the tracker, "
                 f"got {decoder.out_channels} and {decoder.stride}"
             )
-        self.decoder = decoder
         self.tracker = tracker
 
     def forward(self, tokens: Tokens | ProjectedTokens, query_points: Float[Tensor, "b n q"]) -> TrackPrediction:
@@ -60,6 +63,23 @@ class TrackHead(nn.Module):
             tokens: Tokens of an encoder that kept the decoder's taps; or their projections, see `DPTDecoder`.
         """
         return self.decoder.decode(tokens)
+
+    def run_in_parts(
+        self, tokens: Tokens | ProjectedTokens, parts: Parts, query_points: Tensor | None = None, **options: Any
+    ) -> TrackPrediction:
+        """Return what `forward` returns."""
+        assert query_points is not None, "a head of tracks runs with query points only"
+        features = self.extract_in_parts(tokens, parts)
+        return self.track(features, query_points, view_mask=parts.valid_views(tokens))
+
+    def extract_in_parts(self, tokens: Tokens | ProjectedTokens, parts: Parts) -> Float[Tensor, "b s c h w"]:
+        """Return the feature maps of all views, see `extract`.
+
+        Args:
+            tokens: What the head reads, of this process's views.
+            parts: How the head reaches all views.
+        """
+        return parts.gather(parts.each_view(self.extract, tokens))
 
     def track(
         self,
@@ -102,6 +122,20 @@ class TrackHead(nn.Module):
             patch_size: Side of a patch in pixels.
         """
         return self.decoder.footprint(patch_size=patch_size)
+
+
+def extract_features(
+    head: TrackHead, tokens: Tokens | ProjectedTokens, each_view: EachView | None = None, gather: Gather | None = None
+) -> Tensor:
+    """Return the feature maps of all views that a head tracks on, (B, S, C, H, W) on the head's device.
+
+    Args:
+        head: The head.
+        tokens: Tokens that the head reads.
+        each_view: Function that applies a function of single views, see `run_head`.
+        gather: Function that brings the views of all processes together, see `run_head`.
+    """
+    return head.extract_in_parts(tokens, parts_of(head, each_view, gather))
 
 
 def check_track_images(images: Tensor, heads: Iterable[nn.Module]) -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from geomtx.encoder.geometry_conditioning import KnownGeometry, prepare_geometry
 from geomtx.encoder.scopes import AttentionTable
-from geomtx.heads.run import EachView
+from geomtx.heads.head import EachView
 from geomtx.inference.attention import attention_table, check_blocks
 from geomtx.inference.keys import GlobalApproximation, check_approximation
 from geomtx.inference.pieces import LayerReader, embed_in_chunks, heads_in_chunks, move_aside
@@ -83,7 +83,7 @@ class EncodedViews(NamedTuple):
 
     Attributes:
         read: Function from the name of a head to what it reads, `Tokens` or `ProjectedTokens`, called once a head.
-        each_view: Function that applies a function of single views to all, see `geomtx.heads.run.run_head`; None for
+        each_view: Function that applies a function of single views to all, see `geomtx.heads.head.run_head`; None for
             one call.
     """
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from geomtx.checks import check_mask, close_matches
 from geomtx.encoder.geometry_conditioning import KnownGeometry
 from geomtx.encoder.patches import grid_of
-from geomtx.heads.run import has_steps
+from geomtx.heads.head import runs_in_parts
 from geomtx.inference.engine import Execution, Inputs, execute
 from geomtx.inference.shares import Shares, count_processes, deal_out
 from geomtx.types import CameraPrediction, DenseMap, Predictions, TrackPrediction
@@ -91,7 +91,7 @@ def predict_parallel(
 
 def _check_heads(heads: dict[str, nn.Module]) -> None:
     for name, head in heads.items():
-        if not has_steps(head):
+        if not runs_in_parts(head):
             raise ValueError(f"heads must be of geomtx's classes in parallel, got {type(head).__name__} for {name!r}")
 
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.run import DECODING_HEADS, HEADS_OF_WHOLE_LAYERS, EachView, has_steps, head_dtype
-from geomtx.heads.special_tokens import SpecialTokenHead
-from geomtx.heads.track import TrackHead
+from geomtx.heads.head import EachView, head_dtype, runs_in_parts
 from geomtx.inference.chunks import empty_on, map_chunks, wait_for_copies
 from geomtx.inference.plan import MemoryPlan
 from geomtx.types import ProjectedTokens, Tokens
@@ -40,18 +38,15 @@ class LayerReader:
     ) -> None:
         self.plan = plan
         self.join = join
+        known: dict[str, Any] = {name: head for name, head in heads.items() if runs_in_parts(head)}
         self.decoders: dict[str, DPTDecoder] = {
-            name: head.decoder
-            for name, head in heads.items()
-            if has_steps(head) and isinstance(head, (*DECODING_HEADS, TrackHead))
+            name: head.decoder for name, head in known.items() if head.reads == "projections"
         }
-        special = {name: head for name, head in heads.items() if has_steps(head) and isinstance(head, SpecialTokenHead)}
-        self.special_layers = {name: max(taps) if head.layer is None else head.layer for name, head in special.items()}
+        special = {name: head for name, head in known.items() if head.reads == "special"}
+        self.special_layers = {name: head.layers_read(taps)[0] for name, head in special.items()}
         # Layers of which all special tokens are kept, and not the camera tokens alone.
         self.all_special = {self.special_layers[name] for name, head in special.items() if head.reads_all}
-        self.in_parts = {
-            name for name, head in heads.items() if has_steps(head) and isinstance(head, HEADS_OF_WHOLE_LAYERS)
-        }
+        self.in_parts = {name for name, head in known.items() if head.reads == "layers"}
         self.whole = taps if heads.keys() - self.decoders.keys() - special.keys() else ()
         self.special_tokens: dict[int, Tensor] = {}
         self.layers: dict[int, Tensor] = {}

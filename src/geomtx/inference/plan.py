@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_count
 from geomtx.encoder.alternating import AlternatingEncoder
-from geomtx.heads.dpt import HeadFootprint
-from geomtx.heads.special_tokens import SpecialTokenHead
+from geomtx.heads.head import Head, HeadFootprint
 from geomtx.layers.precision import Float32Conv2d, Float32Linear
 
 __all__ = [
@@ -98,17 +97,17 @@ class PassSize(NamedTuple):
 
 
 def is_known(model: Any) -> bool:
-    """Return whether a model's memory can be estimated: its own heads read special tokens or have a `footprint`."""
+    """Return whether a model's memory can be estimated: its own heads are `Head`, on an `AlternatingEncoder`."""
     if not isinstance(getattr(model, "encoder", None), AlternatingEncoder) or not hasattr(model, "own_heads"):
         return False
-    return all(hasattr(head, "footprint") or isinstance(head, SpecialTokenHead) for head in model.own_heads().values())
+    return all(isinstance(head, Head) for head in model.own_heads().values())
 
 
 def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     """Estimate the bytes beyond the weights at the peak of a forward pass of one scene, on the model's device.
 
     It adds up what the model's own parts hold: the encoder's tokens, blocks and tapped layers, and what the heads say
-    of themselves, see `geomtx.heads.dpt.HeadFootprint`. Tracks are left out. Peaks that were counted on tensors
+    of themselves, see `geomtx.heads.head.HeadFootprint`. Tracks are left out. Peaks that were counted on tensors
     without values lie between half of the estimate and the whole of it. Copies of weights under autocast come on top,
     see `autocast_bytes`; so do recorded passes (`compile="graphs"`), each of which holds the memory of a whole pass.
 
@@ -119,7 +118,8 @@ def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     """
     encoder, patch_size = model.encoder, model.config.patch_size
     heads = {id(head): head for name, head in model.head_modules().items() if name in size.heads}
-    found = [head.footprint(patch_size) for head in heads.values() if hasattr(head, "footprint")]
+    footprints = (head.footprint(patch_size) for head in heads.values() if isinstance(head, Head))
+    found = [each for each in footprints if each is not None]
     num_patches = size.image_hw[0] // patch_size * (size.image_hw[1] // patch_size)
     pass_ = _Pass(
         encoder,

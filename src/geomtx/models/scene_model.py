@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.checks import check_images, check_option
-from geomtx.heads.dpt import DPTDecoder
-from geomtx.heads.run import EachView, Gather, run_head
-from geomtx.heads.special_tokens import SpecialTokenHead
+from geomtx.heads.head import EachView, Gather, Head, run_head
 from geomtx.heads.track import TrackHead, check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.published import EMBEDDED, state_licence
@@ -188,13 +186,7 @@ class SceneModel(PublishedModel):
         modules, taps = self.head_modules(), set()
         for name in heads:
             head = modules[name]
-            decoder = getattr(head, "decoder", None)
-            if isinstance(decoder, DPTDecoder):
-                taps |= set(decoder.taps)
-            elif isinstance(head, SpecialTokenHead):
-                taps.add(max(self.encoder.taps) if head.layer is None else head.layer)
-            else:
-                taps |= set(self.encoder.taps)
+            taps |= set(head.layers_read(self.encoder.taps) if isinstance(head, Head) else self.encoder.taps)
         return tuple(sorted(taps)) or self.encoder.taps
 
     def check_inputs(

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geomtx.checks import check_count, check_finite_positive
-from geomtx.heads.run import extract_features
-from geomtx.heads.track import TrackHead, check_track_images
+from geomtx.heads.track import TrackHead, check_track_images, extract_features
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.engine import EncodedViews
 from geomtx.inference.plan import Memory

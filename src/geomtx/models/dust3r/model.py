@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from geomtx.heads.run import run_head
+from geomtx.heads.head import run_head
 from geomtx.inference.pair_maps import PairedView, PairModel, PairPrediction
 from geomtx.models.dust3r.config import CroCoConfig, DUSt3RConfig, MASt3RConfig
 from geomtx.models.dust3r.croco import CroCo
