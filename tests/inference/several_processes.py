@@ -246,6 +246,13 @@ def errors(rank: int, num: int) -> dict[str, str]:
     return found
 
 
+def build_nested() -> tuple[geomtx.NestedDepthAnything3, Tensor]:
+    """Return a model of two networks and four views."""
+    torch.manual_seed(1)
+    model = visible(geomtx.NestedDepthAnything3(geomtx.NestedDepthAnything3Config.tiny())).eval()
+    return model, torch.rand(4, 3, 28, 42)
+
+
 def reconstruct(rank: int) -> tuple[dict[str, Tensor], int]:
     """Reconstruct where one process has less memory than others; count the blocks that ran on all tokens at once."""
     from geomtx.inference import run
@@ -274,6 +281,9 @@ def run(rank: int, folder: Path, num: int) -> None:
                 case = CASES[name]
                 found = predict_parallel(model_of(case), *arguments_of(case), **case.options, group=group)
                 results[f"group, {name}"] = named_tensors(found)
+    # Two networks, one after the other; before memory plans are tampered with.
+    nested, images = build_nested()
+    results["nested"] = named_tensors(geomtx.reconstruct(nested, images, parallel=True).predictions)
     results["reconstruct"] = reconstruct(rank)
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()

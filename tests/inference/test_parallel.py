@@ -7,7 +7,7 @@ from torch import Tensor
 import geomtx
 from geomtx.inference import predict, predict_parallel
 from geomtx.inference.keys import choose_views
-from inference.several_processes import CASES, Case, arguments_of, model_of
+from inference.several_processes import CASES, Case, arguments_of, build_nested, model_of
 from reference import named_tensors
 
 Results = dict[int, list[dict[str, Any]]]
@@ -163,3 +163,13 @@ def test_on_gpus(tmp_path):
         for name, got in results.items():
             for key, value in alone(CASES[name]).items():
                 torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4, msg=f"{name} {key}")
+
+
+def test_two_networks_in_one_model(parallel_results: Results):
+    """Each in its turn, and the scale of the scene from the maps of all views."""
+    model, images = build_nested()
+    expected = named_tensors(geomtx.reconstruct(model, images).predictions)
+    for results in parallel_results[2] + parallel_results[3]:
+        assert results["nested"].keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(results["nested"][name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -107,7 +107,7 @@ def added_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
 def choose_heads(
     checkpoint: Checkpoint,
     given: Mapping[str, HeadSource] | None,
-    config: VGGTConfig,
+    config: Any,
     *,
     inside: str = "",
     asked: Sequence[str] | None = None,
@@ -117,8 +117,8 @@ def choose_heads(
     Args:
         checkpoint: Open files whose tensors have the names of the model.
         given: Added heads by name: a module, a function that makes it from the configuration, or None to leave it out.
-        config: Configuration of the VGGT.
-        inside: Name of the VGGT in the model.
+        config: Configuration of the model that has the heads.
+        inside: Name of that model in the whole one.
         asked: Names of the heads that are wanted; defaults to all.
 
     Raises:

@@ -107,10 +107,11 @@ def check_scene_memory(
     pixels = math.prod(image_hw)
     numbers = sum(_MAP_NUMBERS.get(head, 4) for head in heads)
     host = num_views * pixels * (_STORED_BYTES + 4 * numbers)
-    on_device = 0
-    if is_known(model):
-        size = PassSize(at_once, image_hw, tuple(heads), element_size=element_size, device=device.type)
-        on_device = estimate_bytes(model, LEAN_PLAN, size) // 2
+    size = PassSize(at_once, image_hw, tuple(heads), element_size=element_size, device=device.type)
+    # Networks of one model run one after the other.
+    passes = [(each.model, size._replace(heads=each.heads)) for each in getattr(model, "networks", {}).values()]
+    known = (estimate_bytes(each, LEAN_PLAN, own) // 2 for each, own in passes or [(model, size)] if is_known(each))
+    on_device = max(known, default=0)
     needed = {torch.device("cpu"): host}
     # On the CPU both are in the same memory, and the estimate has the maps of the pass in it.
     needed[device] = max(host, on_device) if device.type == "cpu" else on_device

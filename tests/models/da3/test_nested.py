@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from geomtx import DepthAnything3, DepthAnything3Config, NestedDepthAnything3, N
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.cli.info import _describe_weights
 from geomtx.cli.weights import PAIRS
+from geomtx.inference.plan import LEAN_PLAN, PassSize, estimate_bytes
 from geomtx.models import published
 from geomtx.models.da3 import depth_in_metres, nested
 from geomtx.models.registry import empty_model, find_family
+from geomtx.scene import checks
+from geomtx.scene.checks import check_scene_memory
 from lean import build_lean, visible
 from reference import named_tensors
 
@@ -101,6 +105,44 @@ def test_weights_come_back(names, images, tmp_path: Path):
     assert_same(loaded(images), model(images))
     with pytest.raises(ValueError, match=r"^weights must be of a DepthAnything3, got '.*' of a NestedDepthAnything3; "):
         DepthAnything3.from_pretrained(tmp_path)
+
+
+def test_heads_of_ones_own(images, tmp_path: Path):
+    """They belong to the network of many views, run with it and are stored with the model."""
+    model = build()
+    taps = model.any_view.encoder.taps
+    decoder = geomtx.DPTDecoder(64, 16, channels=(16, 16, 32, 32), taps=(*taps[:1] * 2, *taps[-1:] * 2))
+    model.add_head("normals", geomtx.DenseHead(decoder, 3))
+    with torch.no_grad():
+        found = model(images)
+        assert model(images, heads=("depth",)).extra is None
+    torch.testing.assert_close(found.extra["normals"], model.any_view(images, heads=("normals",)).extra["normals"])
+    for options in ({}, {"memory": "low"}):
+        scene = geomtx.reconstruct(model, images[0], **options)
+        torch.testing.assert_close(
+            scene.predictions.extra["normals"].value, found.extra["normals"].value[0], rtol=1e-4, atol=1e-4
+        )
+    loaded = NestedDepthAnything3.from_pretrained(model.save_pretrained(tmp_path / "weights"))
+    assert loaded.heads == (*("camera", "depth", "sky"), "normals")
+    assert_same(loaded(images), found)
+    without = NestedDepthAnything3.from_pretrained(tmp_path / "weights", extra_heads={"normals": None})
+    assert model.remove_head("normals") is not None
+    assert without.heads == model.heads == ("camera", "depth", "sky")
+
+
+def test_a_scene_that_cannot_fit_is_refused(monkeypatch):
+    """By the larger of the two networks, which run one after the other."""
+    model = build()
+    sizes = [PassSize(4, (28, 42), heads, device="meta") for heads in (("camera", "depth"), ("depth", "sky"))]
+    needed = max(estimate_bytes(m, LEAN_PLAN, s) for m, s in zip((model.any_view, model.metric), sizes, strict=True))
+    check = partial(
+        check_scene_memory, model, (28, 42), model.heads, torch.device("meta"), num_views=4, at_once=4, element_size=2
+    )
+    monkeypatch.setattr(checks, "free_bytes", lambda place: needed // 2 if place.type == "meta" else None)
+    check()
+    monkeypatch.setattr(checks, "free_bytes", lambda place: needed // 2 - 1 if place.type == "meta" else None)
+    with pytest.raises(ValueError, match="4 views need at least"):
+        check()
 
 
 def test_two_published_weights_have_a_name(images, tmp_path: Path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import geomtx
 from geomtx.models.vggt.config import VGGTConfig
 from geomtx.training.config_file import load_config, parse_config, save_config
 from geomtx.training.tasks import task as tasks
@@ -103,6 +104,18 @@ def test_weights_of_another_kind(numbers: dict[str, int] | None, why: str, tmp_p
     with pytest.raises(ValueError, match=rf"^model\.weights must be what 'vggt' can start from, but .*grey {why}"):
         Trainer(parse_config(values), tmp_path / "run", cpu=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [("DepthAnything3", r"; model\.kind=depth_anything starts from them$"), ("Pi3", "as geomtx.load_model does$")],
+)
+def test_weights_of_a_family_name_the_kind_that_trains_it(kind: str, hint: str, tmp_path: Path):
+    config = {"DepthAnything3": geomtx.DepthAnything3Config, "Pi3": geomtx.Pi3Config}[kind]
+    getattr(geomtx, kind)(config.tiny()).save_pretrained(tmp_path / "weights")
+    values = {**GREY, "model": {"weights": str(tmp_path / "weights")}, "task": {}}
+    with pytest.raises(ValueError, match=rf"but weights must be of a VGGT, got .* of a {kind}; .*{hint}"):
+        Trainer(parse_config(values), tmp_path / "run", cpu=True)
 
 
 def test_a_task_of_ones_own(tmp_path: Path):

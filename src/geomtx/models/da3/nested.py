@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from geomtx.models.da3.metric import scale_to_metres
 from geomtx.models.da3.model import DepthAnything3
 from geomtx.models.published import NESTED_PAIRS, state_licence
 from geomtx.models.published_model import PublishedModel, StoredForm
-from geomtx.models.saved_model import describe_model, open_as, parse_stored, published_name
+from geomtx.models.saved_model import HeadSource, choose_heads, describe_model, open_as, parse_stored, published_name
 from geomtx.models.vggt.config import check_heads
 from geomtx.types import Bool, Cameras, Float, Predictions
 
@@ -118,8 +119,29 @@ class NestedDepthAnything3(PublishedModel):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of what the model predicts."""
-        return _HEADS
+        """Names of what the model predicts, added heads too."""
+        return (*_HEADS, *self.extra_heads)
+
+    @property
+    def extra_heads(self) -> nn.ModuleDict:
+        """Added heads, which are of the network of many views."""
+        return self.any_view.extra_heads
+
+    def add_head(self, name: str, head: nn.Module) -> None:
+        """Add a head of your own to the network of many views, see `DepthAnything3.add_head`.
+
+        Args:
+            name: Name of the head, an identifier.
+            head: Module called as `head(tokens)`; what it gives is not brought to metres.
+
+        Raises:
+            ValueError: As `DepthAnything3.add_head`.
+        """
+        self.any_view.add_head(name, head)
+
+    def remove_head(self, name: str) -> nn.Module:
+        """Take an added head off, and return it, see `DepthAnything3.remove_head`."""
+        return self.any_view.remove_head(name)
 
     @property
     def encoder(self) -> nn.Module:
@@ -135,7 +157,7 @@ class NestedDepthAnything3(PublishedModel):
     def networks(self) -> dict[str, Network]:
         """Name → network, in the order in which they are run."""
         return {
-            "any_view": Network(self.any_view, ("camera", "depth"), takes_cameras=True),
+            "any_view": Network(self.any_view, ("camera", "depth", *self.extra_heads), takes_cameras=True),
             "metric": Network(self.metric, ("depth", "sky"), takes_cameras=False),
         }
 
@@ -154,8 +176,8 @@ class NestedDepthAnything3(PublishedModel):
             images: Images in [0, 1], (B, S, 3, H, W), or (S, 3, H, W) for one scene.
             query_points: None, as the model tracks no points.
             patch_mask: Mask of the valid patches, see `DepthAnything3.forward`.
-            heads: Names of what is returned, of "camera", "depth" and "sky"; defaults to all. Both networks run in any
-                case.
+            heads: Names of what is returned, of "camera", "depth", "sky" and added heads; defaults to all. Both
+                networks run in any case.
             cameras: Known cameras, see `DepthAnything3.forward`.
 
         Returns:
@@ -203,12 +225,14 @@ class NestedDepthAnything3(PublishedModel):
         if patch_mask is not None:
             valid = mask_pixels(patch_mask.to(metric.sky.device), (metric.sky.shape[-2], metric.sky.shape[-1]))
             valid = valid.expand_as(metric.sky)  # also without the B axis
+        extra = {name: value for name, value in (scene.extra or {}).items() if name in heads}
         metres = scale_to_metres(scene.depth, scene.cameras, metric.depth.value, metric.sky, valid)
         return Predictions(
             cameras=metres.cameras if "camera" in heads else None,
             depth=metres.depth if "depth" in heads else None,
             sky=metric.sky if "sky" in heads else None,
             metric_scale=metres.scale,
+            extra=extra or None,
         )
 
     @classmethod
@@ -220,39 +244,46 @@ class NestedDepthAnything3(PublishedModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         config: NestedDepthAnything3Config | None = None,
+        extra_heads: Mapping[str, HeadSource] | None = None,
     ) -> NestedDepthAnything3:
         """Load weights, strictly; in evaluation mode.
 
         Args:
             source: "da3nested-small-large" or "da3nested-base-large", which stand for two published weights under
                 Apache-2.0; a hub id ("depth-anything/DA3NESTED-GIANT-LARGE-1.1"), a folder or a file of both networks.
-            heads: Names of what will be predicted, of "camera", "depth" and "sky"; both networks are loaded in any
-                case.
+            heads: Names of what will be predicted, of "camera", "depth", "sky" and added heads; both networks are
+                loaded in any case.
             device: Device of the parameters; defaults to the CPU.
             dtype: Dtype of all parameters; defaults to that in the file.
             config: Overrides the configuration found beside or within the weights, or told by their sizes.
+            extra_heads: The added heads that the weights are for, see `DepthAnything3.from_pretrained`.
 
         Raises:
             ValueError: For missing, unexpected or misshapen tensors (the first ten are listed), a broken file, and
                 weights of another family.
             FileNotFoundError: If the source is no file and not to be had from the hub.
         """
-        check_heads(heads or (), _HEADS)
         if str(source) in NESTED_PAIRS:
+            check_heads(heads or (), _HEADS)
             parts = (
                 DepthAnything3.from_pretrained(each, device=device, dtype=dtype) for each in NESTED_PAIRS[str(source)]
             )
             return cls.from_models(*parts)
         checkpoint = _open(source)
         numbers = _config_of_checkpoint(checkpoint) if config is None else config
+        added, left_out = choose_heads(checkpoint, extra_heads, numbers.any_view, inside="any_view", asked=heads)
+        check_heads(heads or (), (*_HEADS, *added))
+        with torch.device("meta"), SkippedInitialisation():
+            empty = cls(numbers)
+        empty.extra_heads.update(added)
         model = load_weights(
             checkpoint,
-            lambda: cls(numbers),
+            lambda: empty,
             nested_keys(numbers.any_view, numbers.metric),
             device=device,
             dtype=dtype,
-            ignored=("da3.gs_head.", "model.da3.gs_head."),
-            parts=("any_view", "metric"),
+            ignored=("da3.gs_head.", "model.da3.gs_head.", *left_out),
+            parts=("any_view", "metric", *(f"any_view.extra_heads.{name}" for name in added)),
         )
         state_licence(checkpoint.source)
         return model
@@ -267,7 +298,7 @@ class NestedDepthAnything3(PublishedModel):
     def stored_form(self) -> StoredForm:
         """Return the names and configurations under which the model is stored."""
         config = self.config
-        ours = describe_model("NestedDepthAnything3", config.to_dict())
+        ours = describe_model("NestedDepthAnything3", config.to_dict(), self.extra_heads)
         keys = nested_keys(config.any_view, config.metric)
         return StoredForm(keys, ours, published_nested_config(config.any_view))
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_option
 from geomtx.losses.multitask import LossReport
+from geomtx.models.published import open_weights
+from geomtx.models.saved_model import stored_kind
 from geomtx.parsing import parse_dataclass
 from geomtx.types import SceneBatch
 
@@ -29,6 +31,8 @@ _HOMES = {
     "nvs": ("geomtx.training.tasks.nvs", "NvsTask"),
     "video_tracker": ("geomtx.training.tasks.video_tracker", "VideoTask"),
 }
+
+_KIND_OF_CLASS = {"VGGT": "vggt", "DepthAnything3": "depth_anything"}
 
 
 @runtime_checkable
@@ -116,4 +120,15 @@ def starting_from(section: ModelSection) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"model.weights must be what '{section.kind}' can start from, but {error}") from error
+        other = f"; model.kind={kind} starts from them" if (kind := _kind_for(section)) != section.kind else ""
+        raise ValueError(f"model.weights must be what '{section.kind}' can start from, but {error}{other}") from error
+
+
+def _kind_for(section: ModelSection) -> str:
+    """Return the kind of model that starts from the weights, as far as is known; else that of the section."""
+    assert section.weights is not None, "what is started from"
+    try:
+        found = stored_kind(open_weights(section.weights))
+    except ValueError:  # which has been said
+        return section.kind
+    return _KIND_OF_CLASS.get(found or "", section.kind)
