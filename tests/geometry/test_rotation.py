@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -168,3 +170,18 @@ def test_quaternions_that_are_not_finite_have_no_rotation(bad):
     assert matrix[1].isnan().all()
     encoding = torch.cat([torch.zeros(2, 3), quat, torch.ones(2, 2)], dim=-1)
     torch.testing.assert_close(decode_pose(encoding, (4, 4)).cam_from_world[..., :3], matrix, equal_nan=True)
+
+
+def test_the_first_rotations_may_be_without_values():
+    """What roma keeps of its first call has values all the same, for all calls that come after."""
+    code = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from geomtx.geometry.rotation import nearest_rotation
+
+with FakeTensorMode(allow_non_fake_inputs=True):
+    nearest_rotation(torch.rand(2, 3, 3))
+rotation = nearest_rotation(torch.eye(3) + 0.1 * torch.rand(3, 3))
+assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

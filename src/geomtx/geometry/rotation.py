@@ -5,6 +5,8 @@ roma is imported inside the functions: it imports torch's compiler, which takes 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -86,4 +88,16 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     """
     import roma
 
+    if not torch.compiler.is_dynamo_compiling():
+        _prepare_procrustes(matrix.device)
     return roma.special_procrustes(matrix)
+
+
+@functools.cache
+def _prepare_procrustes(device: torch.device) -> None:
+    """Let roma compute the constants that it keeps of its first call on a device, which might be on fake tensors."""
+    import roma
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), torch.no_grad(), torch.device("cpu"):
+        roma.special_procrustes(torch.eye(3, device=device)[None])
