@@ -102,7 +102,7 @@ SIGNATURES = {
     "NestedDepthAnything3": "(config)",
     "NestedDepthAnything3.from_models": "(any_view, metric)",
     "NestedDepthAnything3.forward": "(self, images, query_points, patch_mask, *, heads, cameras)",
-    "NestedDepthAnything3.from_pretrained": "(source, *, heads, device, dtype, config, extra_heads)",
+    "NestedDepthAnything3.from_pretrained": "(source, *, heads, device, dtype, config, quantize, extra_heads)",
     "DUSt3R": "(config)",
     "DUSt3R.forward": "(self, first, second, transposed)",
     "DUSt3R.encode": "(self, images, hidden)",

@@ -250,6 +250,14 @@ class LinearMapHead(Head):
         self.activation = activation
         self.out = PixelShuffle(dim, value_dim + 1, patch_size=patch_size)
 
+    def layers_read(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the one layer that the head reads.
+
+        Args:
+            taps: Indices of the encoder's layers.
+        """
+        return (self.layer,)
+
     def forward(self, tokens: Tokens) -> DenseMap:
         """Predict the map of every view by itself, as `MapHead.forward`.
 
@@ -291,6 +299,14 @@ class DescriptorHead(Head):
         self.hidden = nn.Linear(dim, int(dim * mlp_ratio))
         self.activation = nn.GELU()
         self.out = PixelShuffle(int(dim * mlp_ratio), descriptor_dim + 1, patch_size=patch_size)
+
+    def layers_read(self, taps: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the layers whose tokens are concatenated.
+
+        Args:
+            taps: Indices of the encoder's layers.
+        """
+        return self.layers
 
     def forward(self, tokens: Tokens) -> DenseMap:
         """Predict the descriptors of every view by itself.

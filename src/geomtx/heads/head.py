@@ -55,17 +55,18 @@ class Parts(NamedTuple):
         each_view: Function that applies a function of single views to the tokens of this process's.
         convert: Function that brings tokens to the precision of the head, as `each_view` does.
         gather_views: Function that concatenates the views of all processes along axis 1.
-        device: Device of the head; where memory is short, results of single views wait elsewhere.
+        device: Device of the head's parameters; where memory is short, results of single views wait elsewhere. None for
+            a head without parameters.
     """
 
     each_view: EachView
     convert: Callable[[Any], Any]
     gather_views: Gather
-    device: torch.device
+    device: torch.device | None
 
     def gather(self, of_views: Tensor) -> Tensor:
         """Return results of single views for those of all processes, on the head's device."""
-        return self.gather_views(of_views.to(self.device))
+        return self.gather_views(of_views if self.device is None else of_views.to(self.device))
 
     def valid_views(self, tokens: Tokens | ProjectedTokens) -> Tensor | None:
         """Return which views of all processes are valid, (B, S) bool; None for all."""
@@ -79,7 +80,10 @@ class Head(nn.Module):
     """
 
     reads: ClassVar[Literal["layers", "projections", "special"]] = "layers"
-    """What is kept of the layers: all tokens; their projections by `decoder`; or special tokens of one layer."""
+    """What is kept of the layers: all tokens; their projections by `decoder`, a `DPTDecoder`, see `DecoderHead`; or
+    special tokens of one layer, see `SpecialTokenHead`."""
+    reads_all: ClassVar[bool] = False
+    """Whether a head that reads "special" tokens reads all of a view, instead of its camera token alone."""
 
     takes_queries: ClassVar[bool] = False
     """Whether `forward` takes query points after the tokens."""
@@ -207,7 +211,8 @@ def parts_of(head: nn.Module, each_view: EachView | None, gather: Gather | None)
     def convert_each(function: Callable[[Any], Any], tokens: Tokens | ProjectedTokens) -> Any:
         return apply(lambda part: function(convert(part)), tokens)
 
-    return Parts(convert_each, convert, gather or _identity, next(head.parameters()).device)
+    device = next((parameter.device for parameter in head.parameters()), None)
+    return Parts(convert_each, convert, gather or _identity, device)
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

@@ -29,8 +29,6 @@ class SpecialTokenHead(Head):
     """
 
     reads = "special"
-    reads_all = False
-    """Whether all special tokens of a view are read, instead of its camera token alone."""
 
     def __init__(self, dim: int, *, layer: int | None = None) -> None:
         super().__init__()

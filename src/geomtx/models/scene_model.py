@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
 from geomtx.checkpoint.key_table import KeyTable
 from geomtx.checks import check_images, check_option
+from geomtx.heads.dpt import DPTDecoder
 from geomtx.heads.head import EachView, Gather, Head, run_head
-from geomtx.heads.track import TrackHead, check_track_images
+from geomtx.heads.track import check_track_images
 from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.published import EMBEDDED, state_licence
 from geomtx.models.published_model import PublishedModel
@@ -94,7 +95,8 @@ class SceneModel(PublishedModel):
                 head's parameters, which may be float32 where the encoder is in bfloat16.
 
         Raises:
-            ValueError: For a name that is taken or no identifier, and for what is no module or is part of the model.
+            ValueError: For a name that is taken or no identifier, for what is no module or is part of the model, and
+                for a `Head` that reads layers which the encoder doesn't keep.
         """
         if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(f"name must be an identifier that torch.nn.ModuleDict doesn't use itself, got {name!r}")
@@ -105,7 +107,22 @@ class SceneModel(PublishedModel):
             raise ValueError(f"head must be a torch.nn.Module, got {type(head).__name__}")
         if any(part is head for part in self.modules()):
             raise ValueError(f"head must be no part of the model yet, got one that is, {type(head).__name__}")
+        self._check_reads(name, head)
         self.extra_heads[name] = head
+
+    def _check_reads(self, name: str, head: nn.Module) -> None:
+        """Require that a head reads what the encoder gives."""
+        if not isinstance(head, Head):
+            return
+        taps = self.encoder.taps
+        if head.reads == "projections" and not isinstance(getattr(head, "decoder", None), DPTDecoder):
+            raise ValueError(f"head must have a `decoder`, a DPTDecoder, to read projections, got none in {name!r}")
+        unknown = sorted(set(head.layers_read(taps)) - set(taps))
+        if unknown:
+            raise ValueError(
+                f"head must read layers that the encoder keeps, encoder.taps, {', '.join(map(str, taps))}, "
+                f"got {', '.join(map(str, unknown))} in {name!r}"
+            )
 
     def remove_head(self, name: str) -> nn.Module:
         """Take an added head off.
@@ -202,7 +219,7 @@ class SceneModel(PublishedModel):
             ValueError: As `forward`.
         """
         modules = self.head_modules()
-        trackers = [name for name, head in modules.items() if isinstance(head, TrackHead)]
+        trackers = [name for name, head in modules.items() if isinstance(head, Head) and head.takes_queries]
         if heads is not None:
             check_heads(heads, self.heads)
             for head in trackers:

@@ -108,7 +108,7 @@ def test_weights_of_another_kind(numbers: dict[str, int] | None, why: str, tmp_p
 
 @pytest.mark.parametrize(
     ("kind", "hint"),
-    [("DepthAnything3", r"; model\.kind=depth_anything starts from them$"), ("Pi3", "as geomtx.load_model does$")],
+    [("DepthAnything3", r"; model\.kind=depth_anything is for such models$"), ("Pi3", "as geomtx.load_model does$")],
 )
 def test_weights_of_a_family_name_the_kind_that_trains_it(kind: str, hint: str, tmp_path: Path):
     config = {"DepthAnything3": geomtx.DepthAnything3Config, "Pi3": geomtx.Pi3Config}[kind]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geomtx.checkpoint.files import Checkpoint, SkippedInitialisation, load_weights
 from geomtx.encoder.patches import mask_pixels
+from geomtx.inference.quantize import QuantizedType, quantize_model
 from geomtx.models.config import ModelConfig
 from geomtx.models.da3.config import DepthAnything3Config
 from geomtx.models.da3.keys import config_of, is_nested_name, nested_keys, nested_parts, published_nested_config
@@ -100,6 +101,7 @@ class NestedDepthAnything3(PublishedModel):
         self.config = config
         self.any_view = DepthAnything3(config.any_view)
         self.metric = DepthAnything3(config.metric)
+        self._chosen: tuple[str, ...] = _HEADS
 
     @classmethod
     def from_models(cls, any_view: DepthAnything3, metric: DepthAnything3) -> NestedDepthAnything3:
@@ -120,7 +122,7 @@ class NestedDepthAnything3(PublishedModel):
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of what the model predicts, added heads too."""
-        return (*_HEADS, *self.extra_heads)
+        return (*self._chosen, *self.extra_heads)
 
     @property
     def extra_heads(self) -> nn.ModuleDict:
@@ -244,6 +246,7 @@ class NestedDepthAnything3(PublishedModel):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         config: NestedDepthAnything3Config | None = None,
+        quantize: QuantizedType | None = None,
         extra_heads: Mapping[str, HeadSource] | None = None,
     ) -> NestedDepthAnything3:
         """Load weights, strictly; in evaluation mode.
@@ -256,6 +259,7 @@ class NestedDepthAnything3(PublishedModel):
             device: Device of the parameters; defaults to the CPU.
             dtype: Dtype of all parameters; defaults to that in the file.
             config: Overrides the configuration found beside or within the weights, or told by their sizes.
+            quantize: Format of the blocks' weights, see `geomtx.quantize_model`; defaults to none.
             extra_heads: The added heads that the weights are for, see `DepthAnything3.from_pretrained`.
 
         Raises:
@@ -265,10 +269,12 @@ class NestedDepthAnything3(PublishedModel):
         """
         if str(source) in NESTED_PAIRS:
             check_heads(heads or (), _HEADS)
+            if config is not None or extra_heads is not None:
+                raise ValueError(f"config and extra_heads must be None for '{source}', two published weights, got one")
             parts = (
                 DepthAnything3.from_pretrained(each, device=device, dtype=dtype) for each in NESTED_PAIRS[str(source)]
             )
-            return cls.from_models(*parts)
+            return cls.from_models(*parts)._finish(heads, quantize)
         checkpoint = _open(source)
         numbers = _config_of_checkpoint(checkpoint) if config is None else config
         added, left_out = choose_heads(checkpoint, extra_heads, numbers.any_view, inside="any_view", asked=heads)
@@ -286,7 +292,12 @@ class NestedDepthAnything3(PublishedModel):
             parts=("any_view", "metric", *(f"any_view.extra_heads.{name}" for name in added)),
         )
         state_licence(checkpoint.source)
-        return model
+        return model._finish(heads, quantize)
+
+    def _finish(self, heads: tuple[str, ...] | None, quantize: QuantizedType | None) -> NestedDepthAnything3:
+        """Return the model, which predicts some heads alone, with weights in another format."""
+        self._chosen = tuple(head for head in _HEADS if heads is None or head in heads)
+        return self if quantize is None else quantize_model(self, quantize)
 
     @staticmethod
     def read_config(source: str | os.PathLike[str]) -> NestedDepthAnything3Config:

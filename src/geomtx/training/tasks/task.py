@@ -32,7 +32,15 @@ _HOMES = {
     "video_tracker": ("geomtx.training.tasks.video_tracker", "VideoTask"),
 }
 
-_KIND_OF_CLASS = {"VGGT": "vggt", "DepthAnything3": "depth_anything"}
+_KIND_OF_CLASS = {
+    "VGGT": "vggt",
+    "DepthAnything3": "depth_anything",
+    "DUSt3R": "dust3r",
+    "MASt3R": "mast3r",
+    "CroCo": "croco",
+    "VGGTForNVS": "nvs",
+    "VideoTracker": "video_tracker",
+}
 
 
 @runtime_checkable
@@ -120,7 +128,7 @@ def starting_from(section: ModelSection) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        other = f"; model.kind={kind} starts from them" if (kind := _kind_for(section)) != section.kind else ""
+        other = f"; model.kind={kind} is for such models" if (kind := _kind_for(section)) != section.kind else ""
         raise ValueError(f"model.weights must be what '{section.kind}' can start from, but {error}{other}") from error
 
 
