@@ -139,7 +139,6 @@ def test_expected_errors(
         (("--query", "-1,a,1"), r"argument --query: must be VIEW,X,Y, three numbers, got '-1,a,1'"),
         (("-o", ""), r"argument -o/--output: must not be empty"),
         (("--weights", ""), r"argument --weights: must not be empty"),
-        (("--heads", "camera,normals"), "argument --heads: must be of camera, depth, points, tracks, .* got 'normals'"),
         (("--max-points", "0"), "argument --max-points: must be a whole number above 0, got '0'"),
         (("--mode", "stretch"), "argument --mode: invalid choice"),
         (("--preset", "tiny", "--weights", "w"), "not allowed with argument"),
@@ -239,18 +238,32 @@ def test_the_heads_are_those_of_all_families() -> None:
 
 @pytest.mark.usefixtures("drawn_reports")
 def test_heads_of_other_families_are_taken_where_the_weights_have_them(
-    photos: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = geomtx.DepthAnything3Config.tiny(first_global=None, depth=2, taps=(0, 0, 1, 1), image_size=28)
     weights = str(photos.parent / "weights")
-    geomtx.DepthAnything3(config).eval().save_pretrained(weights)
+    model = geomtx.DepthAnything3(config).eval()
+    decoder = geomtx.DPTDecoder(32, 16, channels=(16, 16, 32, 32), taps=model.encoder.taps * 2)
+    model.add_head("normals", geomtx.DenseHead(decoder, 3))
+    model.save_pretrained(weights)
+    assert main(["info", weights]) == 0
+    assert "depth, sky, normals" in capsys.readouterr().out
     options = ("--weights", weights, "--size", "28")
-    assert run(photos / "view_0.png", *options, "--heads", "depth,sky") == 0
-    assert geomtx.Scene.load(photos / "out").predictions.sky is not None
+    for heads, expected in {"depth,sky": None, "depth,normals": ["normals"]}.items():
+        assert run(photos / "view_0.png", *options, "--heads", heads, "--overwrite") == 0
+        found = geomtx.Scene.load(photos / "out").predictions
+        assert (found.sky is None) == ("sky" not in heads)
+        assert (None if found.extra is None else list(found.extra)) == expected
+    monkeypatch.setattr("geomtx.models.registry.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     capsys.readouterr()
     for wrong, message in {
-        ("--heads", "camera"): "head must be one of 'depth', 'sky', got 'camera'",
+        ("--heads", "camera"): "head must be one of 'depth', 'sky', 'normals', got 'camera'",
         ("--refine", "--refine-from", "tracks"): "needs weights with the head tracks, got depth, sky",
+        ("--heads", "normal"): "head must be one of 'depth', 'sky', 'normals', got 'normal'; did you mean 'normals'?",
+        ("--refine",): "--heads must hold camera, and depth or points, for --refine, got depth, sky",
+        ("--distance", "0,1,2"): "heads must hold camera for --distance, got depth, sky",
+        ("--formats", "ply,colmap"): "heads must hold camera for --formats colmap, got depth, sky",
+        ("--agreement", "0.5"): "heads must hold camera and depth for --agreement, got depth, sky",
         ("--query", "0,1,1"): "--query must be left out for a model without tracks, got one with depth, sky",
     }.items():
         assert run(photos / "view_0.png", *options, *wrong) == 2

@@ -104,6 +104,25 @@ def test_estimates_of_depth_anything(preset, changes, heads, views, plan):
     assert peak <= counted["estimated_gib"] - counted["weights_gib"] <= 2 * peak
 
 
+class Mean(torch.nn.Module):
+    """A head that geomtx doesn't know, for which whole layers wait."""
+
+    def forward(self, tokens: geomtx.Tokens) -> torch.Tensor:
+        return tokens.layer(max(tokens.layers))[..., 0].mean(-1)
+
+
+@pytest.mark.parametrize("plan", [None, MemoryPlan(2, 4096, **ON_HOST)])
+def test_estimates_count_whole_layers(plan):
+    def build() -> DepthAnything3:
+        model = DepthAnything3(DepthAnything3Config.small(**DA3_LAYERS))
+        model.add_head("mean", Mean())
+        return model
+
+    counted = measure(build, 24, (336, 518), plan, ("mean",))
+    peak = counted["peak_gib"] - counted["weights_gib"]
+    assert peak <= counted["estimated_gib"] - counted["weights_gib"] <= 2 * peak
+
+
 @pytest.mark.parametrize(
     ("preset", "views", "plan"),
     [

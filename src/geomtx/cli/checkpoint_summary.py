@@ -10,6 +10,7 @@ from typing import NamedTuple
 from geomtx.checkpoint.key_table import unwrap_names
 from geomtx.models.published import find_weights, known_weights
 from geomtx.models.registry import FAMILIES
+from geomtx.models.saved_model import added_heads
 
 __all__ = ["CheckpointSummary", "summarize_checkpoint"]
 
@@ -25,7 +26,7 @@ class CheckpointSummary(NamedTuple):
         num_parameters: Number of parameters in them.
         dtypes: Name of a dtype → how many tensors have it.
         naming: "published", "geomtx" or "unknown".
-        heads: Names of the heads that it has tensors of.
+        heads: Names of the heads that it has tensors of, added ones last.
         licence: Licence of the weights where it is known.
         prefix: Prefix of all names that is not part of the model, such as "module." of a wrapped model.
     """
@@ -57,7 +58,7 @@ def summarize_checkpoint(source: str) -> CheckpointSummary:
         num_parameters=sum(math.prod(shape) for name, (shape, _) in headers.items() if not name.endswith(_TABLES)),
         dtypes=dict(Counter(dtype for _, dtype in headers.values()).most_common()),
         naming=naming,
-        heads=heads,
+        heads=(*heads, *added_heads(headers)),
         licence=None if known is None else known.licence,
         prefix=unwrapped.prefix,
     )

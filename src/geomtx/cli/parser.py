@@ -17,6 +17,7 @@ __all__ = [
     "add_output",
     "join_queries",
     "parse_count",
+    "parse_list",
     "parse_name",
     "parse_names",
     "parse_positive",
@@ -74,15 +75,20 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_list(text: str) -> tuple[str, ...]:
+    """Return names that are separated by commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
 def parse_names(text: str, *, known: Sequence[str]) -> tuple[str, ...]:
     """Return known names that are separated by commas, each once."""
-    names = tuple(part.strip() for part in text.split(","))
+    names = parse_list(text)
     for name in names:
         if name not in known:
             raise argparse.ArgumentTypeError(
                 f"must be of {', '.join(known)}, separated by commas, got '{name}'{close_matches(name, known)}"
             )
-    return tuple(dict.fromkeys(names))
+    return names
 
 
 def parse_count(text: str) -> int:

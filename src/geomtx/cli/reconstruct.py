@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from geomtx.cli.device import (
 )
 from geomtx.cli.options import formats, known_cameras, long_sequences, masks, pairs, refinement, video
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, describe_saved
-from geomtx.cli.parser import add_output, parse_count, parse_name, parse_names, parse_query
+from geomtx.cli.parser import add_output, parse_count, parse_list, parse_name, parse_query
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
 from geomtx.views.listing import name_files
@@ -66,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder or a video NAME")
     _add_model_options(parser)
     parser.add_argument(
-        "--heads", type=partial(parse_names, known=_HEADS), metavar="HEADS",
+        "--heads", type=parse_list, metavar="HEADS",
         help=f"predictions to make: {', '.join(_HEADS)}, separated by commas (all that the weights have; tracks only "
         "with --query)",
     )  # fmt: skip
@@ -171,8 +170,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         empty = _empty_model(arguments)
         pairs.check_options(arguments, empty)
         if not pairs.sees_pairs(empty):
-            _choose_heads(arguments, empty.config.heads)
-            refinement.check_heads(arguments, empty.config.heads)
+            _check_heads(arguments, empty, names)
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, empty.config, what)
         known = known_cameras.read_known_cameras(arguments, views, empty)
@@ -297,6 +295,9 @@ def _digest(source: Path) -> str:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     """Require arguments that make sense by themselves and together; imports no torch."""
+    # Weights of one's own may have heads that were added.
+    for head in arguments.heads or () if arguments.weights is None or not user_path(arguments.weights).exists() else ():
+        check_name("head", head, _HEADS)
     long_sequences.check_options(arguments)
     known_cameras.check_options(arguments)
     refinement.check_options(arguments)
@@ -356,7 +357,7 @@ def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, devi
     check_scene_memory(
         model,
         views.image_hw,
-        _choose_heads(arguments, model.config.heads),
+        _choose_heads(arguments, model),
         device,
         num_views=len(views),
         at_once=min(len(views), arguments.window or len(views)),
@@ -371,8 +372,8 @@ def _load_model(arguments: argparse.Namespace, empty: Any, device: torch.device)
     from geomtx.inference.quantize import quantize_model
     from geomtx.models.registry import load_model
 
-    heads = None if pairs.sees_pairs(empty) else _choose_heads(arguments, empty.config.heads)
-    if heads and refinement.needs_tracker(arguments) and "tracks" in empty.config.heads and "tracks" not in heads:
+    heads = None if pairs.sees_pairs(empty) else _choose_heads(arguments, empty)
+    if heads and refinement.needs_tracker(arguments) and "tracks" in empty.heads and "tracks" not in heads:
         heads = (*heads, "tracks")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
@@ -391,15 +392,28 @@ def name_weights(arguments: argparse.Namespace) -> str:
     return path.absolute().name if path.exists() else arguments.weights
 
 
-def _choose_heads(arguments: argparse.Namespace, available: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the heads that were asked for, or all; tracks where there is something to track."""
+def _check_heads(arguments: argparse.Namespace, model: Any, names: Sequence[str]) -> None:
+    """Require the heads that options need, which options by themselves don't tell where no heads were named."""
+    heads = _choose_heads(arguments, model)
+    refinement.check_heads(arguments, model.heads)
+    resolved = argparse.Namespace(**{**vars(arguments), "heads": heads})
+    for check in (long_sequences.check_options, known_cameras.check_options, refinement.check_options):
+        check(resolved)
+    masks.check_options(resolved, names)
+    formats.check_heads(resolved)
+
+
+def _choose_heads(arguments: argparse.Namespace, model: Any) -> tuple[str, ...]:
+    """Return the heads that were asked for, or all that a scene can hold; tracks where there is something to track."""
+    from geomtx.scene.reconstruction import heads_of_scenes
+
+    available = heads_of_scenes(model)
     if arguments.query and "tracks" not in available:
         raise ValueError(f"--query must be left out for a model without tracks, got one with {', '.join(available)}")
     heads = available if arguments.heads is None else arguments.heads
     for head in heads:
         check_name("head", head, available)
-    # Rays have pixels of their own, and an embedding has none: a scene doesn't hold them.
-    wanted = [head for head in heads if head not in ("tracks", "rays", "text")]
+    wanted = [head for head in heads if head != "tracks"]
     return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 

@@ -121,6 +121,13 @@ def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
     footprints = (head.footprint(patch_size) for head in heads.values() if isinstance(head, Head))
     found = [each for each in footprints if each is not None]
     num_patches = size.image_hw[0] // patch_size * (size.image_hw[1] // patch_size)
+    # Of heads that nothing is known of, and of those that read whole layers and say no more.
+    whole = {
+        tap
+        for head in heads.values()
+        if not isinstance(head, Head) or (head.reads == "layers" and head.footprint(patch_size) is None)
+        for tap in (head.layers_read(encoder.taps) if isinstance(head, Head) else encoder.taps)
+    }
     pass_ = _Pass(
         encoder,
         found,
@@ -128,6 +135,7 @@ def estimate_bytes(model: Any, plan: MemoryPlan | None, size: PassSize) -> int:
         of_view=num_patches + encoder.special.num_tokens,
         row=encoder.backbone.dim * size.element_size,
         taps=model.taps_of(size.heads),
+        whole=sum(len(encoder.order[tap]) for tap in whole),
     )
     return int(_MARGIN * (_whole_bytes(pass_, size) if plan is None else _divided_bytes(pass_, plan, size)))
 
@@ -142,6 +150,7 @@ class _Pass(NamedTuple):
         of_view: Number of tokens of a view.
         row: Bytes of a token in the model's precision.
         taps: Layers that the heads read.
+        whole: Number of outputs of blocks that wait as they are for heads that read whole layers.
     """
 
     encoder: Any
@@ -150,6 +159,7 @@ class _Pass(NamedTuple):
     of_view: int
     row: int
     taps: tuple[int, ...]
+    whole: int
 
     def decoding(self, num_views: int, size: PassSize) -> int:
         """Bytes at the peak of decoding some views."""
@@ -188,7 +198,8 @@ def _divided_bytes(pass_: _Pass, plan: MemoryPlan, size: PassSize) -> int:
     # Projections of a view for all heads, but for those of the last layer, and with them.
     before = of_patch * sum(sum(head.projected[:-1]) for head in pass_.heads)
     whole = of_patch * sum(sum(head.projected) for head in pass_.heads)
-    kept_before, kept = (size.num_views * each * waits_here for each in (before, whole))
+    layers = tokens * row * pass_.whole * waits_here
+    kept_before, kept = (size.num_views * each * waits_here + layers for each in (before, whole))
     across = bool(len(encoder.global_blocks))
     at_work = view_chunk * pass_.of_view
     if across:

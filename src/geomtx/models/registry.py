@@ -23,7 +23,7 @@ from geomtx.models.omega.keys import OMEGA_KEYS, describe_omega
 from geomtx.models.pi3 import Pi3
 from geomtx.models.pi3.keys import describe_pi3, is_pi3_name
 from geomtx.models.published import NESTED_PAIRS, PUBLISHED, PublishedWeights, kind_of_names, open_weights
-from geomtx.models.saved_model import stored_kind
+from geomtx.models.saved_model import build_heads, stored_kind
 from geomtx.models.scene_model import SceneModel
 from geomtx.models.vggt import VGGT
 from geomtx.models.vggt.keys import VGGT_KEYS, describe_vggt, is_vggt
@@ -122,6 +122,8 @@ def load_model(
 def empty_model(source: str | os.PathLike[str]) -> Any:
     """Return the model that some weights are of, on the meta device and without values; quick, for questions of size.
 
+    Added heads whose classes geomtx doesn't know are left out.
+
     Raises:
         ValueError: For weights of no family that geomtx knows, and as `read_config` of the class.
         FileNotFoundError: If there are no such weights.
@@ -130,7 +132,10 @@ def empty_model(source: str | os.PathLike[str]) -> Any:
     if not issubclass(kind, SceneModel | NestedDepthAnything3 | PairModel):
         kind = VGGT  # which says what it doesn't take
     with torch.device("meta"), SkippedInitialisation():
-        return kind(kind.read_config(source))
+        model = kind(kind.read_config(source))
+    if not issubclass(kind, PairModel) and str(source) not in NESTED_PAIRS:
+        model.extra_heads.update(build_heads(open_weights(source)))
+    return model
 
 
 def find_family(source: str | os.PathLike[str]) -> Family:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,10 +98,17 @@ def published_name(checkpoint: Checkpoint) -> str | None:
     return str((stored or {}).get(_PUBLISHED_NAME, ""))
 
 
-def added_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of the added heads that a checkpoint has tensors of."""
-    found = (re.search(rf"(?:^|\.){_EXTRA_HEADS}\.(\w+)\.", name) for name in checkpoint.shapes)
+def added_heads(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the added heads that some tensors belong to, by the names of the tensors."""
+    found = (re.search(rf"(?:^|\.){_EXTRA_HEADS}\.(\w+)\.", name) for name in names)
     return tuple(dict.fromkeys(match[1] for match in found if match))
+
+
+def build_heads(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """Return the added heads that can be built from what is stored of them, by name, on the meta device."""
+    described = (_stored(checkpoint) or {}).get(_EXTRA_HEADS) or {}
+    built = {name: _build_part(part) for name, part in described.items()}
+    return {name: head for name, head in built.items() if head is not None}
 
 
 def choose_heads(

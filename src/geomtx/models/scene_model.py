@@ -96,7 +96,7 @@ class SceneModel(PublishedModel):
 
         Raises:
             ValueError: For a name that is taken or no identifier, for what is no module or is part of the model, and
-                for a `Head` that reads layers which the encoder doesn't keep.
+                for a `Head` that reads layers which the encoder doesn't have.
         """
         if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(f"name must be an identifier that torch.nn.ModuleDict doesn't use itself, got {name!r}")
@@ -117,12 +117,11 @@ class SceneModel(PublishedModel):
         taps = self.encoder.taps
         if head.reads == "projections" and not isinstance(getattr(head, "decoder", None), DPTDecoder):
             raise ValueError(f"head must have a `decoder`, a DPTDecoder, to read projections, got none in {name!r}")
-        unknown = sorted(set(head.layers_read(taps)) - set(taps))
+        last = len(self.encoder.order) - 1
+        unknown = sorted(set(head.layers_read(taps)) - set(range(last + 1)))
         if unknown:
-            raise ValueError(
-                f"head must read layers that the encoder keeps, encoder.taps, {', '.join(map(str, taps))}, "
-                f"got {', '.join(map(str, unknown))} in {name!r}"
-            )
+            got = ", ".join(map(str, unknown))
+            raise ValueError(f"head must read layers of the encoder, from 0 to {last}, got {got} in {name!r}")
 
     def remove_head(self, name: str) -> nn.Module:
         """Take an added head off.
@@ -325,7 +324,7 @@ class SceneModel(PublishedModel):
             dtype = torch.float32
         config = cls.config_of(checkpoint) if config is None else config
         if heads is not None:
-            check_heads(heads, (*config.heads, *added_heads(checkpoint)))
+            check_heads(heads, (*config.heads, *added_heads(checkpoint.shapes)))
             config = dataclasses.replace(config, heads=tuple(head for head in heads if head in config.heads))
         added, left_out = choose_heads(checkpoint, extra_heads, config, asked=heads)
         with torch.device("meta"), SkippedInitialisation():

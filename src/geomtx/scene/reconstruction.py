@@ -32,7 +32,7 @@ from geomtx.views import Views
 from geomtx.views.for_model import load_for_model
 from geomtx.views.loading import preferred_mode
 
-__all__ = ["reconstruct", "track"]
+__all__ = ["heads_of_scenes", "reconstruct", "track"]
 
 _OF_PAIRS = ("graph", "folder", "alignment", "options", "motion")
 _QUERY_CHUNK = 256  # points that a VideoTracker tracks at a time
@@ -101,7 +101,7 @@ def reconstruct(
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
         raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
-    available = _heads_of_scenes(model)
+    available = heads_of_scenes(model)
     views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
     queries = None if query_points is None else torch.as_tensor(query_points, dtype=torch.float32, device="cpu")
@@ -278,8 +278,8 @@ def _seen_pixels(views: Views) -> Tensor:
     return views.masks & mask_pixels(views.patch_mask, views.image_hw)
 
 
-def _heads_of_scenes(model: Any) -> tuple[str, ...]:
-    """Heads whose predictions belong to pixels that a scene knows how to bring to the photos."""
+def heads_of_scenes(model: Any) -> tuple[str, ...]:
+    """Return the heads of a model whose predictions belong to pixels that a scene knows how to bring to the photos."""
     added = getattr(model, "extra_heads", {})
     # Rays are in pixels of their own, and the embedding of a scene in none.
     known = (head for head in model.heads if head not in ("rays", "text"))

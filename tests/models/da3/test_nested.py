@@ -95,7 +95,10 @@ def test_weights_come_back(names, images, tmp_path: Path):
     assert find_family(tmp_path).model is NestedDepthAnything3
     assert find_family(tmp_path / "model.safetensors").model is NestedDepthAnything3
     if names == "geomtx":
-        loaded = geomtx.load_model(tmp_path, heads=("depth",))
+        only = geomtx.load_model(tmp_path, heads=("depth",))
+        assert only.heads == ("depth",)
+        assert_same(only(images), model(images, heads=("depth",)))
+        loaded = geomtx.load_model(tmp_path)
         assert empty_model(tmp_path).config == model.config
     else:
         assert json.loads((tmp_path / "config.json").read_text())["model_name"] == "da3-large"

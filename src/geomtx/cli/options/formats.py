@@ -57,6 +57,18 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "ply") ->
     )  # fmt: skip
 
 
+def check_heads(arguments: argparse.Namespace) -> None:
+    """Require the predictions that formats are made of, by the heads that will run.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    heads = arguments.heads
+    for name in arguments.formats:
+        if name not in ("ply", "glb") and "camera" not in heads:
+            raise ValueError(f"heads must hold camera for --formats {name}, got {', '.join(heads)}")
+
+
 def read_options(arguments: argparse.Namespace, photos: str | None = None) -> SaveOptions:
     """Return what is to be written.
 

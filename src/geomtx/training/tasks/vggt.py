@@ -93,7 +93,7 @@ def load_vggt(section: ModelSection) -> VGGT:
 
 def leave_out_heads(checkpoint: Checkpoint) -> dict[str, None]:
     """Return `extra_heads` for `from_pretrained` that leave out the added heads of a checkpoint, with a warning."""
-    added = added_heads(checkpoint)
+    added = added_heads(checkpoint.shapes)
     if added:
         logger.warning(
             "Added heads of model.weights are left out, as the configuration has no losses for them: %s.",
