@@ -164,7 +164,7 @@ def test_photos_through_the_command(tmp_path: Path, capsys):
     assert [each.value.shape for each in scene.depth] == [(60, 80), (60, 300)]
     assert scene.masks[0].sum() == 80 * 48
     for options, message in (
-        (["--query", "0,3,4"], "--query must be left out for a model without tracks, got one with camera, depth, text"),
+        (["--query", "0,3,4"], "--query must be left out for a model without tracks, got one with camera, depth"),
         (["--heads", "points"], "head must be one of 'camera', 'depth'"),
         (["--size", "40"], "size must be a multiple of 16, got 40"),
     ):
