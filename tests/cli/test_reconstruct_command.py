@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import geomtx
 from geomtx.cli import main, reconstruct
+from geomtx.cli.options import heads
 from geomtx.inference import RunOptions
 from geomtx.models.da3.config import DepthAnything3Head
 from geomtx.models.omega.config import VGGTOmegaHead
@@ -233,7 +234,7 @@ def test_one_view_and_one_point(photos: Path, capsys: pytest.CaptureFixture[str]
 
 def test_the_heads_are_those_of_all_families() -> None:
     of_all = {*HEADS, *get_args(DepthAnything3Head), *get_args(VGGTOmegaHead), *get_args(Pi3Head)}
-    assert set(reconstruct._HEADS) == of_all - {"rays", "text"}  # a scene holds neither
+    assert set(heads._KNOWN) == of_all - {"rays", "text"}  # a scene holds neither
 
 
 @pytest.mark.usefixtures("drawn_reports")
@@ -249,10 +250,10 @@ def test_heads_of_other_families_are_taken_where_the_weights_have_them(
     assert main(["info", weights]) == 0
     assert "depth, sky, normals" in capsys.readouterr().out
     options = ("--weights", weights, "--size", "28")
-    for heads, expected in {"depth,sky": None, "depth,normals": ["normals"]}.items():
-        assert run(photos / "view_0.png", *options, "--heads", heads, "--overwrite") == 0
+    for wanted, expected in {"depth,sky": None, "depth,normals": ["normals"]}.items():
+        assert run(photos / "view_0.png", *options, "--heads", wanted, "--overwrite") == 0
         found = geomtx.Scene.load(photos / "out").predictions
-        assert (found.sky is None) == ("sky" not in heads)
+        assert (found.sky is None) == ("sky" not in wanted)
         assert (None if found.extra is None else list(found.extra)) == expected
     monkeypatch.setattr("geomtx.models.registry.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     capsys.readouterr()

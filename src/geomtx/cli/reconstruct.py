@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geomtx.checks import check_name
 from geomtx.cli.device import (
     check_device_name,
     choose_device,
@@ -23,9 +22,9 @@ from geomtx.cli.device import (
     joined_processes,
     num_processes,
 )
-from geomtx.cli.options import formats, known_cameras, long_sequences, masks, pairs, refinement, video
+from geomtx.cli.options import formats, heads, known_cameras, long_sequences, masks, pairs, refinement, video
 from geomtx.cli.output import NANO_WEIGHTS, RANDOM_WEIGHTS, Stages, describe_saved
-from geomtx.cli.parser import add_output, parse_count, parse_list, parse_name, parse_query
+from geomtx.cli.parser import add_output, parse_count, parse_name, parse_query
 from geomtx.cli.weights import check_image_side, check_weights_name, embedded_weights
 from geomtx.files import check_writable, list_inputs, read_metadata, staged_folder, user_path
 from geomtx.views.listing import name_files
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "add_weights", "check_weights", "choose_output", "name_weights", "random_model"]
 
-# Of any family that a scene can hold; what a model has is checked when its weights are found.
-_HEADS = ("camera", "depth", "points", "tracks", "sky", "metric")
 _MODES = ("fit", "crop", "pad", "square", "area", "center", "center_square", "balanced", "max_size")
 _BOUND_MODES = tuple(f"{side}_bound_{way}" for side in ("upper", "lower") for way in ("resize", "crop"))
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -64,11 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_output(parser, "folder for the results", rule="NAME-geomtx here, for a folder or a video NAME")
     _add_model_options(parser)
-    parser.add_argument(
-        "--heads", type=parse_list, metavar="HEADS",
-        help=f"predictions to make: {', '.join(_HEADS)}, separated by commas (all that the weights have; tracks only "
-        "with --query)",
-    )  # fmt: skip
+    heads.add_option(parser)
     parser.add_argument(
         "--query", type=parse_query, action="append", metavar="VIEW,X,Y",
         help="track the point at pixel x, y of a photo, counted from 0; can be given again",
@@ -170,7 +163,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         empty = _empty_model(arguments)
         pairs.check_options(arguments, empty)
         if not pairs.sees_pairs(empty):
-            _check_heads(arguments, empty, names)
+            heads.check_needed(arguments, empty, names)
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, empty.config, what)
         known = known_cameras.read_known_cameras(arguments, views, empty)
@@ -295,17 +288,13 @@ def _digest(source: Path) -> str:
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
     """Require arguments that make sense by themselves and together; imports no torch."""
-    # Weights of one's own may have heads that were added.
-    for head in arguments.heads or () if arguments.weights is None or not user_path(arguments.weights).exists() else ():
-        check_name("head", head, _HEADS)
+    heads.check_names(arguments)
     long_sequences.check_options(arguments)
     known_cameras.check_options(arguments)
     refinement.check_options(arguments)
     photos, output = user_path(arguments.photos[0]), arguments.output
     if photos.is_dir() and output.exists() and photos.samefile(output):
         raise ValueError(f"--output must not be the folder of the photos: report.png would be one, got '{output}'")
-    if arguments.heads and "tracks" in arguments.heads and not arguments.query:
-        raise ValueError("--heads tracks needs points to track, pass --query VIEW,X,Y")
     check_device_name(arguments.device)
     if arguments.mode in (None, *_MODES) and arguments.mode != "area":
         check_image_side(arguments.size, arguments.weights)
@@ -357,7 +346,7 @@ def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, devi
     check_scene_memory(
         model,
         views.image_hw,
-        _choose_heads(arguments, model),
+        heads.choose_heads(arguments, model),
         device,
         num_views=len(views),
         at_once=min(len(views), arguments.window or len(views)),
@@ -372,14 +361,14 @@ def _load_model(arguments: argparse.Namespace, empty: Any, device: torch.device)
     from geomtx.inference.quantize import quantize_model
     from geomtx.models.registry import load_model
 
-    heads = None if pairs.sees_pairs(empty) else _choose_heads(arguments, empty)
-    if heads and refinement.needs_tracker(arguments) and "tracks" in empty.heads and "tracks" not in heads:
-        heads = (*heads, "tracks")
+    chosen = None if pairs.sees_pairs(empty) else heads.choose_heads(arguments, empty)
+    if chosen and refinement.needs_tracker(arguments) and "tracks" in empty.heads and "tracks" not in chosen:
+        chosen = (*chosen, "tracks")
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     if arguments.preset is None:
-        model: Any = load_model(arguments.weights, heads=heads, device=device, dtype=dtype)
+        model: Any = load_model(arguments.weights, heads=chosen, device=device, dtype=dtype)
     else:
-        model = random_model(dataclasses.replace(empty.config, heads=heads), arguments.random_seed)
+        model = random_model(dataclasses.replace(empty.config, heads=chosen), arguments.random_seed)
         model = model.to(device=device, dtype=dtype)
     return model if arguments.quantize is None else quantize_model(model, arguments.quantize)
 
@@ -390,31 +379,6 @@ def name_weights(arguments: argparse.Namespace) -> str:
         return f"random, {arguments.preset}, seed {arguments.random_seed}"
     path = user_path(arguments.weights)
     return path.absolute().name if path.exists() else arguments.weights
-
-
-def _check_heads(arguments: argparse.Namespace, model: Any, names: Sequence[str]) -> None:
-    """Require the heads that options need, which options by themselves don't tell where no heads were named."""
-    heads = _choose_heads(arguments, model)
-    refinement.check_heads(arguments, model.heads)
-    resolved = argparse.Namespace(**{**vars(arguments), "heads": heads})
-    for check in (long_sequences.check_options, known_cameras.check_options, refinement.check_options):
-        check(resolved)
-    masks.check_options(resolved, names)
-    formats.check_heads(resolved)
-
-
-def _choose_heads(arguments: argparse.Namespace, model: Any) -> tuple[str, ...]:
-    """Return the heads that were asked for, or all that a scene can hold; tracks where there is something to track."""
-    from geomtx.scene.reconstruction import heads_of_scenes
-
-    available = heads_of_scenes(model)
-    if arguments.query and "tracks" not in available:
-        raise ValueError(f"--query must be left out for a model without tracks, got one with {', '.join(available)}")
-    heads = available if arguments.heads is None else arguments.heads
-    for head in heads:
-        check_name("head", head, available)
-    wanted = [head for head in heads if head != "tracks"]
-    return (*wanted, "tracks") if arguments.query else tuple(wanted)
 
 
 def random_model(config: VGGTConfig, seed: int) -> VGGT:
