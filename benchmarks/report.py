@@ -64,8 +64,9 @@ def describe(record: dict[str, Any]) -> str:
 
 def memory_records(family: str) -> list[dict[str, Any]]:
     """Counts of the models whose names begin so; records of before there was a name are VGGT-1B's."""
-    records = read("memory_*.json")
-    return [record for record in records if record["settings"].get("model", "VGGT-1B").startswith(family)]
+    records = [each for each in read("memory_*.json") if each["settings"].get("model", "VGGT-1B").startswith(family)]
+    # Small ones first; those of one model stay in the order of their files.
+    return sorted(records, key=lambda each: next(iter(each["results"]["plain"].values()))["weights_gib"])
 
 
 def make_memory() -> str:
