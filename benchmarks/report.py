@@ -479,7 +479,7 @@ def make_photos() -> str:
             for each in cases.values()
             if "image_hw" in each
         }
-        head = ["", "command, s", "its memory, GiB", "forward pass, s", "GFLOP", "of the rate of large products"]
+        head = ["", "command, s", "its memory, GiB", "forward pass, s", "GFLOP", "share of the rate of matrix products"]
         threads = record["settings"]["threads"]
         text += table(head, rows) + f"Images of {', '.join(sorted(sizes))}, {threads} threads; {describe(record)}.\n"
     return text or NOT_MEASURED
