@@ -146,8 +146,32 @@ def compiled_components(model: geomtx.VGGT) -> dict[str, float]:
             )
             for family in OTHERS
         },
+        "pairs": compiled(
+            geomtx.MASt3R(geomtx.MASt3RConfig.tiny()).double().eval(),
+            torch.rand(2, 3, 32, 48, dtype=torch.float64),
+            torch.rand(2, 3, 48, 32, dtype=torch.float64),
+            backend="eager",
+        ),
         **{f"attention {name}": compiled_attention(name) for name in ("auto", "math", "sdpa_flash", "flex")},
     }
+
+
+def exported_pairs() -> dict[str, float]:
+    """One program for any number of pairs of images of two sizes."""
+    model = geomtx.MASt3R(geomtx.MASt3RConfig.tiny()).double().eval()
+    pairs = Dim("pairs", min=1, max=8)
+
+    def draw(number: int) -> tuple[Tensor, Tensor]:
+        first = torch.rand(number, 3, 32, 48, dtype=torch.float64)
+        return first, torch.rand(number, 3, 48, 32, dtype=torch.float64)
+
+    shapes = {"first": {0: pairs}, "second": {0: pairs}}
+    program = export(model, draw(2), dynamic_shapes=shapes, strict=False).module()
+    errors = {}
+    for number in (1, 5):
+        images = draw(number)
+        errors[f"{number} pairs"] = difference(program(*images), model(*images))
+    return errors
 
 
 def main() -> None:
@@ -158,7 +182,7 @@ def main() -> None:
     model = geomtx.VGGT(CONFIG).double().eval()
     queries = torch.rand(1, 4, 2, dtype=torch.float64) * 50
     with torch.no_grad():
-        programs = exported(model, "vggt", queries) | exported_attention()
+        programs = exported(model, "vggt", queries) | exported_attention() | exported_pairs()
         for family in OTHERS:
             programs |= exported(build(family).double(), family)
         print(json.dumps({"compiled": compiled_components(model), "exported": programs}))

@@ -26,6 +26,7 @@ def test_compiles_without_a_break_and_computes_the_same(errors):
         "model in chunks of views",
         "gradients of the camera head",
         *(f"adapted {family} with added heads and a mask" for family in OTHERS),
+        "pairs",
         *(f"attention {name}" for name in ("auto", "math", "sdpa_flash", "flex")),
     }
     assert {component: error for component, error in errors.items() if not error < 1e-9} == {}
@@ -37,5 +38,6 @@ def test_one_exported_program_serves_all_views_and_sizes(errors):
     assert errors.keys() == {
         *(f"{name}, {views} views of {size}" for name in ("vggt", *OTHERS) for views in (1, 2, 5, 8) for size in sizes),
         *(f"exported, attention {name}" for name in ("auto", "sdpa_flash")),
+        *(f"{number} pairs" for number in (1, 5)),
     }
     assert {shape: error for shape, error in errors.items() if not error < 1e-9} == {}
