@@ -27,6 +27,9 @@ FILE_BOUNDS = {
     "alignment_init": 5e-6,
     "alignment_init_queue": 5e-6,
     "monst3r_flow_limit": 1e-7,
+    # Whole networks in float32: processors sum in different orders.
+    "pi3": 5e-6,
+    "pi3x": 5e-6,
     "sparse_alignment": 1e-7,
     "sparse_alignment_edges": 1e-7,
 } | dict.fromkeys(

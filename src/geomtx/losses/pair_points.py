@@ -12,7 +12,7 @@ from geomtx.checks import check_finite_positive, check_mask, check_option, check
 from geomtx.layers.precision import float32_island
 from geomtx.losses.aleatoric import ConfidenceWeighting
 from geomtx.losses.reduce import masked_mean
-from geomtx.types import Bool, Float
+from geomtx.types import Bool, Float, show_shapes
 
 __all__ = [
     "CloudScale",
@@ -57,6 +57,7 @@ class PairPointSettings:
     max_metric_scale: float | None = None
 
 
+@show_shapes
 class PairErrors(NamedTuple):
     """Distances between predicted and true points of both images of pairs.
 
