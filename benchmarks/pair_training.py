@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ablations import SCENES, SMALLER, render_held_out
+from ablations import SMALLER, render_held_out
 from common import mean_and_error, write_result
 from geomtx import VGGT, DenseMap, DUSt3R, Predictions, VGGTConfig
 from geomtx.data.synthetic.render import HELD_OUT_SCENES
@@ -33,7 +33,16 @@ from geomtx.training.config import ModelSection, TrainingConfig
 from geomtx.training.config_file import load_config
 from geomtx.training.tasks.pairs import DUSt3RTask, PairBatch, PairLoss
 from geomtx.types import SceneBatch
-from paired_runs import SEEDS, compare_arms, interval, peak_bytes, print_table, take_turns, train_in_turns
+from paired_runs import (
+    SEEDS,
+    compare_arms,
+    describe_runs,
+    interval,
+    peak_bytes,
+    print_table,
+    take_turns,
+    train_in_turns,
+)
 
 # With patches of 16 pixels a step of either arm takes the same time.
 FEWER = (*SMALLER, "data.images=16", "checkpoint.every=100", "model.numbers.patch_size=16")
@@ -92,21 +101,14 @@ def main() -> None:
         differences = [("pairs", "alternating"), ("pairs", GUESS), ("alternating", GUESS)]
         results["accuracy"] = compare_arms(scores, differences)
         # After every run: whoever stops the rest keeps these.
-        write_result("pair_training", settings(arguments), results, folder=arguments.output, show=False)
+        write_result(
+            "pair_training",
+            describe_runs(arguments, "dust3r_nano", FEWER, ARMS),
+            results,
+            folder=arguments.output,
+            show=False,
+        )
     print_table(results["accuracy"], COLUMNS)
-
-
-def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "recipe": "dust3r_nano",
-        "overrides": list(FEWER),
-        "arms": {arm: list(changes) for arm, changes in ARMS.items()},
-        "steps": arguments.steps,
-        "seeds": arguments.seeds,
-        "threads": torch.get_num_threads(),
-        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
-        "numbers": "runs: [mean, standard error over scenes]; accuracy: [mean, half of the 95 % interval over seeds]",
-    }
 
 
 def config_of(arm: str, seed: int, steps: int) -> TrainingConfig:

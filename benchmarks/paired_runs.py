@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import time
@@ -9,7 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations import train
+import torch
+
+from ablations import SCENES, train
 from geomtx.training.config import TrainingConfig
 from memory import LiveBytes
 
@@ -104,3 +107,26 @@ def peak_bytes(call: Callable[[], None]) -> int:
     with LiveBytes() as live:
         call()
     return live.peak["cpu"]
+
+
+def describe_runs(
+    arguments: argparse.Namespace, recipe: str, overrides: Sequence[str], arms: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return what a result says of how its runs were made.
+
+    Args:
+        arguments: Arguments with `steps`, `seeds` and `scenes`.
+        recipe: Name of the configuration that all arms have in common.
+        overrides: Changes of it for all arms.
+        arms: Further changes, by the name of the arm.
+    """
+    return {
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "arms": {arm: list(changes) for arm, changes in arms.items()},
+        "steps": arguments.steps,
+        "seeds": arguments.seeds,
+        "threads": torch.get_num_threads(),
+        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
+        "numbers": "runs: [mean, standard error over scenes]; accuracy: [mean, half of the 95 % interval over seeds]",
+    }

@@ -18,13 +18,22 @@ from typing import Any
 
 import torch
 
-from ablations import SCENES, SMALLER, describe, measure, render_held_out
+from ablations import SMALLER, describe, measure, render_held_out
 from common import write_result
 from geomtx import VGGT
 from geomtx.metrics import Evaluation
 from geomtx.training.config import TrainingConfig
 from geomtx.training.config_file import load_config
-from paired_runs import SEEDS, compare_arms, interval, peak_bytes, print_table, take_turns, train_in_turns
+from paired_runs import (
+    SEEDS,
+    compare_arms,
+    describe_runs,
+    interval,
+    peak_bytes,
+    print_table,
+    take_turns,
+    train_in_turns,
+)
 
 PARTS = ("encoder", "camera_head", "depth_head", "point_head")
 FEWER = (
@@ -66,21 +75,14 @@ def main() -> None:
         results["runs"][f"{arm}, seed {seed}"] = {**record, **describe(found, UNTRAINED)}
         results["accuracy"] = compare_arms(scores, [("pixel_shuffle", "dpt")])
         # After every run: whoever stops the rest keeps these.
-        write_result("pixel_shuffle_head", settings(arguments), results, folder=arguments.output, show=False)
+        write_result(
+            "pixel_shuffle_head",
+            describe_runs(arguments, "nano", FEWER, ARMS),
+            results,
+            folder=arguments.output,
+            show=False,
+        )
     print_table(results["accuracy"], COLUMNS)
-
-
-def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "recipe": "nano",
-        "overrides": list(FEWER),
-        "arms": {arm: list(changes) for arm, changes in ARMS.items()},
-        "steps": arguments.steps,
-        "seeds": arguments.seeds,
-        "threads": torch.get_num_threads(),
-        "held_out_scenes": [SCENES[0], SCENES[arguments.scenes - 1]],
-        "numbers": "runs: [mean, standard error over scenes]; accuracy: [mean, half of the 95 % interval over seeds]",
-    }
 
 
 def config_of(arm: str, seed: int, steps: int) -> TrainingConfig:

@@ -481,7 +481,10 @@ def make_photos() -> str:
         }
         head = ["", "command, s", "its memory, GiB", "forward pass, s", "GFLOP", "share of the rate of matrix products"]
         threads = record["settings"]["threads"]
-        text += table(head, rows) + f"Images of {', '.join(sorted(sizes))}, {threads} threads; {describe(record)}.\n"
+        text += (
+            table(head, rows)
+            + f"Images of {', '.join(sorted(sizes))}, {threads} thread{'s' * (threads > 1)}; {describe(record)}.\n"
+        )
     return text or NOT_MEASURED
 
 

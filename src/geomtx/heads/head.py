@@ -84,7 +84,6 @@ class Head(nn.Module):
     special tokens of one layer, see `SpecialTokenHead`."""
     reads_all: ClassVar[bool] = False
     """Whether a head that reads "special" tokens reads all of a view, instead of its camera token alone."""
-
     takes_queries: ClassVar[bool] = False
     """Whether `forward` takes query points after the tokens."""
 
