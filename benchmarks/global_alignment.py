@@ -3,13 +3,16 @@
 - methods: 20 views of 96x128 pixels, the complete graph of 380 pairs, with noise, outliers and wrong scales; the
   published steps of Adam and reweighted least squares, one after the other on the same maps. Pose AUC@5 before and
   after, seconds (the start, which both have in common, by itself), steps, loss.
-- memory: peak of memory of a process that aligns photos with their neighbours, against the number of pairs.
+- memory: peak of memory of a process that aligns photos with their neighbours, against the number of pairs. Freed
+  memory goes back to the system at once there, so that the peak is of what is in use.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import time
@@ -31,7 +34,8 @@ METHODS = {
     "published": AlignmentOptions("published"),
     "fast": AlignmentOptions("fast"),
 }
-MEMORY_VIEWS, OFFSETS = 20, (2, 5, 19)
+MEMORY_VIEWS, OFFSETS = 20, (2, 5, 9, 19)
+_RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "0"}  # of glibc
 
 
 def measure(room: SceneBatch, maps: PairMaps, options: AlignmentOptions) -> dict[str, Any]:
@@ -71,10 +75,11 @@ def compare_methods(num_rooms: int) -> dict[str, Any]:
 def measure_memory(offsets: int) -> dict[str, Any]:
     """Make pairs and align them, in this process; on Linux, where the peak of rendering can be forgotten."""
     _, maps = room_pairs(0, MEMORY_VIEWS, IMAGE_HW, offsets=offsets)
+    own = sum(each.nbytes for part in maps[1:] for each in part) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_mib()
     align_pairs(maps)
-    return {"pairs": len(maps.pairs), "before_mib": before, "peak_mib": _peak_mib()}
+    return {"pairs": len(maps.pairs), "maps_mib": own, "before_mib": before, "peak_mib": _peak_mib()}
 
 
 def _peak_mib() -> float:
@@ -87,12 +92,20 @@ def compare_memory() -> dict[str, Any]:
     results = {}
     for offsets in OFFSETS:
         command = [sys.executable, __file__, "memory", "--worker", str(offsets)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        environment = {**os.environ, **_RETURN_FREED}
+        output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
         found = json.loads(output.splitlines()[-1])
-        found["of_alignment_a_pair_mib"] = round((found["peak_mib"] - found["before_mib"]) / found["pairs"], 3)
-        results[str(found["pairs"])] = found
+        results[str(found.pop("pairs"))] = found
         print(found, flush=True)
-    return results
+    pairs, peaks = [float(each) for each in results], [each["peak_mib"] for each in results.values()]
+    slope, intercept = statistics.linear_regression(pairs, peaks)
+    line = {
+        "slope_mib": slope,
+        "intercept_mib": intercept,
+        "largest_off_mib": max(abs(intercept + slope * x - y) for x, y in zip(pairs, peaks, strict=True)),
+        "maps_mib": next(each["maps_mib"] / float(num) for num, each in results.items()),
+    }
+    return {"pairs": results, "line": line}
 
 
 def main() -> None:

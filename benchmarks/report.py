@@ -540,12 +540,70 @@ def make_pair_training() -> str:
     return text or NOT_MEASURED
 
 
+def make_pair_photos() -> str:
+    """Photos to files by models that see pairs."""
+    text = ""
+    for record in read("pair_photos.json"):
+        settings, rows = record["settings"], []
+        for model, cases in record["results"].items():
+            for case, found in cases.items():
+                end = "the files" if "error" not in found else "alignment, for which made-up weights leave nothing"
+                counts = (f"{found[what]} in {found[seconds]:.0f} s" for what, seconds in _OF_PAIRS.items())
+                name = model.rpartition("/")[2].partition("_")[0]
+                rows.append(
+                    [f"{name} 512, {case}", f"{found['command_s']:.0f}", found["command_peak_gib"], *counts, end]
+                )
+        text += (
+            "Photos to files by `geomtx reconstruct`, full size, weights made up, float32, "
+            f"{settings['threads']} threads ({describe(record)}); the memory is all that the process had at most:\n\n"
+        )
+        text += table(["", "seconds", "GiB", "photos encoded", "pairs decoded", "as far as"], rows)
+    return text or NOT_MEASURED
+
+
+_OF_PAIRS = {"photos_encoded": "encode_s", "pairs_decoded": "decode_s"}
+
+
+def make_global_alignment() -> str:
+    """Two ways to the minimum of global alignment, and the memory that it takes."""
+    text = ""
+    for record in read("global_alignment_methods.json"):
+        settings, rows = record["settings"], []
+        for room, found in record["results"].items():
+            for method, each in found.items():
+                if method != "ratio":
+                    cells = (f"{each['auc_5']:.1f}", f"{each['median_degrees']:.2f}", f"{each['loss']:.4f}")
+                    rows.append([f"{room}, {method}", *cells, each["steps"], f"{each['seconds']:.1f}"])
+        height, width = settings["image_hw"]
+        text += (
+            f"Rendered rooms with known truth in place of a network: {settings['views']} views of {width}×{height} "
+            f"pixels, all pairs, with noise, outliers and wrong scales ({describe(record)}). "
+            '"published" are 300 steps of Adam, '
+            '"fast" is the default, and both begin with "start":\n\n'
+        )
+        text += table(["", "AUC@5", "median pose error, degrees", "loss", "steps", "seconds"], rows)
+    for record in read("global_alignment_memory.json"):
+        results = record["results"]
+        rows = [[pairs, f"{found['peak_mib']:,.0f}"] for pairs, found in results["pairs"].items()]
+        line = results["line"]
+        text += (
+            f"Memory at most while pairs of 20 such images are aligned ({describe(record)}), with libraries and the "
+            f"pairs' own maps: {line['intercept_mib']:,.0f} MiB and {line['slope_mib']:.2f} MiB a pair, of which "
+            f"the maps are {line['maps_mib']:.2f} in float32; no row is more than "
+            f"{line['largest_off_mib']:.1f} MiB off that line:\n\n"
+        )
+        text += table(["pairs", "MiB"], rows)
+    return text or NOT_MEASURED
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "memory": make_memory,
     "memory_da3": make_memory_da3,
     "memory_omega": make_memory_omega,
     "memory_pi3": make_memory_pi3,
     "pair_training": make_pair_training,
+    "pair_photos": make_pair_photos,
+    "global_alignment": make_global_alignment,
     "pixel_shuffle": make_pixel_shuffle,
     "exactness": make_exactness,
     "views": make_views,

@@ -1,11 +1,13 @@
 """`geomtx reconstruct` with models that see pairs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import geomtx
+from families import facing
 from geomtx.cli import main
 from geomtx.scene.pairs import SparseOptions
 
@@ -16,14 +18,7 @@ RANDOM = {"depth": 2, "encoder_depth": 1, "image_size": 48}
 def weights(tmp_path: Path) -> Path:
     """Weights of a DUSt3R whose points lie in front of the camera, and fan out with the pixels."""
     torch.manual_seed(0)
-    model = geomtx.DUSt3R(geomtx.DUSt3RConfig.tiny(head="linear", **RANDOM))
-    with torch.no_grad():
-        for head in (model.first_head, model.second_head):
-            head.points.out.project.weight.mul_(0.1)
-            bias = head.points.out.project.bias.view(4, 16, 16)
-            bias[2] += 1.5
-            bias[0] += torch.linspace(-0.3, 0.3, 16)
-            bias[1] += torch.linspace(-0.3, 0.3, 16)[:, None]
+    model = facing(geomtx.DUSt3R(geomtx.DUSt3RConfig.tiny(head="linear", **RANDOM)))
     return model.save_pretrained(tmp_path / "weights", names="published")
 
 
@@ -42,18 +37,18 @@ def test_photos_become_a_scene_with_all_files(photos: Path, weights: Path, tmp_p
     assert main([*command, "-o", str(tmp_path / "known"), "--cameras", known, "--cameras-fixed"]) == 0
     placed = geomtx.Scene.load(tmp_path / "known")
     torch.testing.assert_close(placed.cameras.cam_from_world, scene.cameras.cam_from_world, rtol=1e-4, atol=1e-4)
+    windows = ["--window", "2", "--overlap", "1", "--cameras", known]
+    assert main([*command[:-1], str(tmp_path / "parts"), *windows, "-o", str(tmp_path / "windows")]) == 0
+    stitched = geomtx.Scene.load(tmp_path / "windows").provenance
+    assert stitched["window"] == "2 views, 1 shared"
+    assert "cameras agree" in stitched["alignment"]
 
 
 def test_photos_are_brought_together_by_matches(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = SparseOptions(coarse_steps=2, fine_steps=2)
     monkeypatch.setattr("geomtx.scene.pairs.SparseOptions", lambda: few)
     torch.manual_seed(0)
-    model = geomtx.MASt3R(geomtx.MASt3RConfig.tiny(**RANDOM))
-    with torch.no_grad():
-        for head in (model.first_head, model.second_head):
-            convolution = head.points.out
-            convolution.weight.mul_(0.1)
-            convolution.bias[2] += 1.5
+    model = facing(geomtx.MASt3R(geomtx.MASt3RConfig.tiny(**RANDOM)))
     weights = model.save_pretrained(tmp_path / "weights", names="published")
     command = ["reconstruct", str(photos), "--weights", str(weights), "-o", str(tmp_path / "out")]
     assert main([*command, "--alignment", "matches", "--pairs", "swin-1"]) == 0
@@ -71,7 +66,6 @@ def test_one_photo(photos: Path, weights: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--window", "2"], "--window must be left out for a DUSt3R, which sees pairs of photos"),
         (["--query", "0,1,1"], "--query must be left out for a DUSt3R"),
         (["--heads", "depth"], "--heads must be left out for a DUSt3R"),
         (["--reference", "middle"], "--reference must be left out for a DUSt3R"),
@@ -105,3 +99,9 @@ def test_a_video_in_which_things_move(photos: Path, weights: Path, tmp_path: Pat
     assert "VideoTracker" in capsys.readouterr().err
     assert main(command) == 0
     assert geomtx.Scene.load(tmp_path / "out").moving.shape == geomtx.Scene.load(tmp_path / "out").masks.shape
+    cameras = tmp_path / "cameras.json"
+    known = json.loads((tmp_path / "out" / "cameras.json").read_text())
+    known["views"][1]["intrinsics"][0][0] *= 1.21
+    cameras.write_text(json.dumps(known))
+    assert main([*command[:-1], str(tmp_path / "other"), "--cameras", str(cameras)]) == 2
+    assert "focals must be one where images share it, got" in capsys.readouterr().err

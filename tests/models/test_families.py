@@ -1,7 +1,11 @@
-"""What every family of models does, whatever its parts are; the families are in `families.py`."""
+"""What every family of models does, whatever its parts are; the families are in `families.py`.
+
+Tests with the fixture `family` are of those that see all views at once, those with `any_family` of all.
+"""
 
 import copy
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,12 @@ import torch
 from torch import nn
 
 import geomtx
-from families import FAMILIES, build, draw_images, normals, some_patches, take_scene
+from families import EVERY, FAMILIES, a_map, build, draw_images, normals, run, some_patches, take_scene
 from geomtx import Predictions, Scene
 from geomtx.cli.checkpoint_summary import summarize_checkpoint
 from geomtx.inference import GlobalApproximation, MemoryPlan, predict
 from geomtx.inference.quantize import is_quantized
+from geomtx.scene.pairs import SparseOptions
 from reference import named_tensors, relative_error
 
 needs_torchao = pytest.mark.skipif(
@@ -26,9 +31,15 @@ def family(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=EVERY)
+def any_family(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-def images(family) -> torch.Tensor:
-    return draw_images(family, 2, 3)
+def images(request) -> torch.Tensor:
+    name = "any_family" if "any_family" in request.fixturenames else "family"
+    return draw_images(request.getfixturevalue(name), 2, 3)
 
 
 def assert_same(got, expected, tolerance: float = 1e-9) -> None:
@@ -42,11 +53,14 @@ def assert_same(got, expected, tolerance: float = 1e-9) -> None:
 
 
 @torch.no_grad()
-def test_scenes_of_a_batch_do_not_see_each_other(family, images):
-    model, mask = build(family).double(), some_patches(images)
-    both = model(images, patch_mask=mask)
+def test_scenes_of_a_batch_do_not_see_each_other(any_family, images):
+    model, mask = build(any_family).double(), some_patches(images)
+    both = run(any_family, model, images, patch_mask=mask)
     for scene in range(2):
-        assert_same(model(images[scene], patch_mask=mask[scene]), take_scene(both, scene))
+        one = slice(scene, scene + 1)
+        assert_same(run(any_family, model, images[one], patch_mask=mask[one]), take_scene(both, scene))
+        if not EVERY[any_family].in_pairs:
+            assert_same(model(images[scene], patch_mask=mask[scene]), take_scene(both, scene))
 
 
 @torch.no_grad()
@@ -110,30 +124,33 @@ def test_recomputation_has_the_same_gradients(family, images):
 
 @pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
 @torch.no_grad()
-def test_half_precision(family, how, images):
+def test_half_precision(any_family, how, images):
     """Predictions are in float32, finite, and near those of double precision."""
-    model = build(family).double()
-    expected = model(images)
+    model = build(any_family).double()
+    expected = run(any_family, model, images)
     other = copy.deepcopy(model).to(torch.float32 if how == "autocast" else getattr(torch, how))
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        found = named_tensors(other(images.float()))
+        prediction = run(any_family, other, images.float())
+    found = named_tensors(prediction)
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert all(tensor.isfinite().all() for tensor in found.values())
-    assert relative_error(found["depth.value"], expected.depth.value) < (2e-3 if how == "float16" else 2e-2)
-    if expected.cameras is not None:
-        assert relative_error(found["cameras.cam_from_world"], expected.cameras.cam_from_world) < 5e-2
+    assert relative_error(a_map(prediction), a_map(expected)) < (2e-3 if how == "float16" else 2e-2)
+    for name in ("cameras.cam_from_world", "first.descriptors.value"):
+        if name in found:
+            assert relative_error(found[name], named_tensors(expected)[name]) < 5e-2
 
 
 @needs_torchao
 @torch.no_grad()
-def test_quantised_weights_stay_near(family, images):
-    model = build(family)
-    expected = model(images.float())
+def test_quantised_weights_stay_near(any_family, images):
+    model, images = build(any_family), images.float()
+    expected = run(any_family, model, images)
     geomtx.quantize_model(model, "int8")
     assert is_quantized(model)
-    found = model(images.float())
-    assert 0 < relative_error(found.depth.value, expected.depth.value) < 0.05
-    assert_same(predict(model, images.float(), plan=MemoryPlan(2, 7)), found, 2e-3)
+    found = run(any_family, model, images)
+    assert 0 < relative_error(a_map(found), a_map(expected)) < 0.05
+    if not EVERY[any_family].in_pairs:
+        assert_same(predict(model, images, plan=MemoryPlan(2, 7)), found, 2e-3)
 
 
 # Heads, adapters, freezing
@@ -169,38 +186,41 @@ def test_no_head_is_added_under_the_name_of_one_of_any_family():
             model.add_head(head, nn.Identity())
 
 
-def test_adapters_are_trained_and_merged(family, images):
-    model, images = build(family), images[:1].float()
-    expected = model(images)
+def test_adapters_are_trained_and_merged(any_family, images):
+    model, images = build(any_family), images[:1].float()
+    expected = run(any_family, model, images)
     geomtx.freeze(model, ["*"])
     names = geomtx.add_lora(model, ["encoder.*.attention.*"], rank=2)
-    assert_same(model(images), expected, 1e-5)
+    if EVERY[any_family].in_pairs:
+        names += geomtx.add_lora(model, ["decoder.*.cross_attention.*"], rank=2)
+    assert_same(run(any_family, model, images), expected, 1e-5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".up"):
                 parameter.normal_(std=0.1)
-    adapted = model(images)
-    assert (adapted.depth.value - expected.depth.value).abs().max() > 1e-4
-    adapted.depth.value.log().square().mean().backward()
+    adapted = run(any_family, model, images)
+    assert (a_map(adapted) - a_map(expected)).abs().max() > 1e-4
+    a_map(adapted).square().mean().backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learning
     assert {name.rpartition(".")[2] for name in learning} <= {"up", "down"}
     assert len(names) > 2
     with torch.no_grad():
-        assert_same(predict(model, images, plan=MemoryPlan(2, 7)), adapted, 1e-4)
+        if not EVERY[any_family].in_pairs:
+            assert_same(predict(model, images, plan=MemoryPlan(2, 7)), adapted, 1e-4)
         geomtx.merge_lora(model)
-        assert_same(model(images), adapted, 1e-4)
+        assert_same(run(any_family, model, images), adapted, 1e-4)
 
 
-def test_frozen_parts_learn_nothing(family, images):
-    model = build(family).train()
+def test_frozen_parts_learn_nothing(any_family, images):
+    model, images = build(any_family).train(), images.float()
     geomtx.freeze(model, ["encoder"])
-    model(images.float()).depth.value.sum().backward()
+    a_map(run(any_family, model, images)).sum().backward()
     learning = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learning
     assert "encoder" not in learning
     geomtx.unfreeze(model, ["encoder"])
-    model(images.float()).depth.value.sum().backward()
+    a_map(run(any_family, model, images)).sum().backward()
     assert any(p.grad is not None for p in model.encoder.parameters())
 
 
@@ -208,8 +228,8 @@ def test_frozen_parts_learn_nothing(family, images):
 
 
 @pytest.mark.parametrize("names", ["geomtx", "published"])
-def test_weights_come_back(family, names, tmp_path: Path):
-    model = build(family)
+def test_weights_come_back(any_family, names, tmp_path: Path):
+    model = build(any_family)
     model.save_pretrained(tmp_path, names=names)
     loaded = type(model).from_pretrained(tmp_path, **({} if names == "geomtx" else {"config": model.config}))
     assert loaded.config == model.config
@@ -218,26 +238,38 @@ def test_weights_come_back(family, names, tmp_path: Path):
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     summary = summarize_checkpoint(str(tmp_path))
-    assert (summary.naming, summary.heads, summary.prefix) == (names, model.config.heads, "")
+    in_pairs = EVERY[any_family].in_pairs
+    heads = ("points", "descriptors")[: 1 + model.has_descriptors] if in_pairs else model.config.heads
+    assert (summary.naming, summary.heads, summary.prefix) == (names, heads, "")
     assert summary.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    other = geomtx.DepthAnything3 if isinstance(model, geomtx.VGGT) else geomtx.VGGT
+    with pytest.raises(ValueError, match=rf"^weights must be of a {other.__name__}, got .*from_pretrained\(.*\) takes"):
+        other.from_pretrained(tmp_path)
+    if in_pairs:
+        return
     some = type(model).from_pretrained(tmp_path / "model.safetensors", heads=("depth",), config=model.config)
     assert some.heads == ("depth",)
-    assert named_tensors(some(draw_images(family, 1).float())).keys() == {"depth.value", "depth.confidence"}
+    assert named_tensors(some(draw_images(any_family, 1).float())).keys() == {"depth.value", "depth.confidence"}
 
 
-def test_a_scene_and_its_files(family, tmp_path: Path):
+def test_ways_to_a_scene(family):
     model = build(family)
     model.add_head("normals", normals(family))
     views = draw_images(family, 3).float()
-    height, width = views.shape[-2:]
     scene = geomtx.reconstruct(model, views)
-    assert scene.depth[0].value.shape == (height, width)
-    assert scene.predictions.extra["normals"].value.shape == (3, height, width, 3)
+    assert scene.predictions.extra["normals"].value.shape == (3, *views.shape[-2:], 3)
     for options in ({"memory": "low"}, {"view_chunk": 1}, {"dtype": torch.bfloat16}, {"compile": False}):
         other = geomtx.reconstruct(model, views, **options)
         assert relative_error(other.predictions.depth.value, scene.predictions.depth.value) < 3e-2
+
+
+def test_a_scene_and_its_files(any_family, tmp_path: Path):
+    model, views = build(any_family), draw_images(any_family, 3).float()
+    few = SparseOptions(coarse_steps=2, fine_steps=2) if any_family == "mast3r" else None
+    scene = geomtx.reconstruct(model, views, **({} if few is None else {"alignment": few}))
+    assert scene.depth[0].value.shape == views.shape[-2:]
     if scene.cameras is not None:
-        if not FAMILIES[family].first_is_reference:
+        if not EVERY[any_family].first_is_reference:
             torch.testing.assert_close(scene.cameras.cam_from_world[0], torch.eye(3, 4), atol=1e-5, rtol=0)
         assert len(scene.points().xyz)
     scene.save(tmp_path / "scene")
@@ -247,12 +279,15 @@ def test_a_scene_and_its_files(family, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_inputs_are_named_at_the_door(family):
-    model, images, patch = build(family), draw_images(family, 2).float(), FAMILIES[family].patch_size
-    for call in (model, lambda images: predict(model, images)):
+def test_bad_inputs_are_named_at_the_door(any_family):
+    model, images, patch = build(any_family), draw_images(any_family, 1, 2).float(), EVERY[any_family].patch_size
+    in_pairs = EVERY[any_family].in_pairs
+    for call in (partial(run, any_family, model), *([] if in_pairs else [partial(predict, model)])):
         with pytest.raises(ValueError, match=r"^images must be floating point, got torch.uint8$"):
             call(images.to(torch.uint8))
         with pytest.raises(ValueError, match=f"^image height must be a multiple of {patch}, got "):
             call(images[..., 1:, :])
+    if in_pairs:
+        return
     with pytest.raises(ValueError, match=r"^head must be one of .*, got 'normals'$"):
         model(images, heads=("normals",))

@@ -167,11 +167,11 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     with stages.stage("load the photos"):
         views = _load_views(arguments, photos.paths, empty.config, what)
         known = known_cameras.read_known_cameras(arguments, views, empty)
-        _check_memory(arguments, empty, views, device)
+        given = known if known_cameras.is_model_input(arguments, known, empty) else None
+        _check_memory(arguments, empty, views, device, given)
     with stages.stage("load the weights"):
         model = _load_model(arguments, empty, device)
     with stages.stage("reconstruct"), joined_processes(device):
-        given = known if known_cameras.is_model_input(known, model) else None
         scene = _run_model(arguments, model, views, given)
     if not first:
         return
@@ -213,7 +213,8 @@ def _run_model(arguments: argparse.Namespace, model: VGGT, views: Views, cameras
     progress = is_first_process() and sys.stderr.isatty()
     if pairs.sees_pairs(model):
         tracker = pairs.load_tracker(arguments, next(model.parameters()).device)
-        return reconstruct(model, views, progress=progress, motion=tracker, **pairs.read_options(arguments))
+        options = pairs.read_options(arguments) | long_sequences.read_options(arguments)
+        return reconstruct(model, views, cameras=cameras, progress=progress, motion=tracker, **options)
     return reconstruct(
         model,
         views,
@@ -334,14 +335,16 @@ def _empty_model(arguments: argparse.Namespace) -> Any:
     return VGGT(VGGTConfig.tiny()) if arguments.preset else empty_model(arguments.weights)
 
 
-def _check_memory(arguments: argparse.Namespace, model: VGGT, views: Views, device: torch.device) -> None:
+def _check_memory(
+    arguments: argparse.Namespace, model: VGGT, views: Views, device: torch.device, cameras: KnownCameras | None
+) -> None:
     """Refuse photos that can't fit into memory before the weights are loaded, which may take minutes."""
     from geomtx.scene.checks import check_scene_memory
 
     if num_processes() > 1:
         return
     if pairs.sees_pairs(model):
-        pairs.check_memory(arguments, model, views, device)
+        pairs.check_scene(arguments, model, views, device, cameras)
         return
     check_scene_memory(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,14 @@ from geomtx.scene.surfaces import Surfaces, find_surfaces
 from geomtx.types import Float, Int, UInt8, show_shapes
 from geomtx.views.transform import lies_inside
 
-__all__ = ["ObservedPoints", "describe_observations", "join_matches", "merge_observations", "observe_points"]
+__all__ = [
+    "ObservedPoints",
+    "describe_observations",
+    "join_matched",
+    "join_matches",
+    "merge_observations",
+    "observe_points",
+]
 
 _CANDIDATES = 2  # points that are tried for each that is kept
 _ROWS_AT_ONCE = 1 << 13  # few enough for a processor's cache
@@ -360,6 +368,26 @@ def join_matches(matches: NDArray[np.int64], view_of: NDArray[np.int64]) -> tupl
     feature = feature[~wrong]
     _, point = np.unique(root[feature], return_inverse=True)
     return feature, point
+
+
+def join_matched(parts: Sequence[MatchedPixels]) -> MatchedPixels:
+    """Join matched pixels of several scenes of the same views: points with a pixel in common are one.
+
+    Points that two pixels of one view then belong to are left out.
+
+    Args:
+        parts: View, point and pixel of each observation, in each scene.
+    """
+    rows = np.concatenate([np.column_stack([part.view.numpy(), part.coords_px.numpy()]) for part in parts])
+    counts = np.cumsum([0, *(int(part.point.max()) + 1 if len(part.point) else 0 for part in parts)])
+    point = np.concatenate([part.point.numpy() + start for part, start in zip(parts, counts, strict=False)])
+    features, feature = np.unique(rows, axis=0, return_inverse=True)
+    feature = feature.ravel()
+    same = np.nonzero(np.diff(point) == 0)[0]  # an observation and the next one of its point
+    view_of = features[:, 0].astype(np.int64)
+    kept, joined = join_matches(np.column_stack([feature[same], feature[same + 1]]), view_of)
+    view, coords = torch.from_numpy(view_of[kept]), torch.from_numpy(features[kept, 1:])
+    return MatchedPixels(view, torch.from_numpy(joined), coords)
 
 
 def _to_model_pixels(scene: SceneContent, matched: MatchedPixels) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from geomtx.checks import check_name, check_option, close_matches
 from geomtx.encoder.patches import mask_pixels
+from geomtx.files import user_path
 from geomtx.heads.dense import MapHead
 from geomtx.inference.chunks import track_in_chunks
 from geomtx.inference.pair_maps import PairModel
@@ -22,6 +23,7 @@ from geomtx.models.video_tracker import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
 from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views, to_model
+from geomtx.scene.pairs.motion import MotionTerms
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
 from geomtx.scene.reference_view import Reference, check_reference, move_to_first_camera, run_with_reference
 from geomtx.scene.run_record import describe_run, progress_bar
@@ -55,7 +57,8 @@ def reconstruct(
     Args:
         model: `geomtx.VGGT`, or a module with `config.patch_size`, `heads` (names), called as
             `model(images, query_points=…, patch_mask=…, heads=…)`; or a model that sees pairs, such as
-            `geomtx.DUSt3R`, which takes no more of the arguments than `views`, `progress` and options.
+            `geomtx.DUSt3R`, which takes no more of the arguments than `views`, `window`, `cameras`, `progress` and
+            options.
         views: Views from `geomtx.load_views`; or a folder, a photo or a list of photos, loaded in the model's mode with
             sides near `model.config.image_size`, if there is one; or a tensor (S, 3, H, W) in [0, 1] with H and W
             multiples of the patch. Views for another patch, or for another image size that nobody chose, are prepared
@@ -66,7 +69,8 @@ def reconstruct(
             (`VGGT.add_head`), a scene holds what a `DenseHead` or `PixelShuffleHead` gives; others are left out.
         window: Run the model on this many consecutive views at a time and stitch the scenes by the views that overlap,
             see `geomtx.scene.windows.stitch_scenes`; defaults to all views in one pass. Neighbouring views must show
-            the same things. Not with query points.
+            the same things. Not with query points; of a model that sees pairs, a graph is then a name, and motion a
+            tracker.
         reference: View that the model takes for its first, which many models treat in another way: "first", "middle",
             the number of a view, or "shared", the view of whose points the others see most, by a first pass; if that is
             another than the first, a second pass follows. Results are in the order of the views in any case, and the
@@ -74,7 +78,8 @@ def reconstruct(
         cameras: Known cameras of all views as an input of models that take them, `DepthAnything3` or Pi3X: by the names
             of the photos as `geomtx.scene.read_cameras` gives them, its file, or `Cameras` of the views in their order,
             in pixels of the original photos. The scene is then in their world and unit, and they take the place of the
-            predicted cameras. Not with `window` or another `reference`. For all other models see `geomtx.align`.
+            predicted cameras. Of a model that sees pairs, the alignment takes them, also of some views alone. Not with
+            `window` or another `reference`. For all other models see `geomtx.align`.
         progress: Whether to show a progress bar on stderr.
         options: Options of the run, see `geomtx.inference.RunOptions`: `view_chunk`, `memory`, `dtype`,
             `approximation`, `compile`, `parallel`, `ray_cameras`. For a model that sees pairs they are `graph`,
@@ -95,9 +100,10 @@ def reconstruct(
         TypeError: For an option that doesn't exist.
     """
     if isinstance(model, PairModel):
-        of_passes = {"query_points": query_points, "heads": heads, "window": window, "cameras": cameras}
+        of_passes = {"query_points": query_points, "heads": heads}
         _check_for_pairs(model, {**of_passes, "reference": None if reference in ("first", 0) else reference}, options)
-        return reconstruct_pairs(model, views, progress=progress, **options)
+        options |= {"cameras": cameras, "progress": progress}
+        return _reconstruct_windows_of_pairs(model, views, window, options)
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "patch_size") or not hasattr(model, "heads"):
         raise ValueError(f"model must have config.patch_size and heads, as VGGT has, got {type(model).__name__}")
@@ -124,10 +130,7 @@ def reconstruct(
     if window is not None and len(windows) > 1:
         parts = (views[part.start : part.stop] for part in windows)
         scenes = (_run_pass(model, part, None, heads, run_options, progress) for part in parts)
-        stitched = stitch_scenes(scenes, windows)
-        made = {"window": f"{window.size} views, {window.overlap} shared"}
-        return replace(stitched, provenance={**stitched.provenance, **made})
-
+        return _stitch(scenes, windows, window)
     if known is not None:
         given = to_model(known, views)
         return in_known_world(_run_pass(model, views, queries, heads, run_options, progress, given), known)
@@ -183,6 +186,39 @@ def track(
     scene = _to_scene(model, views, queries, Predictions(tracks=found.tracks), support_grid=support_grid or None)
     warn_of_nonfinite(scene)
     return scene
+
+
+def _reconstruct_windows_of_pairs(model: PairModel, views: Any, window: WindowPlan | None, options: Any) -> Scene:
+    """Reconstruct views by a model that sees pairs, at once or in windows, whose pairs have folders of their own."""
+    if window is None:
+        return reconstruct_pairs(model, views, **options)
+    config = model.config
+    views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
+    windows = place_windows(len(views), window)
+    if len(windows) == 1:
+        return reconstruct_pairs(model, views, **options)
+    if options["cameras"] is not None:
+        raise ValueError("cameras must be None with a window; geomtx.align(scene, poses=…) brings a scene to them")
+    for name, kind in (("graph", Tensor), ("motion", MotionTerms)):
+        if isinstance(options.get(name), kind):
+            raise ValueError(f"{name} must not be a {kind.__name__} with a window, as it is of all views")
+    folder = options.pop("folder", None)
+    scenes = (
+        reconstruct_pairs(
+            model,
+            views[part.start : part.stop],
+            folder=None if folder is None else user_path(folder) / f"window-{index}",
+            **options,
+        )
+        for index, part in enumerate(windows)
+    )
+    return _stitch(scenes, windows, window)
+
+
+def _stitch(scenes: Iterable[Scene], windows: Sequence[range], window: WindowPlan) -> Scene:
+    stitched = stitch_scenes(scenes, windows)
+    made = {"window": f"{window.size} views, {window.overlap} shared"}
+    return replace(stitched, provenance={**stitched.provenance, **made})
 
 
 def _run_pass(

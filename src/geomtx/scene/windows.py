@@ -13,6 +13,9 @@ from torch import Tensor
 from geomtx.checks import check_count, check_range
 from geomtx.geometry.similarity import Similarity, apply_similarity, fit_similarity
 from geomtx.scene.align import move_scene
+from geomtx.scene.content import MatchedPixels
+from geomtx.scene.filters import still_pixels
+from geomtx.scene.observations import join_matched
 from geomtx.scene.scene import Scene
 from geomtx.types import DenseMap, Predictions
 
@@ -82,23 +85,28 @@ def stitch_scenes(scenes: Iterable[Scene], windows: Sequence[range]) -> Scene:
     """Join the scenes of windows into one scene of all views, in the first window's frame and unit.
 
     Each window is aligned with the one before by the similarity between the points that both have of the views that
-    they share, see `fit_points`. Of these views, the first half (rounded down) is taken from the earlier window and the
-    rest from the later one, so that camera, depth and points of a view come from the same pass.
+    they share, see `fit_points`; what moves by itself doesn't count. Of these views, the first half (rounded down) is
+    taken from the earlier window and the rest from the later one, so that camera, depth and points of a view come from
+    the same pass.
 
     Args:
         scenes: The scene of each window, with depth and cameras or with points. They are asked for one at a time.
         windows: Consecutive views of each window, which shares some of them with the window before.
 
     Returns:
-        The scene, without `pose_encodings`, which hold for the first camera's frame alone.
+        The scene, without `pose_encodings`, which hold for the first camera's frame alone. Matched pixels of windows
+        that have one in common see one point.
 
     Raises:
         ValueError: If windows share too few points, or points that determine no similarity.
     """
     parts: list[Scene] = []
+    matched: list[MatchedPixels] = []
     previous: Scene | None = None
     first = 0
     for index, (scene, window) in enumerate(zip(scenes, windows, strict=True)):
+        if scene.matched is not None:
+            matched.append(scene.matched._replace(view=scene.matched.view + window.start))
         if previous is not None:
             num_shared = windows[index - 1].stop - window.start
             shared = _select(scene, slice(0, num_shared)), _select(previous, slice(-num_shared, None))
@@ -107,7 +115,7 @@ def stitch_scenes(scenes: Iterable[Scene], windows: Sequence[range]) -> Scene:
             first = num_shared // 2
         parts.append(_select(scene, slice(first, None)))
         previous = scene
-    return _join(parts)
+    return _join(parts, matched)
 
 
 def fit_points(source: DenseMap, target: DenseMap, mask: Tensor) -> Similarity:
@@ -174,14 +182,14 @@ def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 
 def _fit_scenes(scene: Scene, target: Scene) -> Similarity:
     try:
-        return fit_points(scene.point_map(), target.point_map(), scene.masks & target.masks)
+        return fit_points(scene.point_map(), target.point_map(), still_pixels(scene) & still_pixels(target))
     except ValueError as error:
         names = f"{target.names[0]} … {target.names[-1]}" if len(target) > 1 else target.names[0]
         raise ValueError(f"windows can't be stitched at {names}: {error}; a larger overlap may help") from error
 
 
 def _select(scene: Scene, views: slice) -> Scene:
-    """Return the scene of some consecutive views, without pose encodings and tracks."""
+    """Return the scene of some consecutive views, without pose encodings, tracks and matched pixels."""
     predictions = scene.predictions._replace(pose_encodings=None, tracks=None)
     return replace(
         scene,
@@ -192,10 +200,12 @@ def _select(scene: Scene, views: slice) -> Scene:
         predictions=predictions.map(lambda values: values[views]),
         paths=scene.paths[views],
         times=scene.times[views],
+        matched=None,
+        moving=None if scene.moving is None else scene.moving[views],
     )
 
 
-def _join(parts: Sequence[Scene]) -> Scene:
+def _join(parts: Sequence[Scene], matched: Sequence[MatchedPixels]) -> Scene:
     first = parts[0]
     # Predictions of a scene have no batch axis, which comes before that of the views.
     batches = [part.predictions.map(lambda values: values[None]) for part in parts]
@@ -208,4 +218,6 @@ def _join(parts: Sequence[Scene]) -> Scene:
         predictions=Predictions.cat(batches).map(lambda values: values[0]),
         paths=tuple(path for part in parts for path in part.paths),
         times=tuple(time for part in parts for time in part.times),
+        matched=join_matched(matched) if matched else None,
+        moving=None if first.moving is None else torch.cat([part.moving for part in parts if part.moving is not None]),
     )

@@ -1,6 +1,8 @@
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import roma
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ from geomtx.geometry import invert_rigid, unproject
 from geomtx.geometry.camera import transform_points
 from geomtx.inference import choose_pairs, default_graph, pairs
 from geomtx.inference.pair_maps import PairedView, PairModel, PairPrediction
-from geomtx.scene import WindowPlan
+from geomtx.scene import KnownCameras, WindowPlan
 from geomtx.scene.pairs import AlignmentOptions, MotionTerms, SparseOptions, reconstruct_pairs
 from geomtx.types import DenseMap, Tokens
 from geomtx.views import Views
@@ -101,14 +103,97 @@ def test_more_photos_than_all_pairs_are_good_for():
     assert scene.provenance["pairs"] == "210, logwin-5"
 
 
+def true_cameras(model: Exact) -> KnownCameras:
+    """The cameras of its images, in a world that is turned, twice as large and elsewhere; in metres."""
+    turn = roma.rotvec_to_rotmat(torch.tensor([0.3, -0.2, 0.5]).double())
+    rotation, translation = torch.stack(model.cam_from_world).double().split([3, 1], dim=2)
+    shift = rotation @ torch.tensor([1.0, 2, 3]).double()[:, None]
+    poses = torch.cat([rotation @ turn, 2 * translation + shift], dim=2)
+    sizes = tuple((points.shape[0], points.shape[1]) for points in model.points)
+    intrinsics = torch.stack(
+        [torch.tensor([[model.focal, 0, w / 2], [0, model.focal, h / 2], [0, 0, 1]]).double() for h, w in sizes]
+    )
+    return KnownCameras(tuple(f"photo {index}" for index in range(len(sizes))), poses, intrinsics, sizes, "metres")
+
+
+@pytest.mark.parametrize("unknown", [(), (1,)])
+def test_known_cameras_are_kept_and_give_the_world(unknown):
+    model = Exact(SIZES)
+    views = Views.from_images([torch.full((3, *size), index / 100) for index, size in enumerate(SIZES)], patch_size=16)
+    true = true_cameras(model)
+    known = true._replace(names=views.names, cam_from_world=true.cam_from_world.clone())
+    known.cam_from_world[list(unknown)] = torch.nan
+    scene = geomtx.reconstruct(model, views, cameras=known)
+    assert scene.units == "metres"
+    for view, (wanted, got) in enumerate(zip(true.cam_from_world.float(), scene.cameras.cam_from_world, strict=True)):
+        torch.testing.assert_close(got, wanted, atol=0.1 if view in unknown else 1e-5, rtol=0)
+    torch.testing.assert_close(scene.cameras.intrinsics[:, 0, 0], torch.full((3,), model.focal))
+    for depth, points, pose in zip(scene.depth, model.points, model.cam_from_world, strict=True):
+        wanted = transform_points(pose, points.flatten(0, 1)).view_as(points)[..., 2]
+        torch.testing.assert_close(depth.value / 2, wanted, atol=0.05, rtol=0)
+
+
+def test_known_focal_lengths_are_kept():
+    model = Exact(SIZES[:1] * 3)
+    images = torch.stack([torch.full((3, 32, 48), index / 100) for index in range(3)])
+    known = true_cameras(model)._replace(cam_from_world=None)
+    known.intrinsics[:, [0, 1], [0, 1]] = 60.0
+    known.intrinsics[1] = torch.nan
+    for count in (1, 2, 3):
+        views = Views.from_images(images[:count], patch_size=16)
+        given = known._replace(names=(*views.names, *known.names[count:]))
+        scene = geomtx.reconstruct(model, views, cameras=given)
+        assert set(scene.cameras.intrinsics[::2, 0, 0].tolist()) == {60.0}
+        assert scene.units == "up to scale"
+        torch.testing.assert_close(scene.cameras.cam_from_world[0], torch.eye(3, 4))
+
+
+def test_known_cameras_that_do_not_fit_are_one_line():
+    model, images = Exact(SIZES[:1] * 3), torch.rand(3, 3, 32, 48)
+    views = Views.from_images(images, patch_size=16)
+    known = true_cameras(model)._replace(names=views.names)
+    alone = known._replace(cam_from_world=known.cam_from_world.clone())
+    alone.cam_from_world[1:] = torch.nan
+    with pytest.raises(ValueError, match=r"^known cameras must have poses of at least 2 of the photos .*, got 1$"):
+        geomtx.reconstruct(model, views, cameras=alone)
+    other = known._replace(intrinsics=known.intrinsics.clone())
+    other.intrinsics[2, 0, 0] *= 1.1
+    with pytest.raises(ValueError, match=r"^focals must be one where images share it, got 50 of image 0 and 52.4"):
+        geomtx.reconstruct(model, views, cameras=other, alignment=AlignmentOptions(shared_focal=True))
+    flat = known._replace(cam_from_world=known.cam_from_world * torch.tensor([1.0, 1, 0, 1]))
+    with pytest.raises(ValueError, match=r"^known poses must be \[R \| t\] with rotations R"):
+        geomtx.reconstruct(model, views, cameras=flat)
+
+
+def test_windows_are_stitched(tmp_path):
+    count, size, window = 7, (32, 48), WindowPlan(4, 2)
+    model = Exact([size] * count)
+    views = Views.from_images(torch.stack([torch.full((3, *size), i / 100) for i in range(count)]), patch_size=16)
+    scene = geomtx.reconstruct(model, views, window=window, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["window-0", "window-1", "window-2"]
+    assert scene.provenance["window"] == "4 views, 2 shared"
+    true = invert_rigid(torch.stack(model.cam_from_world))[:, :, 3]
+    centers = invert_rigid(scene.cameras.cam_from_world)[:, :, 3]
+    torch.testing.assert_close(centers * true[1].norm() / centers[1].norm(), true, atol=0.05, rtol=0)
+    assert "window" not in geomtx.reconstruct(model, views[:4], window=window).provenance
+    tracker = geomtx.VideoTracker(geomtx.VideoTrackerConfig.tiny(features="images")).eval()
+    found = geomtx.reconstruct(model, views, window=window, motion=tracker, alignment=AlignmentOptions(steps=1))
+    assert found.moving.shape == (count, *size)
+    for name, value, message in (
+        ("cameras", true_cameras(model), r"cameras must be None with a window; geomtx.align\("),
+        ("graph", torch.tensor([[0, 1], [1, 0]]), "graph must not be a Tensor with a window, as it is of all views"),
+        ("motion", MotionTerms(), "motion must not be a MotionTerms with a window, as it is of all views"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            geomtx.reconstruct(model, views, window=window, **{name: value})
+
+
 def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
     model, images = Exact(SIZES[:1] * 2), torch.rand(2, 3, 32, 48)
     for name, value in {
         "query_points": [[0, 1, 1]],
         "heads": ("depth",),
-        "window": WindowPlan(2, 1),
         "reference": "shared",
-        "cameras": "cameras.json",
     }.items():
         with pytest.raises(ValueError, match=f"^{name} must be left out for a Exact, which sees pairs, got "):
             geomtx.reconstruct(model, images, **{name: value})
@@ -121,6 +206,18 @@ def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
     monkeypatch.setattr(pairs, "free_bytes", lambda device: 1e5)
     with pytest.raises(ValueError, match=r"^pairs must fit into memory, got 2 that need .* enough for 1.0; fewer"):
         reconstruct_pairs(model, images)
+
+
+def test_optical_flow_counts_where_memory_is_checked(monkeypatch):
+    model, size = Exact(SIZES[:1] * 2), SIZES[0]
+    images = torch.stack([torch.full((3, *size), index / 100) for index in range(2)])
+    tracker = geomtx.VideoTracker(geomtx.VideoTrackerConfig.tiny(features="images")).eval()
+    # Both sides of two pairs in half precision and float32, four numbers a pixel; flow and that of the cameras, two.
+    needed = 2 * size[0] * size[1] * (2 * 4 * (2 + 4) + 3 * 2 * 4)
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(pairs, "free_bytes", lambda device, free=free: free)
+        with nullcontext() if fits else pytest.raises(ValueError, match=r"^pairs must fit into memory"):
+            reconstruct_pairs(model, images, motion=tracker, alignment=AlignmentOptions(steps=1))
 
 
 def test_a_video_keeps_what_moves(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from geomtx.cli.options.pairs import sees_pairs
 from geomtx.cli.parser import parse_name
 from geomtx.files import user_path
 
@@ -34,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--cameras", type=parse_name, metavar="FILE",
         help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
         "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses; models "
-        "that take cameras (Depth Anything 3, Pi3X) get them as an input, of all photos",
+        "that take cameras (Depth Anything 3, Pi3X) get them as an input, of all photos; of models that see pairs "
+        "(DUSt3R, MASt3R), the alignment gets those that are known",
     )  # fmt: skip
     group.add_argument(
         "--cameras-fixed", action="store_true",
@@ -100,7 +102,7 @@ def read_known_cameras(arguments: argparse.Namespace, views: Views, model: Any) 
         return None
     from geomtx.scene.files import read_cameras
     from geomtx.scene.known.cameras import select_views, warn_of_unknown
-    from geomtx.scene.known.model_input import require_all
+    from geomtx.scene.known.model_input import check_given
     from geomtx.scene.known.placing import check_can_align, intrinsics_of_views
 
     known = select_views(read_cameras(arguments.cameras), views.names)
@@ -108,19 +110,25 @@ def read_known_cameras(arguments: argparse.Namespace, views: Views, model: Any) 
     check_can_align(known)
     if arguments.cameras_fixed and known.cam_from_world is None:
         raise ValueError(f"--cameras-fixed must go with known poses, got none in '{arguments.cameras}'")
-    if is_model_input(known, model):
-        require_all(known)
+    if is_model_input(arguments, known, model):
+        check_given(known, model)
     warn_of_unknown(known)
     if known.intrinsics is not None and known.intrinsics.isfinite().all():
         arguments.refine_focal = arguments.refine_focal or ("known" if arguments.refine else None)
     return known
 
 
-def is_model_input(known: KnownCameras | None, model: Any) -> bool:
-    """Return whether known cameras are an input of the model; intrinsics alone are none."""
+def is_model_input(arguments: argparse.Namespace, known: KnownCameras | None, model: Any) -> bool:
+    """Return whether known cameras are an input of the model, or of the alignment of its pairs.
+
+    With windows they are none: these are brought to known poses when they are one scene. Intrinsics alone are an input
+    of pairs.
+    """
     from geomtx.scene.known.model_input import takes_cameras
 
-    return known is not None and known.cam_from_world is not None and takes_cameras(model)
+    if known is None or arguments.window is not None or not takes_cameras(model):
+        return False
+    return known.cam_from_world is not None or sees_pairs(model)
 
 
 def align_scene(
@@ -137,10 +145,10 @@ def align_scene(
     from geomtx.scene.align import align
     from geomtx.scene.known.placing import place_cameras, use_intrinsics
 
+    if known is not None and known.cam_from_world is None:
+        return scene if was_input else use_intrinsics(scene, known), []
     if known is not None and not was_input:
         scene = use_intrinsics(scene, known)
-        if known.cam_from_world is None:
-            return scene, []
         scene = align(scene, poses=known)
         if arguments.cameras_fixed:
             scene = place_cameras(scene, known)

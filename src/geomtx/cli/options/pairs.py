@@ -11,13 +11,14 @@ from geomtx.cli.parser import parse_name
 if TYPE_CHECKING:
     import torch
 
+    from geomtx.scene import KnownCameras
     from geomtx.views import Views
 
-__all__ = ["add_options", "check_memory", "check_options", "load_tracker", "read_options", "sees_pairs"]
+__all__ = ["add_options", "check_options", "check_scene", "load_tracker", "read_options", "sees_pairs"]
 
 # Options that say how one pass over all photos runs, with their values where nobody gives them.
 _OF_PASSES: dict[str, Any] = {
-    **dict.fromkeys(("heads", "query", "window", "overlap", "key_views", "local_layers")),
+    **dict.fromkeys(("heads", "query", "key_views", "local_layers")),
     "key_stride": 1,
     "reference": "first",
     "memory": "auto",
@@ -90,11 +91,25 @@ def check_options(arguments: argparse.Namespace, model: Any) -> None:
         raise ValueError(f"processes must be one for a {kind}, which sees pairs of photos, got {num_processes()}")
 
 
-def check_memory(arguments: argparse.Namespace, model: Any, views: Views, device: torch.device) -> None:
-    """Refuse pairs that don't exist or don't fit into memory, before the weights are loaded."""
+def check_scene(
+    arguments: argparse.Namespace, model: Any, views: Views, device: torch.device, cameras: KnownCameras | None
+) -> None:
+    """Refuse pairs that don't exist or don't fit into memory, and known cameras that contradict each other.
+
+    Args:
+        arguments: Arguments of the command.
+        model: The model without values.
+        views: The views, of which windows are looked at by the first.
+        device: Device that the model will run on.
+        cameras: Known cameras that alignment gets; None for none.
+
+    Raises:
+        ValueError: Otherwise.
+    """
     from geomtx.scene.pairs.reconstruction import check_pairs_of_views
 
-    check_pairs_of_views(views, model, device, **read_options(arguments))
+    views, tracked = views[: arguments.window], arguments.moving is not None
+    check_pairs_of_views(views, model, device, cameras=cameras, tracked=tracked, **read_options(arguments))
 
 
 def read_options(arguments: argparse.Namespace) -> dict[str, Any]:

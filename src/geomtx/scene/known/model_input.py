@@ -1,4 +1,4 @@
-"""Known cameras as an input of a model, and the world of the scene that it then gives."""
+"""Known cameras as an input of a model or of its pairs' alignment, and the world of the scene that comes of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from geomtx.checks import check_shape, enumerate_names
+from geomtx.inference.pair_maps import PairModel
 from geomtx.scene.align import align
 from geomtx.scene.files.cameras import read_cameras
 from geomtx.scene.known.cameras import KnownCameras, check_poses, select_views
@@ -16,19 +17,19 @@ from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 from geomtx.views import Views
 
-__all__ = ["GivenCameras", "in_known_world", "known_of_views", "takes_cameras", "to_model"]
+__all__ = ["GivenCameras", "check_given", "in_known_world", "known_of_views", "takes_cameras", "to_model"]
 
 GivenCameras = KnownCameras | Cameras | str | os.PathLike[str]
 """Known cameras by the names of the photos, of the views in their order, or as a file, see `read_cameras`."""
 
 
 def takes_cameras(model: Any) -> bool:
-    """Return whether a model takes known cameras of all views as an input."""
-    return bool(getattr(model, "takes_cameras", False))
+    """Return whether known cameras are an input: of the model, for all views; of the alignment of pairs, for any."""
+    return isinstance(model, PairModel) or bool(getattr(model, "takes_cameras", False))
 
 
 def known_of_views(model: Any, views: Views, cameras: GivenCameras) -> KnownCameras:
-    """Return known cameras of all views in their order, for a model that takes them.
+    """Return known cameras of the views in their order, for a model that takes them.
 
     Args:
         model: The model.
@@ -36,8 +37,7 @@ def known_of_views(model: Any, views: Views, cameras: GivenCameras) -> KnownCame
         cameras: Known cameras with intrinsics in pixels of the original photos.
 
     Raises:
-        ValueError: For a model that takes none, photos without a pose or intrinsics, poses that are no rotations, and
-            cameras that are all in one place.
+        ValueError: For a model that takes none, and as `check_given`.
     """
     if not takes_cameras(model):
         raise ValueError(
@@ -53,19 +53,29 @@ def known_of_views(model: Any, views: Views, cameras: GivenCameras) -> KnownCame
         sizes = tuple(transform.original_hw for transform in views.transforms)
         cameras = KnownCameras(views.names, poses, intrinsics, sizes, units="metres")
     known = select_views(cameras, views.names)
-    require_all(known)
-    assert known.cam_from_world is not None, "required"
-    check_poses("known poses", known.cam_from_world, known.names)
-    check_can_align(known)
+    check_given(known, model)
     return known
 
 
-def require_all(known: KnownCameras) -> None:
-    """Require the pose and the intrinsics of every photo.
+def check_given(known: KnownCameras, model: Any) -> None:
+    """Require known cameras that a model, or the alignment of its pairs, can take.
+
+    Args:
+        known: Known cameras of the views, see `select_views`.
+        model: The model.
 
     Raises:
-        ValueError: Naming those of which one isn't known.
+        ValueError: For poses that are no rotations, a single pose, and cameras that are all in one place; for a model
+            that sees all views at once, also for photos without a pose or intrinsics.
     """
+    if not isinstance(model, PairModel):
+        _require_all(known)
+    if known.cam_from_world is not None:
+        check_poses("known poses", known.cam_from_world, known.names)
+    check_can_align(known)
+
+
+def _require_all(known: KnownCameras) -> None:
     for what, values in (("a pose", known.cam_from_world), ("intrinsics", known.intrinsics)):
         missing = known.names if values is None else _unknown(known.names, values)
         if missing:

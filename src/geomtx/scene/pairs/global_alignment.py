@@ -38,7 +38,14 @@ from geomtx.scene.pairs.start import move_to_known, place_images, start_alignmen
 from geomtx.scene.pairs.two_views import has_both_directions, intrinsics_of, place_two_images
 from geomtx.types import Cameras, show_shapes
 
-__all__ = ["AlignmentOptions", "KnownOfImages", "PairAlignment", "align_pairs", "check_alignment_options"]
+__all__ = [
+    "AlignmentOptions",
+    "KnownOfImages",
+    "PairAlignment",
+    "align_pairs",
+    "check_alignment_options",
+    "check_known_of_images",
+]
 
 _SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
 _Method = Literal["fast", "published"]
@@ -161,7 +168,7 @@ def align_pairs(
     sizes = check_pairs(maps, num_images)
     if motion is not None:
         check_motion(motion, maps.pairs, sizes)
-    focals, poses = _check_known(known, sizes, shared=options.shared_focal)
+    focals, poses = check_known_of_images(known, sizes, shared=options.shared_focal)
     maps = leave_out_pixels(maps, known.masks)
     scores = score_pairs(maps).tolist()
     confidence = image_confidence(maps, num_images)
@@ -211,8 +218,20 @@ def check_alignment_options(options: AlignmentOptions) -> None:
     check_at_least("min_confidence", options.min_confidence, 0)
 
 
-def _check_known(known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool) -> tuple[Tensor, Tensor]:
-    """Return focal lengths (S,) and world_from_cam (S, 3, 4) in float64 on the host; NaN where they aren't known."""
+def check_known_of_images(
+    known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """Return focal lengths (S,) and world_from_cam (S, 3, 4) in float64 on the host; NaN where they aren't known.
+
+    Args:
+        known: Known values of the images.
+        sizes: Height and width of each image.
+        shared: Whether all images have one focal length; a known one is then that of all.
+
+    Raises:
+        ValueError: For values of other shapes, focal lengths that are not positive or contradict each other, poses that
+            are no rotations, and a single known pose.
+    """
     num = len(sizes)
     focals = torch.full((num,), torch.nan, dtype=torch.float64)
     if known.focals is not None:

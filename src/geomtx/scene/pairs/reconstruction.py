@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -15,12 +16,16 @@ from geomtx.inference.pair_maps import PairMaps, PairModel
 from geomtx.inference.pairs import PairMemory, PairOptions, PairStore, bytes_of_pairs, check_pair_memory, run_pairs
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.scene.checks import warn_of_nonfinite, warn_of_size
+from geomtx.scene.known.cameras import KnownCameras, select_views
+from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views
+from geomtx.scene.known.placing import intrinsics_of_views, use_intrinsics
 from geomtx.scene.pairs.global_alignment import (
     AlignmentOptions,
     KnownOfImages,
     PairAlignment,
     align_pairs,
     check_alignment_options,
+    check_known_of_images,
 )
 from geomtx.scene.pairs.matches.alignment import PairMatches, SparseOptions, align_matches, check_sparse_options
 from geomtx.scene.pairs.matches.match_store import MatchStore
@@ -50,6 +55,7 @@ def reconstruct_pairs(
     alignment: AlignmentOptions | SparseOptions | None = None,
     options: PairOptions | None = None,
     motion: MotionTerms | VideoTracker | None = None,
+    cameras: GivenCameras | None = None,
     progress: bool = False,
 ) -> Scene:
     """Run a model on pairs of the views of one scene and bring its point maps together.
@@ -70,19 +76,23 @@ def reconstruct_pairs(
         motion: Terms of the alignment of a video in which things move, or a tracker whose optical flow finds these, see
             `align_video`; frames then share one focal length unless `alignment` says otherwise, and the scene knows
             the pixels that move by themselves. Defaults to none.
+        cameras: Known cameras of some or all views, as for `geomtx.reconstruct`, of poses two at least: what is known
+            takes the place of what is predicted. Alignment holds the focal lengths, and that of points the poses; a
+            scene of matches is brought to the poses afterwards. Defaults to none.
         progress: Whether to show a progress bar on stderr while the model runs.
 
     Returns:
         The scene on the CPU, in the first camera's frame: cameras and depth, with the largest confidence of a pixel
         among its pairs; of matches with the mean one of its image's points, and with the matched pixels in
         `Scene.matched`. It is up to scale, or in metres where the model's points are: alignment changes the scale, so
-        the scene is scaled by the median ratio of the depth that pairs predict to that of the scene.
+        the scene is scaled by the median ratio of the depth that pairs predict to that of the scene. With known poses
+        it is in their world and unit.
 
     Raises:
         ValueError: For a model that sees all views at once, pairs that don't connect all views or don't fit into
             memory, `SparseOptions` for a model without descriptors, with pairs in one direction only or with motion,
-            motion of a single view, and as `run_pairs`, `PairFolder`, `align_pairs`, `align_matches`, `align_video` and
-            `track_flow`.
+            motion of a single view, known cameras that contradict each other or are all in one place, and as
+            `run_pairs`, `PairFolder`, `align_pairs`, `align_matches`, `align_video` and `track_flow`.
     """
     if not isinstance(model, PairModel):
         raise ValueError(f"model must be one that sees pairs, such as a DUSt3R, got a {type(model).__name__}")
@@ -94,9 +104,12 @@ def reconstruct_pairs(
     if motion is not None:
         alignment = check_video_of_pairs(motion, alignment, pairs, [(each.shape[1], each.shape[2]) for each in images])
     how = _choose_alignment(model, pairs, alignment)
-    _check_memory(pairs, images, how, device, on_disk=folder is not None)
+    given = None if cameras is None else known_of_views(model, views, cameras)
+    known = _known_of_images(given, views, images, how)
+    _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=isinstance(motion, VideoTracker))
     masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
     kept = None if all(bool(mask.all()) for mask in masks) else masks
+    known = known._replace(masks=kept)
     store: PairStore = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
     matching = len(views) > 1 and isinstance(how, SparseOptions)
     if matching:
@@ -107,18 +120,17 @@ def reconstruct_pairs(
     matched = moving = None
     if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
         matches = store.matches(pairs)
-        found = align_matches(maps, matches, how)
+        found = align_matches(maps, matches, how, focals=known.focals)
         matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
     elif len(views) > 1:
         assert isinstance(how, AlignmentOptions)
-        known = KnownOfImages(masks=kept)
         if motion is None:
             found = align_pairs(maps, len(views), how, known=known, device=device)
         else:
             terms = motion_terms(motion, images, pairs)
             found, moving = align_video(maps, terms, how, known=known, device=device)
     else:
-        found = _place_one(maps)
+        found = _place_one(maps, known.focals)
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -132,9 +144,13 @@ def reconstruct_pairs(
         matched=matched,
         moving=None if moving is None else _pad_masks(moving, boxes, views.image_hw),
     )
+    warn_of_nonfinite(scene)
+    if given is not None and given.cam_from_world is not None:
+        return in_known_world(scene, given)
     if model.metric:
         scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
-    warn_of_nonfinite(scene)
+    if given is not None:
+        scene = use_intrinsics(scene, given)
     return move_to_first_camera(scene, "the first camera of the best pair")
 
 
@@ -146,6 +162,8 @@ def check_pairs_of_views(
     graph: str | Tensor = "auto",
     folder: PathLike | None = None,
     alignment: AlignmentOptions | SparseOptions | None = None,
+    cameras: KnownCameras | None = None,
+    tracked: bool = False,
 ) -> None:
     """Require pairs that exist and fit into memory, and an alignment of what the model predicts, before it is loaded.
 
@@ -156,13 +174,17 @@ def check_pairs_of_views(
         graph: Graph of pairs, as for `reconstruct_pairs`.
         folder: Folder of the point maps, as for `reconstruct_pairs`.
         alignment: Options of the alignment, as for `reconstruct_pairs`.
+        cameras: Known cameras, by the names of the photos.
+        tracked: Whether a tracker will find optical flow.
 
     Raises:
         ValueError: Otherwise.
     """
-    _, pairs = _choose_graph(views, graph, is_video=bool(views.times))
+    _, pairs = _choose_graph(views, graph, is_video=bool(views.times) or tracked)
     how = _choose_alignment(model, pairs, alignment)
-    _check_memory(pairs, unpad_images(views, model.config.patch_size)[0], how, device, on_disk=folder is not None)
+    images, _ = unpad_images(views, model.config.patch_size)
+    _known_of_images(None if cameras is None else select_views(cameras, views.names), views, images, how)
+    _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=tracked)
 
 
 def _choose_alignment(
@@ -187,6 +209,23 @@ def _choose_alignment(
     return alignment
 
 
+def _known_of_images(
+    given: KnownCameras | None,
+    views: Views,
+    images: Sequence[Tensor],
+    how: AlignmentOptions | SparseOptions,
+) -> KnownOfImages:
+    """Return what known cameras say of the images that the model sees; contradictions are found before it runs."""
+    if given is None:
+        return KnownOfImages()
+    intrinsics = intrinsics_of_views(given, views.transforms)
+    focals = None if intrinsics is None else (intrinsics[:, 0, 0] * intrinsics[:, 1, 1]).sqrt()
+    known = KnownOfImages(focals, given.cam_from_world)
+    shared = how.shared_focal if isinstance(how, AlignmentOptions) else how.shared_intrinsics
+    check_known_of_images(known, [(image.shape[-2], image.shape[-1]) for image in images], shared=shared)
+    return known
+
+
 def _choose_graph(views: Views, graph: str | Tensor, *, is_video: bool) -> tuple[str, Tensor]:
     """Return the name of the graph, "" where there is none, and its pairs."""
     if isinstance(graph, Tensor):
@@ -202,12 +241,16 @@ def _check_memory(
     device: torch.device,
     *,
     on_disk: bool,
+    tracked: bool,
 ) -> None:
-    """Require room for the maps as they are kept, and as alignment of points reads them."""
+    """Require room for the maps as they are kept, and as alignment of points reads them, with the flow of a tracker."""
     wanted, sizes = pairs.tolist(), [(image.shape[-2], image.shape[-1]) for image in images]
     check_graph(wanted, len(images))
     kept = 0 if on_disk else bytes_of_pairs(wanted, sizes, torch.float16)
     read = bytes_of_pairs(wanted, sizes, torch.float32) if isinstance(how, AlignmentOptions) else 0
+    if tracked:  # two numbers a pixel of a first image; of the tracker, and of the cameras beside it
+        flow = 2 * torch.float32.itemsize * sum(math.prod(sizes[first]) for first, _ in wanted)
+        kept, read = kept + 2 * flow, read + flow
     if device.type == "cpu":
         check_pair_memory(kept + read, len(wanted), len(images))
         return
@@ -215,10 +258,11 @@ def _check_memory(
     check_pair_memory(read, len(wanted), len(images), device)
 
 
-def _place_one(maps: PairMaps) -> PairAlignment:
+def _place_one(maps: PairMaps, known_focals: Tensor | None) -> PairAlignment:
     """Return the camera and the depth of a single image, from the pair of it with itself."""
     points, confidence = (each.float() for each in maps.side(0, 0))
-    focal = fit_focal(points)[None]
+    is_known = known_focals is not None and bool(known_focals.isfinite())
+    focal = known_focals.float() if known_focals is not None and is_known else fit_focal(points)[None]
     intrinsics = intrinsics_of(focal, focal.new_zeros(1, 2), [points.shape[:2]])
     cameras = Cameras(torch.eye(3, 4)[None], intrinsics)
     return PairAlignment(cameras, (points[..., 2],), (confidence,), points.new_zeros(0), 0)

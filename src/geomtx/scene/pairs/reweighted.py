@@ -32,8 +32,10 @@ __all__ = ["FixedCameras", "solve_reweighted"]
 
 _SHARE = 16  # one of so many pixels in the first rounds
 _LEAST_PIXELS = 512
-_COARSE_ROUNDS, _FINE_ROUNDS, _DEPTH_ROUNDS = 40, 8, 3
-_TOLERANCE = 1e-4  # relative change of the loss in a round
+# Rounds at most, and the relative change of the loss in a round that ends them. Poses still become much better while
+# the loss hardly falls, and rounds on some of the pixels are cheap.
+_COARSE, _FINE = (200, 1e-6), (20, 1e-5)
+_DEPTH_ROUNDS = 3
 # Distances count as at least this share of their mean: it falls to the last value by half in each round, as a pixel
 # that fits exactly, as all do of the pairs that the start follows, would hold its place.
 _FIRST_FLOOR, _LAST_FLOOR = 1.0, 3e-3
@@ -106,7 +108,7 @@ def solve_reweighted(
                 points=data.points[:, some], weight=data.weight[:, some], coords_px=data.coords_px[:, some]
             )
             coarse = scene._replace(depth=scene.depth[:, some])
-            coarse, floor, made = _alternate(few, coarse, fixed, (floor, least, squared), _COARSE_ROUNDS)
+            coarse, floor, made = _alternate(few, coarse, fixed, (floor, least, squared), _COARSE)
             rounds += made
             depth = scene.depth * (coarse.depth / scene.depth[:, some]).nan_to_num(1.0).median(1, keepdim=True).values
             depth[:, some] = coarse.depth
@@ -114,7 +116,7 @@ def solve_reweighted(
             for _ in range(_DEPTH_ROUNDS):
                 scene = scene._replace(depth=_find_depth(data, scene, floor, squared)[0])
             floor = least
-        last = _FINE_ROUNDS if num < num_pixels else _COARSE_ROUNDS
+        last = _FINE if num < num_pixels else _COARSE
         scene, _, made = _alternate(data, scene, fixed, (floor, least, squared), last)
         state = _write(state, scene, data.sizes, fixed)
         after = alignment_loss(
@@ -127,14 +129,18 @@ def solve_reweighted(
 
 
 def _alternate(
-    data: AlignmentData, scene: _Scene, fixed: FixedCameras, settings: tuple[Tensor, Tensor, bool], rounds: int
+    data: AlignmentData,
+    scene: _Scene,
+    fixed: FixedCameras,
+    settings: tuple[Tensor, Tensor, bool],
+    until: tuple[int, float],
 ) -> tuple[_Scene, Tensor, int]:
     """Alternate steps of cameras and pairs with steps of the depth; returns the scene, the floor, and the rounds."""
-    floor, least, squared = settings
+    (floor, least, squared), (rounds, tolerance) = settings, until
     damping, last = _DAMPING, None
     for index in range(rounds):
         merit, moments = _find_moments(data, scene, floor, squared)
-        if last is not None and bool(floor <= least) and bool(last - merit < _TOLERANCE * last):
+        if last is not None and bool(floor <= least) and bool(last - merit < tolerance * last):
             return scene, floor, index
         last = merit
         system = _normal_equations(data, scene, moments)

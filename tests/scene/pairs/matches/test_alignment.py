@@ -152,5 +152,5 @@ def test_bad_input_is_named(problem):
         align_matches(maps, matches._replace(matches=(none, matches.matches[1], none)))
     with pytest.raises(ValueError, match="focals must be positive, got -3"):
         align_matches(maps, matches, focals=torch.tensor([-3.0, torch.nan, 20.0]))
-    with pytest.raises(ValueError, match="focals must be one where images share it, got 20 and 25"):
+    with pytest.raises(ValueError, match="focals must be one where images share it, got 20 of image 0 and 25 of "):
         align_matches(maps, matches, FEW._replace(shared_intrinsics=True), focals=torch.tensor([20.0, 25.0, torch.nan]))

@@ -110,6 +110,19 @@ def test_matches_off_the_surfaces_give_no_points(made):
     assert len(few.xyz) < len(none.xyz) + len(wrong.view) / 10
 
 
+def test_windows_share_their_matches(made):
+    model, images, whole = made
+    parts = geomtx.reconstruct(model, images, alignment=NONE, window=geomtx.scene.WindowPlan(2, 1))
+    view, point, coords = parts.matched
+    assert (point.diff() >= 0).all()
+    of_point = [set(view[point == index].tolist()) for index in range(int(point.max()) + 1)]
+    assert min(map(len, of_point)) == 2
+    assert {0, 1, 2} in of_point  # seen in both windows, by way of the view that they share
+    assert {0, 2} not in of_point
+    pixels = {(int(v), *xy) for v, xy in zip(whole.matched.view, whole.matched.coords_px.tolist(), strict=True)}
+    assert all((int(v), *xy) in pixels for v, xy in zip(view, coords.tolist(), strict=True))
+
+
 def test_masked_pixels_match_nothing(made):
     model, images, _ = made
     masks = torch.ones(NUM, *SIZE, dtype=torch.bool)

@@ -16,7 +16,7 @@ from geomtx.checks import check_at_least, check_count, check_finite_positive, ch
 from geomtx.inference.pair_graphs import check_graph
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.scene.pairs.confidence import leave_out_pixels
-from geomtx.scene.pairs.global_alignment import PairAlignment
+from geomtx.scene.pairs.global_alignment import KnownOfImages, PairAlignment, check_known_of_images
 from geomtx.scene.pairs.matches.camera_tree import TreeMethod, build_tree
 from geomtx.scene.pairs.matches.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
 from geomtx.scene.pairs.matches.objective import (
@@ -109,12 +109,13 @@ def align_matches(
     num = max(maps.pairs.flatten().tolist(), default=1) + 1
     sizes = check_pairs(maps, num)
     _check_matches(maps, matches, sizes)
+    known, _ = check_known_of_images(KnownOfImages(focals), sizes, shared=options.shared_intrinsics)
     maps = leave_out_pixels(maps)
     score_pairs(maps)  # says which pair has no confident pixels
     images = canonical_images(maps, num)
     problem = sparse_problem(maps, matches, images, options)
     state = start_state(problem, [each.core_depth for each in images])
-    known = _known_focals(focals, problem, shared=options.shared_intrinsics)
+    known = known.to(problem.focal)
     if options.shared_intrinsics:
         weight = torch.stack([each.confidence.mean() for each in images])
         focal = (weight * problem.focal).sum() / weight.sum()
@@ -168,21 +169,6 @@ def _check_matches(maps: PairMaps, matches: PairMatches, sizes: Sequence[tuple[i
         check_graph(matched, len(sizes))
     except ValueError as error:
         raise ValueError(f"{error}; pairs without matches don't count, align_pairs needs none") from error
-
-
-def _known_focals(focals: Tensor | None, problem: SparseProblem, *, shared: bool) -> Tensor:
-    if focals is None:
-        return torch.full_like(problem.focal, torch.nan)
-    check_shape("focals", focals, (len(problem.focal),))
-    known = focals.to(problem.focal)
-    given = known[known.isfinite()]
-    if not bool((given > 0).all()):
-        raise ValueError(f"focals must be positive, got {given.min():g}")
-    if not shared or not len(given):
-        return known
-    if bool((given / given[0] - 1).abs().max() > 1e-3):
-        raise ValueError(f"focals must be one where images share it, got {given.min():g} and {given.max():g}")
-    return given[:1].expand_as(known)
 
 
 def sparse_problem(
