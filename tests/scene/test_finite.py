@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import geomtx
-from geomtx.scene.checks import require_finite, warn_of_nonfinite
+from geomtx.scene.checks import require_usable, warn_of_unusable
 from geomtx.types import Predictions
 
 
@@ -20,9 +20,9 @@ def broken(scene: geomtx.Scene, name: str, views: slice | int, value: float = to
 
 
 def test_a_whole_scene_is_quiet(scene: geomtx.Scene, caplog: pytest.LogCaptureFixture) -> None:
-    require_finite(scene)
-    warn_of_nonfinite(scene)
-    require_finite(dataclasses.replace(scene, predictions=Predictions()))
+    require_usable(scene)
+    warn_of_unusable(scene)
+    require_usable(dataclasses.replace(scene, predictions=Predictions()))
     assert caplog.messages == []
 
 
@@ -33,17 +33,17 @@ def test_views_are_named_and_nothing_finite_is_an_error(
     scene: geomtx.Scene, name: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     some = broken(scene, name, slice(1, 3), torch.inf)
-    require_finite(some)
-    warn_of_nonfinite(some)
+    require_usable(some)
+    warn_of_unusable(some)
     assert caplog.messages == [f"predictions are not finite in 2 of 4 views: view_1.png ({said}), view_2.png ({said})"]
     with pytest.raises(ValueError, match=rf"^predictions must be finite, got NaN .* everywhere in {said}; check it$"):
-        require_finite(broken(scene, name, slice(None)), "check it")
+        require_usable(broken(scene, name, slice(None)), "check it")
 
 
 def test_what_no_photo_shows_need_not_be_finite(scene: geomtx.Scene, caplog: pytest.LogCaptureFixture) -> None:
     masks = scene.masks.clone()
     masks[2] = False
-    warn_of_nonfinite(dataclasses.replace(broken(scene, "depth", 2), masks=masks))
+    warn_of_unusable(dataclasses.replace(broken(scene, "depth", 2), masks=masks))
     assert caplog.messages == []
 
 
@@ -64,11 +64,11 @@ def test_views_whose_focal_lengths_are_not_positive_are_named(
     intrinsics = cameras.intrinsics.clone()
     intrinsics[1, 1, 1] *= -1
     some = dataclasses.replace(scene, predictions=Predictions(cameras._replace(intrinsics=intrinsics)))
-    require_finite(some)
-    warn_of_nonfinite(some)
+    require_usable(some)
+    warn_of_unusable(some)
     assert caplog.messages == ["predicted focal lengths are not above 0 in 1 of 4 views: view_1.png"]
     flat = Predictions(cameras._replace(intrinsics=intrinsics * torch.tensor([0.0, 1.0, 1.0])))
     with pytest.raises(
         ValueError, match="predicted focal lengths must be above 0, got none such in any view; check it"
     ):
-        require_finite(dataclasses.replace(scene, predictions=flat), "check it")
+        require_usable(dataclasses.replace(scene, predictions=flat), "check it")

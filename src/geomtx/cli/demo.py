@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     from geomtx.models.registry import find_family, load_model
     from geomtx.models.vggt import VGGT
     from geomtx.report import draw_comparison
-    from geomtx.scene.checks import require_finite
+    from geomtx.scene.checks import require_usable
     from geomtx.scene.files import SCENE_FILES
     from geomtx.scene.files.export import SaveOptions
     from geomtx.scene.files.save import write_files
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             scene, truth = _reconstruct(model, photographed, folder / "photos")
             made = {"weights": name, **scene.provenance, "photos": f"held-out scene {arguments.scene}"}
             scene = dataclasses.replace(scene, provenance=made)
-        require_finite(scene)
+        require_usable(scene)
         with stages.stage("compare with the truth"):
             errors = compare_with_guess(scene, truth, _render_others(truth))
         with stages.stage("write the results"):

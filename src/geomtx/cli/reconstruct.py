@@ -148,7 +148,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
     """
     output, overwrite, names = arguments.output, arguments.overwrite, name_files(photos.paths)
     masks.check_options(arguments, names)
-    from geomtx.scene.checks import require_finite
+    from geomtx.scene.checks import require_usable
     from geomtx.scene.files.save import owned_files, write_files
 
     first = is_first_process()
@@ -175,7 +175,7 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         scene = _run_model(arguments, model, views, given)
     if not first:
         return
-    require_finite(scene, _advise(model))
+    require_usable(scene, _advise(model))
     scene, fits = known_cameras.align_scene(arguments, scene, known, was_input=given is not None)
     if arguments.refine:
         with stages.stage("refine"):

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _track(arguments: argparse.Namespace, photos: video.PhotoFiles, config: Any, device: torch.device) -> None:
     from geomtx.report.text import count
     from geomtx.scene import track
-    from geomtx.scene.checks import queries_to_model, require_finite
+    from geomtx.scene.checks import queries_to_model, require_usable
     from geomtx.views import load_views
 
     stages = Stages(4)
@@ -92,7 +92,7 @@ def _track(arguments: argparse.Namespace, photos: video.PhotoFiles, config: Any,
         model = _load_model(arguments, config, device)
     with stages.stage("track"):
         scene = track(model, views, queries)
-    require_finite(scene)
+    require_usable(scene)
     made = {"weights": name_weights(arguments), **scene.provenance}
     if photos.plan is not None:
         made |= photos.describe()

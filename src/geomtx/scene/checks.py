@@ -22,9 +22,9 @@ from geomtx.views.transform import lies_inside
 __all__ = [
     "check_scene_memory",
     "queries_to_model",
-    "require_finite",
-    "warn_of_nonfinite",
+    "require_usable",
     "warn_of_size",
+    "warn_of_unusable",
 ]
 
 
@@ -149,7 +149,7 @@ class _Prediction(NamedTuple):
     all: Tensor
 
 
-def require_finite(scene: Scene, advice: str = "the weights may be damaged") -> None:
+def require_usable(scene: Scene, advice: str = "the weights may be damaged") -> None:
     """Require some finite numbers of each kind of prediction that a scene has.
 
     Args:
@@ -168,7 +168,7 @@ def require_finite(scene: Scene, advice: str = "the weights may be damaged") -> 
         raise ValueError(f"predicted focal lengths must be above 0, got none such in any view; {advice}")
 
 
-def warn_of_nonfinite(scene: Scene) -> None:
+def warn_of_unusable(scene: Scene) -> None:
     """Log a warning that names the views with NaN or infinity in their predictions, or a focal length not above 0."""
     found: dict[int, list[str]] = {}
     for each in _predictions(scene):

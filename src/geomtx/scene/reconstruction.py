@@ -21,7 +21,7 @@ from geomtx.inference.quantize import quantized_type
 from geomtx.inference.run import HALVES, RunOptions, check_options, run_views
 from geomtx.models.video_tracker import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
-from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_nonfinite, warn_of_size
+from geomtx.scene.checks import check_scene_memory, queries_to_model, warn_of_size, warn_of_unusable
 from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views, to_model
 from geomtx.scene.pairs.motion import MotionTerms
 from geomtx.scene.pairs.reconstruction import reconstruct_pairs
@@ -184,7 +184,7 @@ def track(
         points = model_queries[None].to(parameter.device)
         found: VideoTracks = track_in_chunks(run, points, _QUERY_CHUNK)
     scene = _to_scene(model, views, queries, Predictions(tracks=found.tracks), support_grid=support_grid or None)
-    warn_of_nonfinite(scene)
+    warn_of_unusable(scene)
     return scene
 
 
@@ -249,7 +249,7 @@ def _run_pass(
         approximation=options.approximation,
         quantize=quantized_type(model),
     )
-    warn_of_nonfinite(scene)
+    warn_of_unusable(scene)
     special = getattr(getattr(model, "encoder", None), "special", None)
     own_frame = getattr(model, "own_frame", False) or not getattr(special, "first_is_reference", True)
     if own_frame and "camera" in heads:

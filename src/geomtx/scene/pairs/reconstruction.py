@@ -15,7 +15,7 @@ from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_grap
 from geomtx.inference.pair_maps import PairMaps, PairModel
 from geomtx.inference.pairs import PairMemory, PairOptions, PairStore, bytes_of_pairs, check_pair_memory, run_pairs
 from geomtx.models.video_tracker import VideoTracker
-from geomtx.scene.checks import warn_of_nonfinite, warn_of_size
+from geomtx.scene.checks import warn_of_size, warn_of_unusable
 from geomtx.scene.known.cameras import KnownCameras, select_views
 from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views
 from geomtx.scene.known.placing import intrinsics_of_views, use_intrinsics
@@ -120,7 +120,7 @@ def reconstruct_pairs(
     matched = moving = None
     if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
         matches = store.matches(pairs)
-        found = align_matches(maps, matches, how, focals=known.focals)
+        found = align_matches(maps, matches, how, focals=known.focals, device=device)
         matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
     elif len(views) > 1:
         assert isinstance(how, AlignmentOptions)
@@ -144,7 +144,7 @@ def reconstruct_pairs(
         matched=matched,
         moving=None if moving is None else _pad_masks(moving, boxes, views.image_hw),
     )
-    warn_of_nonfinite(scene)
+    warn_of_unusable(scene)
     if given is not None and given.cam_from_world is not None:
         return in_known_world(scene, given)
     if model.metric:

@@ -11,6 +11,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from geomtx.checks import check_at_least, check_count, check_finite_positive, check_option, check_shape
 from geomtx.inference.pair_graphs import check_graph
@@ -84,6 +85,7 @@ def align_matches(
     options: SparseOptions = SparseOptions(),  # noqa: B008  (immutable)
     *,
     focals: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> PairAlignment:
     """Return cameras and depth with which matched pixels see the same points.
 
@@ -93,6 +95,7 @@ def align_matches(
         options: Options of the alignment, see `SparseOptions`.
         focals: Known focal lengths in pixels of the images that the model saw, (S,); NaN where they aren't known.
             Defaults to none.
+        device: Device to compute on; defaults to the device of the points.
 
     Returns:
         Cameras, depth of every pixel, confidence of each image's mean points, and the losses in pixels before and after
@@ -106,6 +109,9 @@ def align_matches(
     Source: Duisterhof et al. 2024 (MASt3R-SfM), section 4.
     """
     check_sparse_options(options)
+    device = maps.points1[0].device if device is None and maps.points1 else device
+    # The start is made on the host, and is the same for every device.
+    maps, matches = (tree_map_only(Tensor, Tensor.cpu, each) for each in (maps, matches))
     num = max(maps.pairs.flatten().tolist(), default=1) + 1
     sizes = check_pairs(maps, num)
     _check_matches(maps, matches, sizes)
@@ -114,6 +120,7 @@ def align_matches(
     score_pairs(maps)  # says which pair has no confident pixels
     images = canonical_images(maps, num)
     problem = sparse_problem(maps, matches, images, options)
+    problem, images = (tree_map_only(Tensor, lambda each: each.to(device), value) for value in (problem, images))
     state = start_state(problem, [each.core_depth for each in images])
     known = known.to(problem.focal)
     if options.shared_intrinsics:
