@@ -70,8 +70,8 @@ FAMILIES = {
     ),
     "omega": Family(lambda: VGGTOmega(_OMEGA), first_is_reference=True, patch_size=16),
     "da3, single views": Family(lambda: _da3(depth=2, first_global=None, taps=(0, 0, 1, 1)), head_dim=32, across=False),
-    "pi3": Family(lambda: Pi3(Pi3Config.tiny()), variant=True),
-    "pi3x": Family(lambda: Pi3(Pi3Config.tiny(known_geometry=True))),
+    "pi3": Family(lambda: Pi3(Pi3Config.tiny(depth=2)), variant=True),
+    "pi3x": Family(lambda: Pi3(Pi3Config.tiny(known_geometry=True, depth=2, metric_depth=1))),
 }
 
 

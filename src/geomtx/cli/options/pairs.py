@@ -108,7 +108,9 @@ def check_scene(
     """
     from geomtx.scene.pairs.reconstruction import check_pairs_of_views
 
-    views, tracked = views[: arguments.window], arguments.moving is not None
+    if arguments.window is not None:
+        views = views[: arguments.window]
+    tracked = arguments.moving is not None
     check_pairs_of_views(views, model, device, cameras=cameras, tracked=tracked, **read_options(arguments))
 
 
