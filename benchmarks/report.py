@@ -59,7 +59,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def describe(record: dict[str, Any]) -> str:
     machine, code = record["machine"], record["code"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
-    return f"{where}; torch {code['torch']}, commit {code['commit'][:7]}, {record['date']}"
+    changed = " with changes" if code.get("modified") else ""
+    return f"{where}; torch {code['torch']}, commit {code['commit'][:7]}{changed}, {record['date']}"
 
 
 def memory_records(family: str) -> list[dict[str, Any]]:
@@ -547,7 +548,7 @@ def make_pair_photos() -> str:
         settings, rows = record["settings"], []
         for model, cases in record["results"].items():
             for case, found in cases.items():
-                end = "the files" if "error" not in found else "alignment, for which made-up weights leave nothing"
+                end = found.get("error", "the files").removeprefix("geomtx: error: ").partition(";")[0]
                 counts = (f"{found[what]} in {found[seconds]:.0f} s" for what, seconds in _OF_PAIRS.items())
                 name = model.rpartition("/")[2].partition("_")[0]
                 rows.append(

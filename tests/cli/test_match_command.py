@@ -39,8 +39,9 @@ def test_a_picture_and_matches_in_pixels_of_the_photos(photos: Path, weights: st
     assert f"{len(matches)} matched pixel" in said
     assert is_own_picture(tmp_path / "out" / "found.png")
     assert main(command) == 0  # replaces its own
-    assert main([*command, "--min-confidence", "1e9"]) == 0
-    assert json.loads((tmp_path / "out" / "found.json").read_text())["matches"] == []
+    assert main([*command, "--min-confidence", "1e9"]) == 2
+    assert "photos must have pixels that match, got none above --min-confidence (lower it)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "found.json").read_text()) == content
 
 
 def test_lines_join_the_pixels(tmp_path: Path):

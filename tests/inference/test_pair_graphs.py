@@ -59,7 +59,17 @@ def test_retrieved_pairs_connect_groups_by_their_keys():
     check_graph(pairs, 6)
 
 
+@pytest.mark.parametrize("kind", ["swin", "logwin", "swinstride", "swin2stride"])
+def test_a_window_larger_than_the_scene_takes_no_longer(kind):
+    for noncyclic in ("", "-noncyclic"):
+        large = choose_pairs(6, f"{kind}-1000000000{noncyclic}")
+        assert torch.equal(large, choose_pairs(6, f"{kind}-20{noncyclic}"))
+
+
 def test_wrong_graphs():
+    for graph in ("complete-5", "complete-noncyclic", "oneref-1-noncyclic"):
+        with pytest.raises(ValueError, match=rf"^graph '(complete|oneref)' must be named so, got '{graph}'$"):
+            choose_pairs(3, graph)
     with pytest.raises(ValueError, match=r"^graph must be one of 'complete', 'oneref', 'swin', .*, got 'all'$"):
         choose_pairs(3, "all")
     with pytest.raises(ValueError, match=r"^reference of the graph must be one of 0, 1, 2, got 3$"):

@@ -1,3 +1,6 @@
+import copy
+import dataclasses
+
 import pytest
 import torch
 
@@ -96,10 +99,11 @@ def test_descriptors_come_batch_by_batch(images):
     assert seen == {0: (32, 48, 24), 1: (48, 32, 24), 2: (32, 48, 24)}
 
 
-def test_maps_in_memory_are_of_one_run(model, images):
+def test_maps_in_memory_are_of_one_run(model, images, monkeypatch):
     graph, store = choose_pairs(4, "swin-1"), PairMemory()
     first = run_pairs(model, images, graph, store=store)
     model.decoded.clear()
+    monkeypatch.setattr(pairs, "free_bytes", lambda device: 0)  # which takes none any more
     again = run_pairs(model, [each.clone() for each in images], graph, store=store)
     assert model.decoded == []
     assert torch.equal(first.points1[0], again.points1[0])
@@ -160,6 +164,15 @@ def test_a_folder_of_something_else_is_refused(model, images, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=rf"^folder must be of the same {name}, got '.*' of others; take another"):
             PairFolder(tmp_path, *arguments)
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        [parameter for parameter in tuned.parameters() if parameter.numel() > 1000][-1].view(-1)[-200:] += 1
+    with pytest.raises(ValueError, match=r"^folder must be of the same model"):
+        PairFolder(tmp_path, tuned, images, graph)
+    model.config, config = dataclasses.replace(model.config, rope_base=10.0), model.config
+    with pytest.raises(ValueError, match=r"^folder must be of the same model"):
+        PairFolder(tmp_path, model, images, graph)
+    model.config = config
     with pytest.raises(ValueError, match=r"^folder must be of the same dtype"):
         PairFolder(tmp_path, model, images, graph, dtype="float32")
     file = sorted(tmp_path.glob("*.safetensors"))[0]
@@ -169,6 +182,14 @@ def test_a_folder_of_something_else_is_refused(model, images, tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=r"^folder must have the maps of all 8 pairs, got none of 1$"):
         PairFolder(tmp_path, model, images, graph).read(graph)
+    index = tmp_path / "pairs.json"
+    with pytest.raises(ValueError, match=r"^folder of pairs must be a folder, got the file '.*pairs.json'$"):
+        PairFolder(index, model, images, graph)
+    index.write_text("")
+    with pytest.raises(
+        ValueError, match=r"^'.*pairs.json' must be whole, got a damaged one \(.*\); take another folder$"
+    ):
+        PairFolder(tmp_path, model, images, graph)
 
 
 def test_what_cannot_work_is_said_before_work(model, images, monkeypatch):

@@ -110,6 +110,9 @@ def _match(
         model = family.from_pretrained(arguments.weights, device=device)
     with stages.stage("match"):
         found = match_photos(model, views, min_confidence=arguments.min_confidence)
+    if not len(found.confidence):
+        least = "by default 0 for descriptors, 3 for points" if arguments.min_confidence is None else "lower it"
+        raise ValueError(f"photos must have pixels that match, got none above --min-confidence ({least})")
     sizes = [transform.original_hw for transform in views.transforms]
     number = count(len(found.confidence), "matched pixel")
     with stages.stage("write the results"), staged_folder(output.parent, names, overwrite=overwrite) as folder:

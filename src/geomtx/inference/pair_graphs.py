@@ -58,6 +58,8 @@ def choose_pairs(num_images: int, graph: str = "complete", *, both_directions: b
     match = _GRAPH.fullmatch(graph)
     kind, number, noncyclic = match.groups() if match else (graph, None, None)
     check_option("graph", kind, ("complete", "oneref", *_OFFSETS))
+    if (kind == "complete" and number) or (kind not in _OFFSETS and noncyclic):
+        raise ValueError(f"graph {kind!r} must be named so, got {graph!r}")
     if num_images == 1:
         return torch.zeros(1, 2, dtype=torch.long)
     if kind == "oneref":
@@ -69,6 +71,7 @@ def choose_pairs(num_images: int, graph: str = "complete", *, both_directions: b
     else:
         width = int(number or 3)
         check_count("window of the graph", width)
+        width = min(width, num_images)  # more go round once again
         reached = ((first, first + offset) for first in range(num_images) for offset in _OFFSETS[kind](width))
         if noncyclic:
             found = {pair for pair in reached if pair[1] < num_images}

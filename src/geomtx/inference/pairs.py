@@ -200,10 +200,11 @@ def run_pairs(
     store = PairMemory() if store is None else store
     if isinstance(store, PairMemory):
         store.require_same(model, images, wanted)
-        sizes = [_size(image) for image in images]
-        check_pair_memory(bytes_of_pairs(wanted, sizes, store.dtype), len(wanted), len(images))
     done = store.stored()
     left = [index for index in range(len(wanted)) if index not in done]
+    if isinstance(store, PairMemory):
+        sizes, new = [_size(image) for image in images], [wanted[index] for index in left]
+        check_pair_memory(bytes_of_pairs(new, sizes, store.dtype), len(new), len(images))
     for batch in predict_pairs(model, images, wanted, left, options):
         with torch.inference_mode(False), torch.no_grad():
             store.write(batch)
@@ -320,7 +321,7 @@ def check_pair_memory(needed: int, num_pairs: int, num_images: int, device: torc
     device = torch.device("cpu") if device is None else device
     free = free_bytes(device)
     if free is not None and needed > free:
-        fit = free * num_pairs // needed
+        fit = int(free * num_pairs // needed)
         window = fit // (2 * num_images)
         advice = f"'swin-{window}' is a graph that fits" if window else "fewer or smaller images fit"
         raise ValueError(

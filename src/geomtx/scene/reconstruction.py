@@ -207,10 +207,11 @@ def _reconstruct_windows_of_pairs(model: PairModel, views: Any, window: WindowPl
         reconstruct_pairs(
             model,
             views[part.start : part.stop],
-            folder=None if folder is None else user_path(folder) / f"window-{index}",
+            # Named by its views, so that other windows have other folders.
+            folder=None if folder is None else user_path(folder) / f"views-{part.start}-{part.stop - 1}",
             **options,
         )
-        for index, part in enumerate(windows)
+        for part in windows
     )
     return _stitch(scenes, windows, window)
 

@@ -50,6 +50,8 @@ def test_a_linear_head_has_a_layer_in_the_place_of_136_names():
     assert len(NAMES["dust3r"]) - len(kept) == 136
     assert ours["downstream_head1.proj.weight"] == (1024, 768)
     assert config_of(ours, "DUSt3R_ViTLarge_BaseDecoder_224_linear.pth") == model.config
+    assert config_of(ours, "DUSt3R_ViTLarge_BaseDecoder_224_linear/model.safetensors") == model.config
+    assert config_of(ours, "/data/20240224_224/runs/2240/weights_2241.safetensors").image_size == 512
     assert config_of(ours, "a file", 512).image_size == 512
 
 

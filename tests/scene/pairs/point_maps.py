@@ -22,11 +22,15 @@ class Truth(NamedTuple):
     points: list[Tensor]
 
 
-def make_truth(sizes: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64) -> Truth:
-    """Cameras beside one another that look at a scene of hills."""
+def make_truth(
+    sizes: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64, *, same_place: bool = False
+) -> Truth:
+    """Cameras beside one another that look at a scene of hills; or the first two in one place."""
     num = len(sizes)
     turn = torch.cat([0.1 * torch.randn(num, 3, dtype=dtype), torch.ones(num, 1, dtype=dtype)], dim=1)
     center = torch.randn(num, 3, dtype=dtype) * torch.tensor([1.0, 0.3, 0.3], dtype=dtype)
+    if same_place:
+        center[1] = center[0]
     pose = invert_rigid(torch.cat([quat_to_matrix(turn), center[..., None]], dim=-1))
     depth, points = [], []
     for index, (height, width) in enumerate(sizes):

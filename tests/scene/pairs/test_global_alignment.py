@@ -70,6 +70,50 @@ def test_known_poses_stay_and_give_the_scale(options):
 
 
 @BOTH
+def test_known_poses_of_which_two_are_in_one_place(options):
+    """As of a camera on a tripod: the pair of the two says nothing of the scale."""
+    truth = make_truth(SIZES, same_place=True)
+    maps = make_maps(truth, both_ways(4))
+    found = align_pairs(maps, options=options, known=KnownOfImages(cam_from_world=truth.cam_from_world))
+    assert found.losses.isfinite().all()
+    for ours, true in zip(found.depth, truth.depth, strict=True):
+        assert abs((ours / true).median() - 1) < (0.02 if options.method == "fast" else 0.1)
+
+
+@BOTH
+def test_known_poses_of_images_at_which_no_pair_starts(options):
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, [(0, 1), (0, 2), (0, 3)])
+    found = align_pairs(maps, options=options, known=KnownOfImages(cam_from_world=truth.cam_from_world))
+    torch.testing.assert_close(found.cameras.intrinsics[:, 0, 0], torch.full((4,), FOCAL).double(), rtol=0.1, atol=0)
+    assert found.losses.isfinite().all()
+
+
+def test_an_image_whose_points_no_camera_sees_so_does_not_spoil_the_others():
+    """Mirrored points give a focal length below 0."""
+    truth = make_truth(SIZES)
+    maps = make_maps(truth, both_ways(4))
+    mirror = torch.tensor([-1.0, -1, 1])
+    points = [
+        each * mirror if first == 2 else each for (first, _), each in zip(both_ways(4), maps.points1, strict=True)
+    ]
+    found = align_pairs(maps._replace(points1=tuple(points)))
+    assert found.losses.isfinite().all()
+    assert (found.cameras.intrinsics[:, 0, 0] > 0).all()
+    assert found.losses[1] < found.losses[0]
+
+
+def test_two_images_of_which_few_pixels_are_sure_are_optimised():
+    truth = make_truth(SIZES[:2])
+    maps = make_maps(truth, both_ways(2))
+    unsure = maps._replace(**{name: tuple(torch.full_like(each, 2.5) for each in getattr(maps, name))
+                              for name in ("confidence1", "confidence2")})  # fmt: skip
+    found = align_pairs(unsure)
+    assert len(found.losses) == 2
+    assert max(pose_errors(found.cameras.cam_from_world, truth)) < 0.05
+
+
+@BOTH
 def test_one_focal_for_all_and_known_focals_stay(options):
     maps = make_maps(make_truth(SIZES), both_ways(4), noise=0.05)
     shared = align_pairs(maps, options=options._replace(shared_focal=True)).cameras.intrinsics[:, 0, 0]
@@ -206,4 +250,6 @@ def test_bad_input_is_named(change, known, options, message):
         poses = torch.full((4, 3, 4), torch.nan).double()
         poses[known["poses"]] = known.get("stretch", 1) * truth.cam_from_world[known["poses"]]
     with pytest.raises(ValueError, match=message):
-        align_pairs(maps, change.get("num_images"), AlignmentOptions(**options), known=KnownOfImages(focals, poses))
+        align_pairs(
+            maps, change.get("num_images"), AlignmentOptions(**options), known=KnownOfImages(focals, None, poses)
+        )

@@ -132,6 +132,13 @@ def box(like):
     return wanted
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_another_rule_is_named(truth):
+    flow = true_flow(truth, PAIRS)
+    with pytest.raises(ValueError, match=r"^rule must be one of 'largest', 'median', got 'mean'$"):
+        moving_pixels(PAIRS, flow, flow, NUM, rule="mean")
+
+
 def test_small_errors_everywhere_are_no_motion(truth):
     induced = true_flow(truth, PAIRS)
     noisy = induced + 0.3 * torch.randn_like(induced)

@@ -160,9 +160,39 @@ def test_known_cameras_that_do_not_fit_are_one_line():
     other.intrinsics[2, 0, 0] *= 1.1
     with pytest.raises(ValueError, match=r"^focals must be one where images share it, got 50 of image 0 and 52.4"):
         geomtx.reconstruct(model, views, cameras=other, alignment=AlignmentOptions(shared_focal=True))
+    negative = known._replace(intrinsics=known.intrinsics * torch.tensor([[-1.0], [1], [1]]))
+    with pytest.raises(ValueError, match=r"^focals must be positive, got -50 of images 0, 1, 2"):
+        geomtx.reconstruct(model, views, cameras=negative)
     flat = known._replace(cam_from_world=known.cam_from_world * torch.tensor([1.0, 1, 0, 1]))
     with pytest.raises(ValueError, match=r"^known poses must be \[R \| t\] with rotations R"):
         geomtx.reconstruct(model, views, cameras=flat)
+
+
+@pytest.mark.parametrize("alignment", [AlignmentOptions(), AlignmentOptions("published", steps=300)])
+def test_known_principal_points_are_kept(alignment):
+    """Of photos that were cut: their middle is not where the camera looks."""
+    model, size = Exact([(32, 64)] * 2), (32, 48)
+    model.points = [points[:, 10:58] for points in model.points]
+    views = Views.from_images([torch.full((3, *size), index / 100) for index in range(2)], patch_size=16)
+    principal = torch.tensor([[model.focal, 0, 22], [0, model.focal, 16], [0, 0, 1]]).double()
+    known = true_cameras(model)._replace(names=views.names, intrinsics=principal.expand(2, 3, 3))
+    scene = geomtx.reconstruct(model, views, cameras=known, alignment=alignment)
+    torch.testing.assert_close(scene.cameras.intrinsics, known.intrinsics.float())
+    for depth, points, pose in zip(scene.depth, model.points, model.cam_from_world, strict=True):
+        wanted = transform_points(pose, points.flatten(0, 1)).view_as(points)[..., 2]
+        torch.testing.assert_close(depth.value / 2, wanted, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("alignment", [AlignmentOptions(), AlignmentOptions("published", steps=20)])
+def test_whatever_stands_around_the_scene_is_the_same(around, alignment):
+    model = Exact(SIZES[:1] * 3)
+    images = torch.stack([torch.full((3, 32, 48), index / 100) for index in range(3)])
+    expected = geomtx.reconstruct(model, images, alignment=alignment)
+    with around():
+        scene = geomtx.reconstruct(model, images, alignment=alignment)
+    torch.testing.assert_close(scene.cameras.cam_from_world, expected.cameras.cam_from_world)
+    torch.testing.assert_close(scene.predictions.depth.value, expected.predictions.depth.value)
 
 
 def test_windows_are_stitched(tmp_path):
@@ -170,7 +200,7 @@ def test_windows_are_stitched(tmp_path):
     model = Exact([size] * count)
     views = Views.from_images(torch.stack([torch.full((3, *size), i / 100) for i in range(count)]), patch_size=16)
     scene = geomtx.reconstruct(model, views, window=window, folder=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["window-0", "window-1", "window-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["views-0-3", "views-2-5", "views-3-6"]
     assert scene.provenance["window"] == "4 views, 2 shared"
     true = invert_rigid(torch.stack(model.cam_from_world))[:, :, 3]
     centers = invert_rigid(scene.cameras.cam_from_world)[:, :, 3]
@@ -204,7 +234,7 @@ def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"^model must be one that sees pairs, such as a DUSt3R, got a Linear$"):
         reconstruct_pairs(nn.Linear(2, 2), images)
     monkeypatch.setattr(pairs, "free_bytes", lambda device: 1e5)
-    with pytest.raises(ValueError, match=r"^pairs must fit into memory, got 2 that need .* enough for 1.0; fewer"):
+    with pytest.raises(ValueError, match=r"^pairs must fit into memory, got 2 that need .* enough for 1; fewer"):
         reconstruct_pairs(model, images)
 
 
@@ -218,6 +248,10 @@ def test_optical_flow_counts_where_memory_is_checked(monkeypatch):
         monkeypatch.setattr(pairs, "free_bytes", lambda device, free=free: free)
         with nullcontext() if fits else pytest.raises(ValueError, match=r"^pairs must fit into memory"):
             reconstruct_pairs(model, images, motion=tracker, alignment=AlignmentOptions(steps=1))
+    monkeypatch.setattr("geomtx.models.video_tracker.run.free_bytes", lambda device: 0)
+    monkeypatch.setattr(Exact, "encode", lambda self, images: pytest.fail("the model ran first"))
+    with pytest.raises(ValueError, match=r"^video must be short enough for memory, got 2 frames"):
+        reconstruct_pairs(model, images, motion=tracker)
 
 
 def test_a_video_keeps_what_moves(tmp_path):

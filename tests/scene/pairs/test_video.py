@@ -75,6 +75,10 @@ def test_nothing_moves_in_pixels_that_take_no_part(video):
     known = KnownOfImages(masks=list(masks))
     found = align_video(video.maps, MotionTerms(video.flow), PLAIN._replace(steps=1), known=known)
     assert not (found.moving & ~masks).any()
+    reverse = [PAIRS.tolist().index(pair[::-1]) for pair in PAIRS.tolist()]
+    both = MotionTerms((video.flow, video.flow[reverse]))
+    again = align_video(video.maps, both, PLAIN._replace(steps=1), known=known)
+    assert torch.equal(again.moving, found.moving)
 
 
 def test_pairs_without_their_reverse_are_named(video):

@@ -145,17 +145,17 @@ def align_scene(
     from geomtx.scene.align import align
     from geomtx.scene.known.placing import place_cameras, use_intrinsics
 
-    if known is not None and known.cam_from_world is None:
-        return scene if was_input else use_intrinsics(scene, known), []
-    if known is not None and not was_input:
-        scene = use_intrinsics(scene, known)
-        scene = align(scene, poses=known)
+    if known is None:
+        if not arguments.distance:
+            return scene, []
+        scene = align(scene, distance=arguments.distance)
+    else:
+        scene = scene if was_input else use_intrinsics(scene, known)
+        if known.cam_from_world is None:
+            return scene, []
+        scene = scene if was_input else align(scene, poses=known)
         if arguments.cameras_fixed:
             scene = place_cameras(scene, known)
-    elif known is None and arguments.distance:
-        scene = align(scene, distance=arguments.distance)
-    elif not was_input:
-        return scene, []
     return scene, [f"aligned: {scene.provenance['alignment']}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from geomtx.checkpoint.key_table import KeyTable
@@ -22,6 +23,8 @@ __all__ = [
     "is_dust3r_name",
     "repeated_names",
 ]
+
+_OF_224 = re.compile(r"_224(?!\d)")  # in the published name, of the file or of its folder
 
 ENCODER_KEYS = BLOCK_KEYS.under("enc_blocks.{i}", "blocks.{i}") + KeyTable.of_layers(
     {"patch_embed.proj": "patch_embedding.project", "enc_norm": "norm"}
@@ -166,7 +169,7 @@ def config_of(
     kind = kind_of_names(shapes)
     if kind == "CroCo":
         return CroCoConfig(**numbers, rope_base=None if "enc_pos_embed" in shapes else 100.0)
-    numbers["image_size"] = image_size or (224 if "224" in source else 512)
+    numbers["image_size"] = image_size or (224 if _OF_224.search("/".join(PurePath(source).parts[-2:])) else 512)
     if kind == "MASt3R":
         return MASt3RConfig(**numbers)
     return DUSt3RConfig(**numbers, head="linear" if "downstream_head1.proj.weight" in shapes else "dpt")

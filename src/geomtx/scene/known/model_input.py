@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,15 @@ from geomtx.scene.scene import Scene
 from geomtx.types import Cameras
 from geomtx.views import Views
 
-__all__ = ["GivenCameras", "check_given", "in_known_world", "known_of_views", "takes_cameras", "to_model"]
+__all__ = [
+    "GivenCameras",
+    "check_given",
+    "in_held_world",
+    "in_known_world",
+    "known_of_views",
+    "takes_cameras",
+    "to_model",
+]
 
 GivenCameras = KnownCameras | Cameras | str | os.PathLike[str]
 """Known cameras by the names of the photos, of the views in their order, or as a file, see `read_cameras`."""
@@ -53,6 +62,8 @@ def known_of_views(model: Any, views: Views, cameras: GivenCameras) -> KnownCame
         sizes = tuple(transform.original_hw for transform in views.transforms)
         cameras = KnownCameras(views.names, poses, intrinsics, sizes, units="metres")
     known = select_views(cameras, views.names)
+    if known.cam_from_world is not None and not known.cam_from_world.isfinite().any():
+        known = known._replace(cam_from_world=None)
     check_given(known, model)
     return known
 
@@ -103,6 +114,19 @@ def to_model(known: KnownCameras, views: Views) -> Cameras:
     assert known.cam_from_world is not None, "required"
     assert intrinsics is not None, "required"
     return Cameras(known.cam_from_world[None].float(), intrinsics[None].float())
+
+
+def in_held_world(scene: Scene, known: KnownCameras) -> Scene:
+    """Return a scene that was made around known poses as one in their unit, with the very poses in it.
+
+    Args:
+        scene: Scene in the world of the known poses.
+        known: Known cameras of its views.
+    """
+    scene = place_cameras(scene, known)
+    number = scene.provenance["known_poses"]
+    made = {"world": "that of the known poses", "alignment": f"around the known poses {number}, which were held"}
+    return replace(scene, units=known.units, provenance={**scene.provenance, **made})
 
 
 def in_known_world(scene: Scene, known: KnownCameras) -> Scene:

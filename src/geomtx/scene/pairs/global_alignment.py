@@ -23,6 +23,7 @@ from geomtx.inference.pair_graphs import name_images
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.scene.known.cameras import check_poses
 from geomtx.scene.pairs.confidence import image_confidence, leave_out_pixels
+from geomtx.scene.pairs.fitting import Progress, descend, fits_parameters
 from geomtx.scene.pairs.motion import MotionTerms, check_motion, motion_loss
 from geomtx.scene.pairs.objective import (
     AlignmentData,
@@ -31,6 +32,7 @@ from geomtx.scene.pairs.objective import (
     alignment_loss,
     camera_parameters,
     pack_pairs,
+    principal_parameters,
 )
 from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
 from geomtx.scene.pairs.reweighted import FixedCameras, solve_reweighted
@@ -47,6 +49,8 @@ __all__ = [
     "check_known_of_images",
 ]
 
+_LEAST_PIXELS = 4  # that a camera comes from
+_OFF_MIDDLE_PX = 1.0  # distance of a principal point that two images can't be placed without
 _SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
 _Method = Literal["fast", "published"]
 _Schedule = Literal["cosine", "linear"]
@@ -59,11 +63,14 @@ class KnownOfImages(NamedTuple):
     Attributes:
         focals: Focal lengths in pixels of the images that the model saw (resized and cropped), (S,); NaN where they
             aren't known. Defaults to none.
+        principal_points: Principal points (x, y) in these pixels, (S, 2); NaN where they aren't known: they are then
+            the middle (W/2, H/2). Defaults to none.
         cam_from_world: Poses, (S, 3, 4), of two images or more; NaN where they aren't known. Defaults to none.
         masks: Pixels of each image that take part, S tensors (H, W) bool; defaults to all.
     """
 
     focals: Tensor | None = None
+    principal_points: Tensor | None = None
     cam_from_world: Tensor | None = None
     masks: Sequence[Tensor] | None = None
 
@@ -83,9 +90,13 @@ class AlignmentOptions(NamedTuple):
         learning_rate: Learning rate of the first step.
         last_rate: Learning rate after the last step.
         schedule: Course of the learning rate, "cosine" or "linear".
-        min_confidence: Confidence above which a pixel helps to find a camera where none comes of the tree.
-        two_views: Whether two images with both of their pairs are placed without optimisation, unless poses or that
-            they share an unknown focal length are to be heeded.
+        min_confidence: Confidence above which a pixel helps to place the second one of two images, and the camera of
+            an image that is the second one in all of its pairs.
+        two_views: Whether two images with both of their pairs are placed without optimisation, by the pixels of which
+            the model is more confident than `min_confidence`. They are optimised all the same where poses are known, a
+            principal point is known to be off the middle, both share an unknown focal length, or, by "fast", where such
+            pixels are fewer than four; by "published", both then have the same camera.
+        progress: Called with the share of the work that is done since the last call; None for no report.
     """
 
     method: _Method = "fast"
@@ -99,6 +110,7 @@ class AlignmentOptions(NamedTuple):
     schedule: _Schedule = "cosine"
     min_confidence: float = 3.0
     two_views: bool = True
+    progress: Progress | None = None
 
 
 @show_shapes
@@ -126,6 +138,7 @@ class PairAlignment(NamedTuple):
         return tuple(unproject(depth, intrinsics, pose) for depth, intrinsics, pose in each)
 
 
+@fits_parameters
 def align_pairs(
     maps: PairMaps,
     num_images: int | None = None,
@@ -139,8 +152,9 @@ def align_pairs(
 
     Images are placed along the tree of the best pairs first; then poses, focal lengths, depth and a similarity of each
     pair are changed so that the weighted distances between the images' points and those of the pairs become small.
-    The geometric mean of the scales of pairs is held at 0.5, unless poses are known. The result is the same every time,
-    the start also on every device. Pixels whose point or confidence isn't finite don't take part.
+    The geometric mean of the scales of pairs is held at 0.5, unless poses are known. On the CPU the result is the same
+    every time; on a GPU the last digits of sums differ, unless `torch.use_deterministic_algorithms` asks for the same.
+    Pixels whose point or confidence isn't finite don't take part.
 
     Args:
         maps: Point maps of the pairs, which must connect all images.
@@ -168,14 +182,17 @@ def align_pairs(
     sizes = check_pairs(maps, num_images)
     if motion is not None:
         check_motion(motion, maps.pairs, sizes)
-    focals, poses = check_known_of_images(known, sizes, shared=options.shared_focal)
+    focals, offsets, poses = check_known_of_images(known, sizes, shared=options.shared_focal)
     maps = leave_out_pixels(maps, known.masks)
     scores = score_pairs(maps).tolist()
     confidence = image_confidence(maps, num_images)
     has_pose = poses.isfinite().flatten(1).all(1)
+    sure = [each > options.min_confidence for each in confidence]
     heeds = bool(has_pose.any()) or (options.shared_focal and bool(focals.isnan().any()))
+    heeds |= bool((offsets.abs() > _OFF_MIDDLE_PX).any())
+    # As published, two images then have one camera.
+    heeds |= options.method == "fast" and any(int(each.sum()) < _LEAST_PIXELS for each in sure)
     if num_images == 2 and options.two_views and has_both_directions(maps) and not heeds:
-        sure = [each > options.min_confidence for each in confidence]
         cameras, depth = place_two_images(maps, scores, sure, focals)
         to = confidence[0]
         return PairAlignment(
@@ -191,15 +208,21 @@ def align_pairs(
         device=device,
     )
     start = _start(maps, scores, confidence, (focals, poses), options)
+    start = start._replace(principal=principal_parameters(offsets.nan_to_num(0.0)))
     place = data.points.device
     start = start.map(lambda each: each.to(data.points.dtype).to(place))
     fixed = FixedCameras(has_pose.to(place), focals.isfinite().to(place), options.shared_focal)
     motion = None if motion is None else motion.to(data.points.dtype, place)
+    report = options.progress or (lambda share: None)
+    descends = options.method == "published" or motion is not None
     if options.method == "fast":
-        state, losses, steps = solve_reweighted(data, start, fixed, squared=options.squared)
-    if options.method == "published" or motion is not None:
-        first = start if options.method == "published" else state
-        state, losses, steps = _descend(data, first, fixed, options, motion)
+        part = 0.5 if descends else 1.0
+        state, losses, steps = solve_reweighted(
+            data, start, fixed, squared=options.squared, progress=lambda share: report(part * share)
+        )
+    if descends:
+        first, part = (start, 1.0) if options.method == "published" else (state, 0.5)
+        state, losses, steps = _descend(data, first, fixed, options, motion, lambda share: report(part * share))
     return _result(state, data, confidence, losses, steps)
 
 
@@ -220,8 +243,10 @@ def check_alignment_options(options: AlignmentOptions) -> None:
 
 def check_known_of_images(
     known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool
-) -> tuple[Tensor, Tensor]:
-    """Return focal lengths (S,) and world_from_cam (S, 3, 4) in float64 on the host; NaN where they aren't known.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return focal lengths (S,), principal points less the middle (S, 2) and world_from_cam (S, 3, 4).
+
+    They are in float64 on the host; NaN where they aren't known.
 
     Args:
         known: Known values of the images.
@@ -250,6 +275,11 @@ def check_known_of_images(
                     f"{focals[other[0]]:g} of {name_images(other)}"
                 )
             focals = first.expand(num)
+    offsets = torch.full((num, 2), torch.nan, dtype=torch.float64)
+    if known.principal_points is not None:
+        check_shape("principal_points", known.principal_points, (num, 2))
+        middle = torch.tensor(sizes, dtype=torch.float64).flip(1) / 2
+        offsets = known.principal_points.detach().cpu().double() - middle
     poses = torch.full((num, 3, 4), torch.nan, dtype=torch.float64)
     if known.cam_from_world is not None:
         check_shape("cam_from_world", known.cam_from_world, (num, 3, 4))
@@ -264,7 +294,7 @@ def check_known_of_images(
             raise ValueError(f"masks must be {num}, one for each image, got {len(known.masks)}")
         for index, (mask, size) in enumerate(zip(known.masks, sizes, strict=True)):
             check_mask(f"masks[{index}]", mask, size)
-    return focals, poses
+    return focals, offsets, poses
 
 
 def _start(
@@ -292,40 +322,33 @@ def _descend(
     state: AlignmentState,
     fixed: FixedCameras,
     options: AlignmentOptions,
-    motion: MotionTerms | None = None,
+    motion: MotionTerms | None,
+    progress: Progress,
 ) -> tuple[AlignmentState, Tensor, int]:
     """Make the published steps of Adam; principal points and adaptors stay."""
     of_pairs = data.image.unflatten(0, (2, -1)).mT
     first_depth = None if motion is None or not motion.depth_weight else torch.stack(state.log_depth).exp()
     state = state.map(lambda each: each.clone().requires_grad_())
     poses, focals, depth, pairs = state.poses, state.focals, state.log_depth, state.pair_poses
-    optimizer = torch.optim.Adam([poses, focals, *depth, pairs], lr=options.learning_rate, betas=(0.9, 0.9))
     known_focals = fixed.focals[: len(focals)]
-    kwargs = {"squared": options.squared, "free_scale": fixed.free_scale}
-    losses = []
-    for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step / options.steps, options)
-        optimizer.zero_grad(set_to_none=True)
-        loss = alignment_loss(data, state, **kwargs)
-        if motion is not None:
-            loss = loss + motion_loss(of_pairs, state, motion, first_depth, step / options.steps)
-        loss.backward()
+
+    def measure(step: int) -> Tensor:
+        loss = alignment_loss(data, state, squared=options.squared, free_scale=fixed.free_scale)
+        if motion is None:
+            return loss
+        return loss + motion_loss(of_pairs, state, motion, first_depth, step / max(1, options.steps))
+
+    def hold() -> None:
         assert poses.grad is not None
         assert focals.grad is not None
         poses.grad[fixed.poses] = 0.0
         focals.grad[known_focals] = 0.0
-        optimizer.step()
-        if step == 0:
-            losses.append(loss.detach())
+
+    rates = [_learning_rate(step / options.steps, options) for step in range(options.steps)]
+    losses = descend([poses, focals, *depth, pairs], measure, rates, hold=hold, progress=progress)
     with torch.no_grad():
-        last = alignment_loss(data, state, **kwargs)
-        if motion is not None:
-            last = last + motion_loss(of_pairs, state, motion, first_depth, 1.0)
-        losses.append(last)
-        if not options.steps:
-            losses *= 2
-    return state.map(Tensor.detach), torch.stack(losses), options.steps
+        last = measure(max(1, options.steps))
+    return state.map(Tensor.detach), torch.stack([*losses[:1], *[last] * (2 - len(losses[:1]))]), options.steps
 
 
 def _learning_rate(progress: float, options: AlignmentOptions) -> float:

@@ -6,14 +6,14 @@ As in MonST3R (Zhang et al. 2024), section 3.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from geomtx.checks import check_at_least, check_mask, check_range, check_shape
+from geomtx.checks import check_at_least, check_mask, check_option, check_range, check_shape
 from geomtx.scene.pairs.objective import AlignmentState, camera_parameters
 from geomtx.scene.pairs.two_views import intrinsics_of
 from geomtx.types import Bool, Float, Int, show_shapes
@@ -289,6 +289,7 @@ def moving_pixels(
             moves from 0.35 on: something always moves. "median" is for cameras that are known well: a pixel moves from
             three times the median error on, and from half a pixel on.
     """
+    check_option("rule", rule, get_args(MovingRule))
     error = torch.linalg.vector_norm(induced - flow, dim=1)
     known = error.isfinite()
     if rule == "largest":
@@ -306,7 +307,10 @@ def moving_pixels(
 
 
 def consistent_flow(forward: Float[Tensor, "e 2 h w"], backward: Float[Tensor, "e 2 h w"]) -> Bool[Tensor, "e h w"]:
-    """Return the pixels whose flow stays in the image and comes back to where it was, (E, H, W).
+    """Return the pixels whose flow stays in the image and comes back, by the published test, (E, H, W).
+
+    It is that the two components of the way there and back add up to less than three pixels: errors of opposite signs
+    cancel.
 
     Args:
         forward: Flow in pixels from the first to the second image, (E, 2, H, W).

@@ -27,6 +27,7 @@ __all__ = [
     "pack_pairs",
     "pair_transforms",
     "pose_parameters",
+    "principal_parameters",
 ]
 
 ConfidenceWeight = Literal["log", "sqrt", "minus_one", "none"]
@@ -161,6 +162,11 @@ def camera_parameters(state: AlignmentState) -> tuple[Tensor, Tensor, Tensor]:
 def focal_parameters(focal_px: Tensor) -> Tensor:
     """Return φ, (S, 1), of focal lengths (S,)."""
     return _FOCAL_UNIT * focal_px.log()[:, None]
+
+
+def principal_parameters(offset_px: Tensor) -> Tensor:
+    """Return o, (S, 2), of principal points less the middle of their images, (S, 2)."""
+    return offset_px / _PRINCIPAL_UNIT
 
 
 def _poses(parameters: Tensor) -> Tensor:

@@ -64,10 +64,18 @@ class PairFolder:
             "pairs": _digest([pairs]),
             "dtype": dtype,
         }
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"folder of pairs must be a folder, got the file '{self.folder}'")
         self.folder.mkdir(parents=True, exist_ok=True)
         index = self.folder / _INDEX
         if index.exists():
-            self._check_same(json.loads(index.read_text(encoding="utf-8")), what)
+            try:
+                found = json.loads(index.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(
+                    f"'{index}' must be whole, got a damaged one ({error}); take another folder"
+                ) from error
+            self._check_same(found, what)
         else:
             replace_file(index, lambda path: path.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8"))
 
@@ -153,7 +161,12 @@ def _digest(tensors: Sequence[Tensor]) -> str:
 
 
 def _digest_model(model: nn.Module) -> str:
-    """Return a text that differs for models of other classes, parts or weights, by some numbers of each parameter."""
-    samples = [parameter.detach().flatten()[:_SAMPLE] for parameter in model.parameters()]
+    """Return a text that differs for models of other classes, configurations, parts or weights.
+
+    Of each parameter, some numbers from all over it tell.
+    """
+    flat = [parameter.detach().flatten() for parameter in model.parameters()]
+    samples = [each[:: max(1, len(each) // _SAMPLE)] for each in flat]
     names = " ".join(name for name, _ in model.named_parameters())
-    return hashlib.sha256(f"{type(model).__name__} {names} {_digest(samples)}".encode()).hexdigest()
+    what = f"{type(model).__name__} {getattr(model, 'config', None)} {names} {_digest(samples)}"
+    return hashlib.sha256(what.encode()).hexdigest()

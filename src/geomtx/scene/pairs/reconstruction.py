@@ -15,9 +15,10 @@ from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_grap
 from geomtx.inference.pair_maps import PairMaps, PairModel
 from geomtx.inference.pairs import PairMemory, PairOptions, PairStore, bytes_of_pairs, check_pair_memory, run_pairs
 from geomtx.models.video_tracker import VideoTracker
+from geomtx.scene.align import align
 from geomtx.scene.checks import warn_of_size, warn_of_unusable
 from geomtx.scene.known.cameras import KnownCameras, select_views
-from geomtx.scene.known.model_input import GivenCameras, in_known_world, known_of_views
+from geomtx.scene.known.model_input import GivenCameras, in_held_world, known_of_views
 from geomtx.scene.known.placing import intrinsics_of_views, use_intrinsics
 from geomtx.scene.pairs.global_alignment import (
     AlignmentOptions,
@@ -76,9 +77,10 @@ def reconstruct_pairs(
         motion: Terms of the alignment of a video in which things move, or a tracker whose optical flow finds these, see
             `align_video`; frames then share one focal length unless `alignment` says otherwise, and the scene knows
             the pixels that move by themselves. Defaults to none.
-        cameras: Known cameras of some or all views, as for `geomtx.reconstruct`, of poses two at least: what is known
-            takes the place of what is predicted. Alignment holds the focal lengths, and that of points the poses; a
-            scene of matches is brought to the poses afterwards. Defaults to none.
+        cameras: Known cameras of some or all views, as for `geomtx.reconstruct`; where poses are known, of two views at
+            least. Alignment holds the intrinsics, with the geometric mean of both focal lengths of a view, and that of
+            points holds the poses, too; a scene of matches is brought into the world of the poses afterwards
+            (`geomtx.align`), and keeps its own. Defaults to none.
         progress: Whether to show a progress bar on stderr while the model runs.
 
     Returns:
@@ -105,11 +107,12 @@ def reconstruct_pairs(
         alignment = check_video_of_pairs(motion, alignment, pairs, [(each.shape[1], each.shape[2]) for each in images])
     how = _choose_alignment(model, pairs, alignment)
     given = None if cameras is None else known_of_views(model, views, cameras)
-    known = _known_of_images(given, views, images, how)
+    held = _held_in_alignment(given, views, images, how)
     _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=isinstance(motion, VideoTracker))
     masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
     kept = None if all(bool(mask.all()) for mask in masks) else masks
-    known = known._replace(masks=kept)
+    if isinstance(how, AlignmentOptions):
+        held = held._replace(masks=kept)
     store: PairStore = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
     matching = len(views) > 1 and isinstance(how, SparseOptions)
     if matching:
@@ -120,17 +123,20 @@ def reconstruct_pairs(
     matched = moving = None
     if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
         matches = store.matches(pairs)
-        found = align_matches(maps, matches, how, focals=known.focals, device=device)
+        with progress_bar(shown=progress, title="alignment") as advance:
+            found = align_matches(maps, matches, how._replace(progress=advance), known=held, device=device)
         matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
     elif len(views) > 1:
         assert isinstance(how, AlignmentOptions)
-        if motion is None:
-            found = align_pairs(maps, len(views), how, known=known, device=device)
-        else:
-            terms = motion_terms(motion, images, pairs)
-            found, moving = align_video(maps, terms, how, known=known, device=device)
+        terms = None if motion is None else motion_terms(motion, images, pairs)
+        with progress_bar(shown=progress, title="alignment") as advance:
+            how = how._replace(progress=advance)
+            if terms is None:
+                found = align_pairs(maps, len(views), how, known=held, device=device)
+            else:
+                found, moving = align_video(maps, terms, how, known=held, device=device)
     else:
-        found = _place_one(maps, known.focals)
+        found = _place_one(maps, held.focals)
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
@@ -145,12 +151,14 @@ def reconstruct_pairs(
         moving=None if moving is None else _pad_masks(moving, boxes, views.image_hw),
     )
     warn_of_unusable(scene)
-    if given is not None and given.cam_from_world is not None:
-        return in_known_world(scene, given)
-    if model.metric:
-        scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
     if given is not None:
         scene = use_intrinsics(scene, given)
+    if held.cam_from_world is not None and given is not None:
+        return in_held_world(scene, given)
+    if given is not None and given.cam_from_world is not None:
+        return align(scene, poses=given)
+    if model.metric:
+        scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
     return move_to_first_camera(scene, "the first camera of the best pair")
 
 
@@ -183,7 +191,7 @@ def check_pairs_of_views(
     _, pairs = _choose_graph(views, graph, is_video=bool(views.times) or tracked)
     how = _choose_alignment(model, pairs, alignment)
     images, _ = unpad_images(views, model.config.patch_size)
-    _known_of_images(None if cameras is None else select_views(cameras, views.names), views, images, how)
+    _held_in_alignment(None if cameras is None else select_views(cameras, views.names), views, images, how)
     _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=tracked)
 
 
@@ -209,18 +217,25 @@ def _choose_alignment(
     return alignment
 
 
-def _known_of_images(
+def _held_in_alignment(
     given: KnownCameras | None,
     views: Views,
     images: Sequence[Tensor],
     how: AlignmentOptions | SparseOptions,
 ) -> KnownOfImages:
-    """Return what known cameras say of the images that the model sees; contradictions are found before it runs."""
+    """Return what alignment holds of known cameras; contradictions are found before the model runs."""
     if given is None:
         return KnownOfImages()
+    known = KnownOfImages(cam_from_world=given.cam_from_world if isinstance(how, AlignmentOptions) else None)
     intrinsics = intrinsics_of_views(given, views.transforms)
-    focals = None if intrinsics is None else (intrinsics[:, 0, 0] * intrinsics[:, 1, 1]).sqrt()
-    known = KnownOfImages(focals, given.cam_from_world)
+    if intrinsics is not None:
+        _, boxes = unpad_images(views, views.patch_size)
+        focal = intrinsics[:, [0, 1], [0, 1]]
+        corners = focal.new_tensor([[left, top] for top, _, left, _ in boxes])
+        known = known._replace(
+            focals=torch.where((focal > 0).all(1) | focal.isnan().any(1), focal.prod(1).sqrt(), focal.amin(1)),
+            principal_points=intrinsics[:, :2, 2] - corners,
+        )
     shared = how.shared_focal if isinstance(how, AlignmentOptions) else how.shared_intrinsics
     check_known_of_images(known, [(image.shape[-2], image.shape[-1]) for image in images], shared=shared)
     return known
@@ -248,7 +263,7 @@ def _check_memory(
     check_graph(wanted, len(images))
     kept = 0 if on_disk else bytes_of_pairs(wanted, sizes, torch.float16)
     read = bytes_of_pairs(wanted, sizes, torch.float32) if isinstance(how, AlignmentOptions) else 0
-    if tracked:  # two numbers a pixel of a first image; of the tracker, and of the cameras beside it
+    if tracked:  # two numbers a pixel of a first image: the tracker's, that of the cameras, and without masked pixels
         flow = 2 * torch.float32.itemsize * sum(math.prod(sizes[first]) for first, _ in wanted)
         kept, read = kept + 2 * flow, read + flow
     if device.type == "cpu":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geomtx.geometry.rotation import matrix_to_quat
+from geomtx.scene.pairs.fitting import Progress
 from geomtx.scene.pairs.objective import (
     BASE_SCALE,
     AlignmentData,
@@ -36,8 +37,9 @@ _LEAST_PIXELS = 512
 # the loss hardly falls, and rounds on some of the pixels are cheap.
 _COARSE, _FINE = (200, 1e-6), (20, 1e-5)
 _DEPTH_ROUNDS = 3
-# Distances count as at least this share of their mean: it falls to the last value by half in each round, as a pixel
-# that fits exactly, as all do of the pairs that the start follows, would hold its place.
+# A distance counts as at least this share of the mean one, as a weight is the inverse of a distance: pixels that fit
+# exactly, as all do of the pairs along which the start was made, would otherwise outweigh the others and never move.
+# The share is halved in each round, down to the last one.
 _FIRST_FLOOR, _LAST_FLOOR = 1.0, 3e-3
 _DAMPING, _LARGEST_DAMPING = 1e-4, 1e4
 _IMAGE, _PAIR = 8, 7  # unknowns: rotation, translation, log scale; and of images log focal length
@@ -77,7 +79,12 @@ class _Scene(NamedTuple):
 
 
 def solve_reweighted(
-    data: AlignmentData, state: AlignmentState, fixed: FixedCameras, *, squared: bool = False
+    data: AlignmentData,
+    state: AlignmentState,
+    fixed: FixedCameras,
+    *,
+    squared: bool = False,
+    progress: Progress = lambda share: None,
 ) -> tuple[AlignmentState, Tensor, int]:
     """Return the parameters at the minimum, the loss before and after, (2,), and the number of rounds.
 
@@ -88,6 +95,7 @@ def solve_reweighted(
         state: Start.
         fixed: Known cameras, which are held.
         squared: Whether distances are squared.
+        progress: Called with the share of the work that is done since the last call, by the rounds that are left.
     """
     free = fixed.free_scale
     with torch.no_grad():
@@ -110,6 +118,7 @@ def solve_reweighted(
             coarse = scene._replace(depth=scene.depth[:, some])
             coarse, floor, made = _alternate(few, coarse, fixed, (floor, least, squared), _COARSE)
             rounds += made
+            progress(0.5)
             depth = scene.depth * (coarse.depth / scene.depth[:, some]).nan_to_num(1.0).median(1, keepdim=True).values
             depth[:, some] = coarse.depth
             scene = coarse._replace(depth=depth)
@@ -118,6 +127,7 @@ def solve_reweighted(
             floor = least
         last = _FINE if num < num_pixels else _COARSE
         scene, _, made = _alternate(data, scene, fixed, (floor, least, squared), last)
+        progress(0.5 if num < num_pixels else 1.0)
         state = _write(state, scene, data.sizes, fixed)
         after = alignment_loss(
             data,

@@ -37,6 +37,7 @@ __all__ = [
 _SAMPLES, _TOLERANCE_PX = 10, 5.0
 _LEAST_POINTS = 4
 _FOCALS, _SHORTEST, _LONGEST = 21, 0.5, 3.0  # of the longer side, tried where no pair starts at an image
+_SAME_PLACE = 1e-6  # of the distance of the farthest known camera from the first
 _SHIFT = 0.01  # of the distance of two cameras: the end of the axis that tells where they look
 
 
@@ -66,7 +67,9 @@ def focal_of_pair(maps: PairMaps, index: int) -> Tensor:
     """
     points, confidence = (_read(each) for each in maps.side(index, 0))
     # A point at the origin has no influence.
-    return fit_focal(torch.where((confidence > 0)[..., None], points, 0.0))
+    found = fit_focal(torch.where((confidence > 0)[..., None], points, 0.0))
+    # Points that no camera sees so, mirrored ones for instance, give none above 0: the start is then a usual one.
+    return torch.where(found > 0, found, float(max(points.shape[:2])))
 
 
 def best_pairs(maps: PairMaps, scores: Sequence[float]) -> dict[int, int]:
@@ -159,7 +162,8 @@ def start_from_cameras(
     """Return the parameters of images whose cameras are all known, in float64.
 
     The second camera of each pair, from its points and pixels, and the first one are brought to the known ones by a
-    similarity of their centres and of points close to these on their axes.
+    similarity of their centres and of points close to these on their axes. Where the two are in one place, the pair has
+    the median scale of the others.
 
     Args:
         maps: Point maps of the pairs.
@@ -172,16 +176,26 @@ def start_from_cameras(
     for image, index in best.items():
         if focals[image].isnan():
             focals[image] = focal_of_pair(maps, index)
-    pair_poses, scales = [], []
+    centers = world_from_cam[..., 3]
+    apart = _SAME_PLACE * torch.linalg.vector_norm(centers - centers[:1], dim=-1).max()
+    similarities: list[Similarity | None] = []
     for index, (first, second) in enumerate(maps.pairs.tolist()):
         points, confidence = maps.side(index, 1)
         focal = focals[second] if focals[first].isnan() else focals[first]
-        pose, _ = find_camera(_read(points), confidence.cpu() > 0, focal)
+        pose, focal = find_camera(_read(points), confidence.cpu() > 0, focal)
+        if focals[second].isnan():
+            focals[second] = focal
         own = torch.stack([torch.eye(3, 4, dtype=torch.float64), pose])
         known = world_from_cam[[first, second]]
         found = fit_similarity(_centers_and_axes(own), _centers_and_axes(known))
-        pair_poses.append(_pair_pose(found))
-        scales.append(found.scale)
+        alone = torch.linalg.vector_norm(known[0, :, 3] - known[1, :, 3]) <= apart
+        similarities.append(None if alone or not found.scale > 0 else found)
+    usual = torch.stack([each.scale for each in similarities if each is not None]).median()
+    whole = [
+        Similarity(usual, world_from_cam[first, :, :3], centers[first]) if each is None else each
+        for each, (first, _) in zip(similarities, maps.pairs.tolist(), strict=True)
+    ]
+    pair_poses, scales = [_pair_pose(each) for each in whole], [each.scale for each in whole]
     surest = best_pairs(maps, [float(each.float().mean()) for each in maps.confidence1])
     depths = []
     for image in range(len(focals)):

@@ -15,7 +15,7 @@ from geomtx.models.video_tracker.model import VideoTracker
 from geomtx.models.video_tracker.run import check_video, video_features
 from geomtx.types import Float, Int
 
-__all__ = ["track_flow"]
+__all__ = ["check_tracked", "track_flow"]
 
 _SEEN = 0.5  # visibility from which a point is one that a frame sees
 _QUERY_CHUNK = 1024  # points that are tracked at a time
@@ -49,10 +49,8 @@ def track_flow(
     check_shape("video", video, ("S", 3, "H", "W"))
     check_shape("pairs", pairs, ("E", 2))
     check_count("spacing", spacing)
-    like, patch = next(tracker.parameters()), tracker.config.patch_size
-    size = video.shape[-2:]
-    own = tuple(max(patch, patch * round(side / patch)) for side in size)
-    check_video(tracker, (own[0], own[1]), len(video), like.device)
+    like, size = next(tracker.parameters()), video.shape[-2:]
+    own = check_tracked(tracker, (size[0], size[1]), len(video))
     images = F.interpolate(video.to(like), own, mode="bilinear", antialias=True).clamp(0, 1)
     features = video_features(tracker, images[None])
     grid_hw = tuple(math.ceil(side / spacing) for side in size)
@@ -73,6 +71,23 @@ def track_flow(
             seen = tracks.visibility[0, second - low] > _SEEN
             flow[index] = _interpolate(way.T.unflatten(1, grid_hw), seen.view(grid_hw), size).cpu()
     return flow
+
+
+def check_tracked(tracker: VideoTracker, image_hw: tuple[int, int], num_frames: int) -> tuple[int, int]:
+    """Return the size in which a tracker sees frames, and refuse those that it can't work on.
+
+    Args:
+        tracker: The tracker.
+        image_hw: Height and width of the frames.
+        num_frames: Number of frames.
+
+    Raises:
+        ValueError: For frames that are too small, and a video whose feature maps don't fit into memory.
+    """
+    patch = tracker.config.patch_size
+    height, width = (max(patch, patch * round(side / patch)) for side in image_hw)
+    check_video(tracker, (height, width), num_frames, next(tracker.parameters()).device)
+    return height, width
 
 
 def _interpolate(flow: Tensor, known: Tensor, size: torch.Size) -> Tensor:

@@ -15,7 +15,7 @@ from geomtx.scene.pairs.confidence import leave_out_pixels
 from geomtx.scene.pairs.global_alignment import AlignmentOptions, KnownOfImages, PairAlignment, align_pairs
 from geomtx.scene.pairs.motion import MotionTerms, camera_flow, check_both_directions, check_motion, moving_pixels
 from geomtx.scene.pairs.pair_graph import check_pairs, score_pairs
-from geomtx.scene.pairs.tracked_flow import track_flow
+from geomtx.scene.pairs.tracked_flow import check_tracked, track_flow
 from geomtx.types import Bool, Float, Int, show_shapes
 
 __all__ = [
@@ -63,7 +63,8 @@ def align_video(
     Args:
         maps: Point maps of pairs that come in both directions, of frames of one size in the order of time.
         terms: Terms of the alignment. Their flow is that of each pair, (E, 2, H, W), NaN where it isn't known, from
-            `track_flow` or elsewhere; None for smooth cameras alone. Their moving pixels, where they are given, stay.
+            `track_flow` or elsewhere; None for smooth cameras alone. Of a flow forwards and back, the first is read, as
+            pairs come in both directions. Their moving pixels, where they are given, stay.
         options: Options of the alignment; by default one focal length for all, and 100 steps after least squares.
         known: Known values of the frames; flow doesn't count in pixels that take no part.
         device: Device to compute on; defaults to the device of the points.
@@ -76,8 +77,11 @@ def align_video(
     num_frames = 1 + max(maps.pairs.flatten().tolist(), default=0)
     sizes = check_pairs(maps, num_frames)
     check_motion(terms, maps.pairs, sizes)
-    flow, moving = terms.flow, terms.moving
-    if isinstance(flow, Tensor):
+    check_both_directions(maps.pairs)
+    moving = terms.moving
+    # Of pairs that come in both directions, the flow back is that of other pairs.
+    flow = terms.flow if terms.flow is None or isinstance(terms.flow, Tensor) else terms.flow[0]
+    if flow is not None:
         flow = flow.float()
         if known.masks is not None:
             seen = torch.stack([each.to(flow.device) for each in known.masks])
@@ -87,7 +91,7 @@ def align_video(
     found = align_pairs(
         maps, num_frames, options, known=known, motion=terms._replace(flow=flow, moving=moving), device=device
     )
-    if isinstance(flow, Tensor) and terms.moving is None:
+    if flow is not None and terms.moving is None:
         induced = _induced_flow(maps.pairs.cpu(), found).to(flow.device)
         moving = moving_pixels(maps.pairs.to(flow.device), induced, flow, num_frames, rule="median")
     return VideoAlignment(found, moving)
@@ -149,6 +153,8 @@ def check_video_of_pairs(
         raise ValueError(f"motion must be of at least two frames, got {len(sizes)}")
     check_both_directions(pairs)
     check_motion(motion if isinstance(motion, MotionTerms) else MotionTerms(), pairs, sizes)
+    if isinstance(motion, VideoTracker):
+        check_tracked(motion, sizes[0], len(sizes))
     return alignment or VIDEO_ALIGNMENT
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from geomtx.metrics import pairwise_pose_errors
-from geomtx.scene.pairs import PairMatches, SparseOptions, align_matches
+from geomtx.scene.pairs import KnownOfImages, PairMatches, SparseOptions, align_matches
 from geomtx.scene.pairs.matches.alignment import sparse_problem
 from geomtx.scene.pairs.matches.camera_tree import build_tree, find_root
 from geomtx.scene.pairs.matches.canonical import canonical_image, canonical_images
@@ -44,9 +44,34 @@ def test_true_matches_give_the_true_cameras_and_depth(problem, options):
 def test_known_focal_lengths_stay(problem):
     _, maps, matches = problem
     known = torch.tensor([FOCAL, torch.nan, 31.0])
-    focal = align_matches(maps, matches, FEW, focals=known).cameras.intrinsics[:, 0, 0]
+    focal = align_matches(maps, matches, FEW, known=KnownOfImages(known)).cameras.intrinsics[:, 0, 0]
     torch.testing.assert_close(focal[[0, 2]], known[[0, 2]].double())
     assert focal[1] not in known
+
+
+def test_known_principal_points_stay_and_poses_are_refused(problem):
+    truth, maps, matches = problem
+    known = torch.tensor([[17.0, 11.0], [torch.nan, torch.nan], [16.0, 12.0]])
+    found = align_matches(maps, matches, FEW, known=KnownOfImages(principal_points=known)).cameras.intrinsics[:, :2, 2]
+    torch.testing.assert_close(found[[0, 2]], known[[0, 2]].double())
+    assert not torch.isclose(found[1], torch.tensor([16.0, 12.0]).double()).any()
+    with pytest.raises(ValueError, match="cam_from_world must be None where matches are aligned, as align_pairs alone"):
+        align_matches(maps, matches, known=KnownOfImages(cam_from_world=truth.cam_from_world))
+    behind = maps._replace(points1=tuple(each if i != 2 else -each for i, each in enumerate(maps.points1)))
+    behind = behind._replace(points1=tuple(-each if i == 3 else each for i, each in enumerate(behind.points1)))
+    with pytest.raises(ValueError, match="depth must be positive in most of each image, got less in image 1"):
+        align_matches(behind, matches)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_whatever_stands_around_the_result_is_the_same(problem, around):
+    _, maps, matches = problem
+    few = FEW._replace(coarse_steps=5, fine_steps=5)
+    maps = maps._replace(points1=tuple(each.float() for each in maps.points1))
+    expected = align_matches(maps, matches, few)
+    with around():
+        found = align_matches(maps, matches, few)
+    torch.testing.assert_close(found.cameras.cam_from_world, expected.cameras.cam_from_world)
 
 
 def test_pairs_without_sure_matches_count_by_their_points(problem):
@@ -151,6 +176,7 @@ def test_bad_input_is_named(problem):
     with pytest.raises(ValueError, match="got none between image 0 and the others; pairs without matches don't count"):
         align_matches(maps, matches._replace(matches=(none, matches.matches[1], none)))
     with pytest.raises(ValueError, match="focals must be positive, got -3"):
-        align_matches(maps, matches, focals=torch.tensor([-3.0, torch.nan, 20.0]))
+        align_matches(maps, matches, known=KnownOfImages(torch.tensor([-3.0, torch.nan, 20.0])))
+    contradicting = KnownOfImages(torch.tensor([20.0, 25.0, torch.nan]))
     with pytest.raises(ValueError, match="focals must be one where images share it, got 20 of image 0 and 25 of "):
-        align_matches(maps, matches, FEW._replace(shared_intrinsics=True), focals=torch.tensor([20.0, 25.0, torch.nan]))
+        align_matches(maps, matches, FEW._replace(shared_intrinsics=True), known=contradicting)

@@ -110,6 +110,23 @@ def test_matches_off_the_surfaces_give_no_points(made):
     assert len(few.xyz) < len(none.xyz) + len(wrong.view) / 10
 
 
+def test_known_poses_that_matches_contradict_do_not_take_their_place(made):
+    """The scene is in their world, with cameras of its own; focal lengths are kept."""
+    model, images, scene = made
+    poses = scene.cameras.cam_from_world.double().clone()
+    poses[..., 3] *= 2
+    poses[2, :, 3] += torch.tensor([0.5, 0.5, 0.5])
+    views = geomtx.Views.from_images(images, patch_size=16)
+    intrinsics = scene.cameras.intrinsics.double()
+    known = geomtx.scene.KnownCameras(views.names, poses, intrinsics, (SIZE,) * NUM, units="feet")
+    found = geomtx.reconstruct(model, views, cameras=known, alignment=FEW)
+    assert found.units == "feet"
+    torch.testing.assert_close(found.cameras.intrinsics, scene.cameras.intrinsics)
+    off = (found.cameras.cam_from_world - poses.float()).abs().amax((1, 2))
+    assert off[:2].max() < 0.3 < off[2]
+    assert "alignment" in found.provenance
+
+
 def test_windows_share_their_matches(made):
     model, images, whole = made
     parts = geomtx.reconstruct(model, images, alignment=NONE, window=geomtx.scene.WindowPlan(2, 1))

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from geomtx.checks import check_at_least, check_count, check_finite_positive, check_option, check_shape
-from geomtx.inference.pair_graphs import check_graph
+from geomtx.inference.pair_graphs import check_graph, name_images
 from geomtx.inference.pair_maps import PairMaps
 from geomtx.scene.pairs.confidence import leave_out_pixels
+from geomtx.scene.pairs.fitting import Progress, descend, fits_parameters
 from geomtx.scene.pairs.global_alignment import KnownOfImages, PairAlignment, check_known_of_images
 from geomtx.scene.pairs.matches.camera_tree import TreeMethod, build_tree
 from geomtx.scene.pairs.matches.canonical import BLOCK, CanonicalImage, anchor_pixels, canonical_images
@@ -68,6 +69,7 @@ class SparseOptions(NamedTuple):
         coarse_rate: Learning rate of the first of these.
         fine_steps: Number of steps on distances in pixels.
         fine_rate: Learning rate of the first of these.
+        progress: Called with the share of the work that is done since the last call; None for no report.
     """
 
     tree: TreeMethod = "ward"
@@ -77,14 +79,16 @@ class SparseOptions(NamedTuple):
     coarse_rate: float = 0.07
     fine_steps: int = 300
     fine_rate: float = 0.01
+    progress: Progress | None = None
 
 
+@fits_parameters
 def align_matches(
     maps: PairMaps,
     matches: PairMatches,
     options: SparseOptions = SparseOptions(),  # noqa: B008  (immutable)
     *,
-    focals: Tensor | None = None,
+    known: KnownOfImages = KnownOfImages(),  # noqa: B008  (immutable)
     device: torch.device | None = None,
 ) -> PairAlignment:
     """Return cameras and depth with which matched pixels see the same points.
@@ -93,8 +97,7 @@ def align_matches(
         maps: Point maps of all pairs in both directions.
         matches: Matches of the pairs, which must connect all images.
         options: Options of the alignment, see `SparseOptions`.
-        focals: Known focal lengths in pixels of the images that the model saw, (S,); NaN where they aren't known.
-            Defaults to none.
+        known: Known focal lengths and principal points, which are held. Poses can't be, and masks are those of matches.
         device: Device to compute on; defaults to the device of the points.
 
     Returns:
@@ -102,9 +105,10 @@ def align_matches(
         the fine steps. The world is that of the image in the middle of the tree, up to its place in depth.
 
     Raises:
-        ValueError: If there are no pairs, a pair is there in one direction only or has no confident pixels, matches lie
-            beside their images or have confidences that are not finite, negative or all 0, images are not connected by
-            matches, or focal lengths contradict each other; the message names them.
+        ValueError: If there are no pairs, a pair is there in one direction only or has no confident pixels, an image
+            has no depth, matches lie beside their images or have confidences that are not finite, negative or all 0,
+            images are not connected by matches, poses are known, or focal lengths contradict each other; the message
+            names them.
 
     Source: Duisterhof et al. 2024 (MASt3R-SfM), section 4.
     """
@@ -115,24 +119,40 @@ def align_matches(
     num = max(maps.pairs.flatten().tolist(), default=1) + 1
     sizes = check_pairs(maps, num)
     _check_matches(maps, matches, sizes)
-    known, _ = check_known_of_images(KnownOfImages(focals), sizes, shared=options.shared_intrinsics)
+    if known.cam_from_world is not None:
+        raise ValueError("cam_from_world must be None where matches are aligned, as align_pairs alone holds poses")
+    focals, offsets, _ = check_known_of_images(known, sizes, shared=options.shared_intrinsics)
     maps = leave_out_pixels(maps)
     score_pairs(maps)  # says which pair has no confident pixels
     images = canonical_images(maps, num)
+    flat = [index for index, each in enumerate(images) if not each.core_depth.median() > 0]
+    if flat:
+        raise ValueError(f"depth must be positive in most of each image, got less in {name_images(flat)}")
     problem = sparse_problem(maps, matches, images, options)
     problem, images = (tree_map_only(Tensor, lambda each: each.to(device), value) for value in (problem, images))
     state = start_state(problem, [each.core_depth for each in images])
-    known = known.to(problem.focal)
+    focals, centers = focals.to(problem.focal), 0.5 + offsets.to(problem.focal) / problem.image_hw.flip(1)
     if options.shared_intrinsics:
         weight = torch.stack([each.confidence.mean() for each in images])
         focal = (weight * problem.focal).sum() / weight.sum()
         state = state._replace(log_focal=focal.log()[None], principal=state.principal[:1])
-    held = known[: len(state.log_focal)].isfinite()
-    state = state._replace(log_focal=torch.where(held, known[: len(held)].log(), state.log_focal))
-    state = _descend(problem, state, coarse_loss, (options.coarse_steps, options.coarse_rate), held, coarse=True)
+        centers = centers.nanmean(0, keepdim=True)
+    focals = focals[: len(state.log_focal)]
+    held = focals.isfinite(), centers.isfinite()
+    state = state._replace(
+        log_focal=torch.where(held[0], focals.log(), state.log_focal),
+        principal=torch.where(held[1], centers, state.principal),
+    )
+    report = options.progress or (lambda share: None)
+    coarse, fine = _rates(options.coarse_steps, options.coarse_rate), _rates(options.fine_steps, options.fine_rate)
+
+    def advance() -> None:
+        report(1 / (len(coarse) + len(fine)))
+
+    state = _descend(problem, state, coarse_loss, coarse, None, advance)
     with torch.no_grad():
         before = fine_loss(problem, state)
-    state = _descend(problem, state, fine_loss, (options.fine_steps, options.fine_rate), held, coarse=False)
+    state = _descend(problem, state, fine_loss, fine, held, advance)
     with torch.no_grad():
         losses = torch.stack([before, fine_loss(problem, state)])
         cameras = sparse_cameras(problem, state)
@@ -175,7 +195,9 @@ def _check_matches(maps: PairMaps, matches: PairMatches, sizes: Sequence[tuple[i
     try:
         check_graph(matched, len(sizes))
     except ValueError as error:
-        raise ValueError(f"{error}; pairs without matches don't count, align_pairs needs none") from error
+        raise ValueError(
+            f"{error}; pairs without matches don't count, but points can be aligned without (--alignment points)"
+        ) from error
 
 
 def sparse_problem(
@@ -259,26 +281,29 @@ def _descend(
     problem: SparseProblem,
     state: SparseState,
     loss: Callable[[SparseProblem, SparseState], Tensor],
-    schedule: tuple[int, float],
-    held: Tensor,
-    *,
-    coarse: bool,
+    rates: Sequence[float],
+    held: tuple[Tensor, Tensor] | None,
+    advance: Callable[[], None],
 ) -> SparseState:
-    """Make steps of Adam with a rate that falls to 0; coarse ones move poses and sizes alone."""
-    steps, rate = schedule
+    """Make steps of Adam, of poses and sizes alone where it isn't said what of the cameras is held."""
     state = state.map(lambda each: each.detach().clone().requires_grad_())
     moved = [state.quat_xyzw, state.translation, state.log_size]
-    if not coarse:
+    if held is not None:
         moved += [state.log_focal, state.principal, *state.core]
-    optimizer = torch.optim.Adam(moved, lr=rate, betas=(0.9, 0.9))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad(set_to_none=True)
-        loss(problem, state).backward()
-        if not coarse and state.log_focal.grad is not None:
-            state.log_focal.grad[held] = 0.0
-        optimizer.step()
-        with torch.no_grad():
-            state.quat_xyzw.div_(state.quat_xyzw.norm(dim=1, keepdim=True))
+
+    def hold() -> None:
+        for parameter, each in zip((state.log_focal, state.principal), held or (), strict=False):
+            if parameter.grad is not None:
+                parameter.grad[each] = 0.0
+
+    def tidy() -> None:
+        state.quat_xyzw.div_(state.quat_xyzw.norm(dim=1, keepdim=True))
+        advance()
+
+    descend(moved, lambda _: loss(problem, state), rates, hold=hold, tidy=tidy)
     return state.map(Tensor.detach)
+
+
+def _rates(steps: int, first: float) -> list[float]:
+    """Return the learning rates of steps, which fall to 0 as a cosine."""
+    return [first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
