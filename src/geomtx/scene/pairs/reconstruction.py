@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from geomtx.checks import check_shape
 from geomtx.files import PathLike
 from geomtx.geometry.camera_fit import fit_focal
 from geomtx.inference.pair_graphs import check_graph, choose_pairs, default_graph
@@ -101,64 +103,40 @@ def reconstruct_pairs(
     config, device = model.config, next(model.parameters()).device
     views = load_for_model(views, config.patch_size, getattr(config, "image_size", None), preferred_mode(config))
     warn_of_size(config, views.image_hw)
-    images, boxes = unpad_images(views, config.patch_size)
-    name, pairs = _choose_graph(views, graph, is_video=bool(views.times) or motion is not None)
-    if motion is not None:
-        alignment = check_video_of_pairs(motion, alignment, pairs, [(each.shape[1], each.shape[2]) for each in images])
-    how = _choose_alignment(model, pairs, alignment)
     given = None if cameras is None else known_of_views(model, views, cameras)
-    held = _held_in_alignment(given, views, images, how)
-    _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=isinstance(motion, VideoTracker))
-    masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
-    kept = None if all(bool(mask.all()) for mask in masks) else masks
-    if isinstance(how, AlignmentOptions):
-        held = held._replace(masks=kept)
-    store: PairStore = PairMemory() if folder is None else PairFolder(folder, model, images, pairs)
-    matching = len(views) > 1 and isinstance(how, SparseOptions)
-    if matching:
-        store = MatchStore(store, folder, kept)
+    plan = _plan(model, views, graph, alignment, given, motion)
+    _check_memory(plan, device, on_disk=folder is not None, tracked=isinstance(motion, VideoTracker))
+    store: PairStore = PairMemory() if folder is None else PairFolder(folder, model, plan.images, plan.pairs)
+    matching = len(views) > 1 and isinstance(plan.alignment, SparseOptions)
+    matches = MatchStore(store, folder, plan.masks) if matching else None
     with progress_bar(shown=progress, title="pairs") as advance:
         run = (options or PairOptions())._replace(progress=advance)
-        maps = run_pairs(model, images, pairs, store=store, options=run)
-    matched = moving = None
-    if isinstance(store, MatchStore) and isinstance(how, SparseOptions):
-        matches = store.matches(pairs)
-        with progress_bar(shown=progress, title="alignment") as advance:
-            found = align_matches(maps, matches, how._replace(progress=advance), known=held, device=device)
-        matched = join_pairs(_pad_matches(matches, boxes), views.transforms)
-    elif len(views) > 1:
-        assert isinstance(how, AlignmentOptions)
-        terms = None if motion is None else motion_terms(motion, images, pairs)
-        with progress_bar(shown=progress, title="alignment") as advance:
-            how = how._replace(progress=advance)
-            if terms is None:
-                found = align_pairs(maps, len(views), how, known=held, device=device)
-            else:
-                found, moving = align_video(maps, terms, how, known=held, device=device)
-    else:
-        found = _place_one(maps, held.focals)
+        maps = run_pairs(model, plan.images, plan.pairs, store=matches or store, options=run)
+    with progress_bar(shown=progress and len(views) > 1, title="alignment") as advance:
+        plan = plan._replace(alignment=plan.alignment._replace(progress=advance))
+        aligned = _align(plan, maps, None if matches is None else matches.matches(plan.pairs), motion, device)
+    matched, moving = aligned.matches, aligned.moving
     scene = Scene(
         names=views.names,
         transforms=views.transforms,
         images=(views.images.clamp(0, 1) * 255).round().to(torch.uint8).cpu(),
         masks=views.masks.cpu(),
-        predictions=_to_predictions(found, boxes, views.image_hw),
+        predictions=_to_predictions(aligned.found, plan.boxes, views.image_hw),
         units="up to scale",
         paths=views.paths,
         times=views.times,
-        provenance=describe_run(model, views, pairs=f"{len(pairs)}, {name}" if name else len(pairs)),
-        matched=matched,
-        moving=None if moving is None else _pad_masks(moving, boxes, views.image_hw),
+        provenance=describe_run(model, views, pairs=", ".join(filter(None, [str(len(plan.pairs)), plan.name]))),
+        matched=None if matched is None else join_pairs(_pad_matches(matched, plan.boxes), views.transforms),
+        moving=None if moving is None else _pad_masks(moving, plan.boxes, views.image_hw),
     )
     warn_of_unusable(scene)
     if given is not None:
         scene = use_intrinsics(scene, given)
-    if held.cam_from_world is not None and given is not None:
-        return in_held_world(scene, given)
     if given is not None and given.cam_from_world is not None:
-        return align(scene, poses=given)
+        holds = plan.held.cam_from_world is not None
+        return in_held_world(scene, given) if holds else align(scene, poses=given)
     if model.metric:
-        scene = scene.rescale(_metric_factor(maps, found, masks), units="metres")
+        scene = scene.rescale(_metric_factor(maps, aligned.found, plan.masks), units="metres")
     return move_to_first_camera(scene, "the first camera of the best pair")
 
 
@@ -188,11 +166,89 @@ def check_pairs_of_views(
     Raises:
         ValueError: Otherwise.
     """
-    _, pairs = _choose_graph(views, graph, is_video=bool(views.times) or tracked)
-    how = _choose_alignment(model, pairs, alignment)
-    images, _ = unpad_images(views, model.config.patch_size)
-    _held_in_alignment(None if cameras is None else select_views(cameras, views.names), views, images, how)
-    _check_memory(pairs, images, how, device, on_disk=folder is not None, tracked=tracked)
+    given = None if cameras is None else select_views(cameras, views.names)
+    plan = _plan(model, views, graph, alignment, given, MotionTerms() if tracked else None)
+    _check_memory(plan, device, on_disk=folder is not None, tracked=tracked)
+
+
+class _Plan(NamedTuple):
+    """What a scene is made of and how, checked before the model runs.
+
+    Attributes:
+        name: Name of the graph of pairs; "" where it has none.
+        pairs: Two views each, (E, 2).
+        images: Image of each view, without padding.
+        boxes: Places of these in the views.
+        masks: Pixels of each image that take part, (H, W) bool each; None for all.
+        alignment: Options of the alignment.
+        held: What it holds of known cameras.
+    """
+
+    name: str
+    pairs: Tensor
+    images: Sequence[Tensor]
+    boxes: Sequence[Box]
+    masks: Sequence[Tensor] | None
+    alignment: AlignmentOptions | SparseOptions
+    held: KnownOfImages
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image."""
+        return [(image.shape[-2], image.shape[-1]) for image in self.images]
+
+
+def _plan(
+    model: PairModel,
+    views: Views,
+    graph: str | Tensor,
+    alignment: AlignmentOptions | SparseOptions | None,
+    given: KnownCameras | None,
+    motion: MotionTerms | VideoTracker | None,
+) -> _Plan:
+    images, boxes = unpad_images(views, model.config.patch_size)
+    name, pairs = _choose_graph(views, graph, is_video=bool(views.times) or motion is not None)
+    if motion is not None:
+        alignment = check_video_of_pairs(motion, alignment, pairs, [(each.shape[1], each.shape[2]) for each in images])
+    masks = [mask[t:b, left:right].cpu() for mask, (t, b, left, right) in zip(views.masks, boxes, strict=True)]
+    plan = _Plan(
+        name,
+        pairs,
+        images,
+        boxes,
+        None if all(bool(mask.all()) for mask in masks) else masks,
+        _choose_alignment(model, pairs, alignment),
+        KnownOfImages(),
+    )
+    return plan if given is None else plan._replace(held=_hold(plan, given, views))
+
+
+class _Aligned(NamedTuple):
+    """Cameras and depth of the images, the matches that they come of, and what moves; None where there is none."""
+
+    found: PairAlignment
+    matches: PairMatches | None = None
+    moving: Tensor | None = None
+
+
+def _align(
+    plan: _Plan,
+    maps: PairMaps,
+    matches: PairMatches | None,
+    motion: MotionTerms | VideoTracker | None,
+    device: torch.device,
+) -> _Aligned:
+    if len(plan.images) == 1:
+        return _Aligned(_place_one(maps, plan.held.focals))
+    if isinstance(plan.alignment, SparseOptions):
+        assert matches is not None
+        return _Aligned(align_matches(maps, matches, plan.alignment, known=plan.held, device=device), matches)
+    known = plan.held._replace(masks=plan.masks)
+    if motion is None:
+        return _Aligned(align_pairs(maps, len(plan.images), plan.alignment, known=known, device=device))
+    terms = motion_terms(motion, plan.images, plan.pairs)
+    found, moving = align_video(maps, terms, plan.alignment, known=known, device=device)
+    return _Aligned(found, None, moving)
 
 
 def _choose_alignment(
@@ -217,60 +273,51 @@ def _choose_alignment(
     return alignment
 
 
-def _held_in_alignment(
-    given: KnownCameras | None,
-    views: Views,
-    images: Sequence[Tensor],
-    how: AlignmentOptions | SparseOptions,
-) -> KnownOfImages:
-    """Return what alignment holds of known cameras; contradictions are found before the model runs."""
-    if given is None:
-        return KnownOfImages()
-    known = KnownOfImages(cam_from_world=given.cam_from_world if isinstance(how, AlignmentOptions) else None)
+def _hold(plan: _Plan, given: KnownCameras, views: Views) -> KnownOfImages:
+    """Return what alignment holds of known cameras."""
+    of_points = isinstance(plan.alignment, AlignmentOptions)
+    known = KnownOfImages(cam_from_world=given.cam_from_world if of_points else None)
     intrinsics = intrinsics_of_views(given, views.transforms)
     if intrinsics is not None:
-        _, boxes = unpad_images(views, views.patch_size)
         focal = intrinsics[:, [0, 1], [0, 1]]
-        corners = focal.new_tensor([[left, top] for top, _, left, _ in boxes])
+        corners = focal.new_tensor([[left, top] for top, _, left, _ in plan.boxes])
+        # One that is not above 0 is left as it is, and refused.
         known = known._replace(
-            focals=torch.where((focal > 0).all(1) | focal.isnan().any(1), focal.prod(1).sqrt(), focal.amin(1)),
+            focals=torch.where((focal <= 0).any(1), focal.amin(1), focal.prod(1).sqrt()),
             principal_points=intrinsics[:, :2, 2] - corners,
         )
+    how = plan.alignment
     shared = how.shared_focal if isinstance(how, AlignmentOptions) else how.shared_intrinsics
-    check_known_of_images(known, [(image.shape[-2], image.shape[-1]) for image in images], shared=shared)
+    check_known_of_images(known, plan.sizes, shared=shared)
     return known
 
 
 def _choose_graph(views: Views, graph: str | Tensor, *, is_video: bool) -> tuple[str, Tensor]:
     """Return the name of the graph, "" where there is none, and its pairs."""
-    if isinstance(graph, Tensor):
-        return "", graph
+    if not isinstance(graph, str):
+        pairs = torch.as_tensor(graph)
+        check_shape("graph", pairs, ("E", 2))
+        if pairs.is_floating_point():
+            raise ValueError(f"graph must be a name or whole numbers (E, 2), got {pairs.dtype}")
+        return "", pairs
     name = default_graph(len(views), is_video=is_video) if graph == "auto" else graph
     return name, choose_pairs(len(views), name)
 
 
-def _check_memory(
-    pairs: Tensor,
-    images: Sequence[Tensor],
-    how: AlignmentOptions | SparseOptions,
-    device: torch.device,
-    *,
-    on_disk: bool,
-    tracked: bool,
-) -> None:
+def _check_memory(plan: _Plan, device: torch.device, *, on_disk: bool, tracked: bool) -> None:
     """Require room for the maps as they are kept, and as alignment of points reads them, with the flow of a tracker."""
-    wanted, sizes = pairs.tolist(), [(image.shape[-2], image.shape[-1]) for image in images]
-    check_graph(wanted, len(images))
+    wanted, sizes = plan.pairs.tolist(), plan.sizes
+    check_graph(wanted, len(sizes))
     kept = 0 if on_disk else bytes_of_pairs(wanted, sizes, torch.float16)
-    read = bytes_of_pairs(wanted, sizes, torch.float32) if isinstance(how, AlignmentOptions) else 0
+    read = bytes_of_pairs(wanted, sizes, torch.float32) if isinstance(plan.alignment, AlignmentOptions) else 0
     if tracked:  # two numbers a pixel of a first image: the tracker's, that of the cameras, and without masked pixels
         flow = 2 * torch.float32.itemsize * sum(math.prod(sizes[first]) for first, _ in wanted)
         kept, read = kept + 2 * flow, read + flow
     if device.type == "cpu":
-        check_pair_memory(kept + read, len(wanted), len(images))
+        check_pair_memory(kept + read, len(wanted), len(sizes))
         return
-    check_pair_memory(kept, len(wanted), len(images))
-    check_pair_memory(read, len(wanted), len(images), device)
+    check_pair_memory(kept, len(wanted), len(sizes))
+    check_pair_memory(read, len(wanted), len(sizes), device)
 
 
 def _place_one(maps: PairMaps, known_focals: Tensor | None) -> PairAlignment:
@@ -292,12 +339,13 @@ def _pad_matches(matches: PairMatches, boxes: Sequence[Box]) -> PairMatches:
     return matches._replace(matches=tuple(padded))
 
 
-def _metric_factor(maps: PairMaps, found: PairAlignment, masks: Sequence[Tensor]) -> float:
+def _metric_factor(maps: PairMaps, found: PairAlignment, masks: Sequence[Tensor] | None) -> float:
     """Return the metres of one unit of aligned images: the median over pairs, and over the first image's pixels."""
     ratios = []
     for index, image in enumerate(maps.pairs[:, 0].tolist()):
         metres, own = maps.points1[index][..., 2].float(), found.depth[image].float().cpu()
-        ratio = (metres / own)[masks[image] & (metres > 0) & (own > 0)]
+        counts = (metres > 0) & (own > 0)
+        ratio = (metres / own)[counts if masks is None else counts & masks[image]]
         if len(ratio):
             ratios.append(ratio.median())
     if not ratios:
