@@ -580,7 +580,7 @@ def make_global_alignment() -> str:
             f"Rendered rooms with known truth in place of a network: {settings['views']} views of {width}×{height} "
             f"pixels, all pairs, with noise, outliers and wrong scales ({describe(record)}). "
             '"published" are 300 steps of Adam, '
-            '"fast" is the default, and both begin with "start":\n\n'
+            '"fast" is the default, whose rounds were chosen on other rooms, and both begin with "start":\n\n'
         )
         text += table(["", "AUC@5", "median pose error, degrees", "loss", "steps", "seconds"], rows)
     for record in read("global_alignment_memory.json"):

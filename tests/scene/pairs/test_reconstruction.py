@@ -231,6 +231,10 @@ def test_what_does_not_go_with_pairs_is_one_line(monkeypatch):
         geomtx.reconstruct(model, images, grahp="complete")
     with pytest.raises(ValueError, match=r"^pairs must connect all images, got none between image 2 and the others$"):
         reconstruct_pairs(model, torch.rand(3, 3, 32, 48), graph=torch.tensor([[0, 1], [1, 0]]))
+    with pytest.raises(ValueError, match=r"^graph must have shape \(E, 2\), got \(3,\)$"):
+        reconstruct_pairs(model, images, graph=[0, 1, 1])
+    with pytest.raises(ValueError, match=r"^graph must be a name or whole numbers \(E, 2\), got torch.float32$"):
+        reconstruct_pairs(model, images, graph=torch.rand(2, 2))
     with pytest.raises(ValueError, match=r"^model must be one that sees pairs, such as a DUSt3R, got a Linear$"):
         reconstruct_pairs(nn.Linear(2, 2), images)
     monkeypatch.setattr(pairs, "free_bytes", lambda device: 1e5)
