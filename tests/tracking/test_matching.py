@@ -53,8 +53,14 @@ def test_both_passes_add_up_and_the_first_one_keeps_its_confidence():
 def test_the_size_of_blocks_changes_nothing(monkeypatch):
     maps = shifted_maps(noise=0.5)
     whole = match_descriptors(maps, subsample=2)
-    monkeypatch.setattr(matching, "_ROWS_AT_ONCE", 7)
+    points, others = torch.rand(50, 3), torch.rand(40, 3)
+    others[20:30] = others[:10]  # alike: the first one counts
+    start = torch.arange(50)
+    near = matching.find_reciprocal(points, others, start, by_distance=True)
+    monkeypatch.setattr(matching, "_TILE_OF_CPU", (7, 11))
     assert all(map(torch.equal, whole, match_descriptors(maps, subsample=2)))
+    assert all(map(torch.equal, near, matching.find_reciprocal(points, others, start, by_distance=True)))
+    assert not ((near[1] >= 20) & (near[1] < 30)).any()
 
 
 def test_pixels_are_followed():
