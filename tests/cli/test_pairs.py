@@ -70,6 +70,7 @@ def test_one_photo(photos: Path, weights: Path, tmp_path: Path):
         (["--heads", "depth"], "--heads must be left out for a DUSt3R"),
         (["--reference", "middle"], "--reference must be left out for a DUSt3R"),
         (["--memory", "low"], "--memory must be left out for a DUSt3R"),
+        (["--refine", "--refine-from", "tracks"], "--refine-from tracks must be left out for a DUSt3R, which has no"),
         (["--key-stride", "2"], "--key-stride must be left out for a DUSt3R"),
         (["--alignment", "matches"], "alignment must be of points for a DUSt3R, which has no descriptors to match"),
         (["--pairs", "windows"], "graph must be one of 'complete', 'oneref', 'swin', "),
@@ -104,4 +105,12 @@ def test_a_video_in_which_things_move(photos: Path, weights: Path, tmp_path: Pat
     known["views"][1]["intrinsics"][0][0] *= 1.21
     cameras.write_text(json.dumps(known))
     assert main([*command[:-1], str(tmp_path / "other"), "--cameras", str(cameras)]) == 2
-    assert "focals must be one where images share it, got" in capsys.readouterr().err
+    assert "focals must be one where images share it, as frames of a video do, got" in capsys.readouterr().err
+    poses = [[1, 0, 0, 9], [0, 1, 0, -7], [0, 0, 1, 3]]
+    for index, view in enumerate(known["views"]):
+        view["intrinsics"] = [[40, 0, 24], [0, 40, 16], [0, 0, 1]]
+        view["cam_from_world"] = [[*row[:3], index * row[3]] for row in poses]
+    cameras.write_text(json.dumps(known))
+    assert main([*command[:-1], str(tmp_path / "other"), "--cameras", str(cameras)]) == 0
+    assert geomtx.Scene.load(tmp_path / "other").predictions.depth.value.isfinite().all()
+    assert "moving by itself: " in capsys.readouterr().out

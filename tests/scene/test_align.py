@@ -282,7 +282,7 @@ def test_known_intrinsics_and_poses_take_the_place_of_predicted_ones(
     wanted[1] = large.cameras.intrinsics[1]
     torch.testing.assert_close(got.cameras.intrinsics, wanted)
     assert got.cameras.cam_from_world is large.cameras.cam_from_world
-    assert "known focal lengths are 1.50 times as long as predicted ones" in caplog.text
+    assert "known focal lengths are 1.5 times as long as predicted ones" in caplog.text
     smaller = known._replace(intrinsics=intrinsics.flip(0) * torch.tensor([0.5, 0.5, 1])[:, None])
     smaller.intrinsics[:, :2, 2] -= 0.25  # the centre of a pixel is at an integer
     torch.testing.assert_close(

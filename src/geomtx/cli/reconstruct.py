@@ -189,6 +189,9 @@ def _reconstruct(arguments: argparse.Namespace, photos: video.PhotoFiles, source
         print(f"geomtx: warning: {scene.notice}", file=sys.stderr)
     refinement.warn(arguments, scene)
     frames = "" if photos.plan is None else f"{video.FRAMES}, "
+    if scene.moving is not None:
+        share = float(scene.moving[scene.masks].double().mean())
+        fits = [*fits, f"moving by itself: {100 * share:.2g} % of the pixels"]
     summary = f"wrote {output}: {frames}{describe_saved(scene, saved)}, {seconds:.1f} s"
     print("\n".join([summary, *fits, *saved.notes]))
 

@@ -28,6 +28,7 @@ __all__ = ["align", "align_scene", "move_scene"]
 
 logger = logging.getLogger(__name__)
 
+_POOR_ANGLE = 10.0  # degrees
 _RESOLUTION = 0.01  # of the threshold up to which a camera agrees
 _ROUNDING = 1e-6  # of that threshold
 
@@ -115,6 +116,7 @@ def _align_to_poses(scene: Scene, poses: Places, units: str | None, threshold: f
         places = _without_rounding(known.double(), known.dtype)
         found = agree_on_positions(source[usable][..., 3], places[usable], threshold=threshold)
     _warn_of_distance(known, found)
+    _warn_of_disagreement(found)
     units = "metres" if units is None else units
     moved = replace(move_scene(scene, found.similarity), units=units)
     world = "that of the known poses" if known.ndim == 3 else "that of the known positions"
@@ -132,6 +134,19 @@ def _warn_of_distance(known: Tensor, found: Agreement) -> None:
             "known cameras are up to %.3g from the origin, where float32 rounds to %.2g: subtract an offset from them",
             farthest, farthest * torch.finfo(torch.float32).eps,
         )  # fmt: skip
+
+
+def _warn_of_disagreement(found: Agreement) -> None:
+    """Log a warning where the fit says little: most cameras don't agree, or those that do look elsewhere."""
+    angle = 0.0 if found.angle is None else float(found.angle[found.agrees].median().rad2deg())
+    agree, number = int(found.agrees.sum()), len(found.agrees)
+    if 2 * agree < number or angle > _POOR_ANGLE:
+        logger.warning(
+            "known cameras and the scene's hardly agree (%d of %d, to %.2g degrees): its world and unit are doubtful",
+            agree,
+            number,
+            angle,
+        )
 
 
 def _describe(found: Agreement, units: str, names: Sequence[str]) -> str:

@@ -158,10 +158,10 @@ def test_known_cameras_that_do_not_fit_are_one_line():
         geomtx.reconstruct(model, views, cameras=alone)
     other = known._replace(intrinsics=known.intrinsics.clone())
     other.intrinsics[2, 0, 0] *= 1.1
-    with pytest.raises(ValueError, match=r"^focals must be one where images share it, got 50 of image 0 and 52.4"):
+    with pytest.raises(ValueError, match=r"^focals must be one where .*, got 50 px of \S+ and 52.4404 px of "):
         geomtx.reconstruct(model, views, cameras=other, alignment=AlignmentOptions(shared_focal=True))
     negative = known._replace(intrinsics=known.intrinsics * torch.tensor([[-1.0], [1], [1]]))
-    with pytest.raises(ValueError, match=r"^focals must be positive, got -50 of images 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"^focals must be positive, got -50 of \S+, \S+, \S+"):
         geomtx.reconstruct(model, views, cameras=negative)
     flat = known._replace(cam_from_world=known.cam_from_world * torch.tensor([1.0, 1, 0, 1]))
     with pytest.raises(ValueError, match=r"^known poses must be \[R \| t\] with rotations R"):

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="known cameras by the names of the photos: a cameras.json, a transforms.json of nerfstudio, or a folder "
         "with a model of COLMAP; their intrinsics are used and kept, and the scene is aligned to their poses; models "
         "that take cameras (Depth Anything 3, Pi3X) get them as an input, of all photos; of models that see pairs "
-        "(DUSt3R, MASt3R), the alignment gets those that are known",
+        "(DUSt3R, MASt3R), the alignment gets those that are known; with --window, the stitched scene is aligned",
     )  # fmt: skip
     group.add_argument(
         "--cameras-fixed", action="store_true",
@@ -152,7 +152,7 @@ def align_scene(
     else:
         scene = scene if was_input else use_intrinsics(scene, known)
         if known.cam_from_world is None:
-            return scene, []
+            return scene, [f"known intrinsics: {scene.provenance['known_intrinsics']}"]
         scene = scene if was_input else align(scene, poses=known)
         if arguments.cameras_fixed:
             scene = place_cameras(scene, known)

@@ -33,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pairs", "For models that see two photos at a time (DUSt3R, MASt3R, MonST3R).")
     group.add_argument(
         "--pairs", type=parse_name, metavar="GRAPH",
-        help="which photos are paired: complete, swin-N, logwin-N, oneref-N and others (complete up to 20 photos, "
+        help="which photos are paired: complete, all; swin-N, each with the N after it; logwin-N, with N of those "
+        "1, 2, 4, … after it; swinstride-N, 1, 3, 5, …; swin2stride-N, 1, 4, 7, …; oneref-K, all with photo K, counted "
+        "from 0; after the last photo comes the first, but for names that end in -noncyclic (complete up to 20 photos, "
         "beyond logwin-5, of a video swinstride-5-noncyclic)",
     )  # fmt: skip
     group.add_argument(
@@ -49,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--moving", type=parse_name, metavar="WEIGHTS",
         help="weights of a VideoTracker, whose optical flow finds what moves in a video: cameras are placed by what "
-        "stands still, and clouds are of that alone",
+        "stands still, and clouds are of that alone; the alignment is then by points, and of one focal length",
     )  # fmt: skip
 
 
@@ -81,6 +83,8 @@ def check_options(arguments: argparse.Namespace, model: Any) -> None:
     for name, default in _OF_PASSES.items():
         if getattr(arguments, name) != default:
             raise ValueError(f"--{name.replace('_', '-')} must be left out for a {kind}, which sees pairs of photos")
+    if arguments.refine_from == "tracks":
+        raise ValueError(f"--refine-from tracks must be left out for a {kind}, which has no tracks")
     if arguments.moving is not None:
         from geomtx.models.video_tracker import VideoTracker
 

@@ -48,7 +48,7 @@ def use_intrinsics(scene: Scene, known: KnownCameras) -> Scene:
     ratio = sorted(ratios)[len(ratios) // 2] if ratios else 1.0
     if not 1 / _FOCAL_RATIO < ratio < _FOCAL_RATIO:
         logger.warning(
-            "known focal lengths are %.2f times as long as predicted ones, which depth was predicted with: points are "
+            "known focal lengths are %.3g times as long as predicted ones, which depth was predicted with: points are "
             "stretched along the viewing direction",
             ratio,
         )

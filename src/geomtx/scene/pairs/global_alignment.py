@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -16,6 +17,7 @@ from geomtx.checks import (
     check_mask,
     check_option,
     check_shape,
+    enumerate_names,
 )
 from geomtx.geometry.camera import invert_rigid
 from geomtx.geometry.projection import unproject
@@ -49,8 +51,11 @@ __all__ = [
     "check_known_of_images",
 ]
 
+logger = logging.getLogger(__name__)
+
 _LEAST_PIXELS = 4  # that a camera comes from
 _OFF_MIDDLE_PX = 1.0  # distance of a principal point that two images can't be placed without
+_SHRUNK = math.log(0.1)  # change of the logarithm of a scale
 _SAME_FOCAL = 1e-3  # relative difference up to which known focal lengths are one
 _Method = Literal["fast", "published"]
 _Schedule = Literal["cosine", "linear"]
@@ -223,7 +228,21 @@ def align_pairs(
     if descends:
         first, part = (start, 1.0) if options.method == "published" else (state, 0.5)
         state, losses, steps = _descend(data, first, fixed, options, motion, lambda share: report(part * share))
+    if fixed.free_scale:
+        _warn_of_shrunk(start, state)
     return _result(state, data, confidence, losses, steps)
+
+
+def _warn_of_shrunk(start: AlignmentState, state: AlignmentState) -> None:
+    """Log a warning where most pairs shrink to nothing between known poses, as those of other photos make them do."""
+    shrunk = int(((state.pair_poses - start.pair_poses)[:, 7] < _SHRUNK).sum())
+    if shrunk > len(state.pair_poses) / 2:
+        logger.warning(
+            "known poses contradict the points of %d of %d pairs, which shrink to nothing between them: are they of "
+            "these photos, and camera from world?",
+            shrunk,
+            len(state.pair_poses),
+        )
 
 
 def check_alignment_options(options: AlignmentOptions) -> None:
@@ -242,7 +261,7 @@ def check_alignment_options(options: AlignmentOptions) -> None:
 
 
 def check_known_of_images(
-    known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool
+    known: KnownOfImages, sizes: Sequence[tuple[int, int]], *, shared: bool, names: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return focal lengths (S,), principal points less the middle (S, 2) and world_from_cam (S, 3, 4).
 
@@ -252,6 +271,7 @@ def check_known_of_images(
         known: Known values of the images.
         sizes: Height and width of each image.
         shared: Whether all images have one focal length; a known one is then that of all.
+        names: Names of the images for errors; defaults to "image 0" and so on.
 
     Raises:
         ValueError: For values of other shapes, focal lengths that are not positive or contradict each other, poses that
@@ -264,15 +284,15 @@ def check_known_of_images(
         focals = known.focals.detach().cpu().double()
         wrong = [index for index, each in enumerate(focals.tolist()) if each <= 0 or math.isinf(each)]
         if wrong:
-            raise ValueError(f"focals must be positive, got {focals[wrong[0]]:g} of {name_images(wrong)}")
+            raise ValueError(f"focals must be positive, got {focals[wrong[0]]:g} of {_name(wrong, names)}")
         given = focals.isfinite().nonzero()[:, 0].tolist()
         if shared and given:
             first = focals[given[0]]
             other = [each for each in given if not abs(focals[each] / first - 1) < _SAME_FOCAL]
             if other:
                 raise ValueError(
-                    f"focals must be one where images share it, got {first:g} of image {given[0]} and "
-                    f"{focals[other[0]]:g} of {name_images(other)}"
+                    f"focals must be one where images share it, as frames of a video do, got {first:g} px of "
+                    f"{_name(given[:1], names)} and {focals[other[0]]:g} px of {_name(other, names)}"
                 )
             focals = first.expand(num)
     offsets = torch.full((num, 2), torch.nan, dtype=torch.float64)
@@ -295,6 +315,10 @@ def check_known_of_images(
         for index, (mask, size) in enumerate(zip(known.masks, sizes, strict=True)):
             check_mask(f"masks[{index}]", mask, size)
     return focals, offsets, poses
+
+
+def _name(images: Sequence[int], names: Sequence[str] | None) -> str:
+    return name_images(images) if names is None else enumerate_names([names[image] for image in images])
 
 
 def _start(

@@ -288,7 +288,7 @@ def _hold(plan: _Plan, given: KnownCameras, views: Views) -> KnownOfImages:
         )
     how = plan.alignment
     shared = how.shared_focal if isinstance(how, AlignmentOptions) else how.shared_intrinsics
-    check_known_of_images(known, plan.sizes, shared=shared)
+    check_known_of_images(known, plan.sizes, shared=shared, names=views.names)
     return known
 
 

@@ -42,6 +42,7 @@ _DEPTH_ROUNDS = 3
 # The share is halved in each round, down to the last one.
 _FIRST_FLOOR, _LAST_FLOOR = 1.0, 3e-3
 _DAMPING, _LARGEST_DAMPING = 1e-4, 1e4
+_LEAST_SCALE = 1e-30
 _IMAGE, _PAIR = 8, 7  # unknowns: rotation, translation, log scale; and of images log focal length
 _NUMBERS = 10  # of a pixel: its point and the pair's, both from their own centres, their difference, and 1
 
@@ -333,15 +334,17 @@ def _read(data: AlignmentData, state: AlignmentState, free_scale: bool) -> _Scen
 def _write(
     state: AlignmentState, scene: _Scene, sizes: tuple[tuple[int, int], ...], fixed: FixedCameras
 ) -> AlignmentState:
-    pose = pose_parameters(matrix_to_quat(scene.pair_rotation), scene.pair_center / scene.pair_scale[:, None])
+    # Of maps that contradict known poses, scales and depth shrink to 0, which has no logarithm.
+    scale = scene.pair_scale.clamp(min=_LEAST_SCALE)
+    pose = pose_parameters(matrix_to_quat(scene.pair_rotation), scene.pair_center / scale[:, None])
     focals = focal_parameters(scene.focal)
     poses = pose_parameters(matrix_to_quat(scene.rotation), scene.center)
     return state._replace(
         poses=torch.where(fixed.poses[:, None], state.poses, poses),
         focals=focals[:1] if fixed.shared_focal else focals,
         log_depth=tuple(
-            each[: height * width].log().view(height, width)
+            each[: height * width].clamp(min=torch.finfo(each.dtype).tiny).log().view(height, width)
             for each, (height, width) in zip(scene.depth, sizes, strict=True)
         ),
-        pair_poses=torch.cat([pose, scene.pair_scale.log()[:, None]], dim=1),
+        pair_poses=torch.cat([pose, scale.log()[:, None]], dim=1),
     )

@@ -178,5 +178,5 @@ def test_bad_input_is_named(problem):
     with pytest.raises(ValueError, match="focals must be positive, got -3"):
         align_matches(maps, matches, known=KnownOfImages(torch.tensor([-3.0, torch.nan, 20.0])))
     contradicting = KnownOfImages(torch.tensor([20.0, 25.0, torch.nan]))
-    with pytest.raises(ValueError, match="focals must be one where images share it, got 20 of image 0 and 25 of "):
+    with pytest.raises(ValueError, match=r"^focals must be one where .*, got 20 px of image 0 and 25 px of image 1"):
         align_matches(maps, matches, FEW._replace(shared_intrinsics=True), known=contradicting)
