@@ -40,8 +40,9 @@ def test_photos_to_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> No
         f"wrote {photos.parent / 'out'}: scene.safetensors, cameras.json, tracks.json, points.ply, rep"
     )
     assert "3 views, 500 points, lengths up to scale" in out
-    assert "geomtx: warning: RANDOM WEIGHTS" in err
-    assert err == "geomtx: warning: RANDOM WEIGHTS: nothing was learned, the geometry is meaningless\n"
+    *others, last = err.splitlines()
+    assert last == "geomtx: warning: RANDOM WEIGHTS: nothing was learned, the geometry is meaningless"
+    assert all("predicted focal lengths are more than 100 times" in line for line in others)  # random ones may be
     assert names(photos.parent) == ["out", "photos"]
     assert names(photos.parent / "out") == [
         "cameras.json", "points.ply", "report.html", "report.png", "scene.safetensors", "tracks.json",

@@ -67,6 +67,11 @@ def test_views_whose_focal_lengths_are_not_positive_are_named(
     require_usable(some)
     warn_of_unusable(some)
     assert caplog.messages == ["predicted focal lengths are not above 0 in 1 of 4 views: view_1.png"]
+    caplog.clear()
+    intrinsics[1, 1, 1] = 1e7
+    warn_of_unusable(dataclasses.replace(scene, predictions=Predictions(cameras._replace(intrinsics=intrinsics))))
+    too_long = "predicted focal lengths are more than 100 times as long as the image's side in 1 of 4 views: view_1.png"
+    assert caplog.messages == [too_long]
     flat = Predictions(cameras._replace(intrinsics=intrinsics * torch.tensor([0.0, 1.0, 1.0])))
     with pytest.raises(
         ValueError, match="predicted focal lengths must be above 0, got none such in any view; check it"

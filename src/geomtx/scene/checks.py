@@ -138,6 +138,7 @@ def warn_of_size(config: Any, image_hw: tuple[int, int]) -> None:
         )
 
 
+_LONGEST_FOCAL = 100  # sides of the image, a field of view of half a degree
 _MAX_NAMED = 20
 
 
@@ -169,7 +170,7 @@ def require_usable(scene: Scene, advice: str = "the weights may be damaged") -> 
 
 
 def warn_of_unusable(scene: Scene) -> None:
-    """Log a warning that names the views with NaN or infinity in their predictions, or a focal length not above 0."""
+    """Log a warning that names the views with NaN or infinity in their predictions, or a focal length that can't be."""
     found: dict[int, list[str]] = {}
     for each in _predictions(scene):
         for view, finite in enumerate(each.all.tolist()):
@@ -184,6 +185,14 @@ def warn_of_unusable(scene: Scene) -> None:
     if positive is not None:
         wrong = (~positive).nonzero().flatten().tolist()
         _warn_of_views(scene, "predicted focal lengths are not above 0", {view: scene.names[view] for view in wrong})
+        cameras = scene.predictions.cameras
+        assert cameras is not None, "which have the focal lengths"
+        long = cameras.intrinsics[:, [0, 1], [0, 1]].amax(1) > _LONGEST_FOCAL * max(scene.images.shape[-2:])
+        _warn_of_views(
+            scene,
+            f"predicted focal lengths are more than {_LONGEST_FOCAL} times as long as the image's side",
+            {view: scene.names[view] for view in long.nonzero().flatten().tolist()},
+        )
 
 
 def _warn_of_views(scene: Scene, fault: str, views: Mapping[int, str]) -> None:
