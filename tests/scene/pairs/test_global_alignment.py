@@ -3,7 +3,7 @@ import torch
 
 from geomtx.geometry import fit_camera_similarity, invert_rigid, rotation_angle
 from geomtx.inference import PairMaps
-from geomtx.scene.pairs import AlignmentOptions, KnownOfImages, align_pairs
+from geomtx.scene.pairs import AlignmentOptions, KnownOfImages, MotionTerms, align_pairs
 from geomtx.scene.pairs.objective import alignment_loss, pack_pairs
 from geomtx.scene.pairs.pair_graph import growth_order, spanning_tree
 from scene.pairs.point_maps import FOCAL, both_ways, make_maps, make_truth
@@ -93,6 +93,21 @@ def test_known_poses_of_something_else_are_named(caplog):
     caplog.clear()
     align_pairs(maps, known=known)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_steps_after_a_scene_that_shrank_stay_finite(seed):
+    """Where depth became 0, whose logarithm they would begin with."""
+    torch.manual_seed(seed)
+    truth = make_truth([(9, 12)] * 8)
+    maps = make_maps(truth, both_ways(8), dtype=torch.float32)
+    for name in ("points1", "points2"):
+        others = (torch.randn_like(each) + torch.tensor([0, 0, 3]) for each in getattr(maps, name))
+        maps = maps._replace(**{name: tuple(others)})
+    known = KnownOfImages(torch.full((8,), FOCAL), cam_from_world=truth.cam_from_world)
+    found = align_pairs(maps, options=AlignmentOptions(steps=3), known=known, motion=MotionTerms())
+    assert found.losses.isfinite().all()
+    assert all(depth.isfinite().all() for depth in found.depth)
 
 
 @BOTH

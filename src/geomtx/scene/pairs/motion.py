@@ -132,10 +132,7 @@ def camera_flow(
     over = turn @ pose1[..., :3] @ torch.linalg.inv(intrinsics1)
     shift = turn @ (pose1[..., 3:] - pose2[..., 3:])
     seen = over @ pixels + shift / (depth.flatten(1)[:, None] + _TINY)
-    z = seen[:, 2:] + _TINY
-    # In the camera's own plane the flow is infinite; its gradient must not be, where such pixels don't count.
-    z = torch.where(z.abs() < _TINY**2, _TINY**2, z)
-    return (seen[:, :2] / z).view(-1, *grid.shape) - grid
+    return (seen[:, :2] / (seen[:, 2:] + _TINY)).view(-1, *grid.shape) - grid
 
 
 def _pixels(like: Tensor) -> Float[Tensor, "2 h w"]:

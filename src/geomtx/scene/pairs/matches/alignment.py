@@ -146,7 +146,7 @@ def align_matches(
     report = options.progress or (lambda share: None)
     coarse, fine = _rates(options.coarse_steps, options.coarse_rate), _rates(options.fine_steps, options.fine_rate)
 
-    def advance() -> None:
+    def advance(_: float) -> None:
         report(1 / (len(coarse) + len(fine)))
 
     state = _descend(problem, state, coarse_loss, coarse, None, advance)
@@ -283,7 +283,7 @@ def _descend(
     loss: Callable[[SparseProblem, SparseState], Tensor],
     rates: Sequence[float],
     held: tuple[Tensor, Tensor] | None,
-    advance: Callable[[], None],
+    progress: Progress,
 ) -> SparseState:
     """Make steps of Adam, of poses and sizes alone where it isn't said what of the cameras is held."""
     state = state.map(lambda each: each.detach().clone().requires_grad_())
@@ -298,9 +298,8 @@ def _descend(
 
     def tidy() -> None:
         state.quat_xyzw.div_(state.quat_xyzw.norm(dim=1, keepdim=True))
-        advance()
 
-    descend(moved, lambda _: loss(problem, state), rates, hold=hold, tidy=tidy)
+    descend(moved, lambda _: loss(problem, state), rates, hold=hold, tidy=tidy, progress=progress)
     return state.map(Tensor.detach)
 
 
